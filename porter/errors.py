@@ -1,0 +1,31 @@
+"""Errors that a person caused or can mend; the CLI shows each as one line with exit code 2."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class PorterError(Exception):
+    """Base of every expected error. The message names the file, the tensor and what to do.
+
+    ``details`` are further offenders of the same kind, one per line.
+    """
+
+    def __init__(self, message: str, details: Sequence[str] = ()) -> None:
+        super().__init__("\n  ".join([message, *details]))
+
+
+class CheckpointError(PorterError):
+    """A checkpoint file is missing, damaged or of an unknown format."""
+
+
+class MappingError(PorterError):
+    """A mapping file is malformed, or does not fit the checkpoint."""
+
+
+class ArtifactError(PorterError):
+    """An artifact cannot be written, read or used."""
+
+
+class ParityError(PorterError):
+    """A parity check cannot be run (unlike a check that ran and failed, which is a verdict)."""

@@ -1,0 +1,194 @@
+"""Reader of V2 checkpoints: a tensor bundle, i.e. one ``.index`` table and ``.data-?????-of-?????`` shards.
+
+The format is that of tensorflow/core/util/tensor_bundle and tensorflow/core/protobuf/tensor_bundle.proto.
+Opening reads the index alone; each tensor is a view of the mapped shard until it is read.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from porter.errors import CheckpointError
+from porter.loaders import dtypes, protos
+from porter.loaders.crc import masked_crc32c
+from porter.loaders.ordered_code import Extent, slice_key
+from porter.loaders.table import read_table
+from porter.loaders.variable import Variable
+
+if TYPE_CHECKING:
+    import numpy as np
+
+VERSION = 1  # kTensorBundleVersion
+HEADER_KEY = b""
+BIG_ENDIAN = 1  # BundleHeaderProto.Endianness.BIG
+_MAX_SHARDS = 99_999  # five digits in the file name
+
+
+def shard_path(prefix: Path, shard: int, shards: int) -> Path:
+    """The path of shard number ``shard`` of ``shards``."""
+    return prefix.with_name(f"{prefix.name}.data-{shard:05d}-of-{shards:05d}")
+
+
+def read_bundle(prefix: Path) -> dict[str, Variable]:
+    """Open the V2 checkpoint ``prefix`` and return its variables in name order.
+
+    Raises CheckpointError when the index is damaged, a shard is missing or too short, or an entry
+    makes no sense. Tensor values are checked against their checksums when they are read.
+    """
+    index = prefix.with_name(prefix.name + ".index")
+    entries = _read_index(index)
+    header = protos.parse(protos.BundleHeaderProto, entries.pop(HEADER_KEY, b""), str(index), "the bundle header")
+    if header.version.min_consumer > VERSION:
+        raise CheckpointError(f"{index}: written for bundle readers of version {header.version.min_consumer} or later")
+    if not 0 < header.num_shards <= _MAX_SHARDS:
+        raise CheckpointError(f"{index}: no bundle header with a number of shards: not a V2 checkpoint, or damaged")
+    bundle = _Bundle(index, prefix, header.num_shards, header.endianness == BIG_ENDIAN, entries)
+    return {variable.name: variable for variable in bundle.variables()}
+
+
+def _read_index(index: Path) -> dict[bytes, bytes]:
+    try:
+        data = index.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{index}: {error.strerror}") from error
+    return {key: bytes(value) for key, value in read_table(memoryview(data), str(index))}
+
+
+class _Bundle:
+    """What all variables of one bundle share: the index entries and the mapped shards."""
+
+    def __init__(self, index: Path, prefix: Path, shards: int, big_endian: bool, entries: dict[bytes, bytes]) -> None:
+        self.index = index
+        self.big_endian = big_endian
+        self.entries = entries
+        self.paths = [shard_path(prefix, number, shards) for number in range(shards)]
+        # Weak: a shard stays mapped while an array of it lives, so that reading variable by variable
+        # never holds more than one of them in memory.
+        self.maps: weakref.WeakValueDictionary[int, mmap.mmap] = weakref.WeakValueDictionary()
+        self.sizes = [self._size(path) for path in self.paths]
+
+    def _size(self, path: Path) -> int:
+        try:
+            return path.stat().st_size
+        except OSError as error:
+            raise CheckpointError(
+                f"{path}: missing shard of {self.index.name} ({error.strerror}); fetch all "
+                f"{len(self.paths)} shard(s) into the same folder"
+            ) from error
+
+    def variables(self) -> Iterator[Variable]:
+        for key, value in self.entries.items():
+            if key.startswith(b"\0"):  # a slice of a partitioned variable, reached through its entry
+                continue
+            name = key.decode(errors="replace")
+            entry = self._entry(value, name)
+            if entry.slices:
+                load = self._sliced(name, entry)
+                file = str(self.index)
+            else:
+                load = self._whole(name, entry)
+                file = str(self.paths[entry.shard_id])
+            dtype = dtypes.NAMES.get(entry.dtype, f"dtype {entry.dtype}")
+            yield Variable(name, protos.shape_of(entry.shape), dtype, name, file, load)
+
+    def _entry(self, value: bytes, name: str) -> Any:
+        entry = protos.parse(protos.BundleEntryProto, value, str(self.index), f"the entry of {name}")
+        shape = protos.shape_of(entry.shape)
+        item = dtypes.ITEM_SIZES.get(dtypes.NAMES.get(entry.dtype, ""))
+        if any(size < 0 for size in shape) or not 0 <= entry.shard_id < len(self.paths):
+            raise CheckpointError(f"{self.index}: tensor {name}: impossible shape {shape} or shard {entry.shard_id}")
+        if entry.slices:
+            return entry
+        if item is not None and entry.size != item * math.prod(shape):
+            raise CheckpointError(
+                f"{self.index}: tensor {name}: {entry.size} bytes stored for shape {shape} of "
+                f"{dtypes.NAMES[entry.dtype]}; the index is damaged"
+            )
+        end, available = entry.offset + entry.size, self.sizes[entry.shard_id]
+        if entry.offset < 0 or entry.size < 0 or end > available:
+            raise CheckpointError(
+                f"{self.paths[entry.shard_id]}: truncated: tensor {name} ends at byte {end}, the file has "
+                f"{available}; fetch the file again"
+            )
+        return entry
+
+    def _whole(self, name: str, entry: Any) -> Callable[[], np.ndarray]:
+        return lambda: self._read(name, entry)
+
+    def _sliced(self, name: str, entry: Any) -> Callable[[], np.ndarray]:
+        """Reader of a partitioned variable: every slice lies under a key of its own."""
+        shape = protos.shape_of(entry.shape)
+        parts = []
+        for proto in entry.slices:
+            extents = tuple((e.start, e.length if e.HasField("length") else None) for e in proto.extent)
+            where = _as_slices(extents, shape)
+            part = self.entries.get(slice_key(name, extents))
+            if part is None or where is None:
+                raise CheckpointError(f"{self.index}: tensor {name}: slice {extents} is missing or outside {shape}")
+            stored = self._entry(part, f"{name} {extents}")
+            if protos.shape_of(stored.shape) != tuple(s.stop - s.start for s in where) or stored.dtype != entry.dtype:
+                raise CheckpointError(f"{self.index}: tensor {name}: slice {extents} has another shape or dtype")
+            parts.append((where, stored))
+        covered = sum(math.prod(s.stop - s.start for s in where) for where, _ in parts)
+        if covered != math.prod(shape):  # TensorFlow's partitioner never overlaps slices
+            raise CheckpointError(
+                f"{self.index}: tensor {name}: its slices cover {covered} of {math.prod(shape)} values"
+            )
+
+        def read() -> np.ndarray:
+            import numpy as np
+
+            whole = np.empty(shape, dtypes.to_numpy(dtypes.NAMES[entry.dtype]))
+            for where, part in parts:
+                whole[where] = self._read(name, part)
+            return whole
+
+        return read
+
+    def _read(self, name: str, entry: Any) -> np.ndarray:
+        import numpy as np
+
+        path = self.paths[entry.shard_id]
+        dtype = dtypes.NAMES.get(entry.dtype, f"dtype {entry.dtype}")
+        if dtype not in dtypes.ITEM_SIZES:
+            raise CheckpointError(f"{path}: tensor {name}: {dtype} values cannot be read, only numbers")
+        data = self._shard(entry.shard_id)[entry.offset : entry.offset + entry.size]
+        if masked_crc32c(data) != entry.crc32c:
+            raise CheckpointError(
+                f"{path}: tensor {name}: checksum mismatch, the data is damaged; fetch the file again"
+            )
+        stored = dtypes.to_numpy(dtype)
+        if not self.big_endian:
+            return np.frombuffer(data, stored).reshape(protos.shape_of(entry.shape))
+        swapped = np.frombuffer(data, stored.newbyteorder(">")).astype(stored)
+        return swapped.reshape(protos.shape_of(entry.shape))
+
+    def _shard(self, number: int) -> memoryview:
+        mapped = self.maps.get(number)
+        if mapped is None:
+            path, size = self.paths[number], self.sizes[number]
+            if not size:  # an empty file cannot be mapped
+                return memoryview(b"")
+            try:
+                with path.open("rb") as file:
+                    mapped = self.maps[number] = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+            except (OSError, ValueError) as error:
+                raise CheckpointError(f"{path}: cannot be read: {error}") from error
+        return memoryview(mapped)
+
+
+def _as_slices(extents: tuple[Extent, ...], shape: tuple[int, ...]) -> tuple[slice, ...] | None:
+    """``extents`` as numpy slices, or None where they leave ``shape``."""
+    if len(extents) != len(shape):
+        return None
+    slices = tuple(
+        slice(start, size if length is None else start + length)
+        for (start, length), size in zip(extents, shape, strict=True)
+    )
+    inside = all(0 <= s.start <= s.stop <= size for s, size in zip(slices, shape, strict=True))
+    return slices if inside else None

@@ -1,0 +1,92 @@
+"""One interface for every source: a mapping from variable name to lazily read variable."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from porter.loaders.archive import unpack
+from porter.loaders.bundle import read_bundle
+from porter.loaders.graphdef import read_graphdef
+from porter.loaders.locate import locate
+from porter.loaders.variable import Variable
+from porter.loaders.weights import SUFFIX, Weights, select_weights
+
+
+@dataclass(frozen=True)
+class Checkpoint(Mapping[str, Variable]):
+    """The variables of one checkpoint by plain name.
+
+    ``given`` is the path as typed; ``path`` what was found there: a bundle's prefix or a ``.pb``.
+    ``set_aside`` names what lies in the file but is not offered, each with its reason.
+    """
+
+    given: Path
+    path: Path
+    format: str
+    variables: Mapping[str, Variable] = field(repr=False)
+    set_aside: Mapping[str, str] = field(repr=False)
+    averaged: bool
+    unpacked: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False)
+
+    def __getitem__(self, name: str) -> Variable:
+        return self.variables[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.variables)
+
+    def __len__(self) -> int:
+        return len(self.variables)
+
+    @property
+    def weights(self) -> str:
+        """Which weights these are, in words."""
+        averages = sum(variable.stored_as.endswith(SUFFIX) for variable in self.values())
+        if averages:
+            return f"moving averages ({averages} variables named {SUFFIX[1:]})"
+        return "moving averages (ema/ folder, plain names)" if self.averaged else "raw (as stored)"
+
+    @property
+    def step(self) -> int | None:
+        """The training step in the file name, if it has one."""
+        number = re.search(r"-(\d+)$", self.path.name)
+        return int(number[1]) if number else None
+
+    def files(self) -> list[Path]:
+        """The files that the variables lie in, sorted."""
+        paths = {Path(variable.file) for variable in self.values()}
+        if self.format == "bundle":
+            paths.add(self.path.with_name(self.path.name + ".index"))
+        return sorted(paths)
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of each file, by file name."""
+        return {path.name: _sha256(path) for path in self.files()}
+
+
+def open_checkpoint(path: str | os.PathLike[str], weights: Weights = "auto") -> Checkpoint:
+    """Open the TensorFlow weights at ``path`` without reading them.
+
+    ``path``: a V2 checkpoint (prefix, ``.index`` or folder), a released tarball or its folder, or a
+    frozen ``.pb``. ``weights``: ``ema`` or ``raw`` where both exist; ``auto`` prefers the averages.
+    Raises CheckpointError naming the file and what to do.
+    """
+    given = Path(path)
+    source = locate(given, weights)
+    unpacked = unpack(given) if source.kind == "archive" else None
+    if unpacked:
+        source = locate(Path(unpacked.name), weights)
+    variables = read_bundle(source.path) if source.kind == "bundle" else read_graphdef(source.path)
+    averaged = source.path.parent.name == "ema" or source.kind == "graphdef"
+    chosen, set_aside = select_weights(variables, weights, str(given), averaged)
+    return Checkpoint(given, source.path, source.kind, chosen, set_aside, averaged, unpacked)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,38 @@
+"""TensorFlow's dtype numbers (tensorflow/core/framework/types.proto) and what numpy calls them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+NAMES = {
+    1: "float32", 2: "float64", 3: "int32", 4: "uint8", 5: "int16", 6: "int8", 7: "string",
+    8: "complex64", 9: "int64", 10: "bool", 11: "qint8", 12: "quint8", 13: "qint32",
+    14: "bfloat16", 15: "qint16", 16: "quint16", 17: "uint16", 18: "complex128", 19: "float16",
+    20: "resource", 21: "variant", 22: "uint32", 23: "uint64", 24: "float8_e5m2",
+    25: "float8_e4m3fn", 29: "int4", 30: "uint4",
+}  # fmt: skip
+NUMBERS = {name: number for number, name in NAMES.items()}
+
+# Bytes per element of the dtypes that can be read; int4 and uint4 lie one to a byte.
+ITEM_SIZES = {
+    "float32": 4, "float64": 8, "int32": 4, "uint8": 1, "int16": 2, "int8": 1, "complex64": 8,
+    "int64": 8, "bool": 1, "qint8": 1, "quint8": 1, "qint32": 4, "bfloat16": 2, "qint16": 2,
+    "quint16": 2, "uint16": 2, "complex128": 16, "float16": 2, "uint32": 4, "uint64": 8,
+    "float8_e5m2": 1, "float8_e4m3fn": 1, "int4": 1, "uint4": 1,
+}  # fmt: skip
+
+FLOATS = ("float32", "float64", "float16", "bfloat16")
+
+
+def to_numpy(name: str) -> np.dtype:
+    """The numpy dtype of TensorFlow's ``name``; quantised integers become plain integers."""
+    import numpy as np
+
+    if name in ("bfloat16", "float8_e5m2", "float8_e4m3fn", "int4", "uint4"):
+        import ml_dtypes
+
+        return np.dtype(getattr(ml_dtypes, name))
+    return np.dtype(name.removeprefix("q") if name.startswith("q") else name)

@@ -1,0 +1,88 @@
+"""The protocol-buffer messages of TensorFlow's files, as far as this project reads or writes them.
+
+Field numbers follow tensorflow/core/protobuf/tensor_bundle.proto and tensorflow/core/framework/
+{tensor_shape,tensor_slice,tensor,graph,node_def,attr_value,versions}.proto. The classes are built in
+a descriptor pool of their own, so they can live beside an imported TensorFlow.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
+
+from porter.errors import CheckpointError
+
+_SCHEMA = """
+message VersionDef { int32 producer = 1; int32 min_consumer = 2; }
+message BundleHeaderProto { int32 num_shards = 1; int32 endianness = 2; VersionDef version = 3; }
+message BundleEntryProto {
+  int32 dtype = 1; TensorShapeProto shape = 2; int32 shard_id = 3; int64 offset = 4; int64 size = 5;
+  fixed32 crc32c = 6; repeated TensorSliceProto slices = 7;
+}
+message TensorShapeProto { repeated Dim dim = 2; bool unknown_rank = 3; }
+message Dim { int64 size = 1; }
+message TensorSliceProto { repeated Extent extent = 1; }
+message Extent { int64 start = 1; int64 length = 2; }
+
+message GraphDef { repeated NodeDef node = 1; }
+message NodeDef { string name = 1; string op = 2; repeated string input = 3; repeated Attr attr = 5; }
+message Attr { string key = 1; AttrValue value = 2; }
+message AttrValue { int32 type = 6; TensorProto tensor = 8; }
+message TensorProto {
+  int32 dtype = 1; TensorShapeProto tensor_shape = 2; bytes tensor_content = 4;
+  repeated float float_val = 5; repeated double double_val = 6; repeated int32 int_val = 7;
+  repeated int64 int64_val = 10; repeated bool bool_val = 11; repeated int32 half_val = 13;
+}
+
+message CheckpointState { string model_checkpoint_path = 1; repeated string all_model_checkpoint_paths = 2; }
+"""
+
+_Field = descriptor_pb2.FieldDescriptorProto
+_PACKAGE = "mnv3_port"
+
+
+def _build_pool() -> descriptor_pool.DescriptorPool:
+    # proto2, so that HasField tells an absent scalar from a zero (TensorSliceProto needs it).
+    file = descriptor_pb2.FileDescriptorProto(name="mnv3_port.proto", package=_PACKAGE, syntax="proto2")
+    for message_name, body in re.findall(r"message (\w+) \{(.*?)\}", _SCHEMA, re.DOTALL):
+        descriptor = file.message_type.add(name=message_name)
+        for repeated, kind, name, number in re.findall(r"(repeated )?(\w+) (\w+) = (\d+);", body):
+            field = descriptor.field.add(name=name, number=int(number))
+            field.label = _Field.LABEL_REPEATED if repeated else _Field.LABEL_OPTIONAL
+            scalar = f"TYPE_{kind.upper()}"
+            if scalar in _Field.Type.keys():  # noqa: SIM118 - EnumTypeWrapper is no mapping
+                field.type = _Field.Type.Value(scalar)
+            else:
+                field.type, field.type_name = _Field.TYPE_MESSAGE, f".{_PACKAGE}.{kind}"
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return pool
+
+
+_POOL = _build_pool()
+
+
+def _class(name: str) -> Any:
+    """The class of the message ``name``, e.g. ``GraphDef``."""
+    return message_factory.GetMessageClass(_POOL.FindMessageTypeByName(f"{_PACKAGE}.{name}"))
+
+
+BundleHeaderProto = _class("BundleHeaderProto")
+BundleEntryProto = _class("BundleEntryProto")
+GraphDef = _class("GraphDef")
+CheckpointState = _class("CheckpointState")
+
+
+def parse(cls: Any, data: bytes | memoryview, file: str, what: str) -> Any:
+    """Parse ``data`` as a ``cls``. Raises CheckpointError naming ``file`` and ``what`` it should be."""
+    try:
+        return cls.FromString(bytes(data))
+    except message.DecodeError as error:
+        raise CheckpointError(f"{file}: {what} is damaged ({error}); fetch the file again") from error
+
+
+def shape_of(proto: Any) -> tuple[int, ...]:
+    """The dimensions of a TensorShapeProto."""
+    return tuple(dim.size for dim in proto.dim)

@@ -1,0 +1,112 @@
+"""Reader of TensorFlow's sorted string table (tensorflow/core/lib/io/table_format.txt, from LevelDB).
+
+A table is a run of blocks, each followed by a type byte and a masked CRC32C, then an index block of
+(last key, block handle) and a 48-byte footer. Keys within a block share prefixes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from porter.errors import CheckpointError
+from porter.loaders.crc import masked_crc32c
+
+MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")  # kTableMagicNumber
+FOOTER_SIZE = 48  # two block handles padded to 40 bytes, then the magic number
+TRAILER_SIZE = 5  # block type and masked CRC32C
+NO_COMPRESSION, SNAPPY = 0, 1
+
+# A block is 4 KiB unless one entry is larger; no honest index block of 10^6 variables comes near this.
+_MAX_BLOCK_SIZE = 1 << 28
+
+
+def is_table(data: bytes | memoryview) -> bool:
+    """Whether ``data`` ends as a table does."""
+    return len(data) >= FOOTER_SIZE and bytes(data[-8:]) == MAGIC
+
+
+def read_table(data: memoryview, file: str) -> Iterator[tuple[bytes, memoryview]]:
+    """Yield every (key, value) in key order. Raises CheckpointError naming ``file`` on any damage."""
+    if not is_table(data):
+        raise CheckpointError(f"{file}: truncated or not a TensorFlow index (no table footer); fetch the file again")
+    footer = data[-FOOTER_SIZE:]
+    try:
+        _, position = _handle(footer, 0)  # the metaindex block, which TensorFlow leaves empty
+        index_handle, _ = _handle(footer, position)
+        for _, value in _entries(_read_block(data, index_handle, file)):
+            handle, _ = _handle(value, 0)
+            yield from _entries(_read_block(data, handle, file))
+    except (IndexError, _Malformed) as error:
+        raise CheckpointError(f"{file}: the table is damaged ({error}); fetch the file again") from error
+
+
+class _Malformed(Exception):
+    pass
+
+
+def _read_block(data: memoryview, handle: tuple[int, int], file: str) -> memoryview:
+    offset, size = handle
+    if offset + size + TRAILER_SIZE > len(data):
+        raise _Malformed(f"a block at {offset} of {size} bytes runs past the end")
+    block, kind = data[offset : offset + size], data[offset + size]
+    stored = int.from_bytes(data[offset + size + 1 : offset + size + TRAILER_SIZE], "little")
+    if masked_crc32c(data[offset : offset + size + 1]) != stored:
+        raise CheckpointError(f"{file}: checksum mismatch in the block at byte {offset}; fetch the file again")
+    if kind == NO_COMPRESSION:
+        return block
+    if kind == SNAPPY:
+        return _unsnap(block)
+    raise _Malformed(f"unknown block type {kind}")
+
+
+def _unsnap(block: memoryview) -> memoryview:
+    from cramjam import DecompressionError, snappy
+
+    size, _ = _varint(block, 0)
+    if size > _MAX_BLOCK_SIZE or size > 64 * len(block) + 64:  # snappy's best ratio is below 64
+        raise _Malformed(f"a snappy block of {len(block)} bytes claims {size}")
+    try:
+        return memoryview(bytes(snappy.decompress_raw(block)))
+    except DecompressionError as error:
+        raise _Malformed(f"snappy: {error}") from error
+
+
+def _entries(block: memoryview) -> Iterator[tuple[bytes, memoryview]]:
+    restarts = int.from_bytes(block[-4:], "little") if len(block) >= 4 else 0
+    end = len(block) - 4 * (restarts + 1)
+    if end < 0:
+        raise _Malformed("the restart array is longer than its block")
+    position, key = 0, b""
+    first = True
+    while position < end:
+        shared, unshared, length = block[position], block[position + 1], block[position + 2]
+        position += 3
+        if shared >= 128 or unshared >= 128 or length >= 128:  # longer than one byte each: start over
+            shared, position = _varint(block, position - 3)
+            unshared, position = _varint(block, position)
+            length, position = _varint(block, position)
+        middle = position + unshared
+        if shared > len(key) or middle + length > end:
+            raise _Malformed("an entry runs past its block")
+        previous, key = key, key[:shared] + bytes(block[position:middle])
+        if key <= previous and not first:
+            raise _Malformed("keys are out of order")
+        position, first = middle + length, False
+        yield key, block[middle:position]
+
+
+def _handle(data: memoryview, position: int) -> tuple[tuple[int, int], int]:
+    offset, position = _varint(data, position)
+    size, position = _varint(data, position)
+    return (offset, size), position
+
+
+def _varint(data: memoryview, position: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 64, 7):
+        byte = data[position]
+        position += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, position
+    raise _Malformed("a varint is longer than 64 bits")

@@ -1,0 +1,41 @@
+"""One variable of a checkpoint: shape and dtype known, values read on demand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from porter.loaders import dtypes
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A TensorFlow variable as it lies in a file.
+
+    ``name`` is the plain variable name; ``stored_as`` the name in the file, which differs for an
+    average (``.../ExponentialMovingAverage``). ``dtype`` is TensorFlow's name, e.g. ``float32``.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    stored_as: str
+    file: str
+    load: Callable[[], np.ndarray] = field(repr=False, compare=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the values in bytes; 0 where it is not known without reading (strings)."""
+        return math.prod(self.shape) * dtypes.ITEM_SIZES.get(self.dtype, 0)
+
+    def read(self) -> np.ndarray:
+        """Read the values: native byte order, TensorFlow's layout, checksum verified.
+
+        The array may be a read-only view of the mapped file. Raises CheckpointError on damaged data.
+        """
+        return self.load()

@@ -1,0 +1,35 @@
+"""Which set of weights of a checkpoint to read: the raw ones or their moving averages (EMA)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Literal
+
+from porter.errors import CheckpointError
+from porter.loaders.variable import Variable
+
+Weights = Literal["auto", "ema", "raw"]
+
+# tf.train.ExponentialMovingAverage's default name
+SUFFIX = "/ExponentialMovingAverage"
+
+
+def select_weights(
+    variables: Mapping[str, Variable], weights: Weights, path: str, averaged: bool
+) -> tuple[dict[str, Variable], dict[str, str]]:
+    """Choose one value per plain variable name.
+
+    ``averaged`` tells that the plain names already hold averages (a released ``ema/`` folder).
+    Returns the chosen variables by plain name, and the names set aside with the reason. A variable
+    without an average keeps its raw value, as ``ExponentialMovingAverage.variables_to_restore``
+    does. Raises CheckpointError when ``weights`` is ``ema`` and there are no averages.
+    """
+    averages = {name.removesuffix(SUFFIX): var for name, var in variables.items() if name.endswith(SUFFIX)}
+    plain = {name: var for name, var in variables.items() if not name.endswith(SUFFIX)}
+    if weights == "ema" and not averages and not averaged:
+        raise CheckpointError(f"{path}: no variable ends in {SUFFIX}; use --weights auto or raw")
+    if weights == "raw":
+        return plain, {var.stored_as: "moving average; raw weights were asked for" for var in averages.values()}
+    chosen = plain | {name: replace(var, name=name) for name, var in averages.items()}
+    return chosen, {name: "raw value; its moving average is used" for name in averages if name in plain}

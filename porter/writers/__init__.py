@@ -1,0 +1,1 @@
+"""Writers of TensorFlow's checkpoint format."""

@@ -1,0 +1,50 @@
+"""Writer of V2 checkpoints that TensorFlow reads; porter.loaders.bundle describes the format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from porter.atomic import atomic_write
+from porter.loaders import dtypes, protos
+from porter.loaders.bundle import HEADER_KEY, VERSION, shard_path
+from porter.loaders.crc import masked_crc32c
+from porter.writers.table import table_bytes
+
+
+def write_bundle(prefix: Path, variables: Mapping[str, np.ndarray], shards: int = 1, force: bool = False) -> None:
+    """Write ``variables`` (TensorFlow's names and layouts) as the checkpoint ``prefix``, and name it in ``checkpoint``.
+
+    The index comes last, so that an interrupted write is no checkpoint. Raises PorterError when a file
+    exists (without ``force``) or cannot be written.
+    """
+    names = sorted(variables, key=str.encode)
+    entries: dict[bytes, bytes] = {}
+    for shard in range(shards):
+        offset = 0
+        with atomic_write(shard_path(prefix, shard, shards), force) as file:
+            for name in names[shard::shards]:
+                values = np.asarray(variables[name], order="C")  # ascontiguousarray would make scalars rank 1
+                data = values.tobytes()
+                entry = protos.BundleEntryProto(
+                    dtype=dtypes.NUMBERS[values.dtype.name],
+                    shard_id=shard,
+                    offset=offset,
+                    size=len(data),
+                    crc32c=masked_crc32c(data),
+                )
+                entry.shape.SetInParent()
+                for size in values.shape:
+                    entry.shape.dim.add(size=size)
+                entries[name.encode()] = entry.SerializeToString(deterministic=True)
+                file.write(data)
+                offset += len(data)
+    header = protos.BundleHeaderProto(num_shards=shards)
+    header.version.producer = VERSION
+    table = table_bytes([(HEADER_KEY, header.SerializeToString()), *sorted(entries.items())])
+    with atomic_write(prefix.with_name(prefix.name + ".index"), force) as file:
+        file.write(table)
+    with atomic_write(prefix.with_name("checkpoint"), force=True) as file:
+        file.write(f'model_checkpoint_path: "{prefix.name}"\nall_model_checkpoint_paths: "{prefix.name}"\n'.encode())
