@@ -1,0 +1,91 @@
+"""Finding and loading mapping files: the six variants' own and a user's."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from porter.errors import MappingError
+from porter.mapping.network import build_network
+from porter.mapping.rules import expected_variables
+from porter.mapping.schema import VariantMapping
+from porter.mapping.yaml_file import Document, read_yaml
+
+VARIANTS = (
+    "large_075",
+    "large_100",
+    "large_minimal_100",
+    "small_075",
+    "small_100",
+    "small_minimal_100",
+)
+
+
+@functools.cache
+def mappings_folder() -> Path:
+    """The installed ``mappings/`` (setup.cfg installs it as the data package ``porter.variants``)."""
+    spec = importlib.util.find_spec("porter.variants")
+    if spec is None or not spec.submodule_search_locations:
+        raise MappingError("the mapping files are not installed; install mnv3-port again")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+@functools.cache
+def load_variant(variant: str) -> VariantMapping:
+    """The mapping of one of the six variants. Raises MappingError for any other name."""
+    if variant not in VARIANTS:
+        raise MappingError(f"unknown variant {variant!r}; there are {', '.join(VARIANTS)}")
+    return load_mapping(mappings_folder() / f"{variant}.yaml")
+
+
+def load_mapping(path: Path) -> VariantMapping:
+    """Load and check a mapping file; its ``base`` may be a file beside it or one of the installed ones.
+
+    Raises MappingError with file, line and key.
+    """
+    document = read_yaml(path, _find_base)
+    try:
+        mapping = msgspec.convert(document.content, VariantMapping)
+    except msgspec.ValidationError as error:
+        raise MappingError(_with_line(str(error), document)) from error
+    _check(mapping, document)
+    return mapping
+
+
+def mapping_digest(mapping: VariantMapping) -> str:
+    """SHA-256 of the mapping's content, bases merged in; comments and layout of the file do not count."""
+    return hashlib.sha256(msgspec.json.encode(mapping, order="deterministic")).hexdigest()
+
+
+def _find_base(name: str, beside: Path) -> Path:
+    candidates: Sequence[Path] = (beside.parent / name, mappings_folder() / name)
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise MappingError(f"{beside}: base {name!r} is neither beside it nor among the installed mappings")
+
+
+def _with_line(message: str, document: Document) -> str:
+    """msgspec's ``what - at `$.path``` as ``file:line: path: what``."""
+    what, _, at = message.partition(" - at ")
+    path = at.strip("`") or "$"
+    unknown = re.search(r"unknown field `(\w+)`", what)
+    line = document.where(f"{path}.{unknown[1]}" if unknown else path)
+    return f"{line}: {path.removeprefix('$').removeprefix('.') or 'top level'}: {what}"
+
+
+def _check(mapping: VariantMapping, document: Document) -> None:
+    """What types cannot say: the table makes a network, and the rules can be expanded over it."""
+    try:
+        network = build_network(mapping)
+        expected_variables(mapping, network, classes=1)
+    except (ValueError, KeyError, IndexError) as error:
+        text = f"unknown placeholder {error}" if isinstance(error, KeyError) else str(error)
+        key = re.match(r"[\w.\[\]]+(?=: )", text)
+        raise MappingError(f"{document.where(f'$.{key[0]}' if key else '$')}: {text}") from error

@@ -1,0 +1,159 @@
+"""The plan: which variable becomes which state-dict entry. Made without reading a tensor; strict."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from porter.errors import MappingError
+from porter.loaders import Checkpoint
+from porter.loaders.dtypes import FLOATS
+from porter.mapping.gate import TIMM_GATE
+from porter.mapping.layouts import target_shape
+from porter.mapping.network import Network
+from porter.mapping.rules import Expected, expected_variables
+from porter.mapping.schema import VariantMapping
+
+ArtifactLayout = Literal["timm", "slim"]
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One tensor to carry over. Shapes: ``source_shape`` TensorFlow's, ``target_shape`` PyTorch's.
+
+    ``drop_class`` is the class left out along the target's first axis; ``scale`` the gate fold (1: none).
+    """
+
+    source: str
+    target: str
+    layout: str
+    source_shape: Shape
+    target_shape: Shape
+    drop_class: int | None
+    scale: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All steps, the entries that PyTorch alone has (``counters``, set to zero), and what is left aside.
+
+    ``gate`` is the squeeze-excite constant that the resulting weights are made for.
+    """
+
+    variant: str
+    layout: ArtifactLayout
+    num_classes: int
+    background_dropped: bool
+    gate: float
+    source_gate: float
+    steps: tuple[Step, ...]
+    counters: tuple[str, ...]
+    ignored: Mapping[str, str]
+
+
+def make_plan(
+    mapping: VariantMapping,
+    network: Network,
+    checkpoint: Checkpoint,
+    targets_for: Callable[[int], Mapping[str, Shape]],
+    *,
+    layout: ArtifactLayout = "timm",
+    keep_background: bool = False,
+    num_classes: int | None = None,
+) -> Plan:
+    """Plan the port of ``checkpoint`` into the state dict ``targets_for(classes)`` (entry -> shape).
+
+    ``num_classes`` is what the caller expects the checkpoint's classifier to give after dropping the
+    background. Raises MappingError that lists every variable missing, left over or of another shape,
+    every target unfilled, filled twice or of another shape.
+    """
+    classes = count_classes(mapping, network, checkpoint)
+    expected = expected_variables(mapping, network, classes)
+    background = mapping.classes.background
+    dropped = background is not None and classes == mapping.classes.background_of and not keep_background
+    kept = classes - dropped
+    wanted = num_classes if num_classes is not None else mapping.classes.count
+    if wanted is not None and wanted != kept:
+        raise MappingError(
+            f"{checkpoint.given}: the classifier has {kept} classes{' without background' if dropped else ''}, not "
+            f"{wanted}; leave the count out to follow the checkpoint"
+        )
+
+    problems: list[str] = []
+    ignored = dict(checkpoint.set_aside)
+    gate = TIMM_GATE if layout == "timm" else network.gate
+    steps: list[Step] = []
+    for want in expected:
+        problem = _misfit(want, checkpoint)
+        if problem:
+            problems.append(problem)
+        shape = target_shape(want.layout, want.shape)
+        drop = background if dropped and want.class_axis is not None else None
+        if drop is not None:
+            shape = (shape[0] - 1, *shape[1:])
+        scale = network.gate / gate if want.folds_gate else 1.0
+        steps.append(Step(want.source, want.target, want.layout, want.shape, shape, drop, scale))
+    used = {want.source for want in expected}
+    for name in checkpoint:
+        if name not in used:
+            reason = ignore_reason(mapping, name)
+            if reason is None:
+                problems.append(f"{name}: in the checkpoint, but no rule uses or ignores it")
+            else:
+                ignored[name] = reason
+    targets = targets_for(kept)
+    counters = tuple(name for name in targets if name.endswith("num_batches_tracked"))
+    problems += _target_problems(steps, counters, targets)
+    if problems:
+        raise MappingError(
+            f"{checkpoint.given}: does not fit the mapping of {mapping.variant} ({len(problems)} problems):", problems
+        )
+    return Plan(mapping.variant, layout, kept, dropped, gate, network.gate, tuple(steps), counters, ignored)
+
+
+def ignore_reason(mapping: VariantMapping, name: str) -> str | None:
+    """Why ``mapping`` ignores the variable ``name``, None where it does not."""
+    return next((i.reason for i in mapping.ignore if fnmatch.fnmatchcase(name, i.pattern)), None)
+
+
+def count_classes(mapping: VariantMapping, network: Network, checkpoint: Mapping[str, object]) -> int:
+    """Outputs of the checkpoint's classifier, background included; 1 where it has no classifier."""
+    for want in expected_variables(mapping, network, classes=1):
+        variable = checkpoint.get(want.source)
+        if want.class_axis is not None and variable is not None:
+            shape: Shape = getattr(variable, "shape", ())
+            if len(shape) > want.class_axis:
+                return shape[want.class_axis]
+    return 1
+
+
+def _misfit(want: Expected, checkpoint: Checkpoint) -> str | None:
+    variable = checkpoint.get(want.source)
+    if variable is None:
+        return f"{want.source}: missing in the checkpoint"
+    if variable.shape != want.shape:
+        return f"{want.source}: shape {list(variable.shape)}, expected {list(want.shape)}"
+    if variable.dtype not in FLOATS:
+        return f"{want.source}: dtype {variable.dtype}, expected a float"
+    return None
+
+
+def _target_problems(steps: list[Step], counters: tuple[str, ...], targets: Mapping[str, Shape]) -> list[str]:
+    problems = []
+    filled: dict[str, str] = {}
+    for step in steps:
+        if step.target in filled:
+            problems.append(f"{step.target}: filled twice, from {filled[step.target]} and {step.source}")
+        filled[step.target] = step.source
+        if step.target not in targets:
+            problems.append(f"{step.target}: the network has no such entry (from {step.source})")
+        elif targets[step.target] != step.target_shape:
+            problems.append(
+                f"{step.target}: shape {list(step.target_shape)} from {step.source}, the network has "
+                f"{list(targets[step.target])}"
+            )
+    problems += [f"{name}: no rule fills it" for name in targets if name not in filled and name not in counters]
+    return problems
