@@ -1,0 +1,1 @@
+"""MobileNetV3 in PyTorch: SAME padding, blocks, model and TensorFlow's endpoint names."""

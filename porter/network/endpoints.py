@@ -1,0 +1,70 @@
+"""TensorFlow's endpoint names (``layer_5/depthwise_output``) on our modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from porter.mapping.network import Network
+from porter.network.mobilenet_v3 import MobileNetV3
+
+
+def endpoint_modules(network: Network) -> dict[str, str]:
+    """Endpoint name -> the module whose output it is, in the order of computation.
+
+    ``Predictions`` (softmax of the logits) belongs to no module and is left to ``capture``.
+    """
+    modules = {"layer_1": "act1"}
+    for block in network.blocks:
+        if block.separable:
+            modules[f"{block.endpoint}/depthwise_output"] = f"{block.module}.act1"
+        else:
+            modules[f"{block.endpoint}/expansion_output"] = f"{block.module}.act1"
+            modules[f"{block.endpoint}/depthwise_output"] = f"{block.module}.act2"
+        modules[f"{block.endpoint}/output"] = block.module
+        modules[block.endpoint] = block.module
+    modules[network.endpoint_after_blocks(0)] = network.last_module
+    modules[network.endpoint_after_blocks(1)] = "global_pool"
+    modules[network.endpoint_after_blocks(2)] = "act2"
+    modules["global_pool"] = "act2"
+    modules["Logits"] = "classifier"
+    return modules
+
+
+@contextmanager
+def capture(model: MobileNetV3, receive: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """While open, every forward pass of ``model`` hands each endpoint to ``receive(name, tensor)``.
+
+    Feature maps are NCHW, logits and predictions (N, classes). They come one at a time, as they are
+    computed, so that a receiver which drops them never holds more than one.
+    """
+
+    def hook(names: list[str]) -> Callable[[nn.Module, object, Tensor], None]:
+        def forward_hook(_module: nn.Module, _args: object, output: Tensor) -> None:
+            for name in names:
+                receive(name, output)
+                if name == "Logits":
+                    receive("Predictions", output.softmax(1))
+
+        return forward_hook
+
+    by_module: dict[str, list[str]] = {}
+    for name, module in endpoint_modules(model.network).items():
+        by_module.setdefault(module, []).append(name)
+    handles = [model.get_submodule(module).register_forward_hook(hook(names)) for module, names in by_module.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def endpoints(model: MobileNetV3, x: Tensor) -> dict[str, Tensor]:
+    """Run ``model`` on ``x`` (N, C, H, W) and return every endpoint by TensorFlow's name."""
+    found: dict[str, Tensor] = {}
+    with torch.no_grad(), capture(model, found.__setitem__):
+        model(x)
+    return found

@@ -1,0 +1,108 @@
+"""MobileNetV3 (arXiv 1905.02244) as slim defines it, built from a mapping file's network table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from porter.mapping.network import Network
+from porter.network.blocks import ConvNormAct, DepthwiseSeparable, InvertedResidual, activation, batch_norm
+from porter.network.same_padding import SameConv2d
+
+
+class Trunk(nn.Module):
+    """Stem and blocks: (N, channels, H, W) -> (N, last, H / 32, W / 32), sizes rounded up."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+        self.conv_stem = SameConv2d(network.channels, network.stem, network.stem_kernel, network.stem_stride)
+        self.bn1 = batch_norm(network.stem, network)
+        self.act1 = activation(network.stem_activation)
+        stages: list[list[nn.Module]] = [[] for _ in range(network.blocks[-1].stage + 1)]
+        for block in network.blocks:
+            kind = DepthwiseSeparable if block.separable else InvertedResidual
+            stages[block.stage].append(kind(block, network))
+        stages.append([ConvNormAct(network.blocks[-1].out, network.last, network.last_activation, network)])
+        self.blocks = nn.Sequential(*(nn.Sequential(*stage) for stage in stages))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The last feature map, before pooling."""
+        return self.blocks(self.act1(self.bn1(self.conv_stem(x))))
+
+
+class MobileNetV3(Trunk):
+    """The classifier: (N, channels, H, W) float, RGB in [-1, 1] -> (N, num_classes) logits.
+
+    State-dict keys are those of timm's ``tf_mobilenetv3_*``. ``num_classes`` 0 gives the pooled
+    (N, head) embedding. ``dropout`` is the probability of dropping, in training mode alone.
+    """
+
+    def __init__(self, network: Network, num_classes: int = 1000, dropout: float | None = None) -> None:
+        super().__init__(network)
+        self.num_classes = num_classes
+        self.dropout = network.dropout if dropout is None else dropout
+        self.global_pool = nn.AdaptiveAvgPool2d(1)
+        self.conv_head = nn.Conv2d(network.last, network.head, 1)
+        self.act2 = activation(network.head_activation)
+        self.classifier = nn.Linear(network.head, num_classes) if num_classes else nn.Identity()
+        initialize(self)
+
+    def forward_head(self, x: Tensor) -> Tensor:
+        """(N, last, h, w) feature map -> logits."""
+        x = self.act2(self.conv_head(self.global_pool(x))).flatten(1)
+        x = F.dropout(x, self.dropout, self.training)
+        return self.classifier(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, channels, H, W) -> (N, num_classes)."""
+        return self.forward_head(self.forward_features(x))
+
+
+class MobileNetV3Features(Trunk):
+    """The feature pyramid: a list of (N, C, H / r, W / r) maps, the last before each halving.
+
+    ``out_indices`` selects among ``channels`` and ``reductions``; state-dict keys are the trunk's.
+    """
+
+    def __init__(self, network: Network, out_indices: Sequence[int] | None = None) -> None:
+        super().__init__(network)
+        taps = _pyramid(network)
+        indices = range(len(taps)) if out_indices is None else out_indices
+        chosen = [taps[index] for index in indices]
+        self.stages = [stage for stage, _, _ in chosen]
+        self.channels = [channels for _, channels, _ in chosen]
+        self.reductions = [reduction for _, _, reduction in chosen]
+        initialize(self)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(N, channels, H, W) -> feature maps, largest first."""
+        x = self.act1(self.bn1(self.conv_stem(x)))
+        maps = [x] if -1 in self.stages else []
+        for number, stage in enumerate(self.blocks):
+            x = stage(x)
+            if number in self.stages:
+                maps.append(x)
+        return maps
+
+
+def _pyramid(network: Network) -> list[tuple[int, int, int]]:
+    """(stage, channels, reduction) of the last stage at each resolution; stage -1 is the stem."""
+    taps = {network.stem_stride: (-1, network.stem)}
+    reduction = network.stem_stride
+    for block in network.blocks:
+        reduction *= block.stride
+        taps[reduction] = (block.stage, block.out)
+    taps[reduction] = (network.blocks[-1].stage + 1, network.last)
+    return [(stage, channels, reduction) for reduction, (stage, channels) in taps.items()]
+
+
+def initialize(module: nn.Module) -> None:
+    """slim's training initialisation: truncated normal of std 0.09 for convolutions, zero biases."""
+    for child in module.modules():
+        if isinstance(child, (nn.Conv2d, nn.Linear)):
+            nn.init.trunc_normal_(child.weight, std=0.09, a=-0.18, b=0.18)
+            if child.bias is not None:
+                nn.init.zeros_(child.bias)

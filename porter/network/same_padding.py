@@ -1,0 +1,56 @@
+"""TensorFlow's SAME padding in PyTorch, exact for every size, stride, dilation and kernel.
+
+TensorFlow pads so that ``out = ceil(in / stride)`` and puts the odd pixel at the end
+(tensorflow/core/framework/kernel_shape_util.cc); PyTorch's own ``padding="same"`` refuses strides.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def same_padding(size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
+    """Zeros before and after one spatial axis of ``size`` pixels.
+
+    Written without ``max`` over the size where it is not needed, so that traced and exported graphs
+    keep the size symbolic.
+    """
+    reach = dilation * (kernel - 1) + 1 - stride  # total padding where stride divides the size
+    total = reach + (-size) % stride
+    if reach < 0:
+        total = max(total, 0)
+    return total // 2, total - total // 2
+
+
+class SameConv2d(nn.Conv2d):
+    """``nn.Conv2d`` (NCHW, weight OIHW) with SAME padding; also depthwise, through ``groups``."""
+
+    def __init__(
+        self,
+        channels_in: int,
+        out: int,
+        kernel: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = False,
+    ) -> None:
+        super().__init__(channels_in, out, kernel, stride, 0, dilation, groups, bias)
+        # At stride 1 the padding does not depend on the size; where it is symmetric as well, the
+        # convolution itself can pad, which saves a copy of the input.
+        fixed = [same_padding(1, k, 1, d) for k, d in zip(self.kernel_size, self.dilation, strict=True)]
+        self.pads_itself = self.stride == (1, 1) and all(before == after for before, after in fixed)
+        if self.pads_itself:
+            self.padding = tuple(before for before, _ in fixed)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, I, H, W) -> (N, O, ceil(H / stride), ceil(W / stride))."""
+        if not self.pads_itself:
+            top, bottom = self._padding(input, 0)
+            left, right = self._padding(input, 1)
+            input = F.pad(input, (left, right, top, bottom))
+        return self._conv_forward(input, self.weight, self.bias)
+
+    def _padding(self, input: Tensor, axis: int) -> tuple[int, int]:
+        return same_padding(input.shape[2 + axis], self.kernel_size[axis], self.stride[axis], self.dilation[axis])
