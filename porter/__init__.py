@@ -1,0 +1,32 @@
+"""Exact ports of TF/Models MobileNetV3 checkpoints to PyTorch.
+
+``convert`` writes an artifact, ``create_model`` builds the network and loads one, ``verify`` proves parity,
+``open_checkpoint`` reads TensorFlow's files. Each is imported on first use, so that reading a checkpoint
+needs neither torch nor tensorflow.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from porter.convert import convert
+    from porter.create import create_model
+    from porter.loaders import open_checkpoint
+    from porter.parity.verify import verify
+
+__all__ = ["convert", "create_model", "open_checkpoint", "verify"]
+
+_HOMES = {
+    "convert": "porter.convert",
+    "create_model": "porter.create",
+    "open_checkpoint": "porter.loaders",
+    "verify": "porter.parity.verify",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'porter' has no attribute {name!r}")

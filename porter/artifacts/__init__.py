@@ -1,0 +1,1 @@
+"""Writing and reading ``.pth`` and ``.safetensors`` with metadata, whole or not at all."""

@@ -1,0 +1,100 @@
+"""``.pth`` and ``.safetensors`` files: a plain state dict that any loader takes, and our metadata beside it."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from porter.artifacts.metadata import KEY, Metadata, decode, encode
+from porter.atomic import atomic_write
+from porter.errors import ArtifactError
+
+SUFFIXES = (".pth", ".pt", ".safetensors")
+
+
+class Artifact(NamedTuple):
+    """A state dict and what is known of it; ``metadata`` is None where another tool wrote the file."""
+
+    tensors: dict[str, Tensor]
+    metadata: Metadata | None
+
+
+def check_suffix(path: Path) -> None:
+    """Raise ArtifactError unless ``path`` names one of the formats."""
+    if path.suffix not in SUFFIXES:
+        raise ArtifactError(f"{path}: the output's name must end in one of {', '.join(SUFFIXES)}")
+
+
+def save_artifact(path: Path, tensors: dict[str, Tensor], metadata: Metadata, force: bool = False) -> None:
+    """Write ``tensors`` to ``path`` in the format of its suffix, atomically; same input, same bytes.
+
+    The ``.pth`` is a plain state dict (the metadata rides on its ``_metadata`` attribute, which
+    ``load_state_dict`` carries along and does not mind). Raises ArtifactError or PorterError.
+    """
+    check_suffix(path)
+    if path.suffix == ".safetensors":
+        data = _safetensors_bytes(tensors, metadata)
+        with atomic_write(path, force) as file:
+            file.write(data)
+        return
+    state_dict: OrderedDict[str, Tensor] = OrderedDict(tensors)
+    state_dict._metadata = {KEY: {"json": encode(metadata)}}  # type: ignore[attr-defined]
+    with atomic_write(path, force) as file:
+        try:
+            torch.save(state_dict, file)
+        except RuntimeError as error:  # PyTorch's zip writer hides the OSError of a full disk
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
+
+
+def load_artifact(path: Path) -> Artifact:
+    """Read a ``.pth`` (with ``weights_only=True``) or ``.safetensors``. Raises ArtifactError."""
+    if not path.is_file():
+        raise ArtifactError(f"{path}: no such file")
+    if path.suffix == ".safetensors":
+        return _load_safetensors(path)
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ArtifactError(f"{path}: not a readable PyTorch weights file ({reason})") from error
+    attached = getattr(loaded, "_metadata", {})
+    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):  # a training script's checkpoint
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise ArtifactError(f"{path}: holds no state dict (names -> tensors)")
+    entry = attached.get(KEY) if isinstance(attached, dict) else None
+    metadata = decode(entry["json"], str(path)) if isinstance(entry, dict) and "json" in entry else None
+    return Artifact(dict(loaded), metadata)
+
+
+def _safetensors_bytes(tensors: dict[str, Tensor], metadata: Metadata) -> bytes:
+    from safetensors.torch import save
+
+    data = save(tensors, {"format": "pt", KEY: encode(metadata)})
+    # The library writes the metadata keys in random order; sorted, the same input gives the same bytes.
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    padded = text + b" " * (-len(text) % 8)
+    return len(padded).to_bytes(8, "little") + padded + data[8 + size :]
+
+
+def _load_safetensors(path: Path) -> Artifact:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            text = (file.metadata() or {}).get(KEY)
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(f"{path}: not a readable safetensors file ({error})") from error
+    return Artifact(tensors, decode(text, str(path)) if text is not None else None)

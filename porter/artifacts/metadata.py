@@ -1,0 +1,50 @@
+"""What an artifact says about itself."""
+
+from __future__ import annotations
+
+import msgspec
+
+from porter.errors import ArtifactError
+
+KEY = "mnv3_port"  # the entry's name in both formats
+FORMAT = 1
+
+
+class Metadata(msgspec.Struct, frozen=True):
+    """Where an artifact comes from and what its weights are made for.
+
+    ``gate`` is the squeeze-excite constant these weights need, ``source_gate`` the checkpoint's own; where
+    they differ, the ratio is folded into the ``project`` weights, and ``fold_nudges`` undoes it bit for bit
+    (see porter.mapping.gate). ``sources`` are SHA-256 digests by file name. No paths, no time: the same
+    input gives the same bytes.
+    """
+
+    tool: str
+    variant: str
+    layout: str
+    gate: float
+    source_gate: float
+    num_classes: int
+    background_dropped: bool
+    weights: str
+    step: int | None
+    sources: dict[str, str]
+    mapping: str
+    fold_nudges: dict[str, list[int]]
+    format: int = FORMAT
+
+
+def encode(metadata: Metadata) -> str:
+    """Metadata as JSON with keys in a fixed order."""
+    return msgspec.json.encode(metadata, order="deterministic").decode()
+
+
+def decode(text: str, file: str) -> Metadata:
+    """Read what ``encode`` wrote. Raises ArtifactError naming ``file``."""
+    try:
+        metadata = msgspec.json.decode(text, type=Metadata)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{file}: its mnv3-port metadata is not readable: {error}") from error
+    if metadata.format > FORMAT:
+        raise ArtifactError(f"{file}: written by a later mnv3-port ({metadata.tool}); upgrade to read it")
+    return metadata
