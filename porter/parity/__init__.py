@@ -1,0 +1,1 @@
+"""Proof that a port computes what TensorFlow computed: inputs, references, comparison, verdict."""

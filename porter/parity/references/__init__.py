@@ -1,0 +1,1 @@
+"""What a port is checked against. TensorFlow is imported here and nowhere else."""

@@ -1,0 +1,161 @@
+"""``verify``: run the port and its reference on the same inputs and compare every endpoint."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from porter.convert import PathLike, Port, plan_port
+from porter.create import create_model
+from porter.errors import ParityError
+from porter.loaders.weights import Weights
+from porter.mapping.carry_out import carry_out
+from porter.mapping.plan import ArtifactLayout
+from porter.network.endpoints import capture
+from porter.network.mobilenet_v3 import MobileNetV3
+from porter.parity.compare import compare, top_k
+from porter.parity.references.choose import choose_reference
+from porter.parity.references.reference import Reference, thin
+from porter.parity.samples import Sample, Size, noise, photos, structured
+from porter.parity.verdict import TOLERANCES, Verdict
+
+# Beside the training size, where the reference takes any: odd, and non-square with odd and even sides.
+OTHER_SIZES: tuple[Size, ...] = ((225, 225), (160, 193))
+
+
+def verify(
+    checkpoint: PathLike,
+    artifact: PathLike | None = None,
+    variant: str | None = None,
+    *,
+    mapping: PathLike | None = None,
+    weights: Weights = "auto",
+    layout: ArtifactLayout = "timm",
+    keep_background: bool = False,
+    reference: str = "auto",
+    dtype: Literal["float32", "float64"] = "float32",
+    sizes: Sequence[Size] | None = None,
+    images: PathLike | None = None,
+    seed: int = 0,
+) -> Verdict:
+    """Compare the port of ``checkpoint`` with TensorFlow, endpoint by endpoint.
+
+    ``artifact`` is the file to check; without it, what ``convert`` would write is (``layout``,
+    ``keep_background``). ``reference``: ``auto``, ``frozen``, ``meta``, ``tf.nn`` or an ``.npz``. Inputs are seeded
+    noise and structured images at ``sizes``, or the photos at ``images``; a recorded reference has its own.
+    Returns the verdict, passed or not. Raises PorterError when no comparison can be made.
+    """
+    port = plan_port(
+        checkpoint, variant, mapping=mapping, weights=weights, layout=layout, keep_background=keep_background
+    )
+    model = _ported_model(port, dtype) if artifact is None else _artifact_model(artifact, port, mapping, dtype)
+    against = choose_reference(reference, port.checkpoint, port.network, port.mapping.scope, dtype)
+    digests = port.checkpoint.digests()
+    verdict = Verdict(
+        variant=port.mapping.variant,
+        checkpoint=str(checkpoint),
+        artifact=None if artifact is None else str(artifact),
+        reference=against.name,
+        dtype=dtype,
+        environment=_environment(against),
+        digests=digests,
+    )
+    for sample in _samples(against, port, sizes, images, seed):
+        check_sample(verdict, model, against, sample, port.mapping.classes.background)
+    return verdict
+
+
+def check_sample(
+    verdict: Verdict, model: MobileNetV3, reference: Reference, sample: Sample, background: int | None
+) -> None:
+    """Run ``model`` and ``reference`` on ``sample`` and add a row per endpoint to ``verdict``.
+
+    Raises ParityError when the two do not have the same endpoints or shapes.
+    """
+    expected = dict(reference.run(sample.images))
+    if background is not None and expected["Logits"].shape[1] == model.num_classes + 1:
+        expected |= _without_class(expected["Logits"], expected["Predictions"], background)
+    tolerances = TOLERANCES[verdict.dtype]
+
+    def receive(name: str, tensor: torch.Tensor) -> None:
+        if name not in expected:
+            return
+        ours = tensor.permute(0, 2, 3, 1).numpy() if tensor.ndim == 4 else tensor.numpy()
+        if reference.keep:
+            ours = thin(ours, reference.keep)
+        theirs = expected.pop(name)
+        if theirs.ndim == 2 and ours.ndim == 4:  # slim flattens after pooling
+            ours = ours.reshape(theirs.shape)
+        tolerance = tolerances["logits" if name == "Logits" else "endpoints"]
+        try:
+            verdict.rows.append(compare(name, sample.label, ours, theirs, tolerance))
+        except ValueError as error:
+            raise ParityError(f"{verdict.checkpoint}: {error}") from error
+        if name == "Logits":
+            verdict.images += len(ours)
+            for k, count in ((1, "top1_agree"), (5, "top5_agree")):
+                agreeing = sum(a == b for a, b in zip(top_k(ours, k), top_k(theirs, k), strict=True))
+                setattr(verdict, count, getattr(verdict, count) + agreeing)
+
+    inputs = torch.from_numpy(sample.images).permute(0, 3, 1, 2).contiguous()
+    with torch.no_grad(), capture(model, receive):
+        model(inputs.to(next(model.parameters()).dtype))
+    if expected:
+        raise ParityError(f"{verdict.reference}: the network has no endpoint {', '.join(sorted(expected))}")
+
+
+def _ported_model(port: Port, dtype: Literal["float32", "float64"]) -> MobileNetV3:
+    model = MobileNetV3(port.target_network, port.plan.num_classes).to(getattr(torch, dtype))
+    tensors = carry_out(port.plan, port.checkpoint, dtype).tensors
+    model.load_state_dict({name: torch.from_numpy(values) for name, values in tensors.items()})
+    return model.eval()
+
+
+def _artifact_model(artifact: PathLike, port: Port, mapping: PathLike | None, dtype: str) -> MobileNetV3:
+    # In float64 the rounding of a folded float32 weight would show; undone, the weights are the checkpoint's.
+    layout: ArtifactLayout | None = "slim" if dtype == "float64" else None
+    model = create_model(port.mapping.variant, artifact, mapping=mapping, layout=layout)
+    assert isinstance(model, MobileNetV3)
+    return model.to(getattr(torch, dtype))
+
+
+def _samples(
+    reference: Reference, port: Port, sizes: Sequence[Size] | None, images: PathLike | None, seed: int
+) -> list[Sample]:
+    if reference.samples:
+        if sizes or images:
+            raise ParityError(f"{reference.name} has its own inputs; leave out sizes and images")
+        return list(reference.samples)
+    trained = (port.mapping.input.size,) * 2
+    if reference.size and any(size != reference.size for size in sizes or ()):
+        raise ParityError(
+            f"{reference.name} takes {reference.size[0]}x{reference.size[1]} alone; use --reference tf.nn"
+        )
+    if not sizes:
+        sizes = [reference.size] if reference.size else [trained, *OTHER_SIZES]
+    if images:
+        return [photos(Path(images), size, port.mapping.input.crop) for size in sizes]
+    return [sample for size in sizes for sample in (noise(size, seed), structured(size))]
+
+
+def _without_class(logits: np.ndarray, predictions: np.ndarray, dropped: int) -> dict[str, np.ndarray]:
+    """Reference logits and predictions (N, classes) as a classifier without class ``dropped`` gives them."""
+    rest = np.delete(predictions, dropped, axis=1)
+    return {"Logits": np.delete(logits, dropped, axis=1), "Predictions": rest / rest.sum(1, keepdims=True)}
+
+
+def _environment(reference: Reference) -> dict[str, str]:
+    names = ["mnv3-port", "torch", "numpy"]
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    found |= {name: version(name) for name in names}
+    if not reference.samples:
+        from porter.parity.references.live_tensorflow import tensorflow
+
+        found["tensorflow"] = tensorflow().__version__
+    return found
