@@ -1,0 +1,106 @@
+"""Fetching a released tarball: resumed where it broke off, checked, renamed when whole."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import http.client
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from email.message import Message
+from pathlib import Path
+
+import crc32c
+
+from porter.atomic import refuse_existing
+from porter.errors import PorterError
+
+CHUNK = 1 << 16
+Progress = Callable[[int, int | None], None]
+
+
+class DownloadError(PorterError):
+    """A download failed or does not match its digest."""
+
+
+def download(
+    url: str,
+    output: Path,
+    *,
+    sha256: str | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Fetch ``url`` into ``output`` through ``<output>.part``, which a later call resumes.
+
+    The size is checked against the server's, the content against ``sha256`` and against the digests that
+    Google's storage sends (``x-goog-hash``). ``progress(done, total)`` counts bytes. Raises DownloadError;
+    a part whose content is wrong is removed, one that broke off is kept.
+    """
+    refuse_existing(output, force)
+    part = output.with_name(output.name + ".part")
+    try:
+        headers, total = _fetch(url, part, progress)
+    except urllib.error.HTTPError as error:
+        raise DownloadError(f"{url}: {error.code} {error.reason}") from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        kept = f"; {part} keeps what has come, the same command goes on from there" if part.exists() else ""
+        raise DownloadError(f"{url}: {reason}{kept}") from error
+    size = part.stat().st_size
+    if total is not None and size < total:
+        raise DownloadError(f"{url}: broke off at {size} of {total} bytes; the same command goes on from there")
+    wrong = (
+        f"{size} bytes instead of {total}" if total is not None and size > total else _mismatch(part, headers, sha256)
+    )
+    if wrong:
+        part.unlink()
+        raise DownloadError(f"{url}: {wrong}; nothing was kept, try again")
+    part.replace(output)
+    return output
+
+
+def _fetch(url: str, part: Path, progress: Progress | None) -> tuple[Message, int | None]:
+    """Append what is missing to ``part``. Returns the headers and the whole size where it is known."""
+    start = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=60)
+    except urllib.error.HTTPError as error:
+        if error.code != 416 or not start:  # 416: nothing lies behind the part
+            raise
+        whole = error.headers.get("Content-Range", "").rpartition("/")[2]
+        return error.headers, int(whole) if whole.isdigit() else None
+    with response:
+        resumed = response.status == 206
+        if start and not resumed:  # a server without ranges starts over
+            start = 0
+        length = response.headers.get("Content-Length")
+        total = start + int(length) if length else None
+        with part.open("ab" if resumed else "wb") as file:
+            while chunk := response.read(CHUNK):
+                file.write(chunk)
+                if progress:
+                    progress(file.tell(), total)
+        return response.headers, total
+
+
+def _mismatch(path: Path, headers: Message, sha256: str | None) -> str | None:
+    """What digest ``path`` does not have, or None."""
+    wanted = {"sha256": sha256.lower()} if sha256 else {}
+    for entry in ",".join(headers.get_all("x-goog-hash", [])).split(","):
+        name, _, value = entry.strip().partition("=")
+        if name in ("md5", "crc32c"):
+            wanted[name] = base64.b64decode(value).hex()
+    hashes = {name: hashlib.new(name) for name in wanted if name != "crc32c"}
+    crc = 0
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            crc = crc32c.crc32c(chunk, crc)
+            for running in hashes.values():
+                running.update(chunk)
+    found = {name: running.hexdigest() for name, running in hashes.items()} | {"crc32c": f"{crc:08x}"}
+    return next(
+        (f"{name} is {found[name]}, not {value}" for name, value in wanted.items() if found[name] != value), None
+    )

@@ -1,0 +1,1 @@
+"""Ways to show a verdict and a checkpoint: tables, JSON, JUnit."""

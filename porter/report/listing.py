@@ -1,0 +1,67 @@
+"""Checkpoints and plans as plain columns: quick to print, easy to grep."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from porter.inspection import Inspection
+from porter.mapping.plan import Plan
+
+
+def inspection_lines(inspection: Inspection) -> Iterator[str]:
+    """The variables, then a summary, and what a conversion would leave aside."""
+    checkpoint, closest, used = inspection.checkpoint, inspection.closest, inspection.used
+    yield from _columns(
+        ["variable", "shape", "dtype", "bytes"],
+        [[v.name, _shape(v.shape), v.dtype, f"{v.nbytes:,}"] for v in used],
+    )
+    yield ""
+    yield f"read      {checkpoint.path} ({checkpoint.format})"
+    yield f"weights   {checkpoint.weights}"
+    if closest.exact:
+        yield f"variant   {closest.variant}, {closest.classes} classes"
+    else:
+        fit = f"{closest.fitting} of {closest.expected} variables fit"
+        yield f"variant   none of the six; closest is {closest.variant}: {fit}"
+    yield f"variables {len(used)}, {sum(v.nbytes for v in used):,} bytes"
+    for reason, count in Counter(inspection.ignored.values()).items():
+        yield f"ignored   {count}: {reason}"
+
+
+def plan_lines(plan: Plan) -> Iterator[str]:
+    """Every step of a conversion."""
+    rows = []
+    for step in plan.steps:
+        notes = [f"without class {step.drop_class}"] if step.drop_class is not None else []
+        notes += [f"times {step.scale:.6f}"] if step.scale != 1 else []
+        shapes = _shape(step.source_shape), _shape(step.target_shape)
+        rows.append([step.source, shapes[0], step.layout, step.target, shapes[1], ", ".join(notes)])
+    yield from _columns(["variable", "shape", "layout", "entry", "shape", ""], rows)
+
+
+def port_lines(plan: Plan, read: str, weights: str, variant_found: bool) -> Iterator[str]:
+    """What a conversion does, in short."""
+    folded = sum(step.scale != 1 for step in plan.steps)
+    yield f"read      {read}"
+    yield f"weights   {weights}"
+    yield f"variant   {plan.variant}{' (found from the shapes)' if variant_found else ''}"
+    ignored = (
+        f"{len(plan.ignored)} ignored ({', '.join(sorted(set(plan.ignored.values())))})"
+        if plan.ignored
+        else "0 ignored"
+    )
+    yield f"mapped    {len(plan.steps)} variables, none left over; {ignored}"
+    yield f"classes   {plan.num_classes}{' (background dropped)' if plan.background_dropped else ''}"
+    fold = f", {plan.source_gate:.6g} folded into {folded} project weights" if folded else ""
+    yield f"layout    {plan.layout}: gate {plan.gate:.6g}{fold}"
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def _columns(header: Sequence[str], rows: list[list[str]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for row in [header, *rows]:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
