@@ -1,0 +1,26 @@
+"""Record the state-dict keys and shapes of timm's tf_mobilenetv3_* models: tests/data/timm_keys.json.
+
+Needs timm (see tests/timm_models.py): .venv/bin/python scripts/record_timm_keys.py
+"""
+
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+from timm_models import import_timm  # noqa: E402
+
+from porter.mapping.files import VARIANTS  # noqa: E402
+
+timm = import_timm()
+recorded = {
+    variant: {
+        key: list(value.shape) for key, value in timm.create_model(f"tf_mobilenetv3_{variant}").state_dict().items()
+    }
+    for variant in VARIANTS
+}
+out = ROOT / "tests" / "data" / "timm_keys.json"
+out.write_text(json.dumps({"timm": timm.__version__, "keys": recorded}, separators=(",", ":")) + "\n")
+print(f"{out}: timm {timm.__version__}, {sum(map(len, recorded.values()))} keys of {len(recorded)} models")

@@ -1,0 +1,104 @@
+"""Fixtures: what a test needs it makes; the shared checkpoints are used where they are."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from porter.cli import main
+from porter.demo import demo_variables, write_demo_checkpoint
+from porter.writers.bundle import write_bundle
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+SHARED = Path(os.environ.get("MNV3_CHECKPOINTS", Path(__file__).parents[2] / "shared" / "checkpoints"))
+FOLDERS = {
+    "large_075": "v3-large_224_0.75_float",
+    "large_100": "v3-large_224_1.0_float",
+    "large_minimal_100": "v3-large-minimalistic_224_1.0_float",
+    "small_075": "v3-small_224_0.75_float",
+    "small_100": "v3-small_224_1.0_float",
+    "small_minimal_100": "v3-small-minimalistic_224_1.0_float",
+}
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of checkpoints written by the original TensorFlow network."""
+    if not SHARED.is_dir():
+        pytest.skip(f"no shared checkpoints at {SHARED} (set MNV3_CHECKPOINTS)")
+    return SHARED
+
+
+@pytest.fixture(params=FOLDERS)
+def released(request, shared) -> tuple[str, Path]:
+    """(variant, folder) of each of the six shared checkpoints."""
+    return request.param, shared / FOLDERS[request.param]
+
+
+@pytest.fixture(scope="session")
+def tf():
+    return pytest.importorskip("tensorflow")
+
+
+@pytest.fixture(scope="session")
+def demo_folder(tmp_path_factory) -> Path:
+    """The small_075 demo checkpoint, read only by agreement."""
+    return write_demo_checkpoint(tmp_path_factory.mktemp("demo"))
+
+
+@pytest.fixture
+def demo_copy(tmp_path) -> Path:
+    """A demo checkpoint of its own, to damage: the prefix of the bundle."""
+    return write_demo_checkpoint(tmp_path) / "ema" / "model-1000"
+
+
+@pytest.fixture
+def make_checkpoint(tmp_path):
+    """Write small_075 demo variables, changed by a function, and return the prefix."""
+
+    def make(change=lambda variables: None, **kwargs) -> Path:
+        variables = demo_variables("small_075", **kwargs)
+        change(variables)
+        prefix = tmp_path / "changed" / "model-1"
+        prefix.parent.mkdir(exist_ok=True)
+        write_bundle(prefix, variables, force=True)
+        return prefix
+
+    return make
+
+
+class Ran(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run ``mnv3-port`` in this process."""
+
+    def run(*arguments) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["mnv3-port", *map(str, arguments)])
+        handler = signal.getsignal(signal.SIGTERM)
+        capsys.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+        out, err = capsys.readouterr()
+        return Ran(code, out, err)
+
+    return run
+
+
+def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    """Equal in dtype, shape and every bit."""
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()

@@ -1,0 +1,287 @@
+"""``mnv3-port convert``: what it writes, and that bad input leaves one line and no file."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import same_bits
+
+import porter
+from porter.artifacts.files import load_artifact
+from porter.artifacts.metadata import Metadata
+from porter.atomic import atomic_write
+from porter.convert import convert, plan_port
+from porter.errors import ArtifactError, PorterError
+from porter.loaders import open_checkpoint
+
+STEM = "MobilenetV3/Conv/weights"
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("layout", ["timm", "slim"])
+def test_artifact_holds_the_checkpoint(demo_folder, tmp_path, suffix, layout):
+    path, port = convert(demo_folder, tmp_path / f"a{suffix}", layout=layout)
+    tensors, metadata = load_artifact(path)
+    opened = open_checkpoint(demo_folder)
+    assert set(tensors) == set(porter.create_model("small_075").state_dict())
+    stem = tensors["conv_stem.weight"].numpy()
+    assert same_bits(stem.transpose(2, 3, 1, 0).copy(), opened[STEM].read())
+    assert isinstance(metadata, Metadata)
+    assert (metadata.variant, metadata.layout, metadata.step) == ("small_075", layout, 1000)
+    assert metadata.gate == (1 / 6 if layout == "timm" else 0.16667)
+    assert metadata.sources == opened.digests()
+    assert port.plan.num_classes == metadata.num_classes == 1000
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_fold_is_undone_bit_for_bit(released, tmp_path, suffix):
+    variant, folder = released
+    folded, _ = convert(folder, tmp_path / f"timm{suffix}")
+    plain, _ = convert(folder, tmp_path / f"slim{suffix}", layout="slim")
+    undone = porter.create_model(variant, folded, layout="slim").state_dict()
+    original = load_artifact(plain).tensors
+    assert all(same_bits(undone[name].numpy(), original[name].numpy()) for name in original)
+    again = porter.create_model(variant, plain, layout="timm").state_dict()
+    assert all(same_bits(again[name].numpy(), value.numpy()) for name, value in load_artifact(folded).tensors.items())
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_same_input_same_bytes_in_another_process(demo_folder, tmp_path, suffix):
+    first, _ = convert(demo_folder, tmp_path / f"first{suffix}")
+    second = tmp_path / "elsewhere" / f"second{suffix}"
+    second.parent.mkdir()
+    command = [sys.executable, "-m", "porter", "convert", demo_folder / "ema", "-o", second]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONHASHSEED": "77"}, stdout=subprocess.DEVNULL)
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_output_of_the_command(run, demo_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ran = run("convert", "--variant", "small_075", demo_folder)
+    assert ran.code == 0
+    assert "mapped    210 variables, none left over; 1 ignored (training step counter)" in ran.out
+    assert "layout    timm: gate 0.166667, 0.16667 folded into 9 project weights" in ran.out
+    assert (tmp_path / "small_075.pth").is_file()
+
+
+def test_dry_run_writes_nothing(run, demo_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ran = run("convert", demo_folder, "--dry-run")
+    assert ran.code == 0
+    assert "variant   small_075 (found from the shapes)" in ran.out
+    assert "classifier.bias" in ran.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def damage(prefix, what):
+    index, data = prefix.with_name("model-1000.index"), prefix.with_name("model-1000.data-00000-of-00001")
+    if what == "truncated index":
+        index.write_bytes(index.read_bytes()[:-60])
+    elif what == "truncated data":
+        data.write_bytes(data.read_bytes()[:-100])
+    elif what == "flipped byte":
+        content = bytearray(data.read_bytes())
+        content[len(content) // 3] ^= 4
+        data.write_bytes(content)
+    elif what == "missing shard":
+        data.unlink()
+    elif what == "missing index":
+        index.unlink()
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("truncated index", "model-1000.index: truncated or not a TensorFlow index"),
+        ("truncated data", "model-1000.data-00000-of-00001: truncated: tensor"),
+        ("flipped byte", "model-1000.data-00000-of-00001: tensor MobilenetV3/"),
+        ("missing shard", "missing shard of model-1000.index"),
+        ("missing index", "no such file or folder, and no checkpoint of that prefix"),
+    ],
+)
+def test_damaged_checkpoint(run, demo_copy, tmp_path, what, message):
+    damage(demo_copy, what)
+    assert_refused(run("convert", demo_copy, "-o", tmp_path / "out.pth"), message, tmp_path)
+
+
+def assert_refused(ran, message, folder):
+    assert ran.code == 2
+    assert ran.err.startswith("Error: ")
+    assert ran.err.count("\n") == 1, ran.err
+    assert message in ran.err
+    assert not [path for path in folder.iterdir() if "out" in path.name], "a file was left behind"
+
+
+def test_bad_input(run, demo_folder, make_checkpoint, tmp_path):
+    out = tmp_path / "out.pth"
+    (tmp_path / "bad.yaml").write_text("a: [1\n")
+    (tmp_path / "empty").mkdir()
+    raw = make_checkpoint()
+    for arguments, message in (
+        (["--variant", "small_100", demo_folder], "is a small_075 checkpoint, not small_100; use --variant small_075"),
+        (["--variant", "nope", demo_folder], "unknown variant 'nope'"),
+        (["--mapping", tmp_path / "bad.yaml", demo_folder], "bad.yaml: not readable as YAML"),
+        (["--mapping", tmp_path / "no.yaml", demo_folder], "no.yaml: No such file"),
+        (["--num-classes", 10, demo_folder], "the classifier has 1000 classes without background, not 10"),
+        (["--weights", "ema", raw], "no variable ends in /ExponentialMovingAverage"),
+        ([tmp_path / "empty"], "no checkpoint in this folder"),
+        ([tmp_path / "nowhere"], "no such file or folder"),
+        ([tmp_path / "bad.yaml"], "bad.yaml"),
+    ):
+        assert_refused(run("convert", *arguments, "-o", out), message, tmp_path)
+
+
+def test_nan_in_weights(run, make_checkpoint, tmp_path):
+    ran = run("convert", make_checkpoint(lambda v: v[STEM].fill(np.nan)), "-o", tmp_path / "out.pth")
+    assert_refused(ran, f"tensor {STEM}: 432 of 432 values are NaN", tmp_path)
+
+
+def test_existing_output(run, demo_folder, tmp_path):
+    old = tmp_path / "old.pth"
+    old.write_bytes(b"precious")
+    ran = run("convert", demo_folder, "-o", old)
+    assert (ran.code, old.read_bytes()) == (2, b"precious")
+    assert "old.pth: exists already; choose another output or use --force" in ran.err
+    assert run("convert", demo_folder, "-o", old, "--force").code == 0
+    assert load_artifact(old).metadata.variant == "small_075"
+    ran = run("convert", demo_folder, "-o", tmp_path)
+    assert ran.code == 2
+    assert "is a folder" in ran.err
+
+
+def test_output_that_cannot_be(run, demo_folder, tmp_path):
+    ran = run("convert", demo_folder, "-o", tmp_path / "out.onnx")
+    assert_refused(ran, "must end in one of .pth, .pt, .safetensors", tmp_path)
+    ran = run("convert", demo_folder, "-o", tmp_path / "none" / "out.pth")
+    assert_refused(ran, "none/out.pth: cannot be written: No such file or directory", tmp_path)
+    (tmp_path / "file").write_text("")
+    ran = run("convert", demo_folder, "-o", tmp_path / "file" / "out.pth")
+    assert_refused(ran, "file/out.pth: cannot be written: Not a directory", tmp_path)
+
+
+def as_nobody(function):
+    """Run ``function`` in a child without root's rights; its exit code."""
+    pid = os.fork()
+    if not pid:
+        try:
+            if os.getuid() == 0:
+                os.setuid(65534)
+            os._exit(function())
+        finally:
+            os._exit(99)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_read_only_folder(tmp_path):
+    folder = tmp_path / "locked"
+    folder.mkdir()
+    folder.chmod(0o555)
+    for parent in (tmp_path, *tmp_path.parents[:2]):
+        parent.chmod(0o755)
+
+    def write():
+        try:
+            with atomic_write(folder / "out.pth"):
+                return 1
+        except PorterError as error:
+            return 0 if "out.pth: cannot be written: Permission denied" in str(error) else 2
+
+    assert as_nobody(write) == 0
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_full_disk(demo_folder, tmp_path, suffix):
+    """A file size limit stands in for a full disk: the write fails half-way."""
+    limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+    limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000));"
+    code = f"{limit} import sys; from porter.cli import main; sys.argv[0] = 'x'; main()"
+    out = tmp_path / f"out{suffix}"
+    command = [sys.executable, "-c", code, "convert", demo_folder, "-o", out]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert_refused(
+        type("Ran", (), {"code": ran.returncode, "err": ran.stderr}), "cannot be written: File too large", tmp_path
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_half_way(demo_folder, tmp_path, number):
+    """The old artifact stays whole and no temporary file remains."""
+    out = tmp_path / "out.pth"
+    out.write_bytes(b"old")
+    slow = "import time, torch; torch.save = lambda state, file: (file.write(b'half'), file.flush(), time.sleep(60));"
+    code = f"{slow} import sys; from porter.cli import main; sys.argv[0] = 'x'; main()"
+    command = [sys.executable, "-c", code, "convert", "--force", demo_folder, "-o", out]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob(".out.pth.*.tmp")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert list(tmp_path.glob(".out.pth.*.tmp")), "never began to write"
+        process.send_signal(number)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == (130 if number == signal.SIGINT else 143)
+    assert "Traceback" not in err
+    assert (out.read_bytes(), [p.name for p in tmp_path.iterdir() if p.name.startswith(".")]) == (b"old", [])
+
+
+def test_debug_shows_the_traceback(run, tmp_path):
+    from porter.errors import CheckpointError
+
+    with pytest.raises(CheckpointError):
+        run("convert", tmp_path / "nowhere", "--debug")
+    with pytest.raises(CheckpointError):
+        run("--debug", "convert", tmp_path / "nowhere")
+
+
+def test_metadata_of_a_later_version(demo_folder, tmp_path):
+    path, _ = convert(demo_folder, tmp_path / "a.pth")
+    state = torch.load(path, weights_only=True)
+    entry = state._metadata["mnv3_port"]
+    entry["json"] = json.dumps(json.loads(entry["json"]) | {"format": 99, "tool": "mnv3-port 9"})
+    torch.save(state, path)
+    with pytest.raises(ArtifactError, match=r"a.pth: written by a later mnv3-port \(mnv3-port 9\)"):
+        load_artifact(path)
+
+
+def test_artifact_of_another_variant(demo_folder, tmp_path):
+    path, _ = convert(demo_folder, tmp_path / "a.pth")
+    with pytest.raises(ArtifactError, match="is a small_075 artifact, not large_100"):
+        porter.create_model("large_100", path)
+
+
+def test_memory_stays_small(released):
+    """At most 3 x the averaged weights above what the imports take, slots or not."""
+    variant, folder = released
+    folder = folder / "pristine" if (folder / "pristine").is_dir() else folder
+    code = f"""
+import resource, torch, porter.convert, porter.create
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
+porter.convert.convert({str(folder)!r}, "/dev/shm/mnv3-port-test-{os.getpid()}.pth", force=True)
+print(peak() - before)
+"""
+    try:
+        ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    finally:
+        Path(f"/dev/shm/mnv3-port-test-{os.getpid()}.pth").unlink()
+    port = plan_port(folder, variant)
+    weights = sum(port.checkpoint[step.source].nbytes for step in port.plan.steps)
+    assert int(ran.stdout) * 1024 <= 3 * weights
+
+
+def test_threads_may_convert_side_by_side(demo_folder, tmp_path):
+    threads = [threading.Thread(target=convert, args=(demo_folder, tmp_path / f"{i}.pth")) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({path.read_bytes() for path in tmp_path.glob("*.pth")}) == 1
+    assert len(list(tmp_path.glob("*.pth"))) == 4

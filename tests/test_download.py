@@ -1,0 +1,122 @@
+"""Downloads against a local HTTP server: with ranges, without, breaking off, lying."""
+
+import base64
+import hashlib
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import crc32c
+import pytest
+
+CONTENT = bytes(range(256)) * 4000
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        server = self.server
+        server.ranges.append(self.headers.get("Range"))
+        start = 0
+        if server.knows_ranges and (match := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")):
+            start = int(match[1])
+        if self.path == "/missing.tgz":
+            return self.send_error(404)
+        if start >= len(CONTENT):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(CONTENT)}")
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(CONTENT) - start))
+        for value in server.hashes:
+            self.send_header("x-goog-hash", value)
+        self.end_headers()
+        end = len(CONTENT)
+        if server.breaks_off:
+            end, server.breaks_off = start + 300_000, False
+        self.wfile.write(server.content[start:end])
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    server.knows_ranges, server.breaks_off, server.ranges, server.content = True, False, [], CONTENT
+    server.hashes = [
+        f"crc32c={base64.b64encode(crc32c.crc32c(CONTENT).to_bytes(4, 'big')).decode()}",
+        f"md5={base64.b64encode(hashlib.md5(CONTENT).digest()).decode()}",
+    ]
+    server.url = f"http://127.0.0.1:{server.server_port}/v3.tgz"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def fetch(run, server, tmp_path):
+    def fetch(*options):
+        return run("download", "--variant", "small_075", "--url", server.url, "-o", tmp_path / "v3.tgz", *options)
+
+    return fetch
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_download(fetch, tmp_path):
+    ran = fetch("--sha256", hashlib.sha256(CONTENT).hexdigest())
+    assert ran.code == 0, ran.err
+    assert (tmp_path / "v3.tgz").read_bytes() == CONTENT
+    assert names(tmp_path) == ["v3.tgz"]
+
+
+@pytest.mark.parametrize("knows_ranges", [True, False])
+def test_resume(server, fetch, tmp_path, knows_ranges):
+    server.knows_ranges, server.breaks_off = knows_ranges, True
+    ran = fetch()
+    assert ran.code == 2
+    assert "goes on from there" in ran.err
+    assert ran.err.count("\n") == 1
+    assert names(tmp_path) == ["v3.tgz.part"]
+    assert fetch().code == 0
+    assert server.ranges == [None, "bytes=300000-"]
+    assert (tmp_path / "v3.tgz").read_bytes() == CONTENT
+
+
+def test_part_that_is_already_whole(fetch, tmp_path):
+    (tmp_path / "v3.tgz.part").write_bytes(CONTENT)
+    assert fetch().code == 0
+    assert (tmp_path / "v3.tgz").read_bytes() == CONTENT
+
+
+def test_wrong_content(server, fetch, tmp_path):
+    server.content = CONTENT[:-1] + b"!"
+    ran = fetch()
+    assert ran.code == 2
+    assert "crc32c is" in ran.err
+    assert names(tmp_path) == []
+    server.hashes = []
+    assert "sha256 is" in fetch("--sha256", hashlib.sha256(CONTENT).hexdigest()).err
+    assert names(tmp_path) == []
+
+
+def test_existing_file_is_kept(fetch, tmp_path):
+    (tmp_path / "v3.tgz").write_bytes(b"mine")
+    assert "exists already" in fetch().err
+    assert fetch("--force").code == 0
+
+
+def test_no_such_file_and_no_server(run, server, tmp_path):
+    out = tmp_path / "x.tgz"
+    ran = run("download", "--variant", "small_075", "--url", server.url.replace("v3", "missing"), "-o", out)
+    assert (ran.code, "404" in ran.err) == (2, True)
+    ran = run("download", "--variant", "small_075", "--url", "http://127.0.0.1:9/x.tgz", "-o", out)
+    assert (ran.code, "refused" in ran.err) == (2, True)
+    ran = run("download", "--variant", "small_075", "--url", "no-url", "-o", out)
+    assert (ran.code, "unknown url type" in ran.err) == (2, True)
+    assert names(tmp_path) == []

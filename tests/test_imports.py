@@ -1,0 +1,45 @@
+"""What each command imports: start-up time is a matter of what is left out."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "tensorflow", "numpy", "rich", "h5py", "yaml", "google.protobuf")
+
+
+def imported(*arguments) -> set[str]:
+    """The heavy modules that ``mnv3-port ARGUMENTS`` has imported when it ends."""
+    code = (
+        "import sys, atexit\n"
+        f"atexit.register(lambda: print('IMPORTED', *[m for m in {HEAVY!r} if m in sys.modules]))\n"
+        "from porter.cli import main\nsys.argv[0] = 'mnv3-port'\nmain()"
+    )
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    return set(ran.stdout.rpartition("IMPORTED")[2].split())
+
+
+def test_help():
+    assert imported("--help") == set()
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_inspect(demo_folder, options):
+    assert imported("inspect", demo_folder, *options) == {"yaml", "google.protobuf"}
+
+
+def test_convert_never_imports_tensorflow(demo_folder, tmp_path):
+    assert imported("convert", demo_folder, "-o", tmp_path / "a.pth") == {"torch", "numpy", "yaml", "google.protobuf"}
+    assert "tensorflow" not in imported("convert", demo_folder, "-o", tmp_path / "a.safetensors")
+
+
+def test_verify_with_a_recorded_reference_needs_no_tensorflow(demo_folder):
+    assert "tensorflow" not in imported("verify", demo_folder, "--reference", demo_folder / "expected.npz")
+
+
+def test_python_api_is_lazy():
+    code = (
+        "import sys, porter; porter.open_checkpoint; assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,126 @@
+"""Mapping files: the six are complete and right, and mistakes are named by file, line and key."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from porter.errors import MappingError
+from porter.mapping.files import VARIANTS, load_mapping, load_variant, mapping_digest, mappings_folder
+from porter.mapping.network import build_network, make_divisible
+from porter.mapping.rules import expected_variables
+
+# Learnable parameters at 1000 classes (shared/FACTS.md, from timm's cards)
+PARAMETERS = {
+    "large_075": 3_993_528,
+    "large_100": 5_483_032,
+    "large_minimal_100": 3_924_288,
+    "small_075": 2_041_872,
+    "small_100": 2_542_856,
+    "small_minimal_100": 2_044_736,
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_parameters(variant):
+    mapping = load_variant(variant)
+    expected = expected_variables(mapping, build_network(mapping), classes=1000)
+    trained = [e.shape for e in expected if not e.target.endswith(("running_mean", "running_var"))]
+    total = 0
+    for shape in trained:
+        count = 1
+        for size in shape:
+            count *= size
+        total += count
+    assert total == PARAMETERS[variant]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_targets_are_timms_keys(variant):
+    """Against the keys that timm itself printed (scripts/record_timm_keys.py)."""
+    timm_keys = json.loads((Path(__file__).parent / "data" / "timm_keys.json").read_text())["keys"][variant]
+    mapping = load_variant(variant)
+    targets = [e.target for e in expected_variables(mapping, build_network(mapping), classes=1000)]
+    assert sorted(targets) == sorted(key for key in timm_keys if not key.endswith("num_batches_tracked"))
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(12, 16), (18, 24), (30, 32), (36, 40), (60, 64), (147.2, 144), (3, 8)]
+)
+def test_make_divisible(value, expected):
+    assert make_divisible(value, 8) == expected
+
+
+def write(tmp_path, text):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base: small_100.yaml\nscope: [a]\n", r"mine.yaml:2: scope: Expected `str`, got `array`"),
+        ("base: small_100.yaml\nnetwork:\n  multiplier: 1.0\n  depth: 3\n", r"mine.yaml:4: network: .*unknown field `depth`"),
+        ("base: small_100.yaml\nnetwork: {stem: {activation: gelu}}\n", r"mine.yaml:2: network.stem.activation: Invalid enum"),
+        ("base: small_100.yaml\nnetwork:\n  blocks:\n    - {stage: 0}\n", r"mine.yaml:4: network.blocks\[0\]: .*missing required field"),
+        ("variant: x\n", r"mine.yaml:1: top level: .*missing required field `scope`"),
+        ("a: 1\nb: 2\na: 3\n", r"mine.yaml:3: key 'a' stands twice"),
+        ("a: [1\n", r"mine.yaml: not readable as YAML: .*line 2"),
+        ("- 1\n", r"mine.yaml:1: a mapping file is a YAML mapping"),
+        ("", r"mine.yaml:1: a mapping file is a YAML mapping"),
+        ("base: none.yaml\n", r"base 'none.yaml' is neither beside it nor among the installed"),
+        ("base: mine.yaml\n", r"its base leads back to itself"),
+        ("base: small_100.yaml\nmodule: 'blocks.{stag}'\n", r"mine.yaml:2?:? ?.*stag"),
+        (
+            "base: small_100.yaml\nrules:\n  squeeze_excite:\n    - {from: a, to: b, layout: conv, shape: [1, 1, in, wide]}\n",
+            r"mine.yaml:4: rules.squeeze_excite\[0\]: 'wide' is not known here; known: kernel, in,",
+        ),
+        (
+            "base: small_100.yaml\nrules:\n  squeeze_excite:\n    - {from: a, to: b, layout: vector, shape: [1, 1]}\n",
+            r"mine.yaml:4: rules.squeeze_excite\[0\].shape: layout vector takes 1 sizes, not 2",
+        ),
+        (
+            "base: small_100.yaml\nnetwork:\n  blocks:\n"
+            "    - {stage: 1, kernel: 3, expansion: 1, out: 16, se: true, activation: relu, stride: 2}\n",
+            r"mine.yaml:4: network.blocks\[0\].stage: stages count up from 0",
+        ),
+        (
+            "base: small_100.yaml\nnetwork:\n  blocks:\n"
+            "    - {stage: 0, kernel: 3, expansion: 7/0, out: 16, se: true, activation: relu, stride: 2}\n",
+            r"mine.yaml:4: network.blocks\[0\].expansion: '7/0' is no number",
+        ),
+    ],
+)  # fmt: skip
+def test_mistakes_are_located(tmp_path, text, message):
+    with pytest.raises(MappingError, match=message):
+        load_mapping(write(tmp_path, text))
+
+
+def test_mistake_in_the_base_names_the_base(tmp_path):
+    (tmp_path / "below.yaml").write_text("base: small_100.yaml\n\nscope: 3\n")
+    with pytest.raises(MappingError, match=r"below.yaml:3: scope"):
+        load_mapping(write(tmp_path, "base: below.yaml\nvariant: x\n"))
+
+
+def test_binary_file(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(MappingError, match="not readable as YAML"):
+        load_mapping(path)
+
+
+def test_user_mapping_merges_over_its_base(tmp_path):
+    mapping = load_mapping(write(tmp_path, "base: large_075.yaml\nscope: Mine\nclasses: {count: 12}\n"))
+    assert (mapping.scope, mapping.classes.count, mapping.network.multiplier) == ("Mine", 12, 0.75)
+    assert len(mapping.network.blocks) == 15
+    assert mapping_digest(mapping) != mapping_digest(load_variant("large_075"))
+
+
+def test_unknown_variant():
+    with pytest.raises(MappingError, match="unknown variant 'big'; there are large_075"):
+        load_variant("big")
+
+
+def test_six_variants_are_all_the_files():
+    assert {path.stem for path in mappings_folder().glob("*.yaml")} == {*VARIANTS, "slim"}

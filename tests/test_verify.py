@@ -1,0 +1,272 @@
+"""Parity on all six, and that the verifier notices what it is there to notice."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+from conftest import FOLDERS
+
+import porter
+from porter.artifacts.files import load_artifact, save_artifact
+from porter.convert import convert, plan_port
+from porter.errors import ParityError
+from porter.mapping.files import VARIANTS
+from porter.parity.compare import compare
+
+TENSORFLOW = pytest.mark.tensorflow
+
+
+def worst(verdict):
+    return max(row.max_rel for row in verdict.rows)
+
+
+@pytest.mark.parametrize("layout", ["timm", "slim"])
+@pytest.mark.parametrize("keep_background", [False, True])
+def test_recorded_outputs_of_the_original_graph(released, layout, keep_background):
+    """Logits within 1e-5 of their scale, every endpoint within 2e-5; no TensorFlow involved."""
+    variant, folder = released
+    reference = str(folder / "expected.npz")
+    verdict = porter.verify(folder, reference=reference, layout=layout, keep_background=keep_background)
+    assert verdict.passed
+    assert verdict.variant == variant
+    assert len(verdict.worst_rows()) == (66 if "large" in variant else 50)
+    assert (verdict.top1_agree, verdict.top5_agree, verdict.images) == (2, 2, 2)
+
+
+@TENSORFLOW
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_float64_against_tf_nn(tf, shared, variant):
+    verdict = porter.verify(shared / FOLDERS[variant], reference="tf.nn", dtype="float64", sizes=[(224, 224), (75, 97)])
+    assert verdict.passed
+    assert worst(verdict) < 1e-12
+
+
+@TENSORFLOW
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_any_size_against_tf_nn(tf, shared, variant):
+    verdict = porter.verify(shared / FOLDERS[variant], reference="tf.nn", sizes=[(225, 225), (160, 193), (33, 64)])
+    assert verdict.passed
+
+
+@TENSORFLOW
+@pytest.mark.parametrize("variant", ["large_100", "small_075", "small_minimal_100"])
+def test_frozen_graph(tf, shared, variant):
+    folder = shared / FOLDERS[variant]
+    for source in (folder, folder / f"{folder.name}.pb"):
+        verdict = porter.verify(source)
+        assert verdict.reference.startswith("frozen graph")
+        assert verdict.passed
+
+
+@TENSORFLOW
+@pytest.mark.parametrize(("folder", "weights"), [("ema", "auto"), ("pristine", "auto"), ("pristine", "raw")])
+def test_meta_graph(tf, shared, folder, weights):
+    verdict = porter.verify(shared / FOLDERS["small_075"] / folder, weights=weights, reference="meta")
+    assert verdict.reference.startswith("meta graph")
+    assert verdict.passed
+
+
+@TENSORFLOW
+def test_raw_weights_are_not_the_frozen_graphs(tf, shared):
+    """The frozen graph holds averages: raw weights must differ from it, and auto must not choose it for them."""
+    folder = shared / FOLDERS["small_075"]
+    assert not porter.verify(folder / "ema", reference="frozen").first_divergence()
+    automatic = porter.verify(folder / "pristine", weights="raw")
+    assert automatic.reference.startswith("meta graph")
+    assert automatic.passed
+
+
+@TENSORFLOW
+def test_photos(tf, shared, tmp_path):
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    Image.fromarray(random.integers(0, 255, (60, 90), np.uint8), "L").save(tmp_path / "grey.png")
+    Image.fromarray(random.integers(0, 255, (300, 200, 4), np.uint8), "CMYK").save(tmp_path / "cmyk.jpg")
+    verdict = porter.verify(shared / FOLDERS["small_075"], images=tmp_path)
+    assert verdict.passed
+    assert verdict.images == 2
+    (tmp_path / "broken.png").write_bytes(b"nothing")
+    with pytest.raises(ParityError, match=r"broken.png: not a readable image"):
+        porter.verify(shared / FOLDERS["small_075"], images=tmp_path)
+
+
+def recorded(demo_folder):
+    return {"reference": str(demo_folder / "expected.npz")}
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_artifact(demo_folder, tmp_path, suffix):
+    path, _ = convert(demo_folder, tmp_path / f"a{suffix}")
+    verdict = porter.verify(demo_folder, path, **recorded(demo_folder))
+    assert verdict.passed
+    assert verdict.images == 1
+
+
+@TENSORFLOW
+def test_folded_artifact_in_float64(tf, demo_folder, tmp_path):
+    path, _ = convert(demo_folder, tmp_path / "a.pth")
+    assert porter.verify(demo_folder, path, dtype="float64", sizes=[(64, 64)]).passed
+
+
+@pytest.mark.parametrize(
+    ("entry", "first"),
+    [
+        ("conv_stem.weight", "layer_1"),
+        ("blocks.1.0.conv_dw.weight", "layer_3/depthwise_output"),
+        ("blocks.2.1.se.conv_expand.bias", "layer_6/output"),
+        ("blocks.4.2.bn3.running_var", "layer_12/output"),
+        ("blocks.5.0.conv.weight", "layer_13"),
+        ("conv_head.bias", "layer_15"),
+        ("classifier.weight", "Logits"),
+    ],
+)
+def test_a_wrong_tensor_is_found_where_it_acts(run, demo_folder, tmp_path, entry, first):
+    """The first divergence is the endpoint that the tensor feeds; exit code 1."""
+    path, _ = convert(demo_folder, tmp_path / "a.pth")
+    tensors, metadata = load_artifact(path)
+    tensors[entry] = tensors[entry] + 0.01 * tensors[entry].abs().mean()
+    save_artifact(path, tensors, metadata, force=True)
+    ran = run("verify", demo_folder, path, "--reference", demo_folder / "expected.npz", "--json")
+    assert ran.code == 1
+    assert json.loads(ran.out)["first_divergence"] == first
+
+
+def test_gate_of_one_sixth_without_the_fold_is_no_parity(demo_folder, tmp_path):
+    """timm's definition on unfolded weights: the error this project exists to avoid."""
+    path, _ = convert(demo_folder, tmp_path / "a.pth", layout="slim")
+    torch.save(dict(load_artifact(path).tensors), tmp_path / "plain.pth")
+    verdict = porter.verify(demo_folder, tmp_path / "plain.pth", **recorded(demo_folder))
+    assert not verdict.passed
+    assert not verdict.first_divergence().endpoint.startswith("layer_1")  # the stem has no gate
+
+
+def test_symmetric_padding_is_no_parity(demo_folder, monkeypatch):
+    from porter.network import same_padding as module
+
+    reach = lambda kernel, dilation: dilation * (kernel - 1) // 2  # noqa: E731
+    monkeypatch.setattr(module, "same_padding", lambda size, kernel, stride, dilation: (reach(kernel, dilation),) * 2)
+    verdict = porter.verify(demo_folder, **recorded(demo_folder))
+    assert verdict.first_divergence().endpoint == "layer_1"
+
+
+def test_nan_is_no_parity():
+    row = compare("x", "s", np.array([[1.0, np.nan]]), np.array([[1.0, 2.0]]), 1e-5)
+    assert not row.passed
+    assert row.worst == (0, 1)
+
+
+def test_human_table_and_junit(run, demo_folder, tmp_path):
+    junit = tmp_path / "parity.xml"
+    ran = run("verify", demo_folder, "--reference", demo_folder / "expected.npz", "--junit", junit)
+    assert ran.code == 0
+    assert "PARITY     small_075: all 50 endpoints within limits" in ran.out
+    suite = ElementTree.parse(junit).getroot()
+    assert (suite.get("tests"), suite.get("failures")) == ("50", "0")
+    assert [case.get("name") for case in suite.findall("testcase")][:2] == ["layer_1", "layer_2/depthwise_output"]
+
+
+def test_junit_of_a_failure(run, demo_folder, tmp_path):
+    path, _ = convert(demo_folder, tmp_path / "a.pth")
+    tensors, metadata = load_artifact(path)
+    tensors["classifier.bias"] = tensors["classifier.bias"] + 1
+    save_artifact(path, tensors, metadata, force=True)
+    junit = tmp_path / "parity.xml"
+    ran = run("verify", demo_folder, path, "--reference", demo_folder / "expected.npz", "--junit", junit)
+    assert ran.code == 1
+    assert "NO PARITY  small_075: first differs at Logits" in ran.out
+    failed = [case.get("name") for case in ElementTree.parse(junit).getroot().findall("testcase[failure]")]
+    assert failed[0] == "Logits"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--reference", "magic"], "unknown reference 'magic'"),
+        (["--reference", "none.npz"], "none.npz: not a readable .npz reference"),
+        (["--reference", "frozen"], "not one frozen .pb beside it"),
+        (["--reference", "meta"], "model-1000.meta: no such file"),
+        (["--reference", "RECORDED", "--dtype", "float64"], "computes in float32; float64 needs --reference tf.nn"),
+        (["--reference", "RECORDED", "--size", "64"], "has its own inputs; leave out sizes and images"),
+        (["--size", "64x"], "is not a size such as 224 or 160x193"),
+        (["missing.pth"], "missing.pth: no such file"),
+        (["--variant", "small_100"], "is a small_075 checkpoint"),
+    ],
+)
+def test_checks_that_cannot_be_made(run, demo_folder, arguments, message):
+    arguments = [str(demo_folder / "expected.npz") if a == "RECORDED" else a for a in arguments]
+    ran = run("verify", demo_folder, *arguments)
+    assert ran.code == 2
+    assert message in ran.err
+
+
+def test_damaged_recorded_reference(run, demo_folder, tmp_path):
+    whole = (demo_folder / "expected.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    np.savez(tmp_path / "other.npz", x=np.zeros(3))
+    for name, message in (
+        ("cut.npz", "not a readable .npz"),
+        ("other.npz", "needs the arrays 'input' and 'ep/Logits'"),
+    ):
+        ran = run("verify", demo_folder, "--reference", tmp_path / name)
+        assert (ran.code, message in ran.err) == (2, True)
+
+
+WITHOUT_TENSORFLOW = """
+import sys
+sys.modules["tensorflow"] = None
+import importlib.util
+real = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "tensorflow" else real(name, *rest)
+from porter.cli import main
+sys.argv[0] = "mnv3-port"
+main()
+"""
+
+
+def without_tensorflow(*arguments):
+    command = [sys.executable, "-c", WITHOUT_TENSORFLOW, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
+
+
+def test_without_tensorflow_the_recorded_reference_serves(demo_folder):
+    ran = without_tensorflow("verify", demo_folder)
+    assert ran.returncode == 0, ran.stderr
+    assert "recorded (expected.npz)" in ran.stdout
+
+
+def test_without_tensorflow_and_reference(demo_folder):
+    ran = without_tensorflow("verify", demo_folder / "ema" / "model-1000", "--reference", "tf.nn")
+    assert ran.returncode == 2
+    assert "pip install 'mnv3-port[tensorflow]'" in ran.stderr
+
+
+def test_demo_without_tensorflow():
+    ran = without_tensorflow("demo")
+    assert ran.returncode == 0, ran.stderr
+    assert "PARITY" in ran.stdout
+
+
+@TENSORFLOW
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_demo(tf, run, variant, tmp_path):
+    """TensorFlow reads the demo's checkpoint and agrees, for every variant."""
+    from porter.demo import write_demo_checkpoint
+
+    folder = write_demo_checkpoint(tmp_path, variant)
+    assert plan_port(folder).plan.variant == variant
+    reader = tf.train.load_checkpoint(str(folder / "ema"))
+    assert reader.has_tensor("MobilenetV3/Conv/weights")
+    assert porter.verify(folder, reference="tf.nn", sizes=[(97, 64)]).passed
+
+
+def test_demo_keeps_its_files(run, tmp_path):
+    assert run("demo", "--out", tmp_path).code == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"small_075_demo", "small_075.pth"}
+    assert Path(tmp_path / "small_075_demo" / "ema" / "model-1000.index").is_file()
