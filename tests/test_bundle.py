@@ -31,11 +31,11 @@ def tf_saver_checkpoint(tf, prefix, variables, **saver_options):
 
 
 def assert_same_as_tensorflow(prefix, reader):
-    opened = open_checkpoint(prefix, weights="raw")
+    opened = open_checkpoint(prefix)
     names = set(reader.get_variable_to_shape_map())
-    assert set(opened) | set(opened.set_aside) == names
+    assert {variable.stored_as for variable in opened.values()} | set(opened.set_aside) == names
     for name, variable in opened.items():
-        values = reader.get_tensor(name)
+        values = reader.get_tensor(variable.stored_as)
         assert variable.shape == values.shape
         assert same_bits(variable.read(), np.asarray(values)), name
 
@@ -47,8 +47,9 @@ def test_every_shared_tensor_equals_tensorflows(released, tf):
         prefix = index.with_suffix("")
         reader = tf.train.load_checkpoint(str(prefix))
         assert_same_as_tensorflow(prefix, reader)
-        for variable in open_checkpoint(prefix, weights="auto").values():
-            assert same_bits(variable.read(), reader.get_tensor(variable.stored_as))
+        if prefix.parent.name == "pristine":
+            for name, variable in open_checkpoint(prefix, weights="raw").items():
+                assert same_bits(variable.read(), reader.get_tensor(name))
 
 
 @pytest.mark.tensorflow

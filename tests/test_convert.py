@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -180,22 +181,26 @@ def as_nobody(function):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def test_read_only_folder(tmp_path):
-    folder = tmp_path / "locked"
-    folder.mkdir()
-    folder.chmod(0o555)
-    for parent in (tmp_path, *tmp_path.parents[:2]):
-        parent.chmod(0o755)
+@pytest.fixture
+def locked_folder():
+    """A folder that only root may write to; pytest's own lie below one that only root may enter."""
+    with tempfile.TemporaryDirectory(prefix="mnv3-port-test-") as name:
+        folder = Path(name)
+        folder.chmod(0o555)
+        yield folder
+        folder.chmod(0o755)
 
+
+def test_read_only_folder(locked_folder):
     def write():
         try:
-            with atomic_write(folder / "out.pth"):
+            with atomic_write(locked_folder / "out.pth"):
                 return 1
         except PorterError as error:
             return 0 if "out.pth: cannot be written: Permission denied" in str(error) else 2
 
     assert as_nobody(write) == 0
-    assert list(folder.iterdir()) == []
+    assert list(locked_folder.iterdir()) == []
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])

@@ -93,7 +93,13 @@ def test_averages(tmp_path):
     raw = open_checkpoint(tmp_path, "raw")
     assert raw["w"].read() == 1
     assert list(raw.set_aside) == ["w/ExponentialMovingAverage"]
-    assert raw.weights == "raw (as stored)"
+    assert raw.weights == "as stored"
+
+
+def test_raw_of_averages_alone(tmp_path):
+    bundle(tmp_path / "ema" / "model-5")
+    with pytest.raises(CheckpointError, match="holds moving averages alone; use --weights auto or ema"):
+        open_checkpoint(tmp_path, "raw")
 
 
 def test_ema_without_averages(tmp_path):

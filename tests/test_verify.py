@@ -55,6 +55,15 @@ def test_any_size_against_tf_nn(tf, shared, variant):
 
 
 @TENSORFLOW
+def test_other_sizes_choose_a_reference_that_takes_them(tf, shared):
+    verdict = porter.verify(shared / FOLDERS["small_075"], sizes=[(64, 97)])
+    assert verdict.reference.startswith("tf.nn")
+    assert verdict.passed
+    with pytest.raises(ParityError, match="takes 224x224 alone; use --reference tf.nn"):
+        porter.verify(shared / FOLDERS["small_075"], sizes=[(64, 97)], reference="frozen")
+
+
+@TENSORFLOW
 @pytest.mark.parametrize("variant", ["large_100", "small_075", "small_minimal_100"])
 def test_frozen_graph(tf, shared, variant):
     folder = shared / FOLDERS[variant]

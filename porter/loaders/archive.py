@@ -16,7 +16,8 @@ MAX_UNPACKED = 4 << 30
 def unpack(path: Path) -> tempfile.TemporaryDirectory[str]:
     """Unpack the regular files of the gzipped tar ``path``; the folder goes when the result is cleaned up.
 
-    Links and names that leave the folder are refused. Raises CheckpointError on damage.
+    They lie below the archive's own name, so that messages about them name the archive. Links and names
+    that leave the folder are refused. Raises CheckpointError on damage.
     """
     folder = tempfile.TemporaryDirectory(prefix="mnv3-port-")
     try:
@@ -35,7 +36,7 @@ def unpack(path: Path) -> tempfile.TemporaryDirectory[str]:
                     raise CheckpointError(
                         f"{path}: unpacks to more than {MAX_UNPACKED >> 30} GiB; not a released tarball"
                     )
-                archive.extract(member, folder.name, filter="data")
+                archive.extract(member, Path(folder.name) / path.name, filter="data")
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         folder.cleanup()
         raise CheckpointError(f"{path}: damaged archive ({error}); fetch it again") from error

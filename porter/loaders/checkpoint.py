@@ -23,6 +23,7 @@ class Checkpoint(Mapping[str, Variable]):
     """The variables of one checkpoint by plain name.
 
     ``given`` is the path as typed; ``path`` what was found there: a bundle's prefix or a ``.pb``.
+    ``averaged`` tells that the plain names hold moving averages, as in a released ``ema/`` folder.
     ``set_aside`` names what lies in the file but is not offered, each with its reason.
     """
 
@@ -49,7 +50,7 @@ class Checkpoint(Mapping[str, Variable]):
         averages = sum(variable.stored_as.endswith(SUFFIX) for variable in self.values())
         if averages:
             return f"moving averages ({averages} variables named {SUFFIX[1:]})"
-        return "moving averages (ema/ folder, plain names)" if self.averaged else "raw (as stored)"
+        return "moving averages (ema/ folder, plain names)" if self.averaged else "as stored"
 
     @property
     def step(self) -> int | None:
@@ -66,7 +67,7 @@ class Checkpoint(Mapping[str, Variable]):
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of each file, by file name."""
-        return {path.name: _sha256(path) for path in self.files()}
+        return {path.name: sha256(path) for path in self.files()}
 
 
 def open_checkpoint(path: str | os.PathLike[str], weights: Weights = "auto") -> Checkpoint:
@@ -80,13 +81,14 @@ def open_checkpoint(path: str | os.PathLike[str], weights: Weights = "auto") -> 
     source = locate(given, weights)
     unpacked = unpack(given) if source.kind == "archive" else None
     if unpacked:
-        source = locate(Path(unpacked.name), weights)
+        source = locate(Path(unpacked.name) / given.name, weights)
     variables = read_bundle(source.path) if source.kind == "bundle" else read_graphdef(source.path)
-    averaged = source.path.parent.name == "ema" or source.kind == "graphdef"
+    averaged = source.kind == "bundle" and source.path.parent.name == "ema"
     chosen, set_aside = select_weights(variables, weights, str(given), averaged)
     return Checkpoint(given, source.path, source.kind, chosen, set_aside, averaged, unpacked)
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

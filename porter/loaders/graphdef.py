@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 # Operator -> the inputs that are weights. Everything else constant (axes, h-swish's 3 and 1/6) is arithmetic.
 _WEIGHT_INPUTS = {
-    "Conv2D": (1,),
-    "DepthwiseConv2dNative": (1,),
-    "MatMul": (1,),
-    "BiasAdd": (1,),
-    "FusedBatchNorm": (1, 2, 3, 4),
-    "FusedBatchNormV2": (1, 2, 3, 4),
-    "FusedBatchNormV3": (1, 2, 3, 4),
+    b"Conv2D": (1,),
+    b"DepthwiseConv2dNative": (1,),
+    b"MatMul": (1,),
+    b"BiasAdd": (1,),
+    b"FusedBatchNorm": (1, 2, 3, 4),
+    b"FusedBatchNormV2": (1, 2, 3, 4),
+    b"FusedBatchNormV3": (1, 2, 3, 4),
 }
 
 # TensorProto stores few values, or repeated ones, in a typed list instead of tensor_content.
@@ -49,26 +49,28 @@ def read_graphdef(path: Path) -> dict[str, Variable]:
         for position in _WEIGHT_INPUTS.get(node.op, ()):
             constant = _constant(nodes, node.input[position]) if position < len(node.input) else None
             if constant is not None:
-                variables[constant.name] = _variable(constant, path)
+                variable = _variable(constant, path)
+                variables[variable.name] = variable
     if not variables:
         raise CheckpointError(f"{path}: no weights in it: not a frozen graph (variables are not yet constants)?")
     return variables
 
 
-def _constant(nodes: dict[str, Any], name: str) -> Any | None:
+def _constant(nodes: dict[bytes, Any], name: bytes) -> Any | None:
     """The Const node behind the input ``name``, through the Identity that freezing may leave (``/read``)."""
-    node = nodes.get(name.split(":")[0])
-    if node is not None and node.op == "Identity" and node.input:
-        node = nodes.get(node.input[0].split(":")[0])
-    return node if node is not None and node.op == "Const" else None
+    node = nodes.get(name.split(b":")[0])
+    if node is not None and node.op == b"Identity" and node.input:
+        node = nodes.get(node.input[0].split(b":")[0])
+    return node if node is not None and node.op == b"Const" else None
 
 
 def _variable(node: Any, path: Path) -> Variable:
-    proto = next((attr.value.tensor for attr in node.attr if attr.key == "value"), None)
+    name = node.name.decode(errors="replace")
+    proto = next((attr.value.tensor for attr in node.attr if attr.key == b"value"), None)
     if proto is None:
-        raise CheckpointError(f"{path}: tensor {node.name}: a constant without a value; the graph is damaged")
+        raise CheckpointError(f"{path}: tensor {name}: a constant without a value; the graph is damaged")
     shape, dtype = protos.shape_of(proto.tensor_shape), dtypes.NAMES.get(proto.dtype, f"dtype {proto.dtype}")
-    return Variable(node.name, shape, dtype, node.name, str(path), _reader(proto, node.name, shape, dtype, path))
+    return Variable(name, shape, dtype, name, str(path), _reader(proto, name, shape, dtype, path))
 
 
 def _reader(proto: Any, name: str, shape: tuple[int, ...], dtype: str, path: Path) -> Callable[[], np.ndarray]:

@@ -2,7 +2,8 @@
 
 Field numbers follow tensorflow/core/protobuf/tensor_bundle.proto and tensorflow/core/framework/
 {tensor_shape,tensor_slice,tensor,graph,node_def,attr_value,versions}.proto. The classes are built in
-a descriptor pool of their own, so they can live beside an imported TensorFlow.
+a descriptor pool of their own, so they can live beside an imported TensorFlow. A graph's names are
+declared as bytes (the wire is the same): a damaged one must not fail while it is looked at.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ message TensorSliceProto { repeated Extent extent = 1; }
 message Extent { int64 start = 1; int64 length = 2; }
 
 message GraphDef { repeated NodeDef node = 1; }
-message NodeDef { string name = 1; string op = 2; repeated string input = 3; repeated Attr attr = 5; }
-message Attr { string key = 1; AttrValue value = 2; }
+message NodeDef { bytes name = 1; bytes op = 2; repeated bytes input = 3; repeated Attr attr = 5; }
+message Attr { bytes key = 1; AttrValue value = 2; }
 message AttrValue { int32 type = 6; TensorProto tensor = 8; }
 message TensorProto {
   int32 dtype = 1; TensorShapeProto tensor_shape = 2; bytes tensor_content = 4;

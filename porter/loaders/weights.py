@@ -23,12 +23,14 @@ def select_weights(
     ``averaged`` tells that the plain names already hold averages (a released ``ema/`` folder).
     Returns the chosen variables by plain name, and the names set aside with the reason. A variable
     without an average keeps its raw value, as ``ExponentialMovingAverage.variables_to_restore``
-    does. Raises CheckpointError when ``weights`` is ``ema`` and there are no averages.
+    does. Raises CheckpointError when there are none of the ``weights`` asked for.
     """
     averages = {name.removesuffix(SUFFIX): var for name, var in variables.items() if name.endswith(SUFFIX)}
     plain = {name: var for name, var in variables.items() if not name.endswith(SUFFIX)}
     if weights == "ema" and not averages and not averaged:
         raise CheckpointError(f"{path}: no variable ends in {SUFFIX}; use --weights auto or raw")
+    if weights == "raw" and averaged:
+        raise CheckpointError(f"{path}: a released ema/ folder holds moving averages alone; use --weights auto or ema")
     if weights == "raw":
         return plain, {var.stored_as: "moving average; raw weights were asked for" for var in averages.values()}
     chosen = plain | {name: replace(var, name=name) for name, var in averages.items()}

@@ -38,7 +38,7 @@ def _read(path: Path, find: Find, seen: tuple[Path, ...]) -> Document:
     if path in seen:
         raise MappingError(f"{path}: its base leads back to itself")
     try:
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(path.read_text())
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(path.read_text("utf-8"))
         node = loader.get_single_node()
     except OSError as error:
         raise MappingError(f"{path}: {error.strerror}") from error

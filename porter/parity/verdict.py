@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -53,5 +54,13 @@ class Verdict:
             **{key: value for key, value in asdict(self).items() if key != "rows"},
             "passed": self.passed,
             "first_divergence": first.endpoint if first else None,
-            "rows": [row._asdict() | {"passed": row.passed} for row in self.rows],
+            "rows": [_finite(row) | {"passed": row.passed} for row in self.rows],
         }
+
+
+def _finite(row: Row) -> dict[str, Any]:
+    """The row's values; JSON has no NaN, so None stands for it."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in row._asdict().items()
+    }

@@ -14,6 +14,7 @@ import torch
 from porter.convert import PathLike, Port, plan_port
 from porter.create import create_model
 from porter.errors import ParityError
+from porter.loaders.checkpoint import sha256
 from porter.loaders.weights import Weights
 from porter.mapping.carry_out import carry_out
 from porter.mapping.plan import ArtifactLayout
@@ -55,8 +56,12 @@ def verify(
         checkpoint, variant, mapping=mapping, weights=weights, layout=layout, keep_background=keep_background
     )
     model = _ported_model(port, dtype) if artifact is None else _artifact_model(artifact, port, mapping, dtype)
-    against = choose_reference(reference, port.checkpoint, port.network, port.mapping.scope, dtype)
+    trained = (port.mapping.input.size,) * 2
+    any_size = any(size != trained for size in sizes or ())
+    against = choose_reference(reference, port.checkpoint, port.network, port.mapping.scope, dtype, any_size)
     digests = port.checkpoint.digests()
+    if artifact is not None:
+        digests[Path(artifact).name] = sha256(Path(artifact))
     verdict = Verdict(
         variant=port.mapping.variant,
         checkpoint=str(checkpoint),
@@ -66,7 +71,7 @@ def verify(
         environment=_environment(against),
         digests=digests,
     )
-    for sample in _samples(against, port, sizes, images, seed):
+    for sample in _samples(against, trained, port.mapping.input.crop, sizes, images, seed):
         check_sample(verdict, model, against, sample, port.mapping.classes.background)
     return verdict
 
@@ -126,13 +131,17 @@ def _artifact_model(artifact: PathLike, port: Port, mapping: PathLike | None, dt
 
 
 def _samples(
-    reference: Reference, port: Port, sizes: Sequence[Size] | None, images: PathLike | None, seed: int
+    reference: Reference,
+    trained: Size,
+    crop: float,
+    sizes: Sequence[Size] | None,
+    images: PathLike | None,
+    seed: int,
 ) -> list[Sample]:
     if reference.samples:
         if sizes or images:
             raise ParityError(f"{reference.name} has its own inputs; leave out sizes and images")
         return list(reference.samples)
-    trained = (port.mapping.input.size,) * 2
     if reference.size and any(size != reference.size for size in sizes or ()):
         raise ParityError(
             f"{reference.name} takes {reference.size[0]}x{reference.size[1]} alone; use --reference tf.nn"
@@ -140,7 +149,7 @@ def _samples(
     if not sizes:
         sizes = [reference.size] if reference.size else [trained, *OTHER_SIZES]
     if images:
-        return [photos(Path(images), size, port.mapping.input.crop) for size in sizes]
+        return [photos(Path(images), size, crop) for size in sizes]
     return [sample for size in sizes for sample in (noise(size, seed), structured(size))]
 
 

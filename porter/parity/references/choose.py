@@ -14,15 +14,18 @@ KINDS = ("frozen", "meta", "tf.nn")
 RECORDED_NAME = "expected.npz"
 
 
-def choose_reference(asked: str, checkpoint: Checkpoint, network: Network, scope: str, dtype: str) -> Reference:
+def choose_reference(
+    asked: str, checkpoint: Checkpoint, network: Network, scope: str, dtype: str, any_size: bool
+) -> Reference:
     """The reference named by ``asked``: one of KINDS, a path to an ``.npz``, or ``auto``.
 
     ``auto`` takes the first of: the frozen ``.pb`` beside the checkpoint, its ``.meta``, our ``tf.nn`` graph,
-    and without TensorFlow an ``expected.npz`` beside it; float64 and raw weights that have averages go
-    to ``tf.nn`` or ``.meta`` alone. Raises ParityError when there is none.
+    and without TensorFlow an ``expected.npz`` beside it. What lies beside a checkpoint was made from its
+    averages, so it is no reference for raw weights; float64 and ``any_size`` are for ``tf.nn`` alone.
+    Raises ParityError when there is none.
     """
     if asked == "auto":
-        return _first(checkpoint, network, scope, dtype)
+        return _first(checkpoint, network, scope, dtype, any_size)
     if asked not in KINDS and not asked.endswith(".npz"):
         raise ParityError(f"unknown reference {asked!r}: use auto, {', '.join(KINDS)} or a path to an .npz")
     if dtype == "float64" and asked != "tf.nn":
@@ -32,10 +35,10 @@ def choose_reference(asked: str, checkpoint: Checkpoint, network: Network, scope
     return _live(asked, checkpoint, network, scope, dtype)
 
 
-def _first(checkpoint: Checkpoint, network: Network, scope: str, dtype: str) -> Reference:
-    averaged = checkpoint.weights.startswith("moving averages")
+def _first(checkpoint: Checkpoint, network: Network, scope: str, dtype: str, any_size: bool) -> Reference:
+    averaged = checkpoint.format == "graphdef" or checkpoint.weights.startswith("moving averages")
     if importlib.util.find_spec("tensorflow") is not None:
-        if dtype == "float32":
+        if dtype == "float32" and not any_size:
             if averaged and _frozen_beside(checkpoint):
                 return _live("frozen", checkpoint, network, scope, dtype)
             if _meta_beside(checkpoint):
