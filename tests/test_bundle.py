@@ -16,7 +16,7 @@ from porter.writers.table import table_bytes
 
 DTYPES = [
     "float32", "float64", "float16", "bfloat16", "int8", "uint8", "int16", "uint16", "int32", "uint32",
-    "int64", "uint64", "bool", "complex64", "complex128",
+    "int64", "uint64", "bool", "complex64", "complex128", "float8_e5m2", "float8_e4m3fn", "int4", "uint4",
 ]  # fmt: skip
 
 

@@ -6,6 +6,7 @@ Opening reads the index alone; each tensor is a view of the mapped shard until i
 
 from __future__ import annotations
 
+import itertools
 import math
 import mmap
 import weakref
@@ -16,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 from porter.errors import CheckpointError
 from porter.loaders import dtypes, protos
 from porter.loaders.crc import masked_crc32c
-from porter.loaders.ordered_code import Extent, slice_key
-from porter.loaders.table import read_table
-from porter.loaders.variable import Variable
+from porter.loaders.object_graph import OBJECT_GRAPH_KEY, Resolved, resolve_names
+from porter.loaders.ordered_code import slice_key
+from porter.loaders.slices import Part, assemble, extents_of, place, shape_of_slices
+from porter.loaders.table import read_table, varint
+from porter.loaders.variable import Contents, Variable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,11 +37,12 @@ def shard_path(prefix: Path, shard: int, shards: int) -> Path:
     return prefix.with_name(f"{prefix.name}.data-{shard:05d}-of-{shards:05d}")
 
 
-def read_bundle(prefix: Path) -> dict[str, Variable]:
-    """Open the V2 checkpoint ``prefix`` and return its variables in name order.
+def read_bundle(prefix: Path) -> Contents:
+    """Open the V2 checkpoint ``prefix``; its variables come in name order.
 
-    Raises CheckpointError when the index is damaged, a shard is missing or too short, or an entry
-    makes no sense. Tensor values are checked against their checksums when they are read.
+    Object-based checkpoints (TensorFlow 2) give the names that their object graph holds. Raises
+    CheckpointError when the index is damaged, a shard is missing or too short, or an entry makes no sense.
+    Tensor values are checked against their checksums when they are read.
     """
     index = prefix.with_name(prefix.name + ".index")
     entries = _read_index(index)
@@ -48,7 +52,10 @@ def read_bundle(prefix: Path) -> dict[str, Variable]:
     if not 0 < header.num_shards <= _MAX_SHARDS:
         raise CheckpointError(f"{index}: no bundle header with a number of shards: not a V2 checkpoint, or damaged")
     bundle = _Bundle(index, prefix, header.num_shards, header.endianness == BIG_ENDIAN, entries)
-    return {variable.name: variable for variable in bundle.variables()}
+    variables = {variable.name: variable for variable in bundle.variables()}
+    graph = bundle.object_graph()
+    names = resolve_names(variables, graph, str(index)) if graph is not None else Resolved(variables, {})
+    return Contents(names.variables, [index, *bundle.paths], names.set_aside)
 
 
 def _read_index(index: Path) -> dict[bytes, bytes]:
@@ -96,6 +103,33 @@ class _Bundle:
             dtype = dtypes.NAMES.get(entry.dtype, f"dtype {entry.dtype}")
             yield Variable(name, protos.shape_of(entry.shape), dtype, name, file, load)
 
+    def object_graph(self) -> bytes | None:
+        """The serialized TrackableObjectGraph of an object-based checkpoint."""
+        value = self.entries.get(OBJECT_GRAPH_KEY.encode())
+        if value is None:
+            return None
+        entry = self._entry(value, OBJECT_GRAPH_KEY)
+        strings = self._strings(OBJECT_GRAPH_KEY, entry)
+        return strings[0] if strings else b""
+
+    def _strings(self, name: str, entry: Any) -> list[bytes]:
+        """String tensors: lengths as varints, their masked CRC32C, then the bytes (WriteStringTensor)."""
+        what = f"{self.paths[entry.shard_id]}: tensor {name}"
+        data = self._shard(entry.shard_id)[entry.offset : entry.offset + entry.size]
+        lengths, position = [], 0
+        try:
+            for _ in range(math.prod(protos.shape_of(entry.shape))):
+                length, position = varint(data, position)
+                lengths.append(length)
+        except (IndexError, ValueError) as error:
+            raise CheckpointError(f"{what}: the lengths of its strings are damaged") from error
+        sizes = b"".join(length.to_bytes(4 if length < 1 << 32 else 8, "little") for length in lengths)
+        checksum, values = data[position : position + 4], data[position + 4 :]
+        if masked_crc32c(sizes, checksum, values) != entry.crc32c or sum(lengths) != len(values):
+            raise CheckpointError(f"{what}: checksum mismatch, the data is damaged; fetch the file again")
+        starts = itertools.accumulate(lengths, initial=0)
+        return [bytes(values[start : start + length]) for start, length in zip(starts, lengths, strict=False)]
+
     def _entry(self, value: bytes, name: str) -> Any:
         entry = protos.parse(protos.BundleEntryProto, value, str(self.index), f"the entry of {name}")
         shape = protos.shape_of(entry.shape)
@@ -122,33 +156,19 @@ class _Bundle:
 
     def _sliced(self, name: str, entry: Any) -> Callable[[], np.ndarray]:
         """Reader of a partitioned variable: every slice lies under a key of its own."""
-        shape = protos.shape_of(entry.shape)
+        what, shape = f"{self.index}: tensor {name}", protos.shape_of(entry.shape)
         parts = []
         for proto in entry.slices:
-            extents = tuple((e.start, e.length if e.HasField("length") else None) for e in proto.extent)
-            where = _as_slices(extents, shape)
-            part = self.entries.get(slice_key(name, extents))
-            if part is None or where is None:
-                raise CheckpointError(f"{self.index}: tensor {name}: slice {extents} is missing or outside {shape}")
-            stored = self._entry(part, f"{name} {extents}")
-            if protos.shape_of(stored.shape) != tuple(s.stop - s.start for s in where) or stored.dtype != entry.dtype:
-                raise CheckpointError(f"{self.index}: tensor {name}: slice {extents} has another shape or dtype")
-            parts.append((where, stored))
-        covered = sum(math.prod(s.stop - s.start for s in where) for where, _ in parts)
-        if covered != math.prod(shape):  # TensorFlow's partitioner never overlaps slices
-            raise CheckpointError(
-                f"{self.index}: tensor {name}: its slices cover {covered} of {math.prod(shape)} values"
-            )
-
-        def read() -> np.ndarray:
-            import numpy as np
-
-            whole = np.empty(shape, dtypes.to_numpy(dtypes.NAMES[entry.dtype]))
-            for where, part in parts:
-                whole[where] = self._read(name, part)
-            return whole
-
-        return read
+            extents = extents_of(proto)
+            where = place(extents, shape, what)
+            stored = self.entries.get(slice_key(name, extents))
+            if stored is None:
+                raise CheckpointError(f"{what}: slice {extents} is missing; the index is damaged")
+            slice_entry = self._entry(stored, f"{name} {extents}")
+            if protos.shape_of(slice_entry.shape) != shape_of_slices(where) or slice_entry.dtype != entry.dtype:
+                raise CheckpointError(f"{what}: slice {extents} has another shape or dtype; the index is damaged")
+            parts.append(Part(where, self._whole(name, slice_entry)))
+        return assemble(parts, shape, dtypes.NAMES.get(entry.dtype, ""), what)
 
     def _read(self, name: str, entry: Any) -> np.ndarray:
         import numpy as np
@@ -180,15 +200,3 @@ class _Bundle:
             except (OSError, ValueError) as error:
                 raise CheckpointError(f"{path}: cannot be read: {error}") from error
         return memoryview(mapped)
-
-
-def _as_slices(extents: tuple[Extent, ...], shape: tuple[int, ...]) -> tuple[slice, ...] | None:
-    """``extents`` as numpy slices, or None where they leave ``shape``."""
-    if len(extents) != len(shape):
-        return None
-    slices = tuple(
-        slice(start, size if length is None else start + length)
-        for (start, length), size in zip(extents, shape, strict=True)
-    )
-    inside = all(0 <= s.start <= s.stop <= size for s, size in zip(slices, shape, strict=True))
-    return slices if inside else None

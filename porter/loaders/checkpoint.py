@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,16 +12,19 @@ from pathlib import Path
 from porter.loaders.archive import unpack
 from porter.loaders.bundle import read_bundle
 from porter.loaders.graphdef import read_graphdef
-from porter.loaders.locate import locate
+from porter.loaders.locate import locate, step_of
+from porter.loaders.v1 import read_v1
 from porter.loaders.variable import Variable
 from porter.loaders.weights import SUFFIX, Weights, select_weights
+
+READERS = {"bundle": read_bundle, "graphdef": read_graphdef, "v1": read_v1}
 
 
 @dataclass(frozen=True)
 class Checkpoint(Mapping[str, Variable]):
     """The variables of one checkpoint by plain name.
 
-    ``given`` is the path as typed; ``path`` what was found there: a bundle's prefix or a ``.pb``.
+    ``given`` is the path as typed; ``path`` what was found there, in ``format``: see porter.loaders.locate.
     ``averaged`` tells that the plain names hold moving averages, as in a released ``ema/`` folder.
     ``set_aside`` names what lies in the file but is not offered, each with its reason.
     """
@@ -30,6 +32,7 @@ class Checkpoint(Mapping[str, Variable]):
     given: Path
     path: Path
     format: str
+    files: list[Path] = field(repr=False)
     variables: Mapping[str, Variable] = field(repr=False)
     set_aside: Mapping[str, str] = field(repr=False)
     averaged: bool
@@ -55,26 +58,18 @@ class Checkpoint(Mapping[str, Variable]):
     @property
     def step(self) -> int | None:
         """The training step in the file name, if it has one."""
-        number = re.search(r"-(\d+)$", self.path.name)
-        return int(number[1]) if number else None
-
-    def files(self) -> list[Path]:
-        """The files that the variables lie in, sorted."""
-        paths = {Path(variable.file) for variable in self.values()}
-        if self.format == "bundle":
-            paths.add(self.path.with_name(self.path.name + ".index"))
-        return sorted(paths)
+        return step_of(self.path)
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of each file, by file name."""
-        return {path.name: sha256(path) for path in self.files()}
+        return {path.name: sha256(path) for path in self.files}
 
 
 def open_checkpoint(path: str | os.PathLike[str], weights: Weights = "auto") -> Checkpoint:
     """Open the TensorFlow weights at ``path`` without reading them.
 
-    ``path``: a V2 checkpoint (prefix, ``.index`` or folder), a released tarball or its folder, or a
-    frozen ``.pb``. ``weights``: ``ema`` or ``raw`` where both exist; ``auto`` prefers the averages.
+    ``path``: a V2 or V1 checkpoint (prefix, file or folder), a SavedModel, a released tarball or its folder,
+    or a frozen ``.pb``. ``weights``: ``ema`` or ``raw`` where both exist; ``auto`` prefers the averages.
     Raises CheckpointError naming the file and what to do.
     """
     given = Path(path)
@@ -82,10 +77,12 @@ def open_checkpoint(path: str | os.PathLike[str], weights: Weights = "auto") -> 
     unpacked = unpack(given) if source.kind == "archive" else None
     if unpacked:
         source = locate(Path(unpacked.name) / given.name, weights)
-    variables = read_bundle(source.path) if source.kind == "bundle" else read_graphdef(source.path)
+    contents = READERS[source.kind](source.path)
     averaged = source.kind == "bundle" and source.path.parent.name == "ema"
-    chosen, set_aside = select_weights(variables, weights, str(given), averaged)
-    return Checkpoint(given, source.path, source.kind, chosen, set_aside, averaged, unpacked)
+    chosen, set_aside = select_weights(contents.variables, weights, str(given), averaged)
+    return Checkpoint(
+        given, source.path, source.kind, contents.files, chosen, contents.set_aside | set_aside, averaged, unpacked
+    )
 
 
 def sha256(path: Path) -> str:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from porter.errors import CheckpointError
 from porter.loaders import dtypes, protos
-from porter.loaders.variable import Variable
-
-if TYPE_CHECKING:
-    import numpy as np
+from porter.loaders.tensor_proto import tensor_values
+from porter.loaders.variable import Contents, Variable
 
 # Operator -> the inputs that are weights. Everything else constant (axes, h-swish's 3 and 1/6) is arithmetic.
 _WEIGHT_INPUTS = {
@@ -25,15 +21,8 @@ _WEIGHT_INPUTS = {
     b"FusedBatchNormV3": (1, 2, 3, 4),
 }
 
-# TensorProto stores few values, or repeated ones, in a typed list instead of tensor_content.
-_VALUE_FIELDS = {
-    "float32": "float_val", "float64": "double_val", "int32": "int_val", "int16": "int_val",
-    "int8": "int_val", "uint8": "int_val", "int64": "int64_val", "bool": "bool_val",
-    "float16": "half_val", "bfloat16": "half_val",
-}  # fmt: skip
 
-
-def read_graphdef(path: Path) -> dict[str, Variable]:
+def read_graphdef(path: Path) -> Contents:
     """Open the frozen graph ``path`` and return its weights under the variables' names.
 
     Raises CheckpointError when the file is no GraphDef or holds no weights.
@@ -53,7 +42,7 @@ def read_graphdef(path: Path) -> dict[str, Variable]:
                 variables[variable.name] = variable
     if not variables:
         raise CheckpointError(f"{path}: no weights in it: not a frozen graph (variables are not yet constants)?")
-    return variables
+    return Contents(variables, [path])
 
 
 def _constant(nodes: dict[bytes, Any], name: bytes) -> Any | None:
@@ -70,29 +59,5 @@ def _variable(node: Any, path: Path) -> Variable:
     if proto is None:
         raise CheckpointError(f"{path}: tensor {name}: a constant without a value; the graph is damaged")
     shape, dtype = protos.shape_of(proto.tensor_shape), dtypes.NAMES.get(proto.dtype, f"dtype {proto.dtype}")
-    return Variable(name, shape, dtype, name, str(path), _reader(proto, name, shape, dtype, path))
-
-
-def _reader(proto: Any, name: str, shape: tuple[int, ...], dtype: str, path: Path) -> Callable[[], np.ndarray]:
-    def read() -> np.ndarray:
-        import numpy as np
-
-        if dtype not in _VALUE_FIELDS:
-            raise CheckpointError(f"{path}: tensor {name}: {dtype} constants cannot be read")
-        count, stored = math.prod(shape), dtypes.to_numpy(dtype)
-        if proto.tensor_content:
-            values = proto.tensor_content
-            if len(values) != count * stored.itemsize:
-                raise CheckpointError(f"{path}: tensor {name}: {len(values)} bytes for shape {shape} of {dtype}")
-            return np.frombuffer(values, stored.newbyteorder("<")).astype(stored, copy=False).reshape(shape)
-        listed = getattr(proto, _VALUE_FIELDS[dtype])
-        if not 0 < len(listed) <= count:
-            raise CheckpointError(f"{path}: tensor {name}: {len(listed)} values for shape {shape}")
-        if _VALUE_FIELDS[dtype] == "half_val":  # the bit patterns of 16-bit floats
-            values = np.array(listed, np.uint16).view(stored)
-        else:
-            values = np.array(listed, stored)
-        # A shorter list means that its last value repeats (tensorflow/core/framework/tensor.proto).
-        return np.concatenate([values, np.repeat(values[-1:], count - len(values))]).reshape(shape)
-
-    return read
+    what = f"{path}: tensor {name}"
+    return Variable(name, shape, dtype, name, str(path), lambda: tensor_values(proto, shape, dtype, what))

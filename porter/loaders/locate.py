@@ -1,4 +1,4 @@
-"""From what a person typed (file, prefix, folder, tarball) to the one file to read."""
+"""From what a person typed (file, prefix, folder, tarball) to the one checkpoint to read."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import NamedTuple
 from porter.errors import CheckpointError
 from porter.loaders import protos
 from porter.loaders.table import FOOTER_SIZE, is_table
+from porter.loaders.v1 import SHARDED
 from porter.loaders.weights import Weights
 
 GZIP_MAGIC = b"\x1f\x8b"
@@ -16,7 +17,11 @@ ZIP_MAGIC = b"PK"
 
 
 class Source(NamedTuple):
-    """What to read: ``kind`` is ``bundle`` (``path`` is then the prefix), ``graphdef`` or ``archive``."""
+    """What to read.
+
+    ``kind`` is ``bundle`` (``path`` is the prefix), ``v1`` (the file, or ``prefix-?????-of-00003``), ``graphdef``
+    or ``archive`` (the file).
+    """
 
     kind: str
     path: Path
@@ -25,9 +30,9 @@ class Source(NamedTuple):
 def locate(path: Path, weights: Weights = "auto") -> Source:
     """Find what ``path`` stands for.
 
-    ``path`` is a V2 checkpoint's prefix, its ``.index`` or a data shard, a folder holding one (with or
-    without a usable ``checkpoint`` file), a released tarball's folder (``ema/`` wins over ``pristine/``
-    unless ``weights`` is ``raw``), a frozen ``.pb`` or a ``.tgz``. Raises CheckpointError otherwise.
+    ``path`` is a checkpoint's prefix, a file of it, a folder holding one (with or without a usable
+    ``checkpoint`` file), a released tarball's folder (``ema/`` wins over ``pristine/`` unless ``weights`` is
+    ``raw``), a SavedModel, a frozen ``.pb`` or a ``.tgz``. Raises CheckpointError otherwise.
     """
     if path.is_dir():
         return _in_folder(path, weights)
@@ -35,67 +40,101 @@ def locate(path: Path, weights: Weights = "auto") -> Source:
         return _from_file(path)
     if path.with_name(path.name + ".index").is_file():
         return Source("bundle", path)
+    shards = path.parent.glob(f"{path.name}-?????-of-?????") if path.parent.is_dir() else ()
+    sharded = path if SHARDED.fullmatch(path.name) else next((_v1_name(shard) for shard in sorted(shards)), None)
+    if sharded:
+        return Source("v1", sharded)
     raise CheckpointError(f"{path}: no such file or folder, and no checkpoint of that prefix (no {path.name}.index)")
 
 
 def _from_file(path: Path) -> Source:
-    try:
-        with path.open("rb") as file:
-            head = file.read(2)
-            file.seek(max(0, path.stat().st_size - FOOTER_SIZE))
-            tail = file.read()
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}") from error
+    head, tail = _ends(path)
     if head == GZIP_MAGIC:
         return Source("archive", path)
     if head == ZIP_MAGIC:
         raise CheckpointError(f"{path}: a zip archive (a PyTorch or Keras file?), not a TensorFlow checkpoint")
     if path.name.endswith(".index"):
         return Source("bundle", path.with_suffix(""))
-    shard = re.fullmatch(r"(.+)\.(data-\d{5}-of-\d{5}|meta)", path.name)
-    if shard and path.with_name(shard[1] + ".index").is_file():
-        return Source("bundle", path.with_name(shard[1]))
+    companion = re.fullmatch(r"(.+)\.(data-\d{5}-of-\d{5}|meta)", path.name)
+    if companion and path.with_name(companion[1] + ".index").is_file():
+        return Source("bundle", path.with_name(companion[1]))
+    if companion and companion[2] == "meta" and path.with_name(companion[1]).is_file():
+        return _from_file(path.with_name(companion[1]))
     if is_table(tail):
-        raise CheckpointError(f"{path}: a V1 checkpoint or a renamed .index; only V2 checkpoints can be read")
-    if path.name == "checkpoint":
+        return Source("v1", _v1_name(path))
+    if path.name in ("checkpoint", "saved_model.pb"):
         return _in_folder(path.parent, "auto")
     return Source("graphdef", path)
 
 
+def _ends(path: Path) -> tuple[bytes, bytes]:
+    try:
+        with path.open("rb") as file:
+            head = file.read(2)
+            file.seek(max(0, path.stat().st_size - FOOTER_SIZE))
+            return head, file.read()
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from error
+
+
+def _v1_name(path: Path) -> Path:
+    """A shard of a V1 checkpoint stands for all of them; TensorFlow names those ``prefix-?????-of-00003``."""
+    sharded = SHARDED.fullmatch(path.name)
+    return path.with_name(f"{sharded[1]}-?????-of-{sharded[2]}") if sharded else path
+
+
 def _in_folder(folder: Path, weights: Weights) -> Source:
+    if (folder / "saved_model.pb").is_file():
+        return _saved_model(folder)
     prefixes = sorted(path.with_suffix("") for path in folder.glob("*.index"))
     if prefixes:
-        return Source("bundle", _named_by_state(folder, prefixes) or max(prefixes, key=_step))
+        return Source("bundle", _chosen(folder, prefixes))
     order = ("pristine", "ema") if weights == "raw" else ("ema", "pristine")
     for name in order:
         if any((folder / name).glob("*.index")):
             return _in_folder(folder / name, weights)
-    graphs = sorted(folder.glob("*.pb"))
+    children = sorted(folder.iterdir())
+    tables = {_v1_name(child) for child in children if child.is_file() and is_table(_ends(child)[1])}
+    if tables:
+        return Source("v1", _chosen(folder, sorted(tables)))
+    graphs = [child for child in children if child.suffix == ".pb"]
     if len(graphs) == 1:
         return Source("graphdef", graphs[0])
-    inner = [child for child in sorted(folder.iterdir()) if child.is_dir() and child.name not in order]
+    inner = [child for child in children if child.is_dir() and child.name not in order]
     if len(inner) == 1 and not graphs:  # a tarball unpacked into a folder of its own
         return _in_folder(inner[0], weights)
-    found = ", ".join(sorted(child.name for child in folder.iterdir())[:6]) or "nothing"
+    found = ", ".join(child.name for child in children[:6]) or "nothing"
     raise CheckpointError(
-        f"{folder}: no checkpoint in this folder (no .index, ema/, pristine/ or single .pb; found {found})"
+        f"{folder}: no checkpoint in this folder (no .index, V1 file, ema/, pristine/, SavedModel or single .pb; found "
+        f"{found})"
     )
 
 
-def _named_by_state(folder: Path, prefixes: list[Path]) -> Path | None:
-    """The prefix that the folder's ``checkpoint`` file names; stale absolute paths count by their last part."""
+def _saved_model(folder: Path) -> Source:
+    prefix = folder / "variables" / "variables"
+    if not prefix.with_name("variables.index").is_file():
+        raise CheckpointError(f"{folder}: a SavedModel without variables (no variables/variables.index)")
+    return Source("bundle", prefix)
+
+
+def _chosen(folder: Path, candidates: list[Path]) -> Path:
+    """The candidate that the folder's ``checkpoint`` file names, else the one of the highest step.
+
+    A stale absolute path in that file counts by its last part.
+    """
     from google.protobuf import text_format
 
+    name = ""
     try:
-        text = (folder / "checkpoint").read_text()
+        text = (folder / "checkpoint").read_text("utf-8")
         state = text_format.Parse(text, protos.CheckpointState(), allow_unknown_field=True)
+        name = Path(state.model_checkpoint_path).name
     except (OSError, UnicodeDecodeError, text_format.ParseError):  # no usable file: the folder's content decides
-        return None
-    name = Path(state.model_checkpoint_path).name
-    return next((prefix for prefix in prefixes if prefix.name == name), None)
+        pass
+    return next((path for path in candidates if path.name == name), max(candidates, key=lambda p: step_of(p) or -1))
 
 
-def _step(prefix: Path) -> int:
-    """The training step in a name such as ``model.ckpt-497500``; -1 where there is none."""
-    number = re.search(r"-(\d+)$", prefix.name)
-    return int(number[1]) if number else -1
+def step_of(path: Path) -> int | None:
+    """The training step in a name such as ``model.ckpt-497500`` or ``model.ckpt-5-?????-of-00003``, if any."""
+    number = re.search(r"-(\d+)(?:-\?{5}-of-\d{5})?$", path.name)
+    return int(number[1]) if number else None

@@ -6,7 +6,7 @@ encoding of tensorflow/core/lib/strings/ordered_code.cc.
 
 from __future__ import annotations
 
-Extent = tuple[int, int | None]  # start and length along one dimension; length None: all of it
+from porter.loaders.slices import Extent
 
 
 def slice_key(name: str, extents: tuple[Extent, ...]) -> bytes:

@@ -1,7 +1,8 @@
 """The protocol-buffer messages of TensorFlow's files, as far as this project reads or writes them.
 
-Field numbers follow tensorflow/core/protobuf/tensor_bundle.proto and tensorflow/core/framework/
-{tensor_shape,tensor_slice,tensor,graph,node_def,attr_value,versions}.proto. The classes are built in
+Field numbers follow tensorflow/core/protobuf/{tensor_bundle,trackable_object_graph}.proto,
+tensorflow/core/util/saved_tensor_slice.proto and tensorflow/core/framework/{tensor_shape,tensor_slice,
+tensor,graph,node_def,attr_value,versions}.proto. The classes are built in
 a descriptor pool of their own, so they can live beside an imported TensorFlow. A graph's names are
 declared as bytes (the wire is the same): a damaged one must not fail while it is looked at.
 """
@@ -35,7 +36,20 @@ message TensorProto {
   int32 dtype = 1; TensorShapeProto tensor_shape = 2; bytes tensor_content = 4;
   repeated float float_val = 5; repeated double double_val = 6; repeated int32 int_val = 7;
   repeated int64 int64_val = 10; repeated bool bool_val = 11; repeated int32 half_val = 13;
+  repeated float scomplex_val = 9; repeated double dcomplex_val = 12;
 }
+
+message SavedTensorSlices { SavedTensorSliceMeta meta = 1; SavedSlice data = 2; }
+message SavedTensorSliceMeta { repeated SavedSliceMeta tensor = 1; VersionDef versions = 2; }
+message SavedSliceMeta {
+  bytes name = 1; TensorShapeProto shape = 2; int32 type = 3; repeated TensorSliceProto slice = 4;
+}
+message SavedSlice { bytes name = 1; TensorSliceProto slice = 2; TensorProto data = 3; }
+
+message TrackableObjectGraph { repeated TrackableObject nodes = 1; }
+message TrackableObject { repeated SerializedTensor attributes = 2; repeated SlotVariable slot_variables = 3; }
+message SerializedTensor { bytes name = 1; bytes full_name = 2; bytes checkpoint_key = 3; }
+message SlotVariable { int32 original_variable_node_id = 1; bytes slot_name = 2; int32 slot_variable_node_id = 3; }
 
 message CheckpointState { string model_checkpoint_path = 1; repeated string all_model_checkpoint_paths = 2; }
 """
@@ -73,6 +87,8 @@ def _class(name: str) -> Any:
 BundleHeaderProto = _class("BundleHeaderProto")
 BundleEntryProto = _class("BundleEntryProto")
 GraphDef = _class("GraphDef")
+SavedTensorSlices = _class("SavedTensorSlices")
+TrackableObjectGraph = _class("TrackableObjectGraph")
 CheckpointState = _class("CheckpointState")
 
 

@@ -7,6 +7,7 @@ A table is a run of blocks, each followed by a type byte and a masked CRC32C, th
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from porter.errors import CheckpointError
 from porter.loaders.crc import masked_crc32c
@@ -27,20 +28,39 @@ def is_table(data: bytes | memoryview) -> bool:
 
 def read_table(data: memoryview, file: str) -> Iterator[tuple[bytes, memoryview]]:
     """Yield every (key, value) in key order. Raises CheckpointError naming ``file`` on any damage."""
+    with _located(file):
+        for _, handle in _block_handles(data, file):
+            yield from _entries(_read_block(data, handle, file))
+
+
+def look_up(data: memoryview, key: bytes, file: str) -> memoryview | None:
+    """The value under ``key``, or None; reads the index block and one other. Raises CheckpointError on damage."""
+    with _located(file):
+        handle = next((handle for last_key, handle in _block_handles(data, file) if key <= last_key), None)
+        entries = _entries(_read_block(data, handle, file)) if handle else ()
+        return next((value for found, value in entries if found == key), None)
+
+
+def _block_handles(data: memoryview, file: str) -> Iterator[tuple[bytes, tuple[int, int]]]:
+    """(a key not before the last one of the block, handle of the block) of every data block."""
     if not is_table(data):
         raise CheckpointError(f"{file}: truncated or not a TensorFlow index (no table footer); fetch the file again")
     footer = data[-FOOTER_SIZE:]
+    _, position = _handle(footer, 0)  # the metaindex block, which TensorFlow leaves empty
+    index_handle, _ = _handle(footer, position)
+    for last_key, value in _entries(_read_block(data, index_handle, file)):
+        yield last_key, _handle(value, 0)[0]
+
+
+@contextmanager
+def _located(file: str) -> Iterator[None]:
     try:
-        _, position = _handle(footer, 0)  # the metaindex block, which TensorFlow leaves empty
-        index_handle, _ = _handle(footer, position)
-        for _, value in _entries(_read_block(data, index_handle, file)):
-            handle, _ = _handle(value, 0)
-            yield from _entries(_read_block(data, handle, file))
+        yield
     except (IndexError, _Malformed) as error:
         raise CheckpointError(f"{file}: the table is damaged ({error}); fetch the file again") from error
 
 
-class _Malformed(Exception):
+class _Malformed(ValueError):
     pass
 
 
@@ -62,7 +82,7 @@ def _read_block(data: memoryview, handle: tuple[int, int], file: str) -> memoryv
 def _unsnap(block: memoryview) -> memoryview:
     from cramjam import DecompressionError, snappy
 
-    size, _ = _varint(block, 0)
+    size, _ = varint(block, 0)
     if size > _MAX_BLOCK_SIZE or size > 64 * len(block) + 64:  # snappy's best ratio is below 64
         raise _Malformed(f"a snappy block of {len(block)} bytes claims {size}")
     try:
@@ -82,9 +102,9 @@ def _entries(block: memoryview) -> Iterator[tuple[bytes, memoryview]]:
         shared, unshared, length = block[position], block[position + 1], block[position + 2]
         position += 3
         if shared >= 128 or unshared >= 128 or length >= 128:  # longer than one byte each: start over
-            shared, position = _varint(block, position - 3)
-            unshared, position = _varint(block, position)
-            length, position = _varint(block, position)
+            shared, position = varint(block, position - 3)
+            unshared, position = varint(block, position)
+            length, position = varint(block, position)
         middle = position + unshared
         if shared > len(key) or middle + length > end:
             raise _Malformed("an entry runs past its block")
@@ -96,12 +116,13 @@ def _entries(block: memoryview) -> Iterator[tuple[bytes, memoryview]]:
 
 
 def _handle(data: memoryview, position: int) -> tuple[tuple[int, int], int]:
-    offset, position = _varint(data, position)
-    size, position = _varint(data, position)
+    offset, position = varint(data, position)
+    size, position = varint(data, position)
     return (offset, size), position
 
 
-def _varint(data: memoryview, position: int) -> tuple[int, int]:
+def varint(data: memoryview, position: int) -> tuple[int, int]:
+    """The varint at ``position`` and the position after it. Raises IndexError or ValueError on damage."""
     value = 0
     for shift in range(0, 64, 7):
         byte = data[position]

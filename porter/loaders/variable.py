@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from porter.loaders import dtypes
 
@@ -39,3 +40,11 @@ class Variable:
         The array may be a read-only view of the mapped file. Raises CheckpointError on damaged data.
         """
         return self.load()
+
+
+class Contents(NamedTuple):
+    """What a reader found: variables by name, the files they lie in, and names set aside with the reason."""
+
+    variables: dict[str, Variable]
+    files: list[Path]
+    set_aside: dict[str, str] = {}  # noqa: RUF012 - never changed

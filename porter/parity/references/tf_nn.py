@@ -1,8 +1,8 @@
 """slim's network written again with ``tf.nn``, from the network table and the raw TensorFlow variables.
 
 It shares nothing with the port but the table: variables come by their slim names through TensorFlow's own
-reader where the source is a checkpoint, layouts stay TensorFlow's, padding is TensorFlow's. It runs at any
-size, in float32 or float64.
+reader where the source is a V2 checkpoint (it cannot read sliced V1 ones), layouts stay TensorFlow's,
+padding is TensorFlow's. It runs at any size, in float32 or float64.
 """
 
 from __future__ import annotations

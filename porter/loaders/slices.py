@@ -1,0 +1,67 @@
+"""Putting partitioned variables together from their slices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from porter.errors import CheckpointError
+from porter.loaders import dtypes
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Extent = tuple[int, int | None]  # start and length along one dimension; length None: all of it
+Shape = tuple[int, ...]
+
+
+class Part(NamedTuple):
+    """One slice: where it lies in the whole, and how to read it."""
+
+    where: tuple[slice, ...]
+    read: Callable[[], np.ndarray]
+
+
+def shape_of_slices(where: tuple[slice, ...]) -> Shape:
+    """The shape of what lies ``where``."""
+    return tuple(s.stop - s.start for s in where)
+
+
+def extents_of(proto: Any) -> tuple[Extent, ...]:
+    """The extents of a TensorSliceProto."""
+    return tuple((extent.start, extent.length if extent.HasField("length") else None) for extent in proto.extent)
+
+
+def place(extents: tuple[Extent, ...], shape: Shape, what: str) -> tuple[slice, ...]:
+    """``extents`` as numpy slices. Raises CheckpointError, beginning with ``what``, where they leave ``shape``."""
+    where = tuple(
+        slice(start, size if length is None else start + length)
+        for (start, length), size in zip(extents, shape, strict=False)
+    )
+    inside = all(0 <= s.start <= s.stop <= size for s, size in zip(where, shape, strict=False))
+    if len(extents) != len(shape) or not inside:
+        raise CheckpointError(f"{what}: slice {extents} is outside {shape}; the file is damaged")
+    return where
+
+
+def assemble(parts: Sequence[Part], shape: Shape, dtype: str, what: str) -> Callable[[], np.ndarray]:
+    """A reader of the whole variable. Raises CheckpointError unless ``parts`` cover ``shape``.
+
+    TensorFlow's partitioners never overlap slices, so counting values is enough.
+    """
+    covered = sum(math.prod(shape_of_slices(part.where)) for part in parts)
+    if covered != math.prod(shape):
+        raise CheckpointError(f"{what}: its slices cover {covered} of {math.prod(shape)} values; a shard is missing?")
+
+    def read() -> np.ndarray:
+        import numpy as np
+
+        if len(parts) == 1:
+            return parts[0].read()
+        whole = np.empty(shape, dtypes.to_numpy(dtype))
+        for part in parts:
+            whole[part.where] = part.read()
+        return whole
+
+    return read
