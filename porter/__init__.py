@@ -1,8 +1,8 @@
 """Exact ports of TF/Models MobileNetV3 checkpoints to PyTorch.
 
 ``convert`` writes an artifact, ``create_model`` builds the network and loads one, ``verify`` proves parity,
-``open_checkpoint`` reads TensorFlow's files. Each is imported on first use, so that reading a checkpoint
-needs neither torch nor tensorflow.
+``open_checkpoint`` reads TensorFlow's files, ``export_tf`` writes one from an artifact. Each is imported on
+first use, so that reading a checkpoint needs neither torch nor tensorflow.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from porter.convert import convert
     from porter.create import create_model
+    from porter.export_tf import export_tf
     from porter.loaders import open_checkpoint
     from porter.parity.verify import verify
 
-__all__ = ["convert", "create_model", "open_checkpoint", "verify"]
+__all__ = ["convert", "create_model", "export_tf", "open_checkpoint", "verify"]
 
 _HOMES = {
     "convert": "porter.convert",
     "create_model": "porter.create",
+    "export_tf": "porter.export_tf",
     "open_checkpoint": "porter.loaders",
     "verify": "porter.parity.verify",
 }

@@ -210,6 +210,21 @@ def inspect(checkpoint: Path, variant: str | None, mapping: Path | None, weights
         click.echo("\n".join(inspection_lines(inspection)))
 
 
+@cli.command("export-tf")
+@click.argument("artifact", type=FILE)
+@click.argument("folder", type=FILE)
+@click.option("--variant", metavar="NAME", help="Needed where mnv3-port did not write the artifact.")
+@click.option("--mapping", type=FILE, metavar="FILE", help="Your own mapping file.")
+@click.option("--averages", is_flag=True, help="Write every variable under its moving-average name as well.")
+@click.option("--force", is_flag=True, help="Overwrite a checkpoint in FOLDER.")
+def export_tf(artifact: Path, folder: Path, **options: Any) -> None:
+    """Write ARTIFACT into FOLDER as a TensorFlow checkpoint that slim's graph restores."""
+    from porter.export_tf import export_tf
+
+    exported = export_tf(artifact, folder, **options)
+    click.echo(f"wrote     {exported.prefix} ({exported.variables} variables, {exported.classes} classes)")
+
+
 @cli.command()
 @click.option("--variant", default="small_075", show_default=True, metavar="NAME")
 @click.option("--out", type=FILE, metavar="FOLDER", help="Keep the files here.")

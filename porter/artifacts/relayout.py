@@ -21,17 +21,25 @@ def relayout(artifact: Artifact, layout: ArtifactLayout, folded: Iterable[str]) 
     metadata = artifact.metadata
     if metadata is None or metadata.layout == layout:
         return artifact
-    ratio = metadata.source_gate / TIMM_GATE
+    if layout == "slim":
+        plain = without_fold(artifact, metadata.source_gate, folded)
+        changed = msgspec.structs.replace(metadata, layout="slim", gate=metadata.source_gate, fold_nudges={})
+        return Artifact(plain.tensors, changed)
     tensors = dict(artifact.tensors)
     nudges: dict[str, list[int]] = {}
     for name in folded:
-        values = tensors[name].numpy()
-        if layout == "slim":
-            changed = unfold(values, ratio, metadata.fold_nudges.get(name, []))
-        else:
-            changed, lost = fold(values, ratio)
-            if lost:
-                nudges[name] = lost
-        tensors[name] = torch.from_numpy(changed)
-    gate = metadata.source_gate if layout == "slim" else TIMM_GATE
-    return Artifact(tensors, msgspec.structs.replace(metadata, layout=layout, gate=gate, fold_nudges=nudges))
+        values, lost = fold(tensors[name].numpy(), metadata.source_gate / TIMM_GATE)
+        tensors[name] = torch.from_numpy(values)
+        if lost:
+            nudges[name] = lost
+    return Artifact(tensors, msgspec.structs.replace(metadata, layout="timm", gate=TIMM_GATE, fold_nudges=nudges))
+
+
+def without_fold(artifact: Artifact, gate: float, folded: Iterable[str]) -> Artifact:
+    """Weights made for gate 1/6 brought to ``gate``; bit for bit where metadata tells what rounding took."""
+    nudges = artifact.metadata.fold_nudges if artifact.metadata else {}
+    tensors = dict(artifact.tensors)
+    for name in folded:
+        values = unfold(tensors[name].numpy(), gate / TIMM_GATE, nudges.get(name, []))
+        tensors[name] = torch.from_numpy(values)
+    return Artifact(tensors, artifact.metadata)

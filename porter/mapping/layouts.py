@@ -23,6 +23,18 @@ def target_shape(layout: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
+def to_source(layout: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The inverse of ``to_target``: PyTorch's ``values`` as TensorFlow's variable of ``shape``."""
+    if layout == "conv":
+        return values.transpose(2, 3, 1, 0)
+    if layout == "depthwise":
+        height, width, channels, multiplier = shape
+        return values.reshape(channels, multiplier, height, width).transpose(2, 3, 0, 1)
+    if layout == "dense":
+        return values.T.reshape(shape)
+    return values
+
+
 def to_target(layout: str, values: np.ndarray) -> np.ndarray:
     """Reorder ``values`` from TensorFlow's layout to PyTorch's; a view where possible."""
     if layout == "conv":

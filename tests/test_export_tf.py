@@ -1,0 +1,103 @@
+"""``export-tf``: back to TensorFlow, bit for bit."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import FOLDERS, same_bits
+from hypothesis import given
+from hypothesis import strategies as st
+
+import porter
+from porter.artifacts.files import load_artifact, save_artifact
+from porter.convert import convert
+from porter.export_tf import export_tf
+from porter.loaders import open_checkpoint
+from porter.mapping.layouts import target_shape, to_source, to_target
+
+sides = st.integers(1, 4)
+
+
+@given(st.sampled_from(["conv", "depthwise"]), st.tuples(sides, sides, sides, sides))
+def test_layouts_have_an_inverse(layout, shape):
+    values = np.arange(np.prod(shape), dtype="f").reshape(shape)
+    there = to_target(layout, values)
+    assert there.shape == target_shape(layout, shape)
+    assert np.array_equal(to_source(layout, there, shape), values)
+
+
+@pytest.mark.parametrize("layout", ["timm", "slim"])
+@pytest.mark.parametrize("keep_background", [False, True])
+def test_there_and_back_is_bit_identical(released, tmp_path, layout, keep_background):
+    """convert -> export-tf -> convert, all six variants, the gate fold included."""
+    _, folder = released
+    first, _ = convert(folder, tmp_path / "a.pth", layout=layout, keep_background=keep_background)
+    exported = export_tf(first, tmp_path / "out")
+    second, port = convert(exported.prefix, tmp_path / "b.pth", layout=layout, keep_background=True)
+    assert port.plan.num_classes == exported.classes == 1000 + keep_background
+    a, b = load_artifact(first).tensors, load_artifact(second).tensors
+    assert all(same_bits(a[name].numpy(), b[name].numpy()) for name in a)
+    original, again = open_checkpoint(folder), open_checkpoint(exported.prefix)
+    assert set(original) == set(again)
+    for name in original:
+        if keep_background or "Logits" not in name:
+            assert same_bits(original[name].read(), again[name].read()), name
+
+
+@pytest.mark.tensorflow
+def test_slims_graph_restores_it(tf, shared, tmp_path):
+    """The original ``.meta`` graph with our checkpoint in it gives the recorded logits."""
+    folder = shared / FOLDERS["small_075"]
+    artifact, _ = convert(folder, tmp_path / "a.safetensors", keep_background=True)
+    exported = export_tf(artifact, tmp_path / "out", averages=True)
+    v1 = tf.compat.v1
+    with tf.Graph().as_default(), v1.Session() as session:
+        v1.train.import_meta_graph(str(folder / "ema" / "model-497500.meta"))
+        variables = [v for v in v1.global_variables() if v.op.name in open_checkpoint(folder)]
+        v1.train.Saver(variables).restore(session, str(exported.prefix))
+        with np.load(folder / "expected.npz") as file:
+            logits = session.run("MobilenetV3/Logits/output:0", {"input:0": file["input"]})
+            assert np.abs(logits - file["logits"]).max() <= 1e-5 * np.abs(logits).max()
+    assert "moving averages (210" in open_checkpoint(exported.prefix).weights
+
+
+def test_state_dict_of_another_tool(run, demo_folder, tmp_path):
+    """timm's weights are for gate 1/6: exported, slim's definition computes the same."""
+    model = porter.create_model("small_075", demo_folder, layout="timm")
+    torch.save(dict(model.state_dict()), tmp_path / "timm.pth")
+    assert "give --variant" in run("export-tf", tmp_path / "timm.pth", tmp_path / "out").err
+    ran = run("export-tf", tmp_path / "timm.pth", tmp_path / "out", "--variant", "small_075")
+    assert "211 variables, 1000 classes" in ran.out
+    images = torch.rand(1, 3, 64, 64)
+    torch.testing.assert_close(
+        porter.create_model("small_075", tmp_path / "out")(images), model(images), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_refusals(run, demo_folder, tmp_path):
+    path, _ = convert(demo_folder, tmp_path / "a.pth")
+    assert (
+        "is a small_075 artifact, not large_100" in run("export-tf", path, tmp_path / "o", "--variant", "large_100").err
+    )
+    assert not (tmp_path / "o").exists()
+    assert run("export-tf", path, tmp_path / "out").code == 0
+    ran = run("export-tf", path, tmp_path / "out")
+    assert (ran.code, "exists already" in ran.err) == (2, True)
+    assert run("export-tf", path, tmp_path / "out", "--force").code == 0
+    ran = run("export-tf", path, path)
+    assert ran.code == 2
+    assert ran.err.count("\n") == 1
+    tensors, metadata = load_artifact(path)
+    del tensors["conv_head.bias"]
+    save_artifact(path, tensors, metadata, force=True)
+    ran = run("export-tf", path, tmp_path / "new")
+    assert ran.code == 2
+    assert "conv_head.bias: missing, expected [1024]" in ran.err
+
+
+def test_inspect_knows_it(run, demo_folder, tmp_path):
+    path, _ = convert(demo_folder, tmp_path / "a.pth")
+    export_tf(path, tmp_path / "out")
+    found = json.loads(run("inspect", tmp_path / "out", "--json").out)
+    assert (found["variant"], found["step"], found["closest"]["classes"]) == ("small_075", 1000, 1000)
