@@ -58,8 +58,8 @@ def test_every_dtype_equals_tensorflows(tf, tmp_path):
 
     def variables(v1):
         for dtype in DTYPES:
-            values = tf.constant(random.integers(0, 2, (3, 5)), tf.int32)
-            v1.get_variable(f"scope/{dtype}", initializer=tf.cast(values, dtype), use_resource=True)
+            values = random.integers(0, 2, (3, 5)).astype(tf.as_dtype(dtype).as_numpy_dtype)
+            v1.get_variable(f"scope/{dtype}", initializer=tf.constant(values, dtype), use_resource=True)
         v1.get_variable("scalar", initializer=1.5)
         v1.get_variable("empty", initializer=tf.zeros((0, 4)))
 

@@ -133,6 +133,9 @@ def test_tgz(tmp_path, demo_folder):
     assert all(same_bits(opened[name].read(), plain[name].read()) for name in plain)
     assert opened.digests() == plain.digests()
     unpacked = opened.path
+    assert same_bits(
+        open_checkpoint(path)["global_step"].read(), plain["global_step"].read()
+    )  # outlives its checkpoint
     del opened
     assert not unpacked.parent.exists()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections import OrderedDict
 from pathlib import Path
 from typing import NamedTuple
@@ -62,7 +61,7 @@ def load_artifact(path: Path) -> Artifact:
         return _load_safetensors(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # on damaged bytes the unpickler fails in every way there is
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ArtifactError(f"{path}: not a readable PyTorch weights file ({reason})") from error
     attached = getattr(loaded, "_metadata", {})

@@ -6,8 +6,9 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from porter.loaders.archive import unpack
 from porter.loaders.bundle import read_bundle
@@ -16,6 +17,9 @@ from porter.loaders.locate import locate, step_of
 from porter.loaders.v1 import read_v1
 from porter.loaders.variable import Variable
 from porter.loaders.weights import SUFFIX, Weights, select_weights
+
+if TYPE_CHECKING:
+    import numpy as np
 
 READERS = {"bundle": read_bundle, "graphdef": read_graphdef, "v1": read_v1}
 
@@ -79,10 +83,23 @@ def open_checkpoint(path: str | os.PathLike[str], weights: Weights = "auto") -> 
         source = locate(Path(unpacked.name) / given.name, weights)
     contents = READERS[source.kind](source.path)
     averaged = source.kind == "bundle" and source.path.parent.name == "ema"
-    chosen, set_aside = select_weights(contents.variables, weights, str(given), averaged)
+    variables = contents.variables
+    if unpacked:
+        variables = {name: _holding(variable, unpacked) for name, variable in variables.items()}
+    chosen, set_aside = select_weights(variables, weights, str(given), averaged)
     return Checkpoint(
         given, source.path, source.kind, contents.files, chosen, contents.set_aside | set_aside, averaged, unpacked
     )
+
+
+def _holding(variable: Variable, folder: tempfile.TemporaryDirectory[str]) -> Variable:
+    """``variable``, which keeps the unpacked ``folder`` it reads from; a Checkpoint may be dropped before it."""
+
+    def load() -> np.ndarray:
+        assert folder
+        return variable.load()
+
+    return replace(variable, load=load)
 
 
 def sha256(path: Path) -> str:

@@ -57,6 +57,8 @@ def assemble(parts: Sequence[Part], shape: Shape, dtype: str, what: str) -> Call
     def read() -> np.ndarray:
         import numpy as np
 
+        if dtype not in dtypes.ITEM_SIZES:
+            raise CheckpointError(f"{what}: {dtype} values cannot be read, only numbers")
         if len(parts) == 1:
             return parts[0].read()
         whole = np.empty(shape, dtypes.to_numpy(dtype))

@@ -1,0 +1,174 @@
+"""Mutated files for every reader: expected errors only, in bounded time and memory."""
+
+from __future__ import annotations
+
+import random
+import tarfile
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from porter.artifacts.files import load_artifact
+from porter.convert import plan_port
+from porter.demo import demo_variables
+from porter.errors import PorterError
+from porter.loaders import open_checkpoint
+from porter.loaders.table import read_table
+from porter.writers.bundle import write_bundle
+from porter.writers.table import table_bytes
+
+SECONDS = 5.0  # per input, on any machine
+SLACK = 64 << 20  # bytes beyond 4 x the file's size
+
+
+class Target(NamedTuple):
+    """One reader: ``seed`` a valid file, ``name`` what to call the mutant, ``read`` what to do with it.
+
+    ``repair`` rebuilds checksums after mutating the entries of a table, so that mutants get past them.
+    """
+
+    name: str
+    seed: Path
+    read: Callable[[Path], object]
+    repair: bool = False
+
+
+def read_checkpoint(path: Path) -> None:
+    for variable in open_checkpoint(path).values():
+        variable.read()
+
+
+def small_variables() -> dict[str, np.ndarray]:
+    return {f"scope/v{i}": np.arange(i + 4, dtype="f").reshape(1, -1) for i in range(5)}
+
+
+def targets(folder: Path) -> Iterator[Target]:
+    """Seeds of every format; those that only TensorFlow writes are left out where it is missing."""
+    (folder / "v2").mkdir()
+    write_bundle(folder / "v2" / "model-1", small_variables())
+    index = folder / "v2" / "model-1.index"
+    yield Target("V2 index", index, read_checkpoint)
+    yield Target("V2 entries", index, read_checkpoint, repair=True)
+    with tarfile.open(folder / "v2.tgz", "w:gz") as archive:
+        archive.add(folder / "v2", "v2")
+    yield Target("tgz", folder / "v2.tgz", read_checkpoint)
+    yield from _artifact_targets(folder)
+    try:
+        import tensorflow as tf
+    except ImportError:
+        return
+    yield from _tensorflow_targets(tf, folder)
+
+
+def _artifact_targets(folder: Path) -> Iterator[Target]:
+    import torch
+
+    from porter.artifacts.files import save_artifact
+    from porter.convert import describe
+    from porter.mapping.carry_out import carry_out
+
+    prefix = folder / "whole" / "model-1"
+    prefix.parent.mkdir()
+    write_bundle(prefix, demo_variables("small_075", classes=2))
+    port = plan_port(prefix)
+    ported = carry_out(port.plan, port.checkpoint)
+    few = {name: torch.from_numpy(ported.tensors[name]) for name in list(ported.tensors)[:8]}
+    for suffix in ("pth", "safetensors"):
+        path = folder / f"seed.{suffix}"
+        save_artifact(path, few, describe(port, ported))
+        yield Target(f".{suffix}", path, load_artifact)
+
+
+def _tensorflow_targets(tf, folder: Path) -> Iterator[Target]:
+    v1 = tf.compat.v1
+    with tf.Graph().as_default(), v1.Session() as session:
+        v1.get_variable("scope/a", (3, 4))
+        v1.get_variable("scope/b", (7, 5), partitioner=v1.fixed_size_partitioner(3))
+        session.run(v1.global_variables_initializer())
+        for version, name in ((1, "v1.ckpt"), (2, "sliced")):
+            v1.train.Saver(write_version=version).save(session, str(folder / name), write_meta_graph=False)
+    yield Target("V1 file", folder / "v1.ckpt", read_checkpoint)
+    yield Target("V1 entries", folder / "v1.ckpt", read_checkpoint, repair=True)
+    yield Target("V2 slices", folder / "sliced.index", read_checkpoint, repair=True)
+    module = tf.Module()
+    module.v = [tf.Variable(tf.ones((2, 3)), name=f"scope/v{i}") for i in range(3)]
+    tf.train.Checkpoint(m=module).write(str(folder / "object"))
+    yield Target("object-based", folder / "object.index", read_checkpoint, repair=True)
+    with tf.Graph().as_default() as graph:
+        x = v1.placeholder("float32", (1, 4, 4, 2), "x")
+        convolved = tf.nn.conv2d(
+            x, tf.constant(np.arange(6, dtype="f").reshape(1, 1, 2, 3), name="c/weights"), 1, "SAME"
+        )
+        tf.nn.bias_add(convolved, tf.constant([1.0, 2.0, 3.0], name="c/biases"))
+        (folder / "frozen.pb").write_bytes(graph.as_graph_def().SerializeToString())
+    yield Target("frozen graph", folder / "frozen.pb", read_checkpoint)
+
+
+def mutate(data: bytes, source: random.Random) -> bytes:
+    """A few flips, overwrites, deletions, insertions or repeats."""
+    mutant = bytearray(data) or bytearray(b"\0")
+    for _ in range(source.choice((1, 1, 1, 2, 4, 8))):
+        at = source.randrange(len(mutant) or 1)
+        size = source.randrange(1, 9)
+        kind = source.randrange(6)
+        if kind == 0 and mutant:
+            mutant[at] ^= 1 << source.randrange(8)
+        elif kind == 1:
+            mutant[at : at + 1] = bytes([source.choice((0, 1, 0x7F, 0x80, 0xFF))])
+        elif kind == 2:
+            del mutant[at : at + size]
+        elif kind == 3:
+            mutant[at:at] = source.randbytes(size)
+        elif kind == 4:
+            mutant[at:at] = b"\xff" * size  # long varints, huge lengths
+        else:
+            mutant[at:at] = mutant[at : at + size]
+    return bytes(mutant)
+
+
+def mutant_of(target: Target, source: random.Random) -> bytes:
+    """A mutant of the seed; of a table's entries, with true checksums, where the target asks for it."""
+    data = target.seed.read_bytes()
+    if not target.repair:
+        return mutate(data, source)
+    entries = [(key, bytes(value)) for key, value in read_table(memoryview(data), "")]
+    changed = {source.randrange(len(entries)) for _ in range(source.choice((1, 1, 2)))}
+    return table_bytes(
+        (key, mutate(value, source) if i in changed else value) for i, (key, value) in enumerate(entries)
+    )
+
+
+def fuzz(target: Target, folder: Path, inputs: int, seed: int) -> dict[str, int]:
+    """Read ``inputs`` mutants; counts of those refused and those read.
+
+    Raises AssertionError, naming the seed, for anything but a PorterError, or too much time or memory.
+    """
+    path = folder / target.seed.name
+    for companion in target.seed.parent.glob(f"{target.seed.stem}.data-*"):
+        (folder / companion.name).write_bytes(companion.read_bytes())
+    counts = {"refused": 0, "read": 0}
+    for number in range(inputs):
+        source = random.Random(f"{seed} {target.name} {number}")
+        data = mutant_of(target, source)
+        path.write_bytes(data)
+        size = len(data) + sum(p.stat().st_size for p in folder.glob(f"{target.seed.stem}.data-*"))
+        what = f"{target.name}, seed {seed}, input {number}"
+        start = time.perf_counter()
+        tracemalloc.start()
+        try:
+            target.read(path)
+            counts["read"] += 1
+        except PorterError:
+            counts["refused"] += 1
+        except Exception as error:
+            raise AssertionError(f"{what}: {type(error).__name__}: {error}") from error
+        finally:
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        assert time.perf_counter() - start < SECONDS, f"{what}: slow"
+        assert peak <= 4 * size + SLACK, f"{what}: {peak} bytes allocated for a file of {size}"
+    return counts
