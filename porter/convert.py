@@ -63,7 +63,6 @@ def plan_port(
         chosen,
         network,
         opened,
-        lambda classes: _state_dict_shapes(network, classes),
         layout=layout,
         keep_background=keep_background,
         num_classes=num_classes,
@@ -165,13 +164,3 @@ def choose_mapping(checkpoint: Checkpoint, variant: str | None, mapping: PathLik
             f"{checkpoint.given}: is a {found.variant} checkpoint, not {variant}; use --variant {found.variant}"
         )
     return loaded
-
-
-def _state_dict_shapes(network: Network, classes: int) -> dict[str, tuple[int, ...]]:
-    import torch
-
-    from porter.network.mobilenet_v3 import MobileNetV3
-
-    with torch.device("meta"):
-        state_dict = MobileNetV3(network, classes).state_dict()
-    return {name: tuple(value.shape) for name, value in state_dict.items()}

@@ -29,6 +29,10 @@ def test_inspect(demo_folder, options):
     assert imported("inspect", demo_folder, *options) == {"yaml", "google.protobuf"}
 
 
+def test_dry_run_needs_no_torch(demo_folder):
+    assert imported("convert", demo_folder, "--dry-run") == {"yaml", "google.protobuf"}
+
+
 def test_convert_never_imports_tensorflow(demo_folder, tmp_path):
     assert imported("convert", demo_folder, "-o", tmp_path / "a.pth") == {"torch", "numpy", "yaml", "google.protobuf"}
     assert "tensorflow" not in imported("convert", demo_folder, "-o", tmp_path / "a.safetensors")

@@ -3,15 +3,21 @@
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 import porter
 from porter.errors import ArtifactError
 from porter.mapping.files import VARIANTS, load_variant
 from porter.mapping.network import build_network
+from porter.mapping.schema import BlockRow
+from porter.mapping.state_dict import state_dict_shapes
 from porter.network.endpoints import endpoint_modules, endpoints
+from porter.network.mobilenet_v3 import MobileNetV3
 
 RECORDED = json.loads((Path(__file__).parent / "data" / "timm_keys.json").read_text())["keys"]
 
@@ -40,6 +46,39 @@ def test_endpoints_are_the_recorded_graphs(variant, shared):
     with np.load(shared / FOLDERS[variant] / "expected.npz") as file:
         recorded = {name.removeprefix("ep/") for name in file.files if name.startswith("ep/")}
     assert set(endpoint_modules(build_network(load_variant(variant)))) | {"Predictions"} == recorded
+
+
+tables = st.lists(
+    st.fixed_dictionaries(
+        {
+            "kernel": st.sampled_from([1, 3, 5]),
+            "expansion": st.sampled_from([1, 2, "7/3", 4.5]),
+            "out": st.integers(1, 40),
+            "se": st.booleans(),
+            "activation": st.sampled_from(["relu", "hard_swish"]),
+            "stride": st.sampled_from([1, 2]),
+            "stage": st.booleans(),  # whether a new stage begins
+        }
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(tables, st.sampled_from([0.5, 1.0, 1.3]), st.integers(1, 20))
+def test_shapes_without_torch_are_the_networks(rows, multiplier, classes):
+    """Any table: mapping.state_dict says what the network built from it has, in the same order."""
+    stage, blocks = -1, []
+    for row in rows:
+        stage += row["stage"] or stage < 0
+        blocks.append(BlockRow(**{**row, "stage": stage}))
+    variant = load_variant("small_100")
+    table = msgspec.structs.replace(variant.network, blocks=blocks, multiplier=multiplier)
+    network = build_network(msgspec.structs.replace(variant, network=table))
+    with torch.device("meta"):
+        own = MobileNetV3(network, classes).state_dict()
+    assert list(state_dict_shapes(network, classes).items()) == [(name, tuple(v.shape)) for name, v in own.items()]
 
 
 def test_endpoints_of_a_run(model, images):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Ported(NamedTuple):
-    """State-dict values by entry, and the nudges that undo the gate fold bit for bit (see gate.fold)."""
+    """State-dict values by entry, in the state dict's order; ``fold_nudges`` undo the gate fold (see gate.fold)."""
 
     tensors: dict[str, np.ndarray]
     fold_nudges: dict[str, list[int]]
@@ -29,13 +29,14 @@ def carry_out(plan: Plan, checkpoint: Checkpoint, dtype: Literal["float32", "flo
     """
     import numpy as np
 
-    tensors: dict[str, np.ndarray] = {name: np.zeros((), np.int64) for name in plan.counters}
+    tensors: dict[str, np.ndarray] = {}
     nudges: dict[str, list[int]] = {}
     for step in plan.steps:
         variable = checkpoint[step.source]
         values = to_target(step.layout, variable.read())
         if step.drop_class is not None:
-            values = np.delete(values, step.drop_class, axis=0)
+            # A view where it can be: the classifier is the largest tensor
+            values = values[1:] if step.drop_class == 0 else np.delete(values, step.drop_class, axis=0)
         values = np.array(values, dtype, order="C")
         if not np.isfinite(values).all():
             count = int((~np.isfinite(values)).sum())
@@ -48,4 +49,5 @@ def carry_out(plan: Plan, checkpoint: Checkpoint, dtype: Literal["float32", "flo
             if lost:
                 nudges[step.target] = lost
         tensors[step.target] = values
-    return Ported(tensors, nudges)
+    in_order = {name: tensors[name] if name in tensors else np.zeros((), np.int64) for name in plan.targets}
+    return Ported(in_order, nudges)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,9 +15,9 @@ from porter.mapping.layouts import target_shape
 from porter.mapping.network import Network
 from porter.mapping.rules import Expected, expected_variables
 from porter.mapping.schema import VariantMapping
+from porter.mapping.state_dict import COUNTER, Shape, state_dict_shapes
 
 ArtifactLayout = Literal["timm", "slim"]
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """All steps, the entries that PyTorch alone has (``counters``, set to zero), and what is left aside.
+    """All steps, the entries of the state dict in its order (``targets``), and what is left aside.
 
-    ``gate`` is the squeeze-excite constant that the resulting weights are made for.
+    Counters of batches are entries without a step: TensorFlow has none, they are set to zero. ``gate`` is
+    the squeeze-excite constant that the resulting weights are made for.
     """
 
     variant: str
@@ -50,7 +51,7 @@ class Plan:
     gate: float
     source_gate: float
     steps: tuple[Step, ...]
-    counters: tuple[str, ...]
+    targets: tuple[str, ...]
     ignored: Mapping[str, str]
 
 
@@ -58,13 +59,12 @@ def make_plan(
     mapping: VariantMapping,
     network: Network,
     checkpoint: Checkpoint,
-    targets_for: Callable[[int], Mapping[str, Shape]],
     *,
     layout: ArtifactLayout = "timm",
     keep_background: bool = False,
     num_classes: int | None = None,
 ) -> Plan:
-    """Plan the port of ``checkpoint`` into the state dict ``targets_for(classes)`` (entry -> shape).
+    """Plan the port of ``checkpoint`` into the state dict of ``network``.
 
     ``num_classes`` is what the caller expects the checkpoint's classifier to give after dropping the
     background. Raises MappingError that lists every variable missing, left over or of another shape,
@@ -104,14 +104,13 @@ def make_plan(
                 problems.append(f"{name}: in the checkpoint, but no rule uses or ignores it")
             else:
                 ignored[name] = reason
-    targets = targets_for(kept)
-    counters = tuple(name for name in targets if name.endswith("num_batches_tracked"))
-    problems += _target_problems(steps, counters, targets)
+    targets = state_dict_shapes(network, kept)
+    problems += _target_problems(steps, targets)
     if problems:
         raise MappingError(
             f"{checkpoint.given}: does not fit the mapping of {mapping.variant} ({len(problems)} problems):", problems
         )
-    return Plan(mapping.variant, layout, kept, dropped, gate, network.gate, tuple(steps), counters, ignored)
+    return Plan(mapping.variant, layout, kept, dropped, gate, network.gate, tuple(steps), tuple(targets), ignored)
 
 
 def ignore_reason(mapping: VariantMapping, name: str) -> str | None:
@@ -141,7 +140,7 @@ def _misfit(want: Expected, checkpoint: Checkpoint) -> str | None:
     return None
 
 
-def _target_problems(steps: list[Step], counters: tuple[str, ...], targets: Mapping[str, Shape]) -> list[str]:
+def _target_problems(steps: list[Step], targets: Mapping[str, Shape]) -> list[str]:
     problems = []
     filled: dict[str, str] = {}
     for step in steps:
@@ -155,5 +154,5 @@ def _target_problems(steps: list[Step], counters: tuple[str, ...], targets: Mapp
                 f"{step.target}: shape {list(step.target_shape)} from {step.source}, the network has "
                 f"{list(targets[step.target])}"
             )
-    problems += [f"{name}: no rule fills it" for name in targets if name not in filled and name not in counters]
+    problems += [f"{name}: no rule fills it" for name in targets if name not in filled and not name.endswith(COUNTER)]
     return problems
