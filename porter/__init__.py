@@ -11,18 +11,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from porter.convert import convert
+    from porter.conversion import convert
     from porter.create import create_model
-    from porter.export_tf import export_tf
+    from porter.exporting import export_tf
     from porter.loaders import open_checkpoint
     from porter.parity.verify import verify
 
 __all__ = ["convert", "create_model", "export_tf", "open_checkpoint", "verify"]
 
 _HOMES = {
-    "convert": "porter.convert",
+    "convert": "porter.conversion",
     "create_model": "porter.create",
-    "export_tf": "porter.export_tf",
+    "export_tf": "porter.exporting",
     "open_checkpoint": "porter.loaders",
     "verify": "porter.parity.verify",
 }

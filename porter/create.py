@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from porter.artifacts.files import SUFFIXES, Artifact, load_artifact
-from porter.artifacts.relayout import relayout
-from porter.convert import PathLike, as_torch, describe, plan_port
+from porter.artifacts.relayout import relayout, without_batch_norms
+from porter.conversion import PathLike, as_torch, describe, plan_port
 from porter.errors import ArtifactError
 from porter.loaders.weights import Weights
 from porter.mapping.carry_out import carry_out
@@ -21,6 +21,7 @@ from porter.mapping.network import Network, build_network
 from porter.mapping.plan import ArtifactLayout
 from porter.mapping.rules import expected_variables
 from porter.mapping.schema import VariantMapping
+from porter.network.fake_quant import fake_quantize
 from porter.network.mobilenet_v3 import MobileNetV3, MobileNetV3Features
 
 
@@ -37,19 +38,24 @@ def create_model(
     layout: ArtifactLayout | None = None,
     weights: Weights = "auto",
     keep_background: bool = False,
+    fake_quant: bool = False,
 ) -> MobileNetV3 | MobileNetV3Features:
     """Build ``variant`` and load ``checkpoint`` into it; returned in eval mode.
 
     ``checkpoint`` is a ``.pth`` or ``.safetensors`` (ours, or any with timm's keys), any TensorFlow source that
     ``open_checkpoint`` takes, or None for untrained weights. ``num_classes`` other than the checkpoint's
-    gives a new classifier (0: none) above loaded features; ``in_chans`` other than 3 adapts the first
+    gives a new classifier (0: none) above loaded features; a source without one (a feature extractor) gives the
+    pooled features; ``in_chans`` other than 3 adapts the first
     convolution. ``layout`` chooses the definition: ``slim`` (gate 0.16667) or ``timm`` (gate 1/6, weights
     folded); by default as the artifact was written, slim's for a TensorFlow source. ``features_only``
     gives the feature pyramid, ``out_indices`` some of it. ``mapping`` is a user's own mapping file of
-    ``variant``. Raises PorterError.
+    ``variant``. ``fake_quant`` simulates the 8 bits that the source was trained for, in slim's definition with
+    batch norms folded, computing in float64. Raises PorterError.
     """
     chosen = load_variant(variant) if mapping is None else load_mapping(Path(mapping))
     network = build_network(chosen)
+    if fake_quant:
+        layout = "slim"  # its ranges belong to these weights
     if checkpoint is None:
         artifact = None
         gate = TIMM_GATE if layout == "timm" else network.gate
@@ -58,6 +64,10 @@ def create_model(
         artifact = _load(Path(checkpoint), chosen, network, variant, mapping, layout, weights, keep_background)
         gate = artifact.metadata.gate if artifact.metadata else TIMM_GATE
         classes = len(artifact.tensors.get("classifier.bias", ()))
+        network = _as_stored(network, artifact)
+        if fake_quant and not network.folded:
+            artifact = without_batch_norms(artifact, network)
+            network = replace(network, folded=True)
     network = replace(network, gate=gate, channels=in_chans or network.channels)
     model: MobileNetV3 | MobileNetV3Features
     if features_only:
@@ -66,7 +76,18 @@ def create_model(
         model = MobileNetV3(network, classes if num_classes is None else num_classes, dropout)
     if artifact is not None:
         _fill(model, artifact.tensors, str(checkpoint))
+    if fake_quant:
+        ranges = artifact.metadata.ranges if artifact and artifact.metadata else {}
+        if not ranges:
+            raise ArtifactError(f"{checkpoint}: holds no ranges of fake quantisation; it was not trained for 8 bits")
+        fake_quantize(model, ranges)
     return model.eval()
+
+
+def _as_stored(network: Network, artifact: Artifact) -> Network:
+    """``network`` with as much of it as ``artifact`` holds: batch norms or biases, a head or none."""
+    folded = artifact.metadata.folded if artifact.metadata else "conv_stem.bias" in artifact.tensors
+    return replace(network, folded=folded, head=network.head if "conv_head.weight" in artifact.tensors else 0)
 
 
 def _load(
@@ -99,7 +120,7 @@ def _load(
 def _fill(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
     """Load ``tensors`` strictly, but for a head that was asked to differ and an adapted stem."""
     own = model.state_dict()
-    head = ("classifier.", "conv_head.")
+    head = ("classifier.", "conv_head.", "bn2.")
     state = {name: value for name, value in tensors.items() if name in own or not name.startswith(head)}
     stem = "conv_stem.weight"
     if stem in state and state[stem].shape[1] != own[stem].shape[1]:

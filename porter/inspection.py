@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from porter.convert import PathLike, choose_mapping
+from porter.conversion import PathLike, choose_mapping
 from porter.loaders import Checkpoint, Variable, open_checkpoint
 from porter.loaders.weights import Weights
 from porter.mapping.files import load_variant
@@ -58,10 +57,10 @@ def inspect_checkpoint(
 
     Raises CheckpointError on damage, MappingError when ``variant`` is named and another one fits.
     """
-    opened = open_checkpoint(Path(checkpoint), weights)
+    opened = open_checkpoint(checkpoint, weights)
     closest = match_variants(opened)[0]
     named = variant is not None or mapping is not None
-    chosen = choose_mapping(opened, variant, mapping) if named else load_variant(closest.variant)
+    chosen = choose_mapping(opened, variant, mapping) if named else load_variant(closest.variant, closest.names)
     reasons = {name: ignore_reason(chosen, name) for name in opened}
     used = [variable for name, variable in opened.items() if reasons[name] is None]
     ignored = dict(opened.set_aside) | {name: reason for name, reason in reasons.items() if reason is not None}

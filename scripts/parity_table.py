@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from porter import verify
-from porter.convert import convert, plan_port
+from porter.conversion import convert, plan_port
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))

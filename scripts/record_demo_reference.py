@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from porter.convert import plan_port
+from porter.conversion import plan_port
 from porter.demo import DEFAULT_VARIANT, RECORDED, demo_variables
 from porter.parity.references.reference import thin
 from porter.parity.references.tf_nn import tf_nn

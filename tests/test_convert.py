@@ -19,7 +19,7 @@ import porter
 from porter.artifacts.files import load_artifact
 from porter.artifacts.metadata import Metadata
 from porter.atomic import atomic_write
-from porter.convert import convert, plan_port
+from porter.conversion import convert, plan_port
 from porter.errors import ArtifactError, PorterError
 from porter.loaders import open_checkpoint
 
@@ -267,10 +267,10 @@ def test_memory_stays_small(released):
     variant, folder = released
     folder = folder / "pristine" if (folder / "pristine").is_dir() else folder
     code = f"""
-import resource, torch, porter.convert, porter.create
+import resource, torch, porter.conversion, porter.create
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before = peak()
-porter.convert.convert({str(folder)!r}, "/dev/shm/mnv3-port-test-{os.getpid()}.pth", force=True)
+porter.conversion.convert({str(folder)!r}, "/dev/shm/mnv3-port-test-{os.getpid()}.pth", force=True)
 print(peak() - before)
 """
     try:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 import porter
 from porter.artifacts.files import load_artifact, save_artifact
-from porter.convert import convert
-from porter.export_tf import export_tf
+from porter.conversion import convert
+from porter.exporting import export_tf
 from porter.loaders import open_checkpoint
 from porter.mapping.layouts import target_shape, to_source, to_target
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from porter.convert import plan_port
+from porter.conversion import plan_port
 from porter.errors import CheckpointError, MappingError
 from porter.loaders import open_checkpoint
 from porter.mapping.carry_out import carry_out
-from porter.mapping.identify import identify
+from porter.mapping.identify import match_variants
 
 STEM = "MobilenetV3/Conv/weights"
 CLASSIFIER = "MobilenetV3/Logits/Conv2d_1c_1x1"
@@ -16,7 +16,7 @@ CLASSIFIER = "MobilenetV3/Logits/Conv2d_1c_1x1"
 def test_all_six_are_identified_and_leave_nothing_over(released):
     variant, folder = released
     opened = open_checkpoint(folder)
-    assert identify(opened).variant == variant
+    assert match_variants(opened)[0].variant == variant
     plan = plan_port(opened).plan
     assert plan.variant == variant
     assert dict(plan.ignored) == {"global_step": "training step counter"}
@@ -55,7 +55,7 @@ def test_wrong_variant_names_the_right_one(demo_folder):
 
 def test_no_variant_fits(make_checkpoint):
     checkpoint = make_checkpoint(lambda v: v.update({STEM: np.zeros((5, 5, 3, 16), "f")}))
-    with pytest.raises(MappingError, match="none of the six variants fits; closest is small_075 with 209 of 210"):
+    with pytest.raises(MappingError, match="no variant fits; closest is small_075 with 209 of 210"):
         plan_port(checkpoint)
 
 

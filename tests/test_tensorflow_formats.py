@@ -7,7 +7,7 @@ import pytest
 from conftest import FOLDERS, same_bits
 
 import porter
-from porter.convert import plan_port
+from porter.conversion import plan_port
 from porter.demo import demo_variables
 from porter.errors import CheckpointError
 from porter.loaders import open_checkpoint

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import porter
-from porter.convert import convert
+from porter.conversion import convert
 
 try:
     from timm_models import import_timm

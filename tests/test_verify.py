@@ -14,9 +14,9 @@ from conftest import FOLDERS
 
 import porter
 from porter.artifacts.files import load_artifact, save_artifact
-from porter.convert import convert, plan_port
+from porter.conversion import convert, plan_port
 from porter.errors import ParityError
-from porter.mapping.files import VARIANTS
+from porter.mapping.files import VARIANTS, load_variant
 from porter.parity.compare import compare
 
 TENSORFLOW = pytest.mark.tensorflow
@@ -40,7 +40,7 @@ def test_recorded_outputs_of_the_original_graph(released, layout, keep_backgroun
 
 
 @TENSORFLOW
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", FOLDERS)
 def test_float64_against_tf_nn(tf, shared, variant):
     verdict = porter.verify(shared / FOLDERS[variant], reference="tf.nn", dtype="float64", sizes=[(224, 224), (75, 97)])
     assert verdict.passed
@@ -48,7 +48,7 @@ def test_float64_against_tf_nn(tf, shared, variant):
 
 
 @TENSORFLOW
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", FOLDERS)
 def test_any_size_against_tf_nn(tf, shared, variant):
     verdict = porter.verify(shared / FOLDERS[variant], reference="tf.nn", sizes=[(225, 225), (160, 193), (33, 64)])
     assert verdict.passed
@@ -271,7 +271,7 @@ def test_demo(tf, run, variant, tmp_path):
     folder = write_demo_checkpoint(tmp_path, variant)
     assert plan_port(folder).plan.variant == variant
     reader = tf.train.load_checkpoint(str(folder / "ema"))
-    assert reader.has_tensor("MobilenetV3/Conv/weights")
+    assert reader.has_tensor(f"{load_variant(variant).scope}/Conv/weights")
     assert porter.verify(folder, reference="tf.nn", sizes=[(97, 64)]).passed
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from porter.errors import ArtifactError
+from porter.mapping.ranges import Range
 
 KEY = "mnv3_port"  # the entry's name in both formats
 FORMAT = 1
@@ -13,10 +14,11 @@ FORMAT = 1
 class Metadata(msgspec.Struct, frozen=True):
     """Where an artifact comes from and what its weights are made for.
 
-    ``gate`` is the squeeze-excite constant these weights need, ``source_gate`` the checkpoint's own; where
-    they differ, the ratio is folded into the ``project`` weights, and ``fold_nudges`` undoes it bit for bit
-    (see porter.mapping.gate). ``sources`` are SHA-256 digests by file name. No paths, no time: the same
-    input gives the same bytes.
+    ``gate`` is the squeeze-excite constant these weights need, ``source_gate`` the checkpoint's own; where they
+    differ, the ratio is folded into the ``project`` weights, and ``fold_nudges`` undoes it bit for bit (see
+    porter.mapping.gate). ``folded`` tells that batch norms are folded into convolutions; ``ranges`` are those that
+    the source was quantised to, by module or entry. ``sources`` are SHA-256 digests by file name. No paths, no time:
+    the same input gives the same bytes.
     """
 
     tool: str
@@ -31,6 +33,8 @@ class Metadata(msgspec.Struct, frozen=True):
     sources: dict[str, str]
     mapping: str
     fold_nudges: dict[str, list[int]]
+    folded: bool = False
+    ranges: dict[str, Range] = {}
     format: int = FORMAT
 
 

@@ -8,8 +8,11 @@ import msgspec
 import torch
 
 from porter.artifacts.files import Artifact
+from porter.mapping.carry_out import fold_batch_norm
 from porter.mapping.gate import TIMM_GATE, fold, unfold
+from porter.mapping.network import Network
 from porter.mapping.plan import ArtifactLayout
+from porter.mapping.state_dict import layers
 
 
 def relayout(artifact: Artifact, layout: ArtifactLayout, folded: Iterable[str]) -> Artifact:
@@ -33,6 +36,20 @@ def relayout(artifact: Artifact, layout: ArtifactLayout, folded: Iterable[str]) 
         if lost:
             nudges[name] = lost
     return Artifact(tensors, msgspec.structs.replace(metadata, layout="timm", gate=TIMM_GATE, fold_nudges=nudges))
+
+
+def without_batch_norms(artifact: Artifact, network: Network) -> Artifact:
+    """The same port, in layout ``slim``, with batch norms folded into the convolutions before them."""
+    arrays = {name: tensor.numpy() for name, tensor in artifact.tensors.items()}
+    tensors: dict[str, torch.Tensor] = {}
+    for module, _, norm in layers(network, len(artifact.tensors.get("classifier.bias", ()))):
+        weight, bias = arrays[f"{module}.weight"], arrays.get(f"{module}.bias")
+        if norm is not None:
+            weight, bias = fold_batch_norm(arrays, module, norm, network.epsilon)
+        assert bias is not None
+        tensors |= {f"{module}.weight": torch.from_numpy(weight), f"{module}.bias": torch.from_numpy(bias)}
+    metadata = artifact.metadata and msgspec.structs.replace(artifact.metadata, folded=True)
+    return Artifact(tensors, metadata)
 
 
 def without_fold(artifact: Artifact, gate: float, folded: Iterable[str]) -> Artifact:

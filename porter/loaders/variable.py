@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,7 +19,8 @@ class Variable:
     """A TensorFlow variable as it lies in a file.
 
     ``name`` is the plain variable name; ``stored_as`` the name in the file, which differs for an
-    average (``.../ExponentialMovingAverage``). ``dtype`` is TensorFlow's name, e.g. ``float32``.
+    average (``.../ExponentialMovingAverage``). ``dtype`` is TensorFlow's name, e.g. ``float32``. ``fused`` names the
+    activation that a .tflite fused into the operator which uses it, e.g. ``relu6``.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Variable:
     stored_as: str
     file: str
     load: Callable[[], np.ndarray] = field(repr=False, compare=False)
+    fused: str | None = None
 
     @property
     def nbytes(self) -> int:
@@ -43,8 +45,14 @@ class Variable:
 
 
 class Contents(NamedTuple):
-    """What a reader found: variables by name, the files they lie in, and names set aside with the reason."""
+    """What a reader found: variables by name, the files they lie in, and names set aside with the reason.
+
+    ``gate`` is the constant that a stored graph multiplies relu6 with (hard sigmoid's slope), where there is one.
+    ``prefetch`` brings the values of variables, by stored name, closer than a remote store.
+    """
 
     variables: dict[str, Variable]
     files: list[Path]
     set_aside: dict[str, str] = {}  # noqa: RUF012 - never changed
+    gate: float | None = None
+    prefetch: Callable[[Iterable[str]], None] | None = None

@@ -8,6 +8,7 @@ import importlib.util
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -15,7 +16,7 @@ from porter.errors import MappingError
 from porter.mapping.network import build_network
 from porter.mapping.rules import expected_variables
 from porter.mapping.schema import VariantMapping
-from porter.mapping.yaml_file import Document, read_yaml
+from porter.mapping.yaml_file import Document, overlay, read_yaml
 
 VARIANTS = (
     "large_075",
@@ -24,7 +25,10 @@ VARIANTS = (
     "small_075",
     "small_100",
     "small_minimal_100",
+    "edgetpu_075",
+    "edgetpu_100",
 )
+Names = Literal["slim", "keras", "keras2", "keras_unnamed", "tflite"]
 
 
 @functools.cache
@@ -37,11 +41,22 @@ def mappings_folder() -> Path:
 
 
 @functools.cache
-def load_variant(variant: str) -> VariantMapping:
-    """The mapping of one of the six variants. Raises MappingError for any other name."""
+def load_variant(variant: str, names: Names = "slim") -> VariantMapping:
+    """The mapping of a variant whose variables are named as in ``names``.
+
+    Raises MappingError for an unknown variant.
+    """
     if variant not in VARIANTS:
         raise MappingError(f"unknown variant {variant!r}; there are {', '.join(VARIANTS)}")
-    return load_mapping(mappings_folder() / f"{variant}.yaml")
+    document = _document(f"{variant}.yaml")
+    if names != "slim":
+        document = overlay(document, _document(f"{names}.yaml"))
+    return _checked(document)
+
+
+@functools.cache
+def _document(name: str) -> Document:
+    return read_yaml(mappings_folder() / name, _find_base)
 
 
 def load_mapping(path: Path) -> VariantMapping:
@@ -49,7 +64,10 @@ def load_mapping(path: Path) -> VariantMapping:
 
     Raises MappingError with file, line and key.
     """
-    document = read_yaml(path, _find_base)
+    return _checked(read_yaml(path, _find_base))
+
+
+def _checked(document: Document) -> VariantMapping:
     try:
         mapping = msgspec.convert(document.content, VariantMapping)
     except msgspec.ValidationError as error:

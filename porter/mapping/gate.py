@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 TIMM_GATE = 1 / 6
+GATE_SHIFT = 3.0  # of relu6(x + 3)
 
 
 def fold(values: np.ndarray, ratio: float) -> tuple[np.ndarray, list[int]]:

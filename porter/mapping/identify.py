@@ -1,20 +1,25 @@
-"""Which of the six variants a checkpoint is, from the shapes of its variables."""
+"""Which variant a checkpoint is and how its variables are named, from names and shapes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from porter.loaders import Checkpoint
-from porter.mapping.files import VARIANTS, load_variant
-from porter.mapping.network import build_network
-from porter.mapping.plan import count_classes
+from porter.mapping.files import VARIANTS, Names, load_variant
+from porter.mapping.plan import fit
 from porter.mapping.rules import expected_variables
+
+# What names to try in which format; a format not listed here holds TensorFlow's variables.
+NAMES: dict[str, tuple[Names, ...]] = {"tflite": ("tflite",), "keras": ("keras", "keras2", "keras_unnamed")}
+TENSORFLOW_NAMES: tuple[Names, ...] = ("slim", "keras2", "keras")
 
 
 class Match(NamedTuple):
-    """How well a variant fits: expected variables of the right shape, of all expected, and left over ones."""
+    """How well a variant fits: expected variables of the right shape, of all expected."""
 
     variant: str
+    names: Names
     fitting: int
     expected: int
     classes: int
@@ -25,24 +30,20 @@ class Match(NamedTuple):
         return self.fitting == self.expected
 
 
-def match_variants(checkpoint: Checkpoint) -> list[Match]:
-    """All six variants, best fit first."""
-    matches = []
-    for variant in VARIANTS:
-        mapping = load_variant(variant)
-        network = build_network(mapping)
-        classes = count_classes(mapping, network, checkpoint)
-        expected = expected_variables(mapping, network, classes)
-        fitting = sum(e.source in checkpoint and checkpoint[e.source].shape == e.shape for e in expected)
-        matches.append(Match(variant, fitting, len(expected), classes))
-    return sorted(matches, key=lambda match: -match.fitting / match.expected)
-
-
-def identify(checkpoint: Checkpoint) -> Match | None:
-    """The variant that fits exactly, or None.
+def match_variants(checkpoint: Checkpoint, variants: Sequence[str] = VARIANTS) -> list[Match]:
+    """``variants``, best fit first; names are tried in turn until one fits exactly.
 
     A minimalistic network's variables are not a subset of the full one's: expansion widths or
     kernels differ, so at most one variant fits.
     """
-    best = match_variants(checkpoint)[0]
-    return best if best.exact else None
+    matches: list[Match] = []
+    for names in NAMES.get(checkpoint.format, TENSORFLOW_NAMES):
+        for variant in variants:
+            mapping = load_variant(variant, names)
+            network, classes = fit(mapping, checkpoint)
+            expected = expected_variables(mapping, network, classes)
+            fitting = sum(e.source in checkpoint and checkpoint[e.source].shape == e.shape for e in expected)
+            matches.append(Match(variant, names, fitting, len(expected), classes))
+        if any(match.exact for match in matches):
+            break
+    return sorted(matches, key=lambda match: -match.fitting / match.expected)

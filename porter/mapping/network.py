@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
-from porter.mapping.schema import Activation, VariantMapping
+from porter.mapping.schema import Activation, BlockKind, VariantMapping
+
+# Fused?, expansion 1? -> kind
+KINDS: dict[tuple[bool, bool], BlockKind] = {
+    (False, False): "inverted_residual",
+    (False, True): "separable",
+    (True, False): "fused",
+    (True, True): "projection",
+}
 
 
 @dataclass(frozen=True)
@@ -26,17 +34,37 @@ class Block:
     squeezed: int
     out: int
     activation: Activation
-    separable: bool
+    kind: BlockKind
+    skip: bool
+
+    @property
+    def expands(self) -> bool:
+        """Whether it begins with an expansion."""
+        return self.kind in ("inverted_residual", "fused")
+
+    @property
+    def project(self) -> str:
+        """timm's name for the last convolution."""
+        return {"separable": "conv_pw", "projection": "conv"}.get(self.kind, "conv_pwl")
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether it has a depthwise convolution."""
+        return self.kind in ("inverted_residual", "separable")
 
     @property
     def residual(self) -> bool:
         """Whether the input is added to the output."""
-        return self.stride == 1 and self.channels_in == self.out
+        return self.skip and self.stride == 1 and self.channels_in == self.out
 
 
 @dataclass(frozen=True)
 class Network:
-    """A variant's network. Channel counts; ``gate`` is the squeeze-excite constant of the definition."""
+    """A variant's network. Channel counts; ``gate`` is the squeeze-excite constant of the definition.
+
+    ``last_conv``, ``last_norm`` and ``last_act`` are modules. ``head`` is 0 where there is no convolution after
+    pooling; ``folded`` networks have biases for batch norms.
+    """
 
     channels: int
     stem: int
@@ -45,7 +73,9 @@ class Network:
     stem_activation: Activation
     blocks: tuple[Block, ...]
     last: int
-    last_module: str
+    last_conv: str
+    last_norm: str
+    last_act: str
     last_activation: Activation
     head: int
     head_activation: Activation
@@ -53,6 +83,17 @@ class Network:
     epsilon: float
     decay: float
     dropout: float
+    folded: bool = False
+
+    @property
+    def features(self) -> int:
+        """Inputs of the classifier."""
+        return self.head or self.last
+
+    @property
+    def pools_in_layers(self) -> bool:
+        """Whether slim counts the pooling among its layers, as it does where a convolution follows."""
+        return self.last_conv != "conv_head"
 
     def endpoint_after_blocks(self, position: int) -> str:
         """``layer_N`` of what follows the blocks: 0 last convolution, 1 pooling, 2 head convolution."""
@@ -97,12 +138,15 @@ def build_network(mapping: VariantMapping) -> Network:
             squeezed=make_divisible(expanded / 4, divisor) if row.se else 0,  # squeeze_factor=4
             out=scaled(row.out),
             activation=row.activation,
-            separable=expansion == 1,
+            kind=KINDS[row.fused, expansion == 1],
+            skip=row.skip,
         )
         blocks.append(block)
         channels = block.out
     if not blocks:
         raise ValueError("network.blocks: there must be at least one block")
+    # timm's names: its MobileNetV3 keeps the last convolution in the blocks, its EfficientNet before the pooling
+    last = mapping.module.format(stage=blocks[-1].stage + 1, position=0)
     return Network(
         channels=mapping.input.channels,
         stem=scaled(table.stem.out),
@@ -110,15 +154,18 @@ def build_network(mapping: VariantMapping) -> Network:
         stem_stride=table.stem.stride,
         stem_activation=table.stem.activation,
         blocks=tuple(blocks),
-        last=scaled(table.last.out),
-        last_module=mapping.module.format(stage=blocks[-1].stage + 1, position=0),
+        last=table.last.out if table.last.fixed else scaled(table.last.out),
+        last_conv=f"{last}.conv" if table.head else "conv_head",
+        last_norm=f"{last}.bn1" if table.head else "bn2",
+        last_act=f"{last}.act" if table.head else "act2",
         last_activation=table.last.activation,
-        head=table.head.out,
-        head_activation=table.head.activation,
+        head=table.head.out if table.head else 0,
+        head_activation=table.head.activation if table.head else table.last.activation,
         gate=definition.gate,
         epsilon=definition.batch_norm.epsilon,
         decay=definition.batch_norm.decay,
         dropout=definition.dropout,
+        folded=mapping.folded,
     )
 
 

@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from porter.errors import MappingError
 from porter.loaders import Checkpoint
 from porter.loaders.dtypes import FLOATS
-from porter.mapping.gate import TIMM_GATE
+from porter.mapping.gate import GATE_SHIFT, TIMM_GATE
 from porter.mapping.layouts import target_shape
-from porter.mapping.network import Network
-from porter.mapping.rules import Expected, expected_variables
+from porter.mapping.network import Network, build_network
+from porter.mapping.ranges import FIELDS
+from porter.mapping.rules import Expected, expected_variables, module_outputs
 from porter.mapping.schema import VariantMapping
-from porter.mapping.state_dict import COUNTER, Shape, state_dict_shapes
+from porter.mapping.state_dict import COUNTER, Shape, layers, state_dict_shapes
 
 ArtifactLayout = Literal["timm", "slim"]
+GATE_ROUNDING = 1e-7  # a gate read from a float32 graph is the known one within this
 
 
 @dataclass(frozen=True)
 class Step:
     """One tensor to carry over. Shapes: ``source_shape`` TensorFlow's, ``target_shape`` PyTorch's.
 
-    ``drop_class`` is the class left out along the target's first axis; ``scale`` the gate fold (1: none).
+    ``drop_class`` is the class left out along the target's first axis; ``scale`` the gate fold (1: none);
+    ``shift`` what is added to each value.
     """
 
     source: str
@@ -34,6 +37,7 @@ class Step:
     target_shape: Shape
     drop_class: int | None
     scale: float
+    shift: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,9 @@ class Plan:
     """All steps, the entries of the state dict in its order (``targets``), and what is left aside.
 
     Counters of batches are entries without a step: TensorFlow has none, they are set to zero. ``gate`` is
-    the squeeze-excite constant that the resulting weights are made for.
+    the squeeze-excite constant that the resulting weights are made for. ``norms`` are the batch norms to fold into
+    the convolutions before them, by convolution; ``folded`` tells that the result has none, for whatever reason.
+    ``ranges`` names, by module or entry, the source's range (``.../min``, ``.../max``) that it was quantised to.
     """
 
     variant: str
@@ -53,24 +59,29 @@ class Plan:
     steps: tuple[Step, ...]
     targets: tuple[str, ...]
     ignored: Mapping[str, str]
+    folded: bool
+    norms: Mapping[str, str]
+    epsilon: float
+    ranges: Mapping[str, str]
 
 
 def make_plan(
     mapping: VariantMapping,
     network: Network,
+    classes: int,
     checkpoint: Checkpoint,
     *,
     layout: ArtifactLayout = "timm",
     keep_background: bool = False,
     num_classes: int | None = None,
+    fold_bn: bool = False,
 ) -> Plan:
-    """Plan the port of ``checkpoint`` into the state dict of ``network``.
+    """Plan the port of ``checkpoint`` into the state dict of ``network``, which ``fit`` gave with ``classes``.
 
     ``num_classes`` is what the caller expects the checkpoint's classifier to give after dropping the
     background. Raises MappingError that lists every variable missing, left over or of another shape,
     every target unfilled, filled twice or of another shape.
     """
-    classes = count_classes(mapping, network, checkpoint)
     expected = expected_variables(mapping, network, classes)
     background = mapping.classes.background
     dropped = background is not None and classes == mapping.classes.background_of and not keep_background
@@ -95,8 +106,11 @@ def make_plan(
         if drop is not None:
             shape = (shape[0] - 1, *shape[1:])
         scale = network.gate / gate if want.folds_gate else 1.0
-        steps.append(Step(want.source, want.target, want.layout, want.shape, shape, drop, scale))
-    used = {want.source for want in expected}
+        shift = -GATE_SHIFT if want.gate_shift and not problem and checkpoint[want.source].fused == "relu6" else 0.0
+        steps.append(Step(want.source, want.target, want.layout, want.shape, shape, drop, scale, shift))
+    candidates = module_outputs(mapping, network, classes)
+    ranges = {at: name for at, names in candidates.items() for name in names[::-1] if f"{name}/min" in checkpoint}
+    used = {want.source for want in expected} | {f"{r}/{field}" for r in ranges.values() for field in FIELDS}
     for name in checkpoint:
         if name not in used:
             reason = ignore_reason(mapping, name)
@@ -104,13 +118,28 @@ def make_plan(
                 problems.append(f"{name}: in the checkpoint, but no rule uses or ignores it")
             else:
                 ignored[name] = reason
-    targets = state_dict_shapes(network, kept)
-    problems += _target_problems(steps, targets)
+    problems += _target_problems(steps, state_dict_shapes(network, kept))
     if problems:
         raise MappingError(
             f"{checkpoint.given}: does not fit the mapping of {mapping.variant} ({len(problems)} problems):", problems
         )
-    return Plan(mapping.variant, layout, kept, dropped, gate, network.gate, tuple(steps), tuple(targets), ignored)
+    folded = fold_bn or network.folded
+    unfolded = not network.folded
+    return Plan(
+        variant=mapping.variant,
+        layout=layout,
+        num_classes=kept,
+        background_dropped=dropped,
+        gate=gate,
+        source_gate=network.gate,
+        steps=tuple(steps),
+        targets=tuple(state_dict_shapes(replace(network, folded=folded), kept)),
+        ignored=ignored,
+        folded=folded,
+        norms={module: norm for module, _, norm in layers(network, kept) if norm and fold_bn and unfolded},
+        epsilon=network.epsilon,
+        ranges=ranges,
+    )
 
 
 def ignore_reason(mapping: VariantMapping, name: str) -> str | None:
@@ -118,15 +147,26 @@ def ignore_reason(mapping: VariantMapping, name: str) -> str | None:
     return next((i.reason for i in mapping.ignore if fnmatch.fnmatchcase(name, i.pattern)), None)
 
 
-def count_classes(mapping: VariantMapping, network: Network, checkpoint: Mapping[str, object]) -> int:
-    """Outputs of the checkpoint's classifier, background included; 1 where it has no classifier."""
-    for want in expected_variables(mapping, network, classes=1):
+def fit(mapping: VariantMapping, checkpoint: Checkpoint) -> tuple[Network, int]:
+    """The network of ``mapping`` as ``checkpoint`` has it, and the outputs of its classifier, background included.
+
+    Where the mapping says that the top is optional, a checkpoint without classifier has 0 outputs, and one
+    without the convolution after pooling a ``head`` of 0. Otherwise a missing classifier counts as 1 output.
+    """
+    network = build_network(mapping)
+    if checkpoint.gate is not None:
+        known = next((g for g in (network.gate, TIMM_GATE) if abs(g - checkpoint.gate) < GATE_ROUNDING), None)
+        network = replace(network, gate=known or checkpoint.gate)
+    expected = expected_variables(mapping, network, classes=1)
+    for want in expected:
         variable = checkpoint.get(want.source)
-        if want.class_axis is not None and variable is not None:
-            shape: Shape = getattr(variable, "shape", ())
-            if len(shape) > want.class_axis:
-                return shape[want.class_axis]
-    return 1
+        if want.class_axis is not None and variable is not None and len(variable.shape) > want.class_axis:
+            return network, variable.shape[want.class_axis]
+    if mapping.top == "required":
+        return network, 1
+    headless = replace(network, head=0)
+    head = set(expected_variables(mapping, network, 0)) - set(expected_variables(mapping, headless, 0))
+    return network if any(want.source in checkpoint for want in head) else headless, 0
 
 
 def _misfit(want: Expected, checkpoint: Checkpoint) -> str | None:

@@ -5,45 +5,112 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import msgspec
+
 from porter.mapping.layouts import RANKS
 from porter.mapping.network import Block, Network
-from porter.mapping.schema import Rule, VariantMapping
+from porter.mapping.schema import BlockRule, Rule, VariantMapping
 
 
 class Expected(NamedTuple):
     """One variable a checkpoint should have.
 
     ``shape`` is TensorFlow's; ``class_axis`` its axis of classes, or None; ``folds_gate`` tells that the
-    squeeze-excite constant may be folded into it.
+    squeeze-excite constant may be folded into it, ``gate_shift`` that relu6(x + 3)'s 3 may be in it.
     """
 
     source: str
     target: str
     layout: str
     shape: tuple[int, ...]
-    class_axis: int | None
-    folds_gate: bool
+    class_axis: int | None = None
+    folds_gate: bool = False
+    gate_shift: bool = False
+
+
+class _Names(dict[str, str | int]):
+    """Placeholders; ``{next_x}`` counts up from 0 and ``{x}`` is the same number again."""
+
+    def __missing__(self, key: str) -> str | int:
+        counter = key.removeprefix("next_")
+        if key == counter:
+            raise KeyError(key)
+        self[counter] = int(self.get(counter, -1)) + 1
+        return self[counter]
 
 
 def expected_variables(mapping: VariantMapping, network: Network, classes: int) -> list[Expected]:
-    """All expected variables, network first, then block by block.
+    """All expected variables in the order of computation; 0 ``classes``: none of a classifier.
 
     Raises ValueError (``key: what is wrong``) on a shape symbol or placeholder that does not exist.
     """
+    known = {rule.source for section in msgspec.structs.asdict(mapping.rules).values() for rule in _plain(section)}
+    for name in mapping.names:
+        if name not in known:
+            raise ValueError(f"names.{name}: is the `from` of no rule")
+    expected: list[Expected] = []
+    names = _Names()
+    for section, known_names, symbols, gated in _sections(network, classes):
+        names |= known_names
+        expected += _expand(mapping, section, names, symbols, gated)
+    if not mapping.variables:
+        return expected
+    below = f"{mapping.scope}/" if mapping.scope else ""
+    own = [mapping.variables.get(want.source.removeprefix(below), want.source) for want in expected]
+    return [want._replace(source=source) for want, source in zip(expected, own, strict=True)]
+
+
+def module_outputs(mapping: VariantMapping, network: Network, classes: int) -> dict[str, list[str]]:
+    """Module -> the names that its output may have in the source, as the mapping's ``outputs`` tell."""
+    names = _Names()
+    found: dict[str, list[str]] = {}
+    for section, known_names, _, gated in _sections(network, classes):
+        names |= known_names
+        for module, candidates in _outputs(mapping.outputs, section, gated):
+            found[module.format_map(names)] = [
+                _scoped(mapping, candidate.format_map(names)) for candidate in candidates
+            ]
+    return found
+
+
+def _scoped(mapping: VariantMapping, name: str) -> str:
+    return f"{mapping.scope}/{name}" if mapping.scope else name
+
+
+def _outputs(outputs: dict[str, dict[str, list[str]]], section: str, gated: bool) -> Iterator[tuple[str, list[str]]]:
+    for module, candidates in outputs.get(section, {}).items():
+        if module != "squeeze_excite":
+            yield module, candidates
+        elif gated:
+            yield from _outputs(outputs, module, gated=False)
+
+
+class _Section(NamedTuple):
+    name: str
+    names: dict[str, str]
+    symbols: dict[str, int]
+    gated: bool
+
+
+def _sections(network: Network, classes: int) -> Iterator[_Section]:
+    """The sections of rules in the order of computation, once a block; ``gated``: with squeeze-excite."""
     symbols = {
         "channels": network.channels, "stem": network.stem, "stem_kernel": network.stem_kernel,
-        "last_in": network.blocks[-1].out, "last": network.last, "head": network.head, "classes": classes,
+        "last_in": network.blocks[-1].out, "last": network.last, "head": network.head,
+        "features": network.features, "classes": classes,
     }  # fmt: skip
-    names = {"last_module": network.last_module}
-    expected = list(_expand(mapping, "network", names, symbols, folds=False))
+    outside = {"last_conv": network.last_conv, "last_norm": network.last_norm, "last_act": network.last_act}
+    yield _Section("stem", outside, symbols, False)
     for block in network.blocks:
         names = {"block": block.scope, "module": block.module}
-        symbols = _block_symbols(block)
-        kind = "separable" if block.separable else "inverted_residual"
-        expected += _expand(mapping, kind, names, symbols, folds=block.squeezed > 0)
-        if block.squeezed:
-            expected += _expand(mapping, "squeeze_excite", names, symbols, folds=False)
-    return expected
+        yield _Section(block.kind, names, _block_symbols(block), block.squeezed > 0)
+    for section, present in (("last", True), ("head", network.head), ("classifier", classes)):
+        if present:
+            yield _Section(section, outside, symbols, False)
+
+
+def _plain(section: list[BlockRule]) -> Iterator[Rule]:
+    return (rule for rule in section if isinstance(rule, Rule))
 
 
 def _block_symbols(block: Block) -> dict[str, int]:
@@ -54,22 +121,28 @@ def _block_symbols(block: Block) -> dict[str, int]:
 
 
 def _expand(
-    mapping: VariantMapping, section: str, names: dict[str, str], symbols: dict[str, int], *, folds: bool
+    mapping: VariantMapping, section: str, names: _Names, symbols: dict[str, int], gated: bool = False
 ) -> Iterator[Expected]:
-    rules: list[Rule] = getattr(mapping.rules, section)
+    """The rules of ``section``; ``gated`` tells that squeeze-excite is in the block."""
+    rules: list[BlockRule] = getattr(mapping.rules, section)
     for number, rule in enumerate(rules):
+        if not isinstance(rule, Rule):
+            yield from _expand(mapping, rule, names, symbols) if gated else ()
+            continue
         key = f"rules.{section}[{number}]"
         try:
             shape = tuple(size if isinstance(size, int) else symbols[size] for size in rule.shape)
-            source, target = rule.source.format(**names), rule.target.format(**names)
-        except (KeyError, IndexError) as error:
+            source = mapping.names.get(rule.source, rule.source).format_map(names)
+            target = rule.target.format_map(names)
+        except (KeyError, IndexError, ValueError) as error:
             raise ValueError(f"{key}: {error} is not known here; known: {', '.join([*symbols, *names])}") from error
         if len(shape) != RANKS[rule.layout]:
             raise ValueError(f"{key}.shape: layout {rule.layout} takes {RANKS[rule.layout]} sizes, not {len(shape)}")
-        source = f"{mapping.scope}/{source}" if mapping.scope else source
+        source = _scoped(mapping, source)
         axis = rule.shape.index("classes") if "classes" in rule.shape else None
         if rule.layout == "batch_norm":
             for variable, entry in mapping.batch_norm.items():
-                yield Expected(f"{source}/{variable}", f"{target}.{entry}", "vector", shape, axis, False)
+                yield Expected(f"{source}/{variable}", f"{target}.{entry}", "vector", shape, axis)
         else:
-            yield Expected(source, target, rule.layout, shape, axis, folds and rule.absorbs_gate)
+            folds = gated and rule.absorbs_gate
+            yield Expected(source, target, rule.layout, shape, axis, folds, rule.gate_shift)

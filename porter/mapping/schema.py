@@ -7,7 +7,8 @@ from typing import Literal
 from msgspec import Struct, field
 
 Activation = Literal["relu", "hard_swish"]
-Layout = Literal["conv", "depthwise", "dense", "vector", "batch_norm"]
+BlockKind = Literal["separable", "inverted_residual", "fused", "projection"]
+Layout = Literal["conv", "depthwise", "dense", "conv_ohwi", "depthwise_1hwc", "dense_ohwi", "vector", "batch_norm"]
 
 
 class Classes(Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,22 +53,37 @@ class BlockNames(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Rule(Struct, frozen=True, forbid_unknown_fields=True):
-    """One variable (or batch norm) -> one state-dict entry (or module)."""
+    """One variable (or batch norm) -> one state-dict entry (or module).
+
+    ``gate_shift`` marks the bias to which a converter may have added the 3 of the gate's relu6(x + 3).
+    """
 
     source: str = field(name="from")
     target: str = field(name="to")
     layout: Layout
     shape: list[int | str]
     absorbs_gate: bool = False
+    gate_shift: bool = False
+
+
+BlockRule = Rule | Literal["squeeze_excite"]
 
 
 class Rules(Struct, frozen=True, forbid_unknown_fields=True):
-    """Rules for the whole network, and for each kind of block."""
+    """Rules in the order of computation; the middle sections are for blocks of that kind.
 
-    network: list[Rule]
-    separable: list[Rule]
-    inverted_residual: list[Rule]
+    The word ``squeeze_excite`` among a block's rules stands for the rules of that section.
+    """
+
+    stem: list[Rule]
+    separable: list[BlockRule]
+    inverted_residual: list[BlockRule]
+    fused: list[BlockRule]
+    projection: list[BlockRule]
     squeeze_excite: list[Rule]
+    last: list[Rule]
+    head: list[Rule]
+    classifier: list[Rule]
 
 
 class Ignored(Struct, frozen=True, forbid_unknown_fields=True):
@@ -87,7 +103,10 @@ class Stem(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BlockRow(Struct, frozen=True, forbid_unknown_fields=True):
-    """One row of the paper's table, before the multiplier."""
+    """One row of the paper's table, before the multiplier.
+
+    ``fused`` blocks expand with the k x k convolution; without ``skip`` the input is not added to the output.
+    """
 
     stage: int
     kernel: int
@@ -96,13 +115,16 @@ class BlockRow(Struct, frozen=True, forbid_unknown_fields=True):
     se: bool
     activation: Activation
     stride: int
+    fused: bool = False
+    skip: bool = True
 
 
 class Pointwise(Struct, frozen=True, forbid_unknown_fields=True):
-    """A 1x1 convolution."""
+    """A 1x1 convolution; the multiplier spares a ``fixed`` one."""
 
     out: int
     activation: Activation
+    fixed: bool = False
 
 
 class Table(Struct, frozen=True, forbid_unknown_fields=True):
@@ -112,11 +134,24 @@ class Table(Struct, frozen=True, forbid_unknown_fields=True):
     stem: Stem
     blocks: list[BlockRow]
     last: Pointwise
-    head: Pointwise
+    head: Pointwise | None
+
+
+class Keras(Struct, frozen=True, forbid_unknown_fields=True):
+    """The function of keras.applications that builds the network, and its arguments."""
+
+    model: str
+    alpha: float
+    minimalistic: bool
 
 
 class VariantMapping(Struct, frozen=True, forbid_unknown_fields=True):
-    """A whole mapping file with its bases merged in."""
+    """A whole mapping file with its bases merged in.
+
+    ``names`` renames the ``from`` of rules, ``variables`` single
+    variables (by full name, wherever they lie); ``outputs`` tells, by section, what the source calls modules' outputs;
+    ``folded`` tells that batch norm is folded into the source's weights.
+    """
 
     variant: str
     scope: str
@@ -129,5 +164,11 @@ class VariantMapping(Struct, frozen=True, forbid_unknown_fields=True):
     rules: Rules
     ignore: list[Ignored]
     network: Table
+    top: Literal["required", "optional"] = "required"
+    folded: bool = False
+    names: dict[str, str] = {}
+    outputs: dict[str, dict[str, list[str]]] = {}
+    variables: dict[str, str] = {}
     timm: str | None = None
+    keras: Keras | None = None
     url: str | None = None

@@ -27,9 +27,9 @@ class Document(NamedTuple):
 
 
 def read_yaml(path: Path, find: Find) -> Document:
-    """Read ``path``; the file its ``base:`` names, found by ``find(name, path)``, comes below it.
+    """Read ``path``; the files its ``base:`` names, found by ``find(name, path)``, come below it in their order.
 
-    Mappings merge key by key, everything else is replaced. Raises MappingError with file and line.
+    Raises MappingError with file and line.
     """
     return _read(path, find, ())
 
@@ -48,11 +48,16 @@ def _read(path: Path, find: Find, seen: tuple[Path, ...]) -> Document:
         raise MappingError(f"{path}:1: a mapping file is a YAML mapping (key: value)")
     lines: dict[str, str] = {}
     content = _value(loader, node, "$", path, lines)
-    base = content.pop("base", None)
-    if base is None:
-        return Document(content, lines)
-    below = _read(find(str(base), path), find, (*seen, path))
-    return Document(_merge(below.content, content), below.lines | lines)
+    bases = content.pop("base", [])
+    document = Document({}, {})
+    for base in bases if isinstance(bases, list) else [bases]:
+        document = overlay(document, _read(find(str(base), path), find, (*seen, path)))
+    return overlay(document, Document(content, lines))
+
+
+def overlay(below: Document, above: Document) -> Document:
+    """``above`` over ``below``: mappings merge key by key, everything else is replaced."""
+    return Document(_merge(below.content, above.content), below.lines | above.lines)
 
 
 def _value(loader: Any, node: yaml.Node, at: str, path: Path, lines: dict[str, str]) -> Any:

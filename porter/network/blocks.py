@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from porter.mapping.network import Block, Network
@@ -15,8 +14,10 @@ def activation(name: Activation) -> nn.Module:
     return nn.ReLU() if name == "relu" else nn.Hardswish()
 
 
-def batch_norm(channels: int, network: Network) -> nn.BatchNorm2d:
-    """Batch norm with slim's constants; PyTorch's momentum is what TensorFlow calls 1 - decay."""
+def batch_norm(channels: int, network: Network) -> nn.Module:
+    """Batch norm with TensorFlow's constants (PyTorch's momentum is 1 - decay); nothing in a folded network."""
+    if network.folded:
+        return nn.Identity()
     return nn.BatchNorm2d(channels, eps=network.epsilon, momentum=1 - network.decay)
 
 
@@ -26,9 +27,10 @@ class Gate(nn.Module):
     def __init__(self, slope: float) -> None:
         super().__init__()
         self.slope = slope
+        self.relu6 = nn.ReLU6()
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu6(x + 3.0) * self.slope
+        return self.relu6(x + 3.0) * self.slope
 
     def extra_repr(self) -> str:
         return f"slope={self.slope}"
@@ -39,21 +41,28 @@ class SqueezeExcite(nn.Module):
 
     def __init__(self, channels: int, squeezed: int, gate: float) -> None:
         super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d(1)
         self.conv_reduce = nn.Conv2d(channels, squeezed, 1)
+        self.act1 = nn.ReLU()
         self.conv_expand = nn.Conv2d(squeezed, channels, 1)
         self.gate = Gate(gate)
 
     def forward(self, x: Tensor) -> Tensor:
-        mean = x.mean((2, 3), keepdim=True)
-        return x * self.gate(self.conv_expand(F.relu(self.conv_reduce(mean))))
+        return x * self.gate(self.conv_expand(self.act1(self.conv_reduce(self.pool(x)))))
 
 
 def _squeeze_excite(block: Block, network: Network) -> nn.Module:
     return SqueezeExcite(block.expanded, block.squeezed, network.gate) if block.squeezed else nn.Identity()
 
 
-def _depthwise(block: Block) -> SameConv2d:
-    return SameConv2d(block.expanded, block.expanded, block.kernel, block.stride, groups=block.expanded)
+def _depthwise(block: Block, network: Network) -> SameConv2d:
+    channels, bias = block.expanded, network.folded
+    return SameConv2d(channels, channels, block.kernel, block.stride, groups=channels, bias=bias)
+
+
+def pointwise(channels_in: int, out: int, network: Network) -> nn.Conv2d:
+    """A 1x1 convolution with a batch norm behind it, or the bias for one."""
+    return nn.Conv2d(channels_in, out, 1, bias=network.folded)
 
 
 class DepthwiseSeparable(nn.Module):
@@ -62,11 +71,11 @@ class DepthwiseSeparable(nn.Module):
     def __init__(self, block: Block, network: Network) -> None:
         super().__init__()
         self.residual = block.residual
-        self.conv_dw = _depthwise(block)
+        self.conv_dw = _depthwise(block, network)
         self.bn1 = batch_norm(block.expanded, network)
         self.act1 = activation(block.activation)
         self.se = _squeeze_excite(block, network)
-        self.conv_pw = nn.Conv2d(block.expanded, block.out, 1, bias=False)
+        self.conv_pw = pointwise(block.expanded, block.out, network)
         self.bn2 = batch_norm(block.out, network)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -81,14 +90,14 @@ class InvertedResidual(nn.Module):
     def __init__(self, block: Block, network: Network) -> None:
         super().__init__()
         self.residual = block.residual
-        self.conv_pw = nn.Conv2d(block.channels_in, block.expanded, 1, bias=False)
+        self.conv_pw = pointwise(block.channels_in, block.expanded, network)
         self.bn1 = batch_norm(block.expanded, network)
         self.act1 = activation(block.activation)
-        self.conv_dw = _depthwise(block)
+        self.conv_dw = _depthwise(block, network)
         self.bn2 = batch_norm(block.expanded, network)
         self.act2 = activation(block.activation)
         self.se = _squeeze_excite(block, network)
-        self.conv_pwl = nn.Conv2d(block.expanded, block.out, 1, bias=False)
+        self.conv_pwl = pointwise(block.expanded, block.out, network)
         self.bn3 = batch_norm(block.out, network)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -98,12 +107,43 @@ class InvertedResidual(nn.Module):
         return out + x if self.residual else out
 
 
+class EdgeResidual(nn.Module):
+    """A fused block: k x k expansion, 1x1 projection."""
+
+    def __init__(self, block: Block, network: Network) -> None:
+        super().__init__()
+        self.residual = block.residual
+        self.conv_exp = SameConv2d(block.channels_in, block.expanded, block.kernel, block.stride, bias=network.folded)
+        self.bn1 = batch_norm(block.expanded, network)
+        self.act1 = activation(block.activation)
+        self.conv_pwl = pointwise(block.expanded, block.out, network)
+        self.bn2 = batch_norm(block.out, network)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn2(self.conv_pwl(self.act1(self.bn1(self.conv_exp(x)))))
+        return out + x if self.residual else out
+
+
+class Projection(nn.Module):
+    """A fused block with expansion 1: the projection alone. Linear in slim; timm's has a ReLU."""
+
+    def __init__(self, block: Block, network: Network) -> None:
+        super().__init__()
+        self.residual = block.residual
+        self.conv = pointwise(block.expanded, block.out, network)
+        self.bn1 = batch_norm(block.out, network)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn1(self.conv(x))
+        return out + x if self.residual else out
+
+
 class ConvNormAct(nn.Module):
     """1x1 convolution, batch norm, activation."""
 
     def __init__(self, channels_in: int, out: int, act: Activation, network: Network) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels_in, out, 1, bias=False)
+        self.conv = pointwise(channels_in, out, network)
         self.bn1 = batch_norm(out, network)
         self.act = activation(act)
 

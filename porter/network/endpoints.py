@@ -12,25 +12,29 @@ from porter.mapping.network import Network
 from porter.network.mobilenet_v3 import MobileNetV3
 
 
-def endpoint_modules(network: Network) -> dict[str, str]:
+def endpoint_modules(network: Network, classes: int = 1) -> dict[str, str]:
     """Endpoint name -> the module whose output it is, in the order of computation.
 
     ``Predictions`` (softmax of the logits) belongs to no module and is left to ``capture``.
     """
     modules = {"layer_1": "act1"}
     for block in network.blocks:
-        if block.separable:
-            modules[f"{block.endpoint}/depthwise_output"] = f"{block.module}.act1"
-        else:
+        if block.expands:
             modules[f"{block.endpoint}/expansion_output"] = f"{block.module}.act1"
-            modules[f"{block.endpoint}/depthwise_output"] = f"{block.module}.act2"
+        if block.depthwise:
+            modules[f"{block.endpoint}/depthwise_output"] = f"{block.module}.act{1 + block.expands}"
         modules[f"{block.endpoint}/output"] = block.module
         modules[block.endpoint] = block.module
-    modules[network.endpoint_after_blocks(0)] = network.last_module
-    modules[network.endpoint_after_blocks(1)] = "global_pool"
-    modules[network.endpoint_after_blocks(2)] = "act2"
-    modules["global_pool"] = "act2"
-    modules["Logits"] = "classifier"
+    modules[network.endpoint_after_blocks(0)] = network.last_act
+    if network.pools_in_layers:
+        modules[network.endpoint_after_blocks(1)] = "global_pool"
+    else:
+        modules["global_pool"] = "global_pool"
+    if network.head:
+        modules[network.endpoint_after_blocks(2)] = "act2"
+        modules["global_pool"] = "act2"
+    if classes:
+        modules["Logits"] = "classifier"
     return modules
 
 
@@ -52,7 +56,7 @@ def capture(model: MobileNetV3, receive: Callable[[str, Tensor], None]) -> Itera
         return forward_hook
 
     by_module: dict[str, list[str]] = {}
-    for name, module in endpoint_modules(model.network).items():
+    for name, module in endpoint_modules(model.network, model.num_classes).items():
         by_module.setdefault(module, []).append(name)
     handles = [model.get_submodule(module).register_forward_hook(hook(names)) for module, names in by_module.items()]
     try:

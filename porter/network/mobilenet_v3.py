@@ -8,8 +8,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from porter.mapping.network import Network
-from porter.network.blocks import ConvNormAct, DepthwiseSeparable, InvertedResidual, activation, batch_norm
+from porter.network.blocks import (
+    ConvNormAct,
+    DepthwiseSeparable,
+    EdgeResidual,
+    InvertedResidual,
+    Projection,
+    activation,
+    batch_norm,
+    pointwise,
+)
 from porter.network.same_padding import SameConv2d
+
+BLOCKS = {
+    "separable": DepthwiseSeparable,
+    "inverted_residual": InvertedResidual,
+    "fused": EdgeResidual,
+    "projection": Projection,
+}
 
 
 class Trunk(nn.Module):
@@ -18,26 +34,29 @@ class Trunk(nn.Module):
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
-        self.conv_stem = SameConv2d(network.channels, network.stem, network.stem_kernel, network.stem_stride)
+        self.conv_stem = SameConv2d(
+            network.channels, network.stem, network.stem_kernel, network.stem_stride, bias=network.folded
+        )
         self.bn1 = batch_norm(network.stem, network)
         self.act1 = activation(network.stem_activation)
         stages: list[list[nn.Module]] = [[] for _ in range(network.blocks[-1].stage + 1)]
         for block in network.blocks:
-            kind = DepthwiseSeparable if block.separable else InvertedResidual
-            stages[block.stage].append(kind(block, network))
-        stages.append([ConvNormAct(network.blocks[-1].out, network.last, network.last_activation, network)])
+            stages[block.stage].append(BLOCKS[block.kind](block, network))
+        self.last_in_blocks = network.pools_in_layers
+        if self.last_in_blocks:
+            stages.append([ConvNormAct(network.blocks[-1].out, network.last, network.last_activation, network)])
         self.blocks = nn.Sequential(*(nn.Sequential(*stage) for stage in stages))
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """The last feature map, before pooling."""
+        """What the blocks make of images."""
         return self.blocks(self.act1(self.bn1(self.conv_stem(x))))
 
 
 class MobileNetV3(Trunk):
     """The classifier: (N, channels, H, W) float, RGB in [-1, 1] -> (N, num_classes) logits.
 
-    State-dict keys are those of timm's ``tf_mobilenetv3_*``. ``num_classes`` 0 gives the pooled
-    (N, head) embedding. ``dropout`` is the probability of dropping, in training mode alone.
+    State-dict keys are those of timm's ``tf_mobilenetv3_*``. ``num_classes`` 0 gives the
+    (N, features) embedding. ``dropout`` is the probability of dropping, in training mode alone.
     """
 
     def __init__(self, network: Network, num_classes: int = 1000, dropout: float | None = None) -> None:
@@ -45,14 +64,29 @@ class MobileNetV3(Trunk):
         self.num_classes = num_classes
         self.dropout = network.dropout if dropout is None else dropout
         self.global_pool = nn.AdaptiveAvgPool2d(1)
-        self.conv_head = nn.Conv2d(network.last, network.head, 1)
-        self.act2 = activation(network.head_activation)
-        self.classifier = nn.Linear(network.head, num_classes) if num_classes else nn.Identity()
+        if not self.last_in_blocks:
+            self.conv_head: nn.Module = pointwise(network.blocks[-1].out, network.last, network)
+            self.bn2 = batch_norm(network.last, network)
+            self.act2 = activation(network.last_activation)
+        elif network.head:
+            self.conv_head = nn.Conv2d(network.last, network.head, 1)
+            self.act2 = activation(network.head_activation)
+        else:
+            self.conv_head = self.act2 = nn.Identity()
+        self.classifier = nn.Linear(network.features, num_classes) if num_classes else nn.Identity()
         initialize(self)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The last feature map, before pooling."""
+        x = super().forward_features(x)
+        return x if self.last_in_blocks else self.act2(self.bn2(self.conv_head(x)))
 
     def forward_head(self, x: Tensor) -> Tensor:
         """(N, last, h, w) feature map -> logits."""
-        x = self.act2(self.conv_head(self.global_pool(x))).flatten(1)
+        x = self.global_pool(x)
+        if self.last_in_blocks:
+            x = self.act2(self.conv_head(x))
+        x = x.flatten(1)
         x = F.dropout(x, self.dropout, self.training)
         return self.classifier(x)
 
@@ -95,7 +129,8 @@ def _pyramid(network: Network) -> list[tuple[int, int, int]]:
     for block in network.blocks:
         reduction *= block.stride
         taps[reduction] = (block.stage, block.out)
-    taps[reduction] = (network.blocks[-1].stage + 1, network.last)
+    if network.pools_in_layers:
+        taps[reduction] = (network.blocks[-1].stage + 1, network.last)
     return [(stage, channels, reduction) for reduction, (stage, channels) in taps.items()]
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from porter.convert import PathLike, Port, plan_port
+from porter.conversion import PathLike, Port, plan_port
 from porter.create import create_model
 from porter.errors import ParityError
 from porter.loaders.checkpoint import sha256
@@ -22,7 +22,7 @@ from porter.network.endpoints import capture
 from porter.network.mobilenet_v3 import MobileNetV3
 from porter.parity.compare import compare, top_k
 from porter.parity.references.choose import choose_reference
-from porter.parity.references.reference import Reference, thin
+from porter.parity.references.reference import Endpoints, Reference, thin
 from porter.parity.samples import Sample, Size, noise, photos, structured
 from porter.parity.verdict import TOLERANCES, Verdict
 
@@ -39,6 +39,8 @@ def verify(
     weights: Weights = "auto",
     layout: ArtifactLayout = "timm",
     keep_background: bool = False,
+    fold_bn: bool = False,
+    fake_quant: bool = False,
     reference: str = "auto",
     dtype: Literal["float32", "float64"] = "float32",
     sizes: Sequence[Size] | None = None,
@@ -47,18 +49,31 @@ def verify(
 ) -> Verdict:
     """Compare the port of ``checkpoint`` with TensorFlow, endpoint by endpoint.
 
-    ``artifact`` is the file to check; without it, what ``convert`` would write is (``layout``,
-    ``keep_background``). ``reference``: ``auto``, ``frozen``, ``meta``, ``tf.nn`` or an ``.npz``. Inputs are seeded
-    noise and structured images at ``sizes``, or the photos at ``images``; a recorded reference has its own.
-    Returns the verdict, passed or not. Raises PorterError when no comparison can be made.
+    ``artifact`` is the file to check; without it, what ``convert`` would write is (``layout``, ``keep_background``,
+    ``fold_bn``). ``fake_quant`` compares the 8 bits that the source was trained for; a .tflite of 8 bits needs no
+    asking. ``reference``: ``auto``, one of ``choose.KINDS`` or an ``.npz``. Inputs are seeded noise and structured
+    images at ``sizes``, or the photos at ``images``; a recorded reference has its own. Returns the verdict, passed or
+    not. Raises PorterError when no comparison can be made.
     """
     port = plan_port(
-        checkpoint, variant, mapping=mapping, weights=weights, layout=layout, keep_background=keep_background
+        checkpoint,
+        variant,
+        mapping=mapping,
+        weights=weights,
+        layout=layout,
+        keep_background=keep_background,
+        fold_bn=fold_bn,
     )
-    model = _ported_model(port, dtype) if artifact is None else _artifact_model(artifact, port, mapping, dtype)
+    fake_quant = fake_quant or (port.checkpoint.format == "tflite" and bool(port.plan.ranges))
+    if fake_quant:
+        model = _quantizing_model(artifact or checkpoint, port, mapping, weights, keep_background)
+    elif artifact is None:
+        model = _ported_model(port, dtype)
+    else:
+        model = _artifact_model(artifact, port, mapping, dtype)
     trained = (port.mapping.input.size,) * 2
     any_size = any(size != trained for size in sizes or ())
-    against = choose_reference(reference, port.checkpoint, port.network, port.mapping.scope, dtype, any_size)
+    against = choose_reference(reference, port, dtype, any_size, fake_quant)
     digests = port.checkpoint.digests()
     if artifact is not None:
         digests[Path(artifact).name] = sha256(Path(artifact))
@@ -83,9 +98,11 @@ def check_sample(
 
     Raises ParityError when the two do not have the same endpoints or shapes.
     """
-    expected = dict(reference.run(sample.images))
-    if background is not None and expected["Logits"].shape[1] == model.num_classes + 1:
-        expected |= _without_class(expected["Logits"], expected["Predictions"], background)
+    images = reference.prepare(sample.images)
+    expected = dict(reference.run(images))
+    logits = expected.get("Logits")
+    if background is not None and logits is not None and logits.shape[1] == model.num_classes + 1:
+        expected |= _without_class(expected, background)
     tolerances = TOLERANCES[verdict.dtype]
 
     def receive(name: str, tensor: torch.Tensor) -> None:
@@ -108,7 +125,7 @@ def check_sample(
                 agreeing = sum(a == b for a, b in zip(top_k(ours, k), top_k(theirs, k), strict=True))
                 setattr(verdict, count, getattr(verdict, count) + agreeing)
 
-    inputs = torch.from_numpy(sample.images).permute(0, 3, 1, 2).contiguous()
+    inputs = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
     with torch.no_grad(), capture(model, receive):
         model(inputs.to(next(model.parameters()).dtype))
     if expected:
@@ -120,6 +137,21 @@ def _ported_model(port: Port, dtype: Literal["float32", "float64"]) -> MobileNet
     tensors = carry_out(port.plan, port.checkpoint, dtype).tensors
     model.load_state_dict({name: torch.from_numpy(values) for name, values in tensors.items()})
     return model.eval()
+
+
+def _quantizing_model(
+    source: PathLike, port: Port, mapping: PathLike | None, weights: Weights, keep_background: bool
+) -> MobileNetV3:
+    model = create_model(
+        port.mapping.variant,
+        source,
+        mapping=mapping,
+        weights=weights,
+        keep_background=keep_background,
+        fake_quant=True,
+    )
+    assert isinstance(model, MobileNetV3)
+    return model
 
 
 def _artifact_model(artifact: PathLike, port: Port, mapping: PathLike | None, dtype: str) -> MobileNetV3:
@@ -153,10 +185,12 @@ def _samples(
     return [sample for size in sizes for sample in (noise(size, seed), structured(size))]
 
 
-def _without_class(logits: np.ndarray, predictions: np.ndarray, dropped: int) -> dict[str, np.ndarray]:
+def _without_class(expected: Endpoints, dropped: int) -> dict[str, np.ndarray]:
     """Reference logits and predictions (N, classes) as a classifier without class ``dropped`` gives them."""
-    rest = np.delete(predictions, dropped, axis=1)
-    return {"Logits": np.delete(logits, dropped, axis=1), "Predictions": rest / rest.sum(1, keepdims=True)}
+    rest = {name: np.delete(expected[name], dropped, axis=1) for name in ("Logits", "Predictions") if name in expected}
+    if "Predictions" in rest:
+        rest["Predictions"] = rest["Predictions"] / rest["Predictions"].sum(1, keepdims=True)
+    return rest
 
 
 def _environment(reference: Reference) -> dict[str, str]:

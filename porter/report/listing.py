@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from porter.inspection import Inspection
 from porter.mapping.plan import Plan
+
+if TYPE_CHECKING:  # it needs torch, and listing a checkpoint does not
+    from porter.differences import Difference
 
 
 def inspection_lines(inspection: Inspection) -> Iterator[str]:
@@ -23,7 +27,7 @@ def inspection_lines(inspection: Inspection) -> Iterator[str]:
         yield f"variant   {closest.variant}, {closest.classes} classes"
     else:
         fit = f"{closest.fitting} of {closest.expected} variables fit"
-        yield f"variant   none of the six; closest is {closest.variant}: {fit}"
+        yield f"variant   none fits; closest is {closest.variant}: {fit}"
     yield f"variables {len(used)}, {sum(v.nbytes for v in used):,} bytes"
     for reason, count in Counter(inspection.ignored.values()).items():
         yield f"ignored   {count}: {reason}"
@@ -53,8 +57,25 @@ def port_lines(plan: Plan, read: str, weights: str, variant_found: bool) -> Iter
     )
     yield f"mapped    {len(plan.steps)} variables, none left over; {ignored}"
     yield f"classes   {plan.num_classes}{' (background dropped)' if plan.background_dropped else ''}"
+    norms = ", batch norms folded" if plan.folded else ""
     fold = f", {plan.source_gate:.6g} folded into {folded} project weights" if folded else ""
-    yield f"layout    {plan.layout}: gate {plan.gate:.6g}{fold}"
+    if plan.ranges:
+        yield f"ranges    {len(plan.ranges)} of quantised tensors kept"
+    yield f"layout    {plan.layout}: gate {plan.gate:.6g}{fold}{norms}"
+
+
+def difference_lines(found: Sequence[Difference]) -> Iterator[str]:
+    """Every tensor that is not equal, furthest first, then how many are what."""
+    rows = []
+    for d in sorted(found, key=lambda d: -d.max_rel):
+        if d.status != "equal":
+            shapes = ("-" if shape is None else _shape(shape) for shape in (d.a, d.b))
+            rows.append([d.name, *shapes, d.status, f"{d.max_abs:.1e}", f"{d.max_rel:.1e}"])
+    if rows:
+        yield from _columns(["tensor", "A", "B", "", "max abs", "max rel"], rows)
+        yield ""
+    counts = Counter(d.status for d in found)
+    yield ", ".join(f"{count} {status}" for status, count in counts.most_common()) or "no tensors"
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -88,15 +88,18 @@ def _endpoint_operations(network: Network, scope: str) -> Iterable[tuple[str, li
     yield "layer_1", activated(f"{scope}/Conv")
     for block in network.blocks:
         at = f"{scope}/{block.scope}"
-        if not block.separable:
+        if block.expands:
             yield f"{block.endpoint}/expansion_output", [f"{at}/expansion_output", *activated(f"{at}/expand")]
-        yield f"{block.endpoint}/depthwise_output", [f"{at}/depthwise_output", *activated(f"{at}/depthwise")]
+        if block.depthwise:
+            yield f"{block.endpoint}/depthwise_output", [f"{at}/depthwise_output", *activated(f"{at}/depthwise")]
         output = [f"{at}/output", f"{at}/add", f"{at}/project/BatchNorm/FusedBatchNormV3"]
         yield f"{block.endpoint}/output", output
         yield block.endpoint, output
     yield after(0), activated(f"{scope}/Conv_1")
-    yield after(1), [f"{scope}/AvgPool2D/AvgPool"]
-    yield after(2), activated(f"{scope}/Conv_2")
+    if network.pools_in_layers:
+        yield after(1), [f"{scope}/AvgPool2D/AvgPool"]
+    if network.head:
+        yield after(2), activated(f"{scope}/Conv_2")
     yield "global_pool", [f"{scope}/Logits/AvgPool2D"]
     yield "Logits", [f"{scope}/Logits/output", f"{scope}/Logits/Squeeze"]
     yield "Predictions", [f"{scope}/Predictions/Reshape_1", f"{scope}/Predictions/Softmax"]

@@ -16,9 +16,9 @@ Endpoints = Mapping[str, np.ndarray]
 class Reference:
     """A computation to compare with.
 
-    ``run`` takes (N, H, W, C) images and gives every endpoint by name, NHWC, in the order of
-    computation. ``size`` is the only size it takes, None for any. ``samples`` are its own inputs where it
-    can run no others. ``keep`` bounds the values recorded per image, 0 where all are there.
+    ``run`` takes (N, H, W, C) images and gives every endpoint by name, NHWC, in the order of computation. ``size`` is
+    the only size it takes, None for any. ``samples`` are its own inputs where it can run no others. ``prepare`` makes
+    of images what its network gets to see. ``keep`` bounds the values recorded per image, 0 where all are there.
     """
 
     name: str
@@ -27,6 +27,7 @@ class Reference:
     size: Size | None = None
     samples: tuple[Sample, ...] = ()
     keep: int = 0
+    prepare: Callable[[np.ndarray], np.ndarray] = lambda images: images
 
 
 def thin(values: np.ndarray, keep: int) -> np.ndarray:

@@ -10,79 +10,166 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import numpy as np
 
-from porter.loaders import Checkpoint
+from porter.conversion import Port
+from porter.errors import ParityError
 from porter.mapping.network import Block, Network
+from porter.mapping.rules import expected_variables
 from porter.parity.references.live_tensorflow import tensorflow
 from porter.parity.references.reference import Endpoints, Reference
 
 Fetch = Callable[[str], Any]
+Quantize = Callable[[str, Any], Any]  # (module or entry, tensor) -> tensor
 
 
-def tf_nn(checkpoint: Checkpoint, network: Network, scope: str, dtype: str) -> Reference:
-    """The reference for ``checkpoint``. ``network.gate`` must be the checkpoint's own."""
+def tf_nn(port: Port, dtype: str, fake_quant: bool = False) -> Reference:
+    """The reference for the port's checkpoint; other arguments and errors as for ``graph``."""
     tf = tensorflow()
+    forward = graph(port, dtype, fake_quant)
+
+    def run(images: np.ndarray) -> Endpoints:
+        with tf.device("/CPU:0"):
+            found = forward(tf.constant(images.astype("float64" if fake_quant else dtype)))
+        return {name: tensor.numpy() for name, tensor in found.items()}
+
+    name = "tf.nn graph, fake quantisation" if fake_quant else f"tf.nn graph ({dtype})"
+    return Reference(name, run, dtype="float32" if fake_quant else dtype)
+
+
+def graph(port: Port, dtype: str, fake_quant: bool = False) -> Callable[[Any], dict[str, Any]]:
+    """The port's network as a function of a TensorFlow tensor (N, H, W, C), which gives every endpoint.
+
+    With ``fake_quant`` batch norms are folded into the convolutions and TensorFlow's own FakeQuantWithMinMaxVars
+    rounds weights and activations to the checkpoint's ranges, between sums in float64. Raises ParityError where
+    batch norms are folded away already, or there are no ranges.
+    """
+    checkpoint, network, mapping = port.checkpoint, port.network, port.mapping
+    if network.folded:
+        raise ParityError(f"{checkpoint.given}: has no batch norms, and a graph of its own; use --reference tflite")
+    if fake_quant and not port.plan.ranges:
+        raise ParityError(f"{checkpoint.given}: holds no ranges of fake quantisation; leave out --fake-quant")
+    tf = tensorflow()
+    # Where another tool named the variables, its names for slim's
+    slim = expected_variables(msgspec.structs.replace(mapping, names={}, variables={}), network, port.classes)
+    ours = expected_variables(mapping, network, port.classes)
+    names = {theirs.source: own.source for theirs, own in zip(slim, ours, strict=True)}
     stored: Callable[[str], np.ndarray]
-    if checkpoint.format == "bundle":
+    if checkpoint.format == "bundle" and not checkpoint.remote:
         reader = tf.train.load_checkpoint(str(checkpoint.path))
         stored = lambda name: reader.get_tensor(checkpoint[name].stored_as)  # noqa: E731
     else:
         stored = lambda name: checkpoint[name].read()  # noqa: E731
 
     def fetch(name: str) -> Any:
-        return tf.constant(stored(f"{scope}/{name}").astype(dtype))
+        values = stored(names["/".join(filter(None, (mapping.scope, name)))])
+        return tf.constant(values.astype("float64" if fake_quant else dtype))
 
-    def run(images: np.ndarray) -> Endpoints:
-        with tf.device("/CPU:0"):
-            found = _forward(tf, network, fetch, tf.constant(images.astype(dtype)))
-        return {name: tensor.numpy() for name, tensor in found.items()}
+    def quantize(at: str, x: Any) -> Any:
+        if not fake_quant or at not in port.plan.ranges:
+            return x
+        low, high = (stored(f"{port.plan.ranges[at]}/{end}") for end in ("min", "max"))
+        return tf.cast(tf.quantization.fake_quant_with_min_max_vars(tf.cast(x, tf.float32), low, high), x.dtype)
 
-    return Reference(f"tf.nn graph ({dtype})", run, dtype=dtype)
+    forward = _forward_folded if fake_quant else _forward
+    return lambda x: forward(tf, network, port.classes > 0, fetch, quantize, x)
 
 
-def _forward(tf: Any, network: Network, fetch: Fetch, x: Any) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-
-    def activate(kind: str, x: Any) -> Any:
-        return tf.nn.relu(x) if kind == "relu" else x * tf.nn.relu6(x + 3.0) * (1.0 / 6.0)
-
-    def normalize(scope: str, x: Any) -> Any:
+def _forward(tf: Any, network: Network, classifier: bool, fetch: Fetch, quantize: Quantize, x: Any) -> dict[str, Any]:
+    def convolved(scope: str, _module: str, _norm: str, x: Any, stride: int = 1) -> Any:
         mean, variance, beta, gamma = (
             fetch(f"{scope}/BatchNorm/{name}") for name in ("moving_mean", "moving_variance", "beta", "gamma")
         )
+        if scope.endswith("depthwise"):
+            x = tf.nn.depthwise_conv2d(x, fetch(f"{scope}/depthwise_weights"), [1, stride, stride, 1], "SAME")
+        else:
+            x = tf.nn.conv2d(x, fetch(f"{scope}/weights"), stride, "SAME")
         return tf.nn.batch_normalization(x, mean, variance, beta, gamma, network.epsilon)
 
-    def conv(scope: str, x: Any, stride: int = 1) -> Any:
-        return tf.nn.conv2d(x, fetch(f"{scope}/weights"), stride, "SAME")
+    return _layers(tf, network, classifier, fetch, quantize, convolved, x)
 
-    def biased(scope: str, x: Any) -> Any:
-        return conv(scope, x) + fetch(f"{scope}/biases")
+
+def _forward_folded(
+    tf: Any, network: Network, classifier: bool, fetch: Fetch, quantize: Quantize, x: Any
+) -> dict[str, Any]:
+    def convolved(scope: str, module: str, norm: str, x: Any, stride: int = 1) -> Any:
+        mean, variance, beta, gamma = (
+            fetch(f"{scope}/BatchNorm/{name}") for name in ("moving_mean", "moving_variance", "beta", "gamma")
+        )
+        factor = gamma / tf.sqrt(variance + network.epsilon)
+        # Rounded to float32, as a folded checkpoint is
+        bias = tf.cast(tf.cast(beta - mean * factor, tf.float32), x.dtype)
+        if scope.endswith("depthwise"):
+            weights = fetch(f"{scope}/depthwise_weights") * factor[:, None]
+            weights = quantize(f"{module}.weight", tf.cast(tf.cast(weights, tf.float32), x.dtype))
+            x = tf.nn.depthwise_conv2d(x, weights, [1, stride, stride, 1], "SAME")
+        else:
+            weights = tf.cast(tf.cast(fetch(f"{scope}/weights") * factor, tf.float32), x.dtype)
+            x = tf.nn.conv2d(x, quantize(f"{module}.weight", weights), stride, "SAME")
+        return quantize(norm, x + bias)
+
+    return _layers(tf, network, classifier, fetch, quantize, convolved, quantize("input", x))
+
+
+def _layers(
+    tf: Any,
+    network: Network,
+    classifier: bool,
+    fetch: Fetch,
+    quantize: Quantize,
+    convolved: Callable[..., Any],
+    x: Any,
+) -> dict[str, Any]:
+    """The network; ``convolved(scope, module, norm, x, stride)`` is a convolution with its batch norm."""
+    found: dict[str, Any] = {}
+
+    def activate(kind: str, module: str, x: Any) -> Any:
+        return quantize(module, tf.nn.relu(x) if kind == "relu" else x * tf.nn.relu6(x + 3.0) * (1.0 / 6.0))
+
+    def biased(scope: str, module: str, x: Any) -> Any:
+        weights = quantize(f"{module}.weight", fetch(f"{scope}/weights"))
+        return quantize(module, tf.nn.conv2d(x, weights, 1, "SAME") + fetch(f"{scope}/biases"))
 
     def block_output(block: Block, x: Any) -> Any:
-        inputs, scope = x, block.scope
-        if not block.separable:
-            x = activate(block.activation, normalize(f"{scope}/expand", conv(f"{scope}/expand", x)))
+        inputs, scope, module = x, block.scope, block.module
+        number = 0
+        if block.expands:
+            number += 1
+            name, stride = ("conv_exp", block.stride) if block.kind == "fused" else ("conv_pw", 1)
+            x = convolved(f"{scope}/expand", f"{module}.{name}", f"{module}.bn{number}", x, stride)
+            x = activate(block.activation, f"{module}.act{number}", x)
             found[f"{block.endpoint}/expansion_output"] = x
-        strides = [1, block.stride, block.stride, 1]
-        x = tf.nn.depthwise_conv2d(x, fetch(f"{scope}/depthwise/depthwise_weights"), strides, "SAME")
-        x = activate(block.activation, normalize(f"{scope}/depthwise", x))
-        found[f"{block.endpoint}/depthwise_output"] = x
+        if block.depthwise:
+            number += 1
+            x = convolved(f"{scope}/depthwise", f"{module}.conv_dw", f"{module}.bn{number}", x, block.stride)
+            x = activate(block.activation, f"{module}.act{number}", x)
+            found[f"{block.endpoint}/depthwise_output"] = x
         if block.squeezed:
-            mean = tf.reduce_mean(x, [1, 2], keepdims=True)
-            squeezed = tf.nn.relu(biased(f"{scope}/squeeze_excite/Conv", mean))
-            x *= tf.nn.relu6(biased(f"{scope}/squeeze_excite/Conv_1", squeezed) + 3.0) * network.gate
-        x = normalize(f"{scope}/project", conv(f"{scope}/project", x))
-        return x + inputs if block.residual else x
+            se = f"{module}.se"
+            mean = quantize(f"{se}.pool", tf.reduce_mean(x, [1, 2], keepdims=True))
+            squeezed = biased(f"{scope}/squeeze_excite/Conv", f"{se}.conv_reduce", mean)
+            squeezed = quantize(f"{se}.act1", tf.nn.relu(squeezed))
+            gate = biased(f"{scope}/squeeze_excite/Conv_1", f"{se}.conv_expand", squeezed)
+            gate = quantize(f"{se}.gate.relu6", tf.nn.relu6(gate + 3.0))
+            x = quantize(se, x * quantize(f"{se}.gate", gate * network.gate))
+        x = convolved(f"{scope}/project", f"{module}.{block.project}", f"{module}.bn{number + 1}", x)
+        return quantize(module, x + inputs if block.residual else x)
 
     after = network.endpoint_after_blocks
-    x = found["layer_1"] = activate(network.stem_activation, normalize("Conv", conv("Conv", x, network.stem_stride)))
+    x = convolved("Conv", "conv_stem", "bn1", x, network.stem_stride)
+    x = found["layer_1"] = activate(network.stem_activation, "act1", x)
     for block in network.blocks:
         x = block_output(block, x)
         found[f"{block.endpoint}/output"] = found[block.endpoint] = x
-    x = found[after(0)] = activate(network.last_activation, normalize("Conv_1", conv("Conv_1", x)))
-    x = found[after(1)] = tf.reduce_mean(x, [1, 2], keepdims=True)
-    x = found[after(2)] = found["global_pool"] = activate(network.head_activation, biased("Conv_2", x))
-    x = found["Logits"] = tf.squeeze(biased("Logits/Conv2d_1c_1x1", x), [1, 2])
-    found["Predictions"] = tf.nn.softmax(x)
+    x = convolved("Conv_1", network.last_conv, network.last_norm, x)
+    x = found[after(0)] = activate(network.last_activation, network.last_act, x)
+    pooled = after(1) if network.pools_in_layers else "global_pool"
+    x = found[pooled] = quantize("global_pool", tf.reduce_mean(x, [1, 2], keepdims=True))
+    if network.head:
+        x = activate(network.head_activation, "act2", biased("Conv_2", "conv_head", x))
+        found[after(2)] = found["global_pool"] = x
+    if classifier:
+        x = found["Logits"] = tf.squeeze(biased("Logits/Conv2d_1c_1x1", "classifier", x), [1, 2])
+        found["Predictions"] = tf.nn.softmax(x)
     return found

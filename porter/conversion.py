@@ -12,9 +12,9 @@ from porter.errors import MappingError
 from porter.loaders import Checkpoint, open_checkpoint
 from porter.loaders.weights import Weights
 from porter.mapping.files import load_mapping, load_variant, mapping_digest
-from porter.mapping.identify import identify, match_variants
-from porter.mapping.network import Network, build_network
-from porter.mapping.plan import ArtifactLayout, Plan, make_plan
+from porter.mapping.identify import match_variants
+from porter.mapping.network import Network
+from porter.mapping.plan import ArtifactLayout, Plan, fit, make_plan
 from porter.mapping.schema import VariantMapping
 
 if TYPE_CHECKING:
@@ -27,17 +27,21 @@ PathLike = str | os.PathLike[str]
 
 
 class Port(NamedTuple):
-    """A checkpoint, the mapping chosen for it, its network (with the checkpoint's own gate) and the plan."""
+    """A checkpoint, the mapping chosen for it, its network (with the checkpoint's own gate) and the plan.
+
+    ``classes`` are the outputs of the checkpoint's classifier, background included; 0 without one.
+    """
 
     checkpoint: Checkpoint
     mapping: VariantMapping
     network: Network
+    classes: int
     plan: Plan
 
     @property
     def target_network(self) -> Network:
         """The network that the ported weights are made for."""
-        return replace(self.network, gate=self.plan.gate)
+        return replace(self.network, gate=self.plan.gate, folded=self.plan.folded)
 
 
 def plan_port(
@@ -49,25 +53,28 @@ def plan_port(
     layout: ArtifactLayout = "timm",
     keep_background: bool = False,
     num_classes: int | None = None,
+    fold_bn: bool = False,
 ) -> Port:
     """Open ``checkpoint``, choose its mapping and plan the port, reading no tensor.
 
     ``variant`` is found from the shapes when left out; ``mapping`` is a user's own YAML file. ``layout``
     ``timm`` makes the weights exact in definitions whose squeeze-excite gate is 1/6, ``slim`` leaves them as
-    they are. Raises CheckpointError or MappingError.
+    they are; ``fold_bn`` folds batch norms into the convolutions before them. Raises CheckpointError or MappingError.
     """
     opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint, weights)
     chosen = choose_mapping(opened, variant, mapping)
-    network = build_network(chosen)
+    network, classes = fit(chosen, opened)
     plan = make_plan(
         chosen,
         network,
+        classes,
         opened,
         layout=layout,
         keep_background=keep_background,
         num_classes=num_classes,
+        fold_bn=fold_bn,
     )
-    return Port(opened, chosen, network, plan)
+    return Port(opened, chosen, network, classes, plan)
 
 
 def convert(
@@ -80,6 +87,7 @@ def convert(
     layout: ArtifactLayout = "timm",
     keep_background: bool = False,
     num_classes: int | None = None,
+    fold_bn: bool = False,
     force: bool = False,
 ) -> tuple[Path, Port]:
     """Port ``checkpoint`` and write ``output`` (``.pth`` or ``.safetensors``; ``<variant>.pth`` when left out).
@@ -97,6 +105,7 @@ def convert(
         layout=layout,
         keep_background=keep_background,
         num_classes=num_classes,
+        fold_bn=fold_bn,
     )
     path = Path(output if output is not None else f"{port.mapping.variant}.pth")
     from porter.artifacts.files import check_suffix, save_artifact
@@ -136,6 +145,8 @@ def describe(port: Port, ported: Ported) -> Metadata:
         sources=port.checkpoint.digests(),
         mapping=mapping_digest(port.mapping),
         fold_nudges=ported.fold_nudges,
+        folded=plan.folded,
+        ranges=ported.ranges,
     )
 
 
@@ -149,18 +160,17 @@ def choose_mapping(checkpoint: Checkpoint, variant: str | None, mapping: PathLik
         if variant is not None and variant != chosen.variant:
             raise MappingError(f"{mapping}: is a mapping of {chosen.variant}, not of {variant}")
         return chosen
-    found = identify(checkpoint)
+    best = match_variants(checkpoint)[0]
     if variant is None:
-        if found is None:
-            best = match_variants(checkpoint)[0]
+        if not best.exact:
             raise MappingError(
-                f"{checkpoint.given}: none of the six variants fits; closest is {best.variant} with {best.fitting} of "
+                f"{checkpoint.given}: no variant fits; closest is {best.variant} with {best.fitting} of "
                 f"{best.expected} variables (--variant {best.variant} lists the differences; --mapping takes your own)"
             )
-        return load_variant(found.variant)
-    loaded = load_variant(variant)
-    if found is not None and found.variant != variant:
+        return load_variant(best.variant, best.names)
+    load_variant(variant)  # an unknown one is the first thing to say
+    if best.exact and best.variant != variant:
         raise MappingError(
-            f"{checkpoint.given}: is a {found.variant} checkpoint, not {variant}; use --variant {found.variant}"
+            f"{checkpoint.given}: is a {best.variant} checkpoint, not {variant}; use --variant {best.variant}"
         )
-    return loaded
+    return load_variant(variant, match_variants(checkpoint, [variant])[0].names)

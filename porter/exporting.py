@@ -9,7 +9,7 @@ import numpy as np
 
 from porter.artifacts.files import load_artifact
 from porter.artifacts.relayout import relayout, without_fold
-from porter.convert import PathLike
+from porter.conversion import PathLike
 from porter.errors import ArtifactError
 from porter.loaders.weights import SUFFIX
 from porter.mapping.files import load_mapping, load_variant
@@ -52,6 +52,8 @@ def export_tf(
     chosen = load_mapping(Path(mapping)) if mapping is not None else load_variant(str(name))
     if metadata and metadata.variant != chosen.variant:
         raise ArtifactError(f"{source}: is a {metadata.variant} artifact, not {chosen.variant}")
+    if metadata and metadata.folded:
+        raise ArtifactError(f"{source}: its batch norms are folded away, and slim's graph has them; convert it without")
     network = build_network(chosen)
     classes = len(loaded.tensors.get("classifier.bias", ()))
     expected = expected_variables(chosen, network, classes)

@@ -1,0 +1,121 @@
+"""Fake quantisation, against TensorFlow's operator and a checkpoint of quantisation-aware training."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import same_bits
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import porter
+from porter.conversion import plan_port
+from porter.demo import demo_variables
+from porter.errors import ArtifactError, CheckpointError, ParityError
+from porter.mapping.carry_out import carry_out
+from porter.mapping.ranges import Range
+from porter.mapping.rules import module_outputs
+from porter.network.fake_quant import quantized
+from porter.network.mobilenet_v3 import MobileNetV3
+from porter.writers.bundle import write_bundle
+
+VARIANT = "small_075"
+
+
+@pytest.mark.tensorflow
+@settings(deadline=None, max_examples=60)
+@given(low=st.floats(-50, 0, width=32), high=st.floats(2**-10, 50, width=32), seed=st.integers(0, 1000))
+def test_as_tensorflow_rounds(low, high, seed):
+    tf = pytest.importorskip("tensorflow")
+    values = np.random.default_rng(seed).uniform(1.2 * low - 1, 1.2 * high + 1, 4000).astype(np.float32)
+    expected = tf.quantization.fake_quant_with_min_max_vars(values, low, high).numpy()
+    found = quantized(torch.from_numpy(values), Range(low, high)).numpy()
+    assert same_bits(np.abs(found), np.abs(expected))  # but for the sign of zero
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Demo weights, and the ranges that an image leaves, under tf.contrib.quantize's names."""
+    folder = tmp_path_factory.mktemp("qat")
+    variables = demo_variables(VARIANT, classes=21)
+    write_bundle(folder / "float", variables)
+    port = plan_port(folder / "float", layout="slim", fold_bn=True)
+    tensors = carry_out(port.plan, port.checkpoint).tensors
+    model = MobileNetV3(port.target_network, 21).eval()
+    model.load_state_dict({name: torch.from_numpy(values) for name, values in tensors.items()})
+    ranges = {}
+    for at, (name, *_) in module_outputs(port.mapping, port.network, 21).items():
+        if at == "input":
+            ranges[name] = (-1.0, 1.0)
+        elif at.endswith(".weight"):
+            ranges[name] = (min(tensors[at].min(), 0), max(tensors[at].max(), 0))
+        else:
+
+            def record(_module, _args, out, name=name):
+                ranges[name] = (min(float(out.min()), -1e-3), max(float(out.max()), 1e-3))
+
+            model.get_submodule(at).register_forward_hook(record)
+    with torch.no_grad():
+        model(torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (1, 3, 224, 224)).astype("f")))
+    for name, limits in ranges.items():
+        for end, value in zip(("min", "max"), limits, strict=True):
+            variables[f"{name}/{end}"] = np.array(value, np.float32)
+    write_bundle(folder / "model-1", variables)
+    return folder / "model-1"
+
+
+def test_float_weights_and_ranges_are_kept(trained, run, tmp_path):
+    ran = run("convert", trained, "-o", tmp_path / "a.pth")
+    assert ran.code == 0, ran.err
+    assert "210 variables, none left over" in ran.out
+    assert "ranges    181 of quantised tensors kept" in ran.out
+    plain = run("convert", trained.with_name("float"), "-o", tmp_path / "b.pth")
+    assert plain.code == 0
+    a, b = (torch.load(tmp_path / f, weights_only=True) for f in ("a.pth", "b.pth"))
+    assert list(a) == list(b)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("options", [[], ["--fold-bn"], ["--layout", "slim"]])
+def test_parity_with_tensorflows_fake_quant_graph(trained, run, tmp_path, options):
+    run("convert", trained, "-o", tmp_path / "a.safetensors", *options)
+    verdict = porter.verify(trained, tmp_path / "a.safetensors", fake_quant=True, sizes=[(96, 96), (65, 80)])
+    assert verdict.reference == "tf.nn graph, fake quantisation"
+    assert verdict.passed
+    # Not a level apart: the quantum of 8 bits would be 4e-3 of a layer's scale
+    assert max(row.max_rel for row in verdict.rows) < 1e-6
+    assert porter.verify(trained, tmp_path / "a.safetensors", sizes=[(96, 96)]).passed
+
+
+@pytest.mark.tensorflow
+def test_fake_quantisation_makes_a_difference(trained):
+    images = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (1, 3, 96, 96)).astype("f"))
+    with torch.no_grad():
+        plain = porter.create_model(VARIANT, trained)(images)
+        quantised = porter.create_model(VARIANT, trained, fake_quant=True)(images)
+    assert 1e-3 < float((plain - quantised).abs().max() / plain.abs().max()) < 0.5
+
+
+def test_without_ranges(demo_folder, run, tmp_path):
+    with pytest.raises(ArtifactError, match="holds no ranges of fake quantisation"):
+        porter.create_model(VARIANT, demo_folder, fake_quant=True)
+    ran = run("verify", demo_folder, "--fake-quant")
+    assert ran.code == 2
+    assert "holds no ranges of fake quantisation" in ran.err
+
+
+@pytest.mark.tensorflow
+def test_other_references_know_none(trained):
+    with pytest.raises(ParityError, match="knows no fake quantisation"):
+        porter.verify(trained, fake_quant=True, reference="frozen")
+
+
+@pytest.mark.parametrize("limits", [(0.0, 0.0), (0.5, 1.0), (float("nan"), 1.0), (-1.0, float("inf"))])
+def test_ranges_that_are_none(trained, tmp_path, limits):
+    variables = demo_variables(VARIANT, classes=3)
+    variables["MobilenetV3/Conv/act_quant/min"] = np.array(limits[0], "f")
+    variables["MobilenetV3/Conv/act_quant/max"] = np.array(limits[1], "f")
+    write_bundle(tmp_path / "model-1", variables)
+    with pytest.raises(CheckpointError, match="range MobilenetV3/Conv/act_quant: .* holds no zero"):
+        porter.conversion.convert(tmp_path / "model-1", tmp_path / "a.pth")
+    assert not (tmp_path / "a.pth").exists()
