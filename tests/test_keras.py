@@ -1,0 +1,218 @@
+"""Keras's files, written by Keras itself: names, values, parity with Keras running them."""
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from conftest import same_bits
+
+import porter
+from porter.conversion import plan_port
+from porter.errors import CheckpointError
+from porter.loaders import open_checkpoint
+from porter.mapping.carry_out import carry_out
+from porter.mapping.files import load_variant
+
+pytestmark = pytest.mark.tensorflow
+SIX = ("large_075", "large_100", "large_minimal_100", "small_075", "small_100", "small_minimal_100")
+VARIANT = "small_minimal_100"  # the fewest layers
+
+
+def build(keras, variant=VARIANT, classes=11, **kwargs):
+    """Keras's model of ``variant`` with seeded values everywhere, statistics of batch norms included."""
+    spec = load_variant(variant).keras
+    options = {"alpha": spec.alpha, "minimalistic": spec.minimalistic, "weights": None, "classes": classes}
+    model = getattr(keras.applications, spec.model)(input_shape=(224, 224, 3), **options | kwargs)
+    random = np.random.default_rng(0)
+    values = []
+    for weight in model.weights:
+        last = weight.name.rsplit("/", 1)[-1].split(":")[0]
+        if last in ("gamma", "moving_variance"):
+            values.append(random.uniform(0.5, 1.5, weight.shape))
+        elif last in ("beta", "bias", "moving_mean"):
+            values.append(random.normal(0, 0.2, weight.shape))
+        else:
+            fan_in = np.prod(weight.shape[:2] if "depthwise" in weight.name else weight.shape[:3])
+            values.append(random.normal(0, fan_in**-0.5, weight.shape))
+    model.set_weights([value.astype(np.float32) for value in values])
+    return model
+
+
+@pytest.fixture(scope="session")
+def keras(tf):
+    return tf.keras  # Keras 3
+
+
+@pytest.fixture(scope="session")
+def keras2():
+    return pytest.importorskip("tf_keras")
+
+
+@pytest.fixture(scope="module")
+def models(keras, keras2):
+    return {3: build(keras), 2: build(keras2)}
+
+
+FORMATS = {
+    "Keras 3 .keras": (3, "m.keras", "save"),
+    "Keras 3 .weights.h5": (3, "m.weights.h5", "save_weights"),
+    "Keras 3 .h5, whole model": (3, "m.h5", "save"),
+    "Keras 2 .keras": (2, "m.keras", "save"),
+    "Keras 2 .weights.h5": (2, "m.weights.h5", "save_weights"),
+    "Keras 2 .h5, whole model": (2, "m.h5", "save"),
+    "Keras 2 .h5, weights": (2, "w.h5", "save_weights"),
+    "Keras 2 SavedModel": (2, "saved", "save"),
+    "Keras 2 TensorFlow checkpoint": (2, "ckpt/w", "save_weights"),
+}
+
+
+@pytest.fixture(params=FORMATS)
+def source(request, models, tmp_path):
+    release, name, how = FORMATS[request.param]
+    (tmp_path / "ckpt").mkdir()
+    path = tmp_path / name
+    getattr(models[release], how)(str(path))
+    return release, path
+
+
+def test_inspect_convert_verify(source, models, run, tmp_path):
+    _, path = source
+    assert f"variant   {VARIANT}, 11 classes" in run("inspect", path).out
+    ran = run("convert", path, "-o", tmp_path / "a.pth")
+    assert ran.code == 0, ran.err
+    assert "none left over" in ran.out
+    verdict = porter.verify(path, tmp_path / "a.pth")
+    assert verdict.reference.startswith("Keras 3" if path.is_file() else "tf.nn")
+    assert verdict.passed
+    assert len(verdict.worst_rows()) >= 45
+    assert porter.verify(path, tmp_path / "a.pth", reference="tf.nn", dtype="float64", sizes=[(65, 80)]).passed
+
+
+def test_predictions_are_those_of_the_keras_that_wrote_it(source, models):
+    """Without Keras's loader in between: the model in memory."""
+    release, path = source
+    images = np.random.default_rng(1).uniform(0, 255, (2, 224, 224, 3)).astype(np.float32)
+    expected = np.asarray(models[release](images, training=False))
+    model = porter.create_model(VARIANT, path)
+    with torch.no_grad():
+        found = model(torch.from_numpy(images / 127.5 - 1).permute(0, 3, 1, 2)).softmax(1).numpy()
+    assert np.abs(found - expected).max() < 1e-6
+
+
+@pytest.mark.parametrize("variant", SIX)
+def test_all_variants(keras, tmp_path, variant):
+    path = tmp_path / "m.weights.h5"
+    build(keras, variant).save_weights(path)
+    assert plan_port(path).plan.variant == variant
+    assert porter.verify(path).passed
+
+
+@pytest.mark.parametrize("release", [2, 3])
+def test_without_top_is_a_feature_extractor(keras, keras2, tmp_path, release, run):
+    """The layout of ``_no_top_v2`` files: nothing after the last convolution."""
+    kwargs = {"include_top": False, "include_preprocessing": False}
+    model = build(keras if release == 3 else keras2, **kwargs)
+    path = tmp_path / "notop.h5"
+    model.save(path)
+    ran = run("convert", path, "-o", tmp_path / "a.pth")
+    assert ran.code == 0, ran.err
+    assert "classes   0" in ran.out
+    images = np.random.default_rng(1).uniform(-1, 1, (1, 224, 224, 3)).astype(np.float32)
+    expected = np.asarray(model(images, training=False)).transpose(0, 3, 1, 2)
+    inputs = torch.from_numpy(images).permute(0, 3, 1, 2)
+    extractor = porter.create_model(VARIANT, tmp_path / "a.pth")
+    with torch.no_grad():
+        assert np.abs(extractor.forward_features(inputs).numpy() - expected).max() < 1e-5 * np.abs(expected).max()
+        pyramid = porter.create_model(VARIANT, tmp_path / "a.pth", features_only=True)(inputs)
+        assert np.abs(pyramid[-1].numpy() - expected).max() < 1e-5 * np.abs(expected).max()
+        assert porter.create_model(VARIANT, tmp_path / "a.pth", num_classes=7)(inputs).shape == (1, 7)
+    assert porter.verify(path, tmp_path / "a.pth").passed
+
+
+def test_older_layout_without_top_keeps_the_head(models, keras2, tmp_path):
+    """Before ``_v2`` the files without top held Conv_2 as well: Keras 2's layers without the last."""
+    whole = models[2]
+    path = tmp_path / "notop.h5"
+    keras2.Model(whole.input, whole.get_layer("Conv_2").output).save_weights(path)
+    port = plan_port(path)
+    assert (port.classes, port.network.head) == (0, 1024)
+    model = porter.create_model(VARIANT, path)
+    assert porter.verify(path).passed
+    with torch.no_grad():
+        assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 1024)
+
+
+def test_values_are_keras_own(models, tmp_path):
+    for release, model in models.items():
+        path = tmp_path / f"{release}.h5"
+        model.save(path)
+        expected = {w.path if release == 3 else w.name.split(":")[0]: np.asarray(w) for w in model.weights}
+        opened = open_checkpoint(path)
+        assert set(opened) == set(expected)
+        assert all(same_bits(opened[name].read(), value) for name, value in expected.items())
+
+
+def test_gate_is_a_sixth(keras, tmp_path):
+    path = tmp_path / "m.weights.h5"
+    build(keras, "small_075").save_weights(path)
+    port = plan_port(path)
+    assert port.plan.source_gate == 1 / 6
+    assert all(step.scale == 1 for step in port.plan.steps)
+
+
+def test_optimizer_state_is_set_aside(models, keras, tmp_path):
+    model = build(keras)
+    model.compile(optimizer="adam", loss="sparse_categorical_crossentropy")
+    model.optimizer.build(model.trainable_variables)
+    model.save(tmp_path / "m.keras")
+    opened = open_checkpoint(tmp_path / "m.keras")
+    assert set(opened.set_aside.values()) == {"optimizer state"}
+    assert plan_port(opened).plan.variant == VARIANT
+
+
+def test_same_state_dict_from_every_layout(keras, tmp_path):
+    model = build(keras)
+    names = ("m.keras", "m.h5", "m.weights.h5")
+    for name in names:
+        (model.save_weights if "weights" in name else model.save)(tmp_path / name)
+    ports = [plan_port(tmp_path / name) for name in names]
+    first, *others = [carry_out(port.plan, port.checkpoint).tensors for port in ports]
+    for other in others:
+        assert list(other) == list(first)
+        assert all(same_bits(other[name], value) for name, value in first.items())
+
+
+@pytest.mark.parametrize("kind", ["external link", "soft link", "external storage", "too large", "strings"])
+def test_hostile_hdf5(tmp_path, kind):
+    """Nothing outside the file is read, nothing far beyond its size allocated."""
+    path = tmp_path / "m.weights.h5"
+    (tmp_path / "secret").write_bytes(b"secret!!" * 100)
+    with h5py.File(path, "w") as file:
+        layer = file.create_group("layers/conv2d/vars")
+        if kind == "external link":
+            layer["0"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "/x")
+        elif kind == "soft link":
+            layer["0"] = h5py.SoftLink("/elsewhere")
+        elif kind == "external storage":
+            layer.create_dataset("0", (100,), "f8", external=[(str(tmp_path / "secret"), 0, 800)])
+        elif kind == "too large":
+            layer.create_dataset("0", (1 << 28,), "f4", chunks=(1 << 16,), compression="gzip")
+        else:
+            layer.create_dataset("0", data=b"text")
+    with pytest.raises(CheckpointError, match="m.weights.h5"):
+        open_checkpoint(path)
+
+
+def test_hdf5_without_weights(tmp_path):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["data"] = np.zeros(3)
+    with pytest.raises(CheckpointError, match=r"x\.h5: an HDF5 file without Keras weights in it"):
+        open_checkpoint(tmp_path / "x.h5")
+
+
+def test_truncated(models, tmp_path):
+    path = tmp_path / "m.keras"
+    models[3].save(path)
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(CheckpointError, match=r"m\.keras"):
+        open_checkpoint(path)
