@@ -1,0 +1,198 @@
+"""``.tflite`` files: made by TensorFlow's converter at test time, and the two trained ones of the original authors."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import SHARED
+
+import porter
+from porter.conversion import plan_port
+from porter.demo import demo_variables, write_demo_checkpoint
+from porter.errors import ArtifactError, CheckpointError
+from porter.loaders import open_checkpoint
+from porter.network.endpoints import endpoints
+from porter.parity.references.interpreter import interpreter
+from porter.parity.references.tf_nn import graph
+from porter.parity.samples import photos
+
+pytestmark = pytest.mark.tensorflow
+REAL = SHARED.parent / "real"
+EMBEDDER = REAL / "mobilenet_v3_small_075_224_embedder.tflite"
+EIGHT_BIT = REAL / "v3-small_224_1.0_uint8.tflite"
+
+
+@pytest.fixture(scope="module")
+def real():
+    if not REAL.is_dir():
+        pytest.skip(f"no real files at {REAL} (set MNV3_CHECKPOINTS)")
+    return REAL
+
+
+def convert(tf, folder, variant="small_075", quantize=None, classes=21, part="Logits"):
+    """The demo weights of ``variant`` in our tf.nn graph, through TensorFlow's converter."""
+    from porter.writers.bundle import write_bundle
+
+    folder.mkdir(exist_ok=True)
+    write_bundle(folder / "model-1", demo_variables(variant, classes=classes), force=True)
+    forward = graph(plan_port(folder / "model-1"), "float32")
+
+    @tf.function(input_signature=[tf.TensorSpec((1, 224, 224, 3), tf.float32)])
+    def network(images):
+        return forward(images)[part]
+
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([network.get_concrete_function()])
+    if quantize:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.target_spec.supported_types = [tf.float16]
+    path = folder / f"{variant}.tflite"
+    path.write_bytes(converter.convert())
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(tf, tmp_path_factory):
+    return convert(tf, tmp_path_factory.mktemp("tflite") / "float")
+
+
+@pytest.mark.parametrize(
+    "variant", ["small_075", "small_minimal_100", "edgetpu_075", *(["large_100"] if SHARED.is_dir() else [])]
+)
+def test_inspect_convert_verify(tf, tmp_path, run, variant):
+    path = convert(tf, tmp_path / "m", variant)
+    assert f"variant   {variant}, 21 classes" in run("inspect", path).out
+    ran = run("convert", path, "-o", tmp_path / "a.pth")
+    assert ran.code == 0, ran.err
+    assert "batch norms folded" in ran.out
+    verdict = porter.verify(path, tmp_path / "a.pth")
+    assert verdict.reference.startswith("interpreter")
+    assert verdict.passed
+    assert len(verdict.worst_rows()) >= 45
+
+
+def test_keras_model(tf, tmp_path):
+    """Keras's gate is 1/6, and the file says so."""
+    from test_keras import build
+
+    model = build(tf.keras, "small_075")
+    path = tmp_path / "keras.tflite"
+    path.write_bytes(tf.lite.TFLiteConverter.from_keras_model(model).convert())
+    port = plan_port(path)
+    assert port.network.gate == 1 / 6
+    assert (port.plan.variant, port.classes) == ("small_075", 11)
+    images = np.random.default_rng(1).uniform(0, 255, (1, 224, 224, 3)).astype(np.float32)
+    expected = np.asarray(model(images, training=False))
+    with torch.no_grad():
+        inputs = torch.from_numpy(images / 127.5 - 1).permute(0, 3, 1, 2)
+        found = porter.create_model("small_075", path)(inputs).softmax(1).numpy()
+    assert np.abs(found - expected).max() < 1e-5
+
+
+def test_float16(tf, tmp_path, made, run):
+    half = convert(tf, tmp_path / "half", quantize="float16")
+    assert half.stat().st_size < 0.6 * made.stat().st_size
+    assert porter.verify(half).passed
+    full, halved = open_checkpoint(made), open_checkpoint(half)
+    assert set(full) == set(halved)
+    for name, variable in halved.items():
+        expected = full[name].read().astype(np.float16).astype(np.float32)
+        assert np.array_equal(variable.read(), expected), name
+
+
+def test_gate_is_read_from_the_graph(made):
+    port = plan_port(made)
+    assert port.checkpoint.gate == pytest.approx(0.16667, abs=1e-8)
+    assert port.network.gate == 0.16667
+    assert sum(step.scale != 1 for step in port.plan.steps) == 9
+
+
+def test_same_weights_as_folding_the_checkpoint_itself(tf, tmp_path, made):
+    """Two roads to the folded form: TensorFlow's converter, and our --fold-bn. Squeeze-excite has nothing to fold."""
+    folded = porter.create_model("small_075", made.parent / "model-1", layout="slim").state_dict()
+    ours = plan_port(made.parent / "model-1", layout="slim", fold_bn=True)
+    from porter.mapping.carry_out import carry_out
+
+    ours = carry_out(ours.plan, ours.checkpoint).tensors
+    theirs = porter.create_model("small_075", made, layout="slim").state_dict()
+    assert list(theirs) == list(ours)
+    assert len(theirs) < len(folded)
+    for name, value in ours.items():
+        scale = np.abs(value).max()
+        assert np.abs(theirs[name].numpy() - value).max() <= 2e-6 * scale, name
+
+
+def test_feature_vector(tf, tmp_path, run):
+    path = convert(tf, tmp_path / "m", part="global_pool")
+    ran = run("convert", path, "-o", tmp_path / "a.pth")
+    assert ran.code == 0, ran.err
+    assert "classes   0" in ran.out
+    assert porter.verify(path, tmp_path / "a.pth").passed
+
+
+def test_export_is_refused(made, tmp_path, run):
+    run("convert", made, "-o", tmp_path / "a.pth")
+    ran = run("export-tf", tmp_path / "a.pth", tmp_path / "out")
+    assert ran.code == 2
+    assert "a.pth: its batch norms are folded away" in ran.err
+    with pytest.raises(ArtifactError, match="holds no ranges"):
+        porter.create_model("small_075", tmp_path / "a.pth", fake_quant=True)
+
+
+@pytest.mark.parametrize("damage", ["cut", "vector", "shape", "none"])
+def test_damaged(made, tmp_path, damage):
+    data = bytearray(made.read_bytes())
+    path = tmp_path / "x.tflite"
+    if damage == "cut":
+        data = data[:2000]
+    elif damage == "none":
+        data = bytearray(b"\x18\0\0\0TFL3") + bytes(100)
+    else:
+        start = int.from_bytes(data[:4], "little")
+        data[start : start + 64] = b"\xff" * 64 if damage == "vector" else b"\x01" * 64
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"x\.tflite"):
+        [variable.read() for variable in open_checkpoint(path).values()]
+
+
+def test_real_embedder_on_real_photos(real):
+    """float32 rounding at its output, on all 125 photos."""
+    port = plan_port(EMBEDDER)
+    reference = interpreter(port)
+    images = reference.prepare(photos(real / "images", (224, 224), 0.875, limit=125).images)
+    expected = reference.run(images)["global_pool"].reshape(len(images), -1)
+    model = porter.create_model("small_075", EMBEDDER)
+    with torch.no_grad():
+        found = model(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+    assert found.shape == (125, 1024)
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_real_eight_bit_level_for_level(real):
+    """With fake quantisation on, every layer is the interpreter's, on photos: the levels themselves."""
+    port = plan_port(EIGHT_BIT)
+    reference = interpreter(port)
+    images = reference.prepare(photos(real / "images", (224, 224), 0.875, limit=24).images)
+    expected = reference.run(images)
+    model = porter.create_model("small_100", EIGHT_BIT, fake_quant=True, keep_background=True)
+    found = endpoints(model, torch.from_numpy(images).permute(0, 3, 1, 2))
+    assert len(expected) >= 49
+    for name, theirs in expected.items():
+        ours = found[name].permute(0, 2, 3, 1) if found[name].ndim == 4 else found[name]
+        assert np.abs(ours.numpy().reshape(theirs.shape) - theirs).max() <= 1e-6 * np.abs(theirs).max(), name
+    assert (found["Logits"].argmax(1).numpy() == expected["Logits"].argmax(1)).all()
+
+
+def test_real_eight_bit_dequantised(real, tmp_path, run):
+    ran = run("convert", EIGHT_BIT, "-o", tmp_path / "a.safetensors")
+    assert ran.code == 0, ran.err
+    assert "variant   small_100 (found from the shapes)" in ran.out
+    assert "classes   1000 (background dropped)" in ran.out
+    verdict = porter.verify(EIGHT_BIT, tmp_path / "a.safetensors", images=real / "images")
+    assert verdict.passed
+    assert verdict.top1_agree == verdict.images == 32
+
+
+def test_demo_folder_is_no_tflite(tmp_path, run):
+    folder = write_demo_checkpoint(tmp_path)
+    ran = run("verify", folder, "--reference", "tflite")
+    assert ran.code == 2
+    assert "no tflite file; use --reference tf.nn" in ran.err
