@@ -12,14 +12,13 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from timm_models import import_timm  # noqa: E402
 
-from porter.mapping.files import VARIANTS  # noqa: E402
+from porter.mapping.files import VARIANTS, load_variant  # noqa: E402
 
 timm = import_timm()
 recorded = {
-    variant: {
-        key: list(value.shape) for key, value in timm.create_model(f"tf_mobilenetv3_{variant}").state_dict().items()
-    }
+    variant: {key: list(value.shape) for key, value in timm.create_model(name).state_dict().items()}
     for variant in VARIANTS
+    if (name := load_variant(variant).timm)
 }
 out = ROOT / "tests" / "data" / "timm_keys.json"
 out.write_text(json.dumps({"timm": timm.__version__, "keys": recorded}, separators=(",", ":")) + "\n")
