@@ -6,6 +6,7 @@ import tarfile
 
 import numpy as np
 import pytest
+import torch
 from conftest import same_bits
 
 from porter.demo import write_demo_checkpoint
@@ -70,8 +71,11 @@ def test_nothing_there(tmp_path):
 
 
 def test_zip_is_named_as_such(tmp_path):
-    (tmp_path / "model.pth").write_bytes(b"PK\x03\x04rest")
-    with pytest.raises(CheckpointError, match="a zip archive"):
+    (tmp_path / "model.zip").write_bytes(b"PK\x03\x04rest")
+    with pytest.raises(CheckpointError, match="damaged zip archive"):
+        open_checkpoint(tmp_path / "model.zip")
+    torch.save({"w": torch.ones(3)}, tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match=r"model\.pth: a PyTorch file"):
         open_checkpoint(tmp_path / "model.pth")
 
 

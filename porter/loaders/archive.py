@@ -1,12 +1,19 @@
-"""Unpacking of a released ``.tgz`` into a temporary folder."""
+"""Unpacking of a released ``.tgz``, or a zip, into a temporary folder."""
 
 from __future__ import annotations
 
+import lzma
 import shutil
+import stat
+import struct
 import tarfile
 import tempfile
+import zipfile
 import zlib
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import IO, NamedTuple
 
 from porter.errors import CheckpointError
 
@@ -14,40 +21,69 @@ from porter.errors import CheckpointError
 MAX_UNPACKED = 4 << 30
 
 
+class _Member(NamedTuple):
+    """A file of an archive: ``plain`` unless it is a link or a device."""
+
+    name: str
+    size: int
+    plain: bool
+    open: Callable[[], IO[bytes] | None]
+
+
 def unpack(path: Path) -> tempfile.TemporaryDirectory[str]:
-    """Unpack the regular files of the gzipped tar ``path``; the folder goes when the result is cleaned up.
+    """Unpack the regular files of the zip or gzipped tar ``path``; the folder goes when the result is cleaned up.
 
     They lie below the archive's own name, so that messages about them name the archive. Links and names
     that leave the folder are refused. Raises CheckpointError on damage.
     """
     folder = tempfile.TemporaryDirectory(prefix="mnv3-port-")
     try:
-        with tarfile.open(path, "r:gz") as archive:
-            total = 0
-            for member in archive:
-                name = PurePosixPath(member.name)
-                if member.isdir():
-                    continue
-                if not member.isfile() or name.is_absolute() or ".." in name.parts:
-                    raise CheckpointError(
-                        f"{path}: refusing member {member.name!r}: a link, a device or an unsafe path"
-                    )
-                total += member.size
-                if total > MAX_UNPACKED:
-                    raise CheckpointError(
-                        f"{path}: unpacks to more than {MAX_UNPACKED >> 30} GiB; not a released tarball"
-                    )
-                # Content alone: damaged times, owners and modes then do not matter
-                target = Path(folder.name) / path.name / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                source = archive.extractfile(member)
-                if source is not None:
-                    with source, target.open("wb") as file:
-                        shutil.copyfileobj(source, file)
-    except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError, OverflowError) as error:
+        total = 0
+        for member in _members(path):
+            name = PurePosixPath(member.name.replace("\\", "/"))
+            if not member.plain or name.is_absolute() or ".." in name.parts or ":" in name.parts[0]:
+                raise CheckpointError(f"{path}: refusing member {member.name!r}: a link, a device or an unsafe path")
+            total += member.size
+            if total > MAX_UNPACKED:
+                raise CheckpointError(f"{path}: unpacks to more than {MAX_UNPACKED >> 30} GiB; not a released tarball")
+            # Content alone: damaged times, owners and modes then do not matter
+            target = Path(folder.name) / path.name / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            source = member.open()
+            if source is not None:
+                with source, target.open("wb") as file:
+                    shutil.copyfileobj(source, file)
+    except (
+        tarfile.TarError,
+        zipfile.BadZipFile,
+        EOFError,
+        zlib.error,
+        lzma.LZMAError,
+        OSError,
+        ValueError,
+        OverflowError,
+        NotImplementedError,
+        RuntimeError,
+        IndexError,
+        struct.error,
+    ) as error:
         folder.cleanup()
         raise CheckpointError(f"{path}: damaged archive ({error}); fetch it again") from error
     except BaseException:
         folder.cleanup()
         raise
     return folder
+
+
+def _members(path: Path) -> Iterator[_Member]:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as packed:
+            for info in packed.infolist():
+                if not info.is_dir():
+                    kind = stat.S_IFMT(info.external_attr >> 16)
+                    yield _Member(info.filename, info.file_size, kind in (0, stat.S_IFREG), partial(packed.open, info))
+        return
+    with tarfile.open(path, "r:gz") as archive:
+        for member in archive:
+            if not member.isdir():
+                yield _Member(member.name, member.size, member.isfile(), partial(archive.extractfile, member))

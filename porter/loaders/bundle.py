@@ -10,7 +10,7 @@ import itertools
 import math
 import mmap
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from porter.loaders import dtypes, protos
 from porter.loaders.crc import masked_crc32c
 from porter.loaders.object_graph import OBJECT_GRAPH_KEY, Resolved, resolve_names
 from porter.loaders.ordered_code import slice_key
+from porter.loaders.remote import Extent, Fetch
 from porter.loaders.slices import Part, assemble, extents_of, place, shape_of_slices
 from porter.loaders.table import read_table, varint
 from porter.loaders.variable import Contents, Variable
@@ -37,8 +38,16 @@ def shard_path(prefix: Path, shard: int, shards: int) -> Path:
     return prefix.with_name(f"{prefix.name}.data-{shard:05d}-of-{shards:05d}")
 
 
-def read_bundle(prefix: Path) -> Contents:
+def shard_count(index: Path) -> int:
+    """The number of shards that ``index`` tells of. Raises CheckpointError when it is damaged."""
+    count: int = _header(index, _read_index(index)).num_shards
+    return count
+
+
+def read_bundle(prefix: Path, fetch: Fetch | None = None) -> Contents:
     """Open the V2 checkpoint ``prefix``; its variables come in name order.
+
+    ``fetch`` gives the bytes of shards that are not here (see porter.loaders.remote).
 
     Object-based checkpoints (TensorFlow 2) give the names that their object graph holds. Raises
     CheckpointError when the index is damaged, a shard is missing or too short, or an entry makes no sense.
@@ -46,16 +55,22 @@ def read_bundle(prefix: Path) -> Contents:
     """
     index = prefix.with_name(prefix.name + ".index")
     entries = _read_index(index)
+    header = _header(index, entries)
+    bundle = _Bundle(index, prefix, header.num_shards, header.endianness == BIG_ENDIAN, entries, fetch)
+    variables = {variable.name: variable for variable in bundle.variables()}
+    graph = bundle.object_graph()
+    names = resolve_names(variables, graph, str(index)) if graph is not None else Resolved(variables, {})
+    files = [index, *(() if fetch else bundle.paths)]
+    return Contents(names.variables, files, names.set_aside, prefetch=bundle.prefetch)
+
+
+def _header(index: Path, entries: dict[bytes, bytes]) -> Any:
     header = protos.parse(protos.BundleHeaderProto, entries.pop(HEADER_KEY, b""), str(index), "the bundle header")
     if header.version.min_consumer > VERSION:
         raise CheckpointError(f"{index}: written for bundle readers of version {header.version.min_consumer} or later")
     if not 0 < header.num_shards <= _MAX_SHARDS:
         raise CheckpointError(f"{index}: no bundle header with a number of shards: not a V2 checkpoint, or damaged")
-    bundle = _Bundle(index, prefix, header.num_shards, header.endianness == BIG_ENDIAN, entries)
-    variables = {variable.name: variable for variable in bundle.variables()}
-    graph = bundle.object_graph()
-    names = resolve_names(variables, graph, str(index)) if graph is not None else Resolved(variables, {})
-    return Contents(names.variables, [index, *bundle.paths], names.set_aside)
+    return header
 
 
 def _read_index(index: Path) -> dict[bytes, bytes]:
@@ -69,8 +84,18 @@ def _read_index(index: Path) -> dict[bytes, bytes]:
 class _Bundle:
     """What all variables of one bundle share: the index entries and the mapped shards."""
 
-    def __init__(self, index: Path, prefix: Path, shards: int, big_endian: bool, entries: dict[bytes, bytes]) -> None:
+    def __init__(
+        self,
+        index: Path,
+        prefix: Path,
+        shards: int,
+        big_endian: bool,
+        entries: dict[bytes, bytes],
+        fetch: Fetch | None,
+    ) -> None:
         self.index = index
+        self.fetch = fetch
+        self.ready: dict[Extent, bytes] = {}  # fetched, not yet read
         self.big_endian = big_endian
         self.entries = entries
         self.paths = [shard_path(prefix, number, shards) for number in range(shards)]
@@ -115,7 +140,7 @@ class _Bundle:
     def _strings(self, name: str, entry: Any) -> list[bytes]:
         """String tensors: lengths as varints, their masked CRC32C, then the bytes (WriteStringTensor)."""
         what = f"{self.paths[entry.shard_id]}: tensor {name}"
-        data = self._shard(entry.shard_id)[entry.offset : entry.offset + entry.size]
+        data = self._bytes(entry)
         lengths, position = [], 0
         try:
             for _ in range(math.prod(protos.shape_of(entry.shape))):
@@ -177,7 +202,7 @@ class _Bundle:
         dtype = dtypes.NAMES.get(entry.dtype, f"dtype {entry.dtype}")
         if dtype not in dtypes.ITEM_SIZES:
             raise CheckpointError(f"{path}: tensor {name}: {dtype} values cannot be read, only numbers")
-        data = self._shard(entry.shard_id)[entry.offset : entry.offset + entry.size]
+        data = self._bytes(entry)
         if masked_crc32c(data) != entry.crc32c:
             raise CheckpointError(
                 f"{path}: tensor {name}: checksum mismatch, the data is damaged; fetch the file again"
@@ -187,6 +212,27 @@ class _Bundle:
             return np.frombuffer(data, stored).reshape(protos.shape_of(entry.shape))
         swapped = np.frombuffer(data, stored.newbyteorder(">")).astype(stored)
         return swapped.reshape(protos.shape_of(entry.shape))
+
+    def _bytes(self, entry: Any) -> memoryview:
+        if self.fetch:
+            extent = self._extent(entry)
+            return memoryview(self.ready.pop(extent, b"") or self.fetch([extent])[0])
+        return self._shard(entry.shard_id)[entry.offset : entry.offset + entry.size]
+
+    def _extent(self, entry: Any) -> Extent:
+        return Extent(self.paths[entry.shard_id], entry.offset, entry.size)
+
+    def prefetch(self, names: Iterable[str]) -> None:
+        """Fetch the bytes of variables, by stored name, in few requests; ``read`` takes them."""
+        if not self.fetch:
+            return
+        keys = [name.encode() for name in names]
+        entries = [(key, self._entry(self.entries[key], key.decode())) for key in keys if key in self.entries]
+        parts = [self.entries.get(slice_key(key.decode(), extents_of(s))) for key, e in entries for s in e.slices]
+        plain = [entry for _, entry in entries if not entry.slices]
+        plain += [self._entry(part, "a slice") for part in parts if part is not None]
+        extents = [self._extent(entry) for entry in plain]
+        self.ready = dict(zip(extents, self.fetch(extents), strict=True))
 
     def _shard(self, number: int) -> memoryview:
         mapped = self.maps.get(number)

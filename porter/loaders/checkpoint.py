@@ -5,23 +5,23 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from porter.errors import CheckpointError
 from porter.loaders.archive import unpack
 from porter.loaders.bundle import read_bundle
-from porter.loaders.graphdef import read_graphdef
-from porter.loaders.locate import locate, step_of
-from porter.loaders.v1 import read_v1
-from porter.loaders.variable import Variable
+from porter.loaders.locate import Source, locate, step_of
+from porter.loaders.remote import is_url, mirror
+from porter.loaders.variable import Contents, Variable
 from porter.loaders.weights import SUFFIX, Weights, select_weights
 
 if TYPE_CHECKING:
     import numpy as np
-
-READERS = {"bundle": read_bundle, "graphdef": read_graphdef, "v1": read_v1}
 
 
 @dataclass(frozen=True)
@@ -30,17 +30,21 @@ class Checkpoint(Mapping[str, Variable]):
 
     ``given`` is the path as typed; ``path`` what was found there, in ``format``: see porter.loaders.locate.
     ``averaged`` tells that the plain names hold moving averages, as in a released ``ema/`` folder.
-    ``set_aside`` names what lies in the file but is not offered, each with its reason.
+    ``set_aside`` names what lies in the file but is not offered, each with its reason. ``gate`` is the constant of
+    the hard sigmoids in a stored graph. ``remote`` tells that only the bytes asked for are fetched.
     """
 
-    given: Path
+    given: str
     path: Path
     format: str
     files: list[Path] = field(repr=False)
     variables: Mapping[str, Variable] = field(repr=False)
     set_aside: Mapping[str, str] = field(repr=False)
     averaged: bool
-    unpacked: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False)
+    gate: float | None = None
+    remote: bool = False
+    fetch_values: Callable[[Iterable[str]], None] | None = field(default=None, repr=False)
+    temporary: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False)
 
     def __getitem__(self, name: str) -> Variable:
         return self.variables[name]
@@ -50,6 +54,11 @@ class Checkpoint(Mapping[str, Variable]):
 
     def __len__(self) -> int:
         return len(self.variables)
+
+    def prefetch(self, names: Iterable[str]) -> None:
+        """Tell that these variables will be read; from a remote store they come in few requests."""
+        if self.fetch_values:
+            self.fetch_values(self.variables[name].stored_as for name in names)
 
     @property
     def weights(self) -> str:
@@ -72,24 +81,58 @@ class Checkpoint(Mapping[str, Variable]):
 def open_checkpoint(path: str | os.PathLike[str], weights: Weights = "auto") -> Checkpoint:
     """Open the TensorFlow weights at ``path`` without reading them.
 
-    ``path``: a V2 or V1 checkpoint (prefix, file or folder), a SavedModel, a released tarball or its folder,
-    or a frozen ``.pb``. ``weights``: ``ema`` or ``raw`` where both exist; ``auto`` prefers the averages.
-    Raises CheckpointError naming the file and what to do.
+    ``path``: a V2 or V1 checkpoint (prefix, file or folder), a SavedModel, a Keras file, a ``.tflite``, a released
+    tarball or its folder, a frozen ``.pb``, a zip or tarball of any of them, or the URL of any of them. ``weights``:
+    ``ema`` or ``raw`` where both exist; ``auto`` prefers the averages. Raises CheckpointError naming the file and
+    what to do.
     """
-    given = Path(path)
-    source = locate(given, weights)
-    unpacked = unpack(given) if source.kind == "archive" else None
-    if unpacked:
-        source = locate(Path(unpacked.name) / given.name, weights)
-    contents = READERS[source.kind](source.path)
+    remote = mirror(str(path)) if is_url(path) else None
+    here = remote.path if remote else Path(path)
+    with _naming(str(here), str(path)):
+        source = locate(here, weights)
+        temporary = remote.folder if remote else None
+        if source.kind == "archive":
+            temporary = unpack(source.path)
+            source = locate(Path(temporary.name) / source.path.name, weights)
+            remote = None  # all of it has come
+        fetch = remote.fetch if remote else None
+        contents = read_bundle(source.path, fetch) if source.kind == "bundle" else _read(source)
     averaged = source.kind == "bundle" and source.path.parent.name == "ema"
     variables = contents.variables
-    if unpacked:
-        variables = {name: _holding(variable, unpacked) for name, variable in variables.items()}
-    chosen, set_aside = select_weights(variables, weights, str(given), averaged)
+    if temporary:
+        variables = {name: _holding(variable, temporary) for name, variable in variables.items()}
+    chosen, set_aside = select_weights(variables, weights, str(path), averaged)
     return Checkpoint(
-        given, source.path, source.kind, contents.files, chosen, contents.set_aside | set_aside, averaged, unpacked
+        given=str(path),
+        path=source.path,
+        format=source.kind,
+        files=contents.files,
+        variables=chosen,
+        set_aside=contents.set_aside | set_aside,
+        averaged=averaged,
+        gate=contents.gate,
+        remote=fetch is not None,
+        fetch_values=contents.prefetch,
+        temporary=temporary,
     )
+
+
+@contextmanager
+def _naming(here: str, given: str) -> Iterator[None]:
+    """Errors name what was ``given`` instead of the temporary copy of it."""
+    try:
+        yield
+    except CheckpointError as error:
+        if here == given:
+            raise
+        raise CheckpointError(str(error).replace(here, given)) from error
+
+
+def _read(source: Source) -> Contents:
+    """A kind's reader is ``read_<kind>`` of the module ``<kind>``, imported when there is such a file."""
+    module = import_module(f"porter.loaders.{source.kind}")
+    contents: Contents = getattr(module, f"read_{source.kind}")(source.path)
+    return contents
 
 
 def _holding(variable: Variable, folder: tempfile.TemporaryDirectory[str]) -> Variable:

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
 from porter.errors import CheckpointError
 from porter.loaders import protos
+from porter.loaders.keras import WEIGHTS_MEMBER
 from porter.loaders.table import FOOTER_SIZE, is_table
 from porter.loaders.v1 import SHARDED
 from porter.loaders.weights import Weights
 
 GZIP_MAGIC = b"\x1f\x8b"
 ZIP_MAGIC = b"PK"
+HDF5_MAGIC = b"\x89HDF"
+TFLITE_IDENTIFIER = b"TFL3"  # bytes 4 to 8
 
 
 class Source(NamedTuple):
     """What to read.
 
-    ``kind`` is ``bundle`` (``path`` is the prefix), ``v1`` (the file, or ``prefix-?????-of-00003``), ``graphdef``
-    or ``archive`` (the file).
+    ``kind`` is ``archive`` or the name of the reader's module: ``bundle`` (``path`` is the prefix), ``v1`` (the file,
+    or ``prefix-?????-of-00003``), ``graphdef``, ``keras`` or ``tflite`` (the file).
     """
 
     kind: str
@@ -49,10 +53,12 @@ def locate(path: Path, weights: Weights = "auto") -> Source:
 
 def _from_file(path: Path) -> Source:
     head, tail = _ends(path)
-    if head == GZIP_MAGIC:
+    if head[:2] == GZIP_MAGIC or (head[:2] == ZIP_MAGIC and not _holds(path, WEIGHTS_MEMBER)):
         return Source("archive", path)
-    if head == ZIP_MAGIC:
-        raise CheckpointError(f"{path}: a zip archive (a PyTorch or Keras file?), not a TensorFlow checkpoint")
+    if head[:4] == HDF5_MAGIC or head[:2] == ZIP_MAGIC:
+        return Source("keras", path)
+    if head[4:] == TFLITE_IDENTIFIER:
+        return Source("tflite", path)
     if path.name.endswith(".index"):
         return Source("bundle", path.with_suffix(""))
     companion = re.fullmatch(r"(.+)\.(data-\d{5}-of-\d{5}|meta)", path.name)
@@ -67,10 +73,22 @@ def _from_file(path: Path) -> Source:
     return Source("graphdef", path)
 
 
+def _holds(path: Path, member: str) -> bool:
+    """Whether the zip ``path`` has such a ``member``."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: damaged zip archive ({error}); fetch it again") from error
+    if any(name.endswith("/data.pkl") for name in names):
+        raise CheckpointError(f"{path}: a PyTorch file, not a TensorFlow checkpoint")
+    return member in names
+
+
 def _ends(path: Path) -> tuple[bytes, bytes]:
     try:
         with path.open("rb") as file:
-            head = file.read(2)
+            head = file.read(8)
             file.seek(max(0, path.stat().st_size - FOOTER_SIZE))
             return head, file.read()
     except OSError as error:

@@ -1,0 +1,176 @@
+"""Remote and archived sources: a local HTTP server with ranges and one without, and fsspec's file systems."""
+
+import functools
+import http.server
+import shutil
+import threading
+import zipfile
+
+import fsspec
+import pytest
+from conftest import same_bits
+
+import porter
+from porter.demo import demo_variables, write_demo_checkpoint
+from porter.errors import CheckpointError
+from porter.loaders import open_checkpoint
+from porter.writers.bundle import write_bundle
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    """Files of a folder; ``ranges`` says whether to give parts of them."""
+
+    ranges = True
+    sent: list[int]
+
+    def log_message(self, *args):
+        pass
+
+    def do_GET(self):
+        wanted = self.headers.get("Range")
+        file = self.translate_path(self.path)
+        try:
+            with open(file, "rb") as opened:  # noqa: PTH123
+                data = opened.read()
+        except OSError:
+            self.send_error(404)
+            return
+        self.send_response(206 if wanted and self.ranges else 200)
+        if wanted and self.ranges:
+            first, last = wanted.removeprefix("bytes=").split("-")
+            total = len(data)
+            data = data[int(first) : int(last or total) + 1]
+            self.send_header("Content-Range", f"bytes {first}-{int(first) + len(data) - 1}/{total}")
+        self.sent.append(len(data))
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+@pytest.fixture(params=[True, False], ids=["ranges", "no ranges"])
+def server(request, tmp_path):
+    handler = type("Served", (Handler,), {"ranges": request.param, "sent": []})
+    (tmp_path / "www").mkdir()
+    served = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(handler, directory=str(tmp_path / "www"))
+    )
+    threading.Thread(target=served.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{served.server_port}", tmp_path / "www", handler
+    served.shutdown()
+
+
+def with_slots(folder):
+    """A checkpoint of which a third is needed: slots before and after."""
+    variables = demo_variables("small_075", classes=5)
+    slots = {f"{name}/RMSProp{end}": value for name, value in variables.items() for end in ("", "_1")}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_bundle(folder / "model-1", variables | slots)
+    return folder / "model-1"
+
+
+@pytest.mark.parametrize("name", ["model-1", "model-1.index", "model-1.data-00000-of-00001"])
+def test_checkpoint(server, tmp_path, run, name):
+    url, www, handler = server
+    local = with_slots(www)
+    ran = run("convert", f"{url}/{name}", "-o", tmp_path / "far.safetensors")
+    assert ran.code == 0, ran.err
+    assert "small_075" in ran.out
+    run("convert", local, "-o", tmp_path / "near.safetensors")
+    far, near = (porter.create_model("small_075", tmp_path / f"{x}.safetensors").state_dict() for x in ("far", "near"))
+    assert all(same_bits(far[key].numpy(), value.numpy()) for key, value in near.items())
+    size = (www / "model-1.data-00000-of-00001").stat().st_size
+    if handler.ranges:  # a third of it, and gaps
+        assert sum(handler.sent) < 0.7 * size + (www / "model-1.index").stat().st_size * 2
+        assert len(handler.sent) < 80
+
+
+def test_whole_files(server, tmp_path, run):
+    url, www, _ = server
+    write_demo_checkpoint(www)
+    shutil.make_archive(str(www / "v3"), "gztar", www, "small_075_demo")
+    shutil.make_archive(str(www / "v3"), "zip", www, "small_075_demo")
+    for name in ("v3.tar.gz", "v3.zip"):
+        ran = run("convert", f"{url}/{name}", "-o", tmp_path / f"{name}.pth")
+        assert ran.code == 0, ran.err
+        assert "moving averages (ema/ folder, plain names)" in ran.out
+    assert (tmp_path / "v3.tar.gz.pth").stat().st_size > 8_000_000
+
+
+@pytest.mark.tensorflow
+def test_inspect_and_verify(server, tf, run):
+    url, www, _ = server
+    with_slots(www)
+    assert "variant   small_075, 5 classes" in run("inspect", f"{url}/model-1").out
+    assert porter.verify(f"{url}/model-1", sizes=[(64, 64)]).passed
+
+
+def test_missing(server, run, tmp_path):
+    url, www, _ = server
+    ran = run("convert", f"{url}/nothing", "-o", tmp_path / "a.pth")
+    assert ran.code == 2
+    assert ran.err.startswith(f"Error: {url}/nothing: no such file")
+    assert len(ran.err.splitlines()) == 1
+    with_slots(www)
+    (www / "model-1.data-00000-of-00001").unlink()
+    ran = run("inspect", f"{url}/model-1")
+    assert ran.code == 2
+    assert "model-1.data-00000-of-00001: missing shard" in ran.err
+    assert not (tmp_path / "a.pth").exists()
+
+
+def test_no_server(run):
+    ran = run("inspect", "http://127.0.0.1:9/model-1")
+    assert ran.code == 2
+    assert ran.err.startswith("Error: http://127.0.0.1:9/model-1: ")
+
+
+def test_folder_of_a_file_system(tmp_path, run):
+    folder = write_demo_checkpoint(tmp_path)
+    system = fsspec.filesystem("memory")
+    system.put(str(folder), "/bucket/v3", recursive=True)
+    opened = open_checkpoint("memory://bucket/v3")
+    assert opened.averaged
+    near = open_checkpoint(folder)
+    assert all(same_bits(opened[name].read(), near[name].read()) for name in near)
+    system.rm("/bucket", recursive=True)
+    with pytest.raises(CheckpointError, match=r"memory:///?bucket/v3: no such file"):
+        open_checkpoint("memory://bucket/v3")
+
+
+def test_missing_package(run):
+    ran = run("inspect", "abfs://host/model-1")
+    assert ran.code == 2
+    assert "Error: abfs://host/model-1: " in ran.err
+    assert "install" in ran.err
+
+
+def test_digests_of_a_remote_checkpoint_are_the_indexs(server):
+    url, www, _ = server
+    with_slots(www)
+    assert set(open_checkpoint(f"{url}/model-1").digests()) == {"model-1.index"}
+
+
+def hostile_zip(path, name, mode=0o100644, content=b"x"):
+    info = zipfile.ZipInfo(name)
+    info.external_attr = mode << 16
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(info, content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"), [("../evil", 0o100644), ("/etc/evil", 0o100644), ("link", 0o120777), ("..\\evil", 0o100644)]
+)
+def test_hostile_zip(tmp_path, name, mode):
+    path = hostile_zip(tmp_path / "x.zip", name, mode)
+    with pytest.raises(CheckpointError, match="refusing member"):
+        open_checkpoint(path)
+    assert not (tmp_path / "evil").exists()
+
+
+def test_zip_bomb(tmp_path, monkeypatch):
+    monkeypatch.setattr("porter.loaders.archive.MAX_UNPACKED", 1 << 20)
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model-1.index", bytes(2 << 20))
+    with pytest.raises(CheckpointError, match="unpacks to more than"):
+        open_checkpoint(tmp_path / "x.zip")
