@@ -14,7 +14,7 @@ import click
 from porter.errors import PorterError
 
 if TYPE_CHECKING:
-    from porter.convert import Port
+    from porter.conversion import Port
 
 
 def _debug(context: click.Context, _: click.Parameter, on: bool) -> None:
@@ -69,7 +69,7 @@ def source_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option("--mapping", type=FILE, metavar="FILE", help="Your own mapping file."),
         click.option("--variant", metavar="NAME", help="E.g. small_075; found from the shapes when left out."),
-        click.argument("checkpoint", type=FILE),
+        click.argument("checkpoint", metavar="PATH|URL"),
     ):
         command = option(command)
     return command
@@ -78,6 +78,7 @@ def source_options(command: Callable[..., None]) -> Callable[..., None]:
 def port_options(command: Callable[..., None]) -> Callable[..., None]:
     """How the port is laid out."""
     for option in (
+        click.option("--fold-bn", is_flag=True, help="Fold batch norms into the convolutions before them."),
         click.option("--keep-background", is_flag=True, help="Keep class 0 of slim's 1001 classes."),
         click.option(
             "--layout",
@@ -105,18 +106,18 @@ def port_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--force", is_flag=True, help="Overwrite the output.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 def convert(
-    checkpoint: Path, variant: str | None, output: Path | None, force: bool, dry_run: bool, **options: Any
+    checkpoint: str, variant: str | None, output: Path | None, force: bool, dry_run: bool, **options: Any
 ) -> None:
     """Port CHECKPOINT to PyTorch."""
     if dry_run:
-        from porter.convert import plan_port
+        from porter.conversion import plan_port
         from porter.report.listing import plan_lines
 
         port = plan_port(checkpoint, variant, **options)
         click.echo("\n".join(plan_lines(port.plan)))
         _print_port(port, variant)
         return
-    from porter.convert import convert
+    from porter.conversion import convert
 
     path, port = convert(checkpoint, output, variant, force=force, **options)
     _print_port(port, variant)
@@ -139,9 +140,10 @@ def _print_port(port: Port, variant: str | None) -> None:
     default="auto",
     show_default=True,
     metavar="KIND",
-    help="auto, frozen (.pb), meta (.meta), tf.nn, or a recorded .npz.",
+    help="auto, frozen (.pb), meta (.meta), keras, tflite, tf.nn, or a recorded .npz.",
 )
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True)
+@click.option("--fake-quant", is_flag=True, help="Compare the 8 bits that the source was trained for.")
 @click.option("--size", "sizes", type=SizeType(), multiple=True, help="Image size; may be given several times.")
 @click.option(
     "--images",
@@ -153,7 +155,7 @@ def _print_port(port: Port, variant: str | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
 @click.option("--junit", type=FILE, metavar="FILE", help="Write JUnit XML as well.")
 def verify(
-    checkpoint: Path, artifact: Path | None, variant: str | None, as_json: bool, junit: Path | None, **options: Any
+    checkpoint: str, artifact: Path | None, variant: str | None, as_json: bool, junit: Path | None, **options: Any
 ) -> None:
     """Compare the port of CHECKPOINT (or ARTIFACT made from it) with TensorFlow, endpoint by endpoint."""
     from porter.parity.verify import verify
@@ -197,7 +199,7 @@ def verify_padding(as_json: bool) -> None:
 @cli.command()
 @source_options
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-def inspect(checkpoint: Path, variant: str | None, mapping: Path | None, weights: Any, as_json: bool) -> None:
+def inspect(checkpoint: str, variant: str | None, mapping: Path | None, weights: Any, as_json: bool) -> None:
     """Show what is in CHECKPOINT and which variant it is."""
     from porter.inspection import inspect_checkpoint
 
@@ -210,6 +212,44 @@ def inspect(checkpoint: Path, variant: str | None, mapping: Path | None, weights
         click.echo("\n".join(inspection_lines(inspection)))
 
 
+@cli.command()
+@click.argument("checkpoint", metavar="PATH|URL")
+@click.option("--to", required=True, metavar="NAME|FILE", help="A variant, timm's name of one, or its state dict.")
+@click.option("-o", "--output", type=FILE, metavar="FILE", help="Write the mapping here instead of printing it.")
+@click.option("--force", is_flag=True, help="Overwrite the output.")
+def draft(checkpoint: str, to: str, output: Path | None, force: bool) -> None:
+    """Propose a mapping for CHECKPOINT, whose variables have other names; what is uncertain is marked."""
+    from porter.atomic import atomic_write
+    from porter.drafting import draft
+
+    proposal = draft(checkpoint, to)
+    if output is None:
+        click.echo(proposal.yaml(), nl=False)
+        return
+    with atomic_write(output, force) as file:
+        file.write(proposal.yaml().encode())
+    click.echo(f"wrote     {output} ({len(proposal.choices)} variables, {proposal.uncertain} to check)")
+
+
+@cli.command()
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="B")
+@click.option("--tolerance", type=float, default=0.0, show_default=True, help="Of each tensor's scale.")
+@click.option("--json", "as_json", is_flag=True, help="Print every tensor as JSON.")
+def diff(a: str, b: str, tolerance: float, as_json: bool) -> None:
+    """Compare two artifacts or checkpoints, in any format, tensor by tensor; exit code 1 where they differ."""
+    from porter.differences import differences
+
+    found = list(differences(a, b))
+    if as_json:
+        click.echo(json.dumps([{**d._asdict(), "within": d.within(tolerance)} for d in found]))
+    else:
+        from porter.report.listing import difference_lines
+
+        click.echo("\n".join(difference_lines(found)))
+    sys.exit(0 if all(d.within(tolerance) for d in found) else 1)
+
+
 @cli.command("export-tf")
 @click.argument("artifact", type=FILE)
 @click.argument("folder", type=FILE)
@@ -219,7 +259,7 @@ def inspect(checkpoint: Path, variant: str | None, mapping: Path | None, weights
 @click.option("--force", is_flag=True, help="Overwrite a checkpoint in FOLDER.")
 def export_tf(artifact: Path, folder: Path, **options: Any) -> None:
     """Write ARTIFACT into FOLDER as a TensorFlow checkpoint that slim's graph restores."""
-    from porter.export_tf import export_tf
+    from porter.exporting import export_tf
 
     exported = export_tf(artifact, folder, **options)
     click.echo(f"wrote     {exported.prefix} ({exported.variables} variables, {exported.classes} classes)")
@@ -232,7 +272,7 @@ def demo(variant: str, out: Path | None) -> None:
     """Make a small real checkpoint of untrained weights, convert it and verify it."""
     import tempfile
 
-    from porter.convert import convert
+    from porter.conversion import convert
     from porter.demo import write_demo_checkpoint
     from porter.parity.verify import verify
     from porter.report.verdict_table import print_verdict
