@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import random
 import tarfile
 import time
 import tracemalloc
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import h5py
 import numpy as np
 
 from porter.artifacts.files import load_artifact
-from porter.convert import plan_port
+from porter.conversion import plan_port
 from porter.demo import demo_variables
 from porter.errors import PorterError
 from porter.loaders import open_checkpoint
@@ -21,7 +24,8 @@ from porter.loaders.table import read_table
 from porter.writers.bundle import write_bundle
 from porter.writers.table import table_bytes
 
-SECONDS = 5.0  # per input, on any machine
+SECONDS = 20.0  # per input, on any machine; libhdf5 is stopped after 15
+HDF5_SHARE = 60
 SLACK = 64 << 20  # bytes beyond 4 x the file's size
 
 
@@ -35,6 +39,7 @@ class Target(NamedTuple):
     seed: Path
     read: Callable[[Path], object]
     repair: bool = False
+    share: int = 1  # one in so many inputs, for a reader that starts a process each time
 
 
 def read_checkpoint(path: Path) -> None:
@@ -57,6 +62,11 @@ def targets(folder: Path) -> Iterator[Target]:
         archive.add(folder / "v2", "v2")
     yield Target("tgz", folder / "v2.tgz", read_checkpoint)
     yield from _artifact_targets(folder)
+    with zipfile.ZipFile(folder / "v2.zip", "w") as archive:
+        for path in (folder / "v2").iterdir():
+            archive.write(path, f"v2/{path.name}")
+    yield Target("zip", folder / "v2.zip", read_checkpoint)
+    yield from _hdf5_targets(folder)
     try:
         import tensorflow as tf
     except ImportError:
@@ -68,7 +78,7 @@ def _artifact_targets(folder: Path) -> Iterator[Target]:
     import torch
 
     from porter.artifacts.files import save_artifact
-    from porter.convert import describe
+    from porter.conversion import describe
     from porter.mapping.carry_out import carry_out
 
     prefix = folder / "whole" / "model-1"
@@ -81,6 +91,28 @@ def _artifact_targets(folder: Path) -> Iterator[Target]:
         path = folder / f"seed.{suffix}"
         save_artifact(path, few, describe(port, ported))
         yield Target(f".{suffix}", path, load_artifact)
+
+
+def _hdf5_targets(folder: Path) -> Iterator[Target]:
+    """The three layouts of Keras, as small as they can be."""
+    weights = folder / "m.weights.h5"
+    with h5py.File(weights, "w") as file:
+        file["layers/conv2d/vars/0"] = np.arange(6, dtype="f").reshape(1, 1, 2, 3)
+        file["layers/conv2d/vars"].attrs["name"] = "conv"
+        file["layers/batch_normalization/vars/0"] = np.ones(3, "f")
+    yield Target(".weights.h5", weights, read_checkpoint, share=HDF5_SHARE)
+    legacy = folder / "m.h5"
+    with h5py.File(legacy, "w") as file:
+        file.attrs["layer_names"] = ["conv"]
+        group = file.create_group("conv")
+        group.attrs["weight_names"] = ["conv/kernel:0"]
+        group["conv/kernel:0"] = np.ones((2, 3), "f")
+    yield Target("legacy .h5", legacy, read_checkpoint, share=HDF5_SHARE)
+    with zipfile.ZipFile(folder / "m.keras", "w") as archive:
+        archive.write(weights, "model.weights.h5")
+        layers = [{"class_name": "Conv2D", "name": "conv", "config": {"name": "conv"}}]
+        archive.writestr("config.json", json.dumps({"config": {"layers": layers}}))
+    yield Target(".keras", folder / "m.keras", read_checkpoint, share=HDF5_SHARE)
 
 
 def _tensorflow_targets(tf, folder: Path) -> Iterator[Target]:
@@ -106,6 +138,23 @@ def _tensorflow_targets(tf, folder: Path) -> Iterator[Target]:
         tf.nn.bias_add(convolved, tf.constant([1.0, 2.0, 3.0], name="c/biases"))
         (folder / "frozen.pb").write_bytes(graph.as_graph_def().SerializeToString())
     yield Target("frozen graph", folder / "frozen.pb", read_checkpoint)
+    yield Target(".tflite", _tflite(tf, folder), read_checkpoint)
+
+
+def _tflite(tf, folder: Path) -> Path:
+    kernel = tf.constant(np.arange(6, dtype="f").reshape(1, 1, 2, 3))
+
+    @tf.function(input_signature=[tf.TensorSpec((1, 4, 4, 2))])
+    def network(x):
+        return tf.nn.relu6(tf.nn.conv2d(x, kernel, 1, "SAME") + [1.0, 2.0, 3.0]) * 0.16667
+
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([network.get_concrete_function()])
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    images = np.random.default_rng(0).uniform(-1, 1, (8, 1, 4, 4, 2)).astype("f")
+    converter.representative_dataset = lambda: ([image] for image in images)
+    path = folder / "m.tflite"
+    path.write_bytes(converter.convert())
+    return path
 
 
 def mutate(data: bytes, source: random.Random) -> bytes:
@@ -151,7 +200,7 @@ def fuzz(target: Target, folder: Path, inputs: int, seed: int) -> dict[str, int]
     for companion in target.seed.parent.glob(f"{target.seed.stem}.data-*"):
         (folder / companion.name).write_bytes(companion.read_bytes())
     counts = {"refused": 0, "read": 0}
-    for number in range(inputs):
+    for number in range(max(1, inputs // target.share)):
         source = random.Random(f"{seed} {target.name} {number}")
         data = mutant_of(target, source)
         path.write_bytes(data)

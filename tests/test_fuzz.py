@@ -22,6 +22,7 @@ def test_mutants_are_refused_or_read(tmp_path):
         warnings.simplefilter("ignore")  # torch.load and tarfile warn about what they meet
         counts = {t.name: fuzzing.fuzz(t, work, inputs=150, seed=0) for t in fuzzing.targets(seeds)}
     assert all(count["refused"] for count in counts.values()), counts
+    assert sum(counts[".weights.h5"].values()) == 2
 
 
 @pytest.mark.parametrize("data", [b"\x80\x02.", b"\x80\x02}q\x00u.", b"", b"PK\x03\x04"])
