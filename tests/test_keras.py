@@ -66,11 +66,12 @@ FORMATS = {
 }
 
 
-@pytest.fixture(params=FORMATS)
-def source(request, models, tmp_path):
+@pytest.fixture(scope="module", params=FORMATS)
+def source(request, models, tmp_path_factory):
     release, name, how = FORMATS[request.param]
-    (tmp_path / "ckpt").mkdir()
-    path = tmp_path / name
+    folder = tmp_path_factory.mktemp("keras")
+    (folder / "ckpt").mkdir()
+    path = folder / name
     getattr(models[release], how)(str(path))
     return release, path
 
@@ -99,7 +100,9 @@ def test_predictions_are_those_of_the_keras_that_wrote_it(source, models):
     assert np.abs(found - expected).max() < 1e-6
 
 
-@pytest.mark.parametrize("variant", SIX)
+@pytest.mark.parametrize(
+    "variant", [pytest.param(v, marks=pytest.mark.slow if "large" in v else ()) for v in SIX if v != VARIANT]
+)
 def test_all_variants(keras, tmp_path, variant):
     path = tmp_path / "m.weights.h5"
     build(keras, variant).save_weights(path)

@@ -55,7 +55,7 @@ def made(tf, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "variant", ["small_075", "small_minimal_100", "edgetpu_075", *(["large_100"] if SHARED.is_dir() else [])]
+    "variant", ["small_075", "small_minimal_100", "edgetpu_075", pytest.param("large_100", marks=pytest.mark.slow)]
 )
 def test_inspect_convert_verify(tf, tmp_path, run, variant):
     path = convert(tf, tmp_path / "m", variant)
@@ -166,6 +166,13 @@ def test_real_embedder_on_real_photos(real):
     assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
+def test_real_embedder_verifies(real, run):
+    ran = run("verify", EMBEDDER)
+    assert ran.code == 0, ran.out
+    assert "PARITY" in ran.out
+    assert run("verify", EMBEDDER, "--dtype", "float64").code == 2
+
+
 def test_real_eight_bit_level_for_level(real):
     """With fake quantisation on, every layer is the interpreter's, on photos: the levels themselves."""
     port = plan_port(EIGHT_BIT)
@@ -195,4 +202,4 @@ def test_demo_folder_is_no_tflite(tmp_path, run):
     folder = write_demo_checkpoint(tmp_path)
     ran = run("verify", folder, "--reference", "tflite")
     assert ran.code == 2
-    assert "no tflite file; use --reference tf.nn" in ran.err
+    assert "no tflite file; leave out --reference" in ran.err

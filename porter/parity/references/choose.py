@@ -38,13 +38,15 @@ def choose_reference(asked: str, port: Port, dtype: str, any_size: bool, fake_qu
     if asked.endswith(".npz"):
         return _recorded(Path(asked))
     if asked in ("keras", "tflite") and port.checkpoint.format != asked:
-        raise ParityError(f"{port.checkpoint.given}: no {asked} file; use --reference tf.nn")
+        raise ParityError(f"{port.checkpoint.given}: no {asked} file; leave out --reference")
     return _live(asked, port, dtype)
 
 
 def _first(port: Port, dtype: str, any_size: bool) -> Reference:
     checkpoint = port.checkpoint
     if checkpoint.format == "tflite":
+        if dtype == "float64":
+            raise ParityError(f"{checkpoint.given}: its interpreter computes in float32; leave out --dtype")
         return _live("tflite", port, dtype)
     averaged = checkpoint.format == "graphdef" or checkpoint.weights.startswith("moving averages")
     if importlib.util.find_spec("tensorflow") is not None:

@@ -25,7 +25,7 @@ class InputScale(NamedTuple):
 
 
 def interpreter(port: Port) -> Reference:
-    """The port's .tflite, one image at a time, by the reference kernels that keep every tensor.
+    """The port's .tflite, one image at a time, by the built-in kernels, which keep every tensor.
 
     Raises ParityError without an interpreter, or where it does not take the file.
     """
