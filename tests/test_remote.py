@@ -75,6 +75,7 @@ def test_checkpoint(server, tmp_path, run, name):
     ran = run("convert", f"{url}/{name}", "-o", tmp_path / "far.safetensors")
     assert ran.code == 0, ran.err
     assert "small_075" in ran.out
+    assert f"read      {url}/model-1" in ran.out
     run("convert", local, "-o", tmp_path / "near.safetensors")
     far, near = (porter.create_model("small_075", tmp_path / f"{x}.safetensors").state_dict() for x in ("far", "near"))
     assert all(same_bits(far[key].numpy(), value.numpy()) for key, value in near.items())
@@ -93,6 +94,7 @@ def test_whole_files(server, tmp_path, run):
         ran = run("convert", f"{url}/{name}", "-o", tmp_path / f"{name}.pth")
         assert ran.code == 0, ran.err
         assert "moving averages (ema/ folder, plain names)" in ran.out
+        assert f"read      {url}/{name}/small_075_demo/ema/model-1000 (bundle)" in ran.out
     assert (tmp_path / "v3.tar.gz.pth").stat().st_size > 8_000_000
 
 

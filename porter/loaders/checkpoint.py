@@ -69,6 +69,14 @@ class Checkpoint(Mapping[str, Variable]):
         return "moving averages (ema/ folder, plain names)" if self.averaged else "as stored"
 
     @property
+    def place(self) -> str:
+        """Where the variables lie, for people: below the archive or URL that was given, not in its temporary copy."""
+        if self.temporary is None:
+            return str(self.path)
+        within = self.path.relative_to(self.temporary.name)
+        return self.given.rstrip("/").removesuffix(within.parts[0]) + str(within)
+
+    @property
     def step(self) -> int | None:
         """The training step in the file name, if it has one."""
         return step_of(self.path)

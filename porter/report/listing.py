@@ -21,7 +21,7 @@ def inspection_lines(inspection: Inspection) -> Iterator[str]:
         [[v.name, _shape(v.shape), v.dtype, f"{v.nbytes:,}"] for v in used],
     )
     yield ""
-    yield f"read      {checkpoint.path} ({checkpoint.format})"
+    yield f"read      {checkpoint.place} ({checkpoint.format})"
     yield f"weights   {checkpoint.weights}"
     if closest.exact:
         yield f"variant   {closest.variant}, {closest.classes} classes"
