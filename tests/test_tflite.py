@@ -153,6 +153,18 @@ def test_damaged(made, tmp_path, damage):
         [variable.read() for variable in open_checkpoint(path).values()]
 
 
+def test_finding_weights_without_a_shape(made, tmp_path, monkeypatch):
+    """IndexError came out of the reader where damage had taken the shape of a constant."""
+    from porter.loaders import tflite
+
+    graph = tflite.read_graph(made)
+    position = next(o.inputs[1] for o in graph.operators if o.kind == "conv_2d")
+    graph.tensors[position] = graph.tensors[position]._replace(shape=())
+    monkeypatch.setattr(tflite, "read_graph", lambda path: graph)
+    with pytest.raises(CheckpointError, match=r"operator 0 \(conv_2d\): weights of shape \[\]; damaged"):
+        open_checkpoint(made)
+
+
 def test_real_embedder_on_real_photos(real):
     """float32 rounding at its output, on all 125 photos."""
     port = plan_port(EMBEDDER)

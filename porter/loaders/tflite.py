@@ -39,6 +39,10 @@ def read_tflite(path: Path) -> Contents:
         shape = weights.shape
         if operator.kind == "fully_connected" and len(shape) == 2:  # as the 1x1 convolution that it is
             shape = (shape[0], 1, 1, shape[1])
+        if len(shape) != 4:
+            raise CheckpointError(
+                f"{path}: operator {number} ({operator.kind}): weights of shape {list(shape)}; damaged"
+            )
         variables[f"{number}/weights"] = _variable(f"{number}/weights", weights, shape, path, operator.fused)
         channels = shape[-1] if operator.kind == "depthwise_conv_2d" else shape[0]
         named = f"{number}/bias"
@@ -175,6 +179,7 @@ def _gate(graph: Graph, path: Path) -> float | None:
 def _slope(graph: Graph, operator: Operator, relu6: set[int], path: Path) -> float | None:
     for first, second in ((0, 1), (1, 0)):
         tensor = constant(graph, operator.inputs, second)
-        if tensor is not None and tensor.shape in ((), (1,)) and operator.inputs[first] in relu6:
+        factor = operator.inputs[first] if first < len(operator.inputs) else -1
+        if tensor is not None and tensor.shape in ((), (1,)) and factor in relu6:
             return float(values_of(tensor, path).reshape(()))
     return None
