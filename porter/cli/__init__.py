@@ -1,0 +1,81 @@
+"""The command ``mnv3-port``: parse, call one function, print. Heavy imports stay inside the commands."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import click
+
+from porter.cli import check, classify, obtain, port
+from porter.errors import PorterError
+
+
+def _debug(context: click.Context, _: click.Parameter, on: bool) -> None:
+    if on:
+        context.find_root().meta["debug"] = True
+
+
+DEBUG = click.Option(["--debug"], is_flag=True, expose_value=False, callback=_debug, help="Show tracebacks.")
+
+
+class Commands(click.Group):
+    """A group that takes ``--debug`` before or after the command."""
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        cmd.params.append(DEBUG)
+        super().add_command(cmd, name)
+
+
+@click.group(cls=Commands, params=[DEBUG], context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="mnv3-port", message="%(package)s %(version)s")
+def cli() -> None:
+    """Port TF/Models MobileNetV3 checkpoints to PyTorch, exactly, and prove it.
+
+    Exit codes: 0 done, 1 no parity, 2 bad input, 3 a bug in mnv3-port.
+    """
+
+
+for command in (
+    *(port.convert, port.draft, port.export_tf),
+    *(check.inspect, check.verify, check.verify_padding, check.diff),
+    *(classify.predict,),
+    *(obtain.demo, obtain.download),
+):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run the command; expected errors become one line and exit code 2."""
+    import signal
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files go
+    context_meta: dict[str, Any] = {}
+    try:
+        with cli.make_context("mnv3-port", sys.argv[1:]) as context:
+            context_meta = context.meta
+            cli.invoke(context)
+    except PorterError as error:
+        _fail(f"Error: {error}", 2, context_meta)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("Interrupted", 130, context_meta)
+    except BrokenPipeError:  # the reader of our output, e.g. `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except OSError as error:
+        _fail(f"Error: {error.filename or 'input or output'}: {error.strerror or error}", 2, context_meta)
+    except Exception as error:
+        _fail(f"Error: unexpected {type(error).__name__}: {error} (a bug; --debug shows where)", 3, context_meta)
+
+
+def _fail(message: str, code: int, meta: dict[str, Any]) -> None:
+    if meta.get("debug"):
+        raise
+    click.echo(message, err=True)
+    sys.exit(code)

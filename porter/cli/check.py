@@ -1,0 +1,112 @@
+"""``inspect``, ``verify``, ``verify-padding``, ``diff``: looking at files and comparing them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from porter.cli.options import FILE, SizeType, port_options, source_options
+
+
+@click.command()
+@source_options
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def inspect(checkpoint: str, variant: str | None, mapping: Path | None, weights: Any, as_json: bool) -> None:
+    """Show what is in CHECKPOINT and which variant it is."""
+    from porter.inspection import inspect_checkpoint
+
+    inspection = inspect_checkpoint(checkpoint, variant, mapping, weights)
+    if as_json:
+        click.echo(json.dumps(inspection.as_json(), indent=1))
+    else:
+        from porter.report.listing import inspection_lines
+
+        click.echo("\n".join(inspection_lines(inspection)))
+
+
+@click.command()
+@source_options
+@port_options
+@click.argument("artifact", type=FILE, required=False)
+@click.option(
+    "--reference",
+    default="auto",
+    show_default=True,
+    metavar="KIND",
+    help="auto, frozen (.pb), meta (.meta), keras, tflite, tf.nn, or a recorded .npz.",
+)
+@click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True)
+@click.option("--fake-quant", is_flag=True, help="Compare the 8 bits that the source was trained for.")
+@click.option("--size", "sizes", type=SizeType(), multiple=True, help="Image size; may be given several times.")
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path, exists=True),
+    metavar="PATH",
+    help="An image or a folder of them, instead of noise and structured images.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
+@click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
+@click.option("--junit", type=FILE, metavar="FILE", help="Write JUnit XML as well.")
+def verify(
+    checkpoint: str, artifact: Path | None, variant: str | None, as_json: bool, junit: Path | None, **options: Any
+) -> None:
+    """Compare the port of CHECKPOINT (or ARTIFACT made from it) with TensorFlow, endpoint by endpoint."""
+    from porter.parity.verify import verify
+
+    verdict = verify(checkpoint, artifact, variant, **options)
+    if junit:
+        from porter.atomic import atomic_write
+        from porter.report.junit import junit_xml
+
+        with atomic_write(junit, force=True) as file:
+            file.write(junit_xml(verdict))
+    if as_json:
+        click.echo(json.dumps(verdict.as_json(), indent=1))
+    else:
+        from porter.report.verdict_table import print_verdict
+
+        print_verdict(verdict)
+    sys.exit(0 if verdict.passed else 1)
+
+
+@click.command("verify-padding")
+@click.option("--json", "as_json", is_flag=True, help="Print every combination as JSON.")
+def verify_padding(as_json: bool) -> None:
+    """Compare SAME padding with TensorFlow over a grid of sizes, kernels, strides and dilations."""
+    from porter.parity.padding_grid import TOLERANCE, padding_grid
+
+    cells = list(padding_grid())
+    if as_json:
+        click.echo(json.dumps([cell._asdict() | {"passed": cell.passed} for cell in cells]))
+    failed = [cell for cell in cells if not cell.passed]
+    if not as_json:
+        for cell in failed[:20]:
+            click.echo(f"DIFFERS  {cell}")
+        worst = max(cell.error for cell in cells)
+        click.echo(
+            f"{len(cells) - len(failed)} of {len(cells)} combinations within {TOLERANCE:.0e}; furthest {worst:.1e}"
+        )
+    sys.exit(1 if failed else 0)
+
+
+@click.command()
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="B")
+@click.option("--tolerance", type=float, default=0.0, show_default=True, help="Of each tensor's scale.")
+@click.option("--json", "as_json", is_flag=True, help="Print every tensor as JSON.")
+def diff(a: str, b: str, tolerance: float, as_json: bool) -> None:
+    """Compare two artifacts or checkpoints, in any format, tensor by tensor; exit code 1 where they differ."""
+    from porter.differences import differences
+
+    found = list(differences(a, b))
+    if as_json:
+        click.echo(json.dumps([{**d._asdict(), "within": d.within(tolerance)} for d in found]))
+    else:
+        from porter.report.listing import difference_lines
+
+        click.echo("\n".join(difference_lines(found)))
+    sys.exit(0 if all(d.within(tolerance) for d in found) else 1)

@@ -1,0 +1,76 @@
+"""``convert``, ``draft``, ``export-tf``: from one format to another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from porter.cli.options import FILE, port_options, print_port, source_options
+
+
+@click.command()
+@source_options
+@port_options
+@click.option(
+    "-o",
+    "--output",
+    type=FILE,
+    metavar="FILE",
+    help="A .pth or .safetensors; <variant>.pth when left out.",
+)
+@click.option("--num-classes", type=int, metavar="N", help="Refuse a classifier of another size.")
+@click.option("--force", is_flag=True, help="Overwrite the output.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
+def convert(
+    checkpoint: str, variant: str | None, output: Path | None, force: bool, dry_run: bool, **options: Any
+) -> None:
+    """Port CHECKPOINT to PyTorch."""
+    if dry_run:
+        from porter.conversion import plan_port
+        from porter.report.listing import plan_lines
+
+        port = plan_port(checkpoint, variant, **options)
+        click.echo("\n".join(plan_lines(port.plan)))
+        print_port(port, variant)
+        return
+    from porter.conversion import convert
+
+    path, port = convert(checkpoint, output, variant, force=force, **options)
+    print_port(port, variant)
+    click.echo(f"wrote     {path} ({path.stat().st_size:,} bytes)")
+
+
+@click.command()
+@click.argument("checkpoint", metavar="PATH|URL")
+@click.option("--to", required=True, metavar="NAME|FILE", help="A variant, timm's name of one, or its state dict.")
+@click.option("-o", "--output", type=FILE, metavar="FILE", help="Write the mapping here instead of printing it.")
+@click.option("--force", is_flag=True, help="Overwrite the output.")
+def draft(checkpoint: str, to: str, output: Path | None, force: bool) -> None:
+    """Propose a mapping for CHECKPOINT, whose variables have other names; what is uncertain is marked."""
+    from porter.atomic import atomic_write
+    from porter.drafting import draft
+
+    proposal = draft(checkpoint, to)
+    if output is None:
+        click.echo(proposal.yaml(), nl=False)
+        return
+    with atomic_write(output, force) as file:
+        file.write(proposal.yaml().encode())
+    click.echo(f"wrote     {output} ({len(proposal.choices)} variables, {proposal.uncertain} to check)")
+
+
+@click.command("export-tf")
+@click.argument("artifact", type=FILE)
+@click.argument("folder", type=FILE)
+@click.option("--variant", metavar="NAME", help="Needed where mnv3-port did not write the artifact.")
+@click.option("--mapping", type=FILE, metavar="FILE", help="Your own mapping file.")
+@click.option("--averages", is_flag=True, help="Write every variable under its moving-average name as well.")
+@click.option("--force", is_flag=True, help="Overwrite a checkpoint in FOLDER.")
+def export_tf(artifact: Path, folder: Path, **options: Any) -> None:
+    """Write ARTIFACT into FOLDER as a TensorFlow checkpoint that slim's graph restores."""
+    from porter.exporting import export_tf
+
+    exported = export_tf(artifact, folder, **options)
+    click.echo(f"wrote     {exported.prefix} ({exported.variables} variables, {exported.classes} classes)")
