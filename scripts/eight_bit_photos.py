@@ -30,9 +30,9 @@ agreeing = {"fake quantisation": 0, "dequantised": 0}
 equal: dict[str, bool] = {}
 for start in range(0, len(images), 25):
     batch = images[start : start + 25]
-    expected = reference.run(batch)
     inputs = torch.from_numpy(batch).permute(0, 3, 1, 2)
     found = endpoints(quantised, inputs)
+    expected = dict(reference.run(batch, list(found)))
     for name, theirs in expected.items():
         ours = found[name].permute(0, 2, 3, 1) if found[name].ndim == 4 else found[name]
         close = np.abs(ours.numpy().reshape(theirs.shape) - theirs).max() <= 1e-6 * np.abs(theirs).max()

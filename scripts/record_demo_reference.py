@@ -6,11 +6,10 @@ Run after a change to demo_variables: .venv/bin/python scripts/record_demo_refer
 import tempfile
 from pathlib import Path
 
-import numpy as np
-
 from porter.conversion import plan_port
 from porter.demo import DEFAULT_VARIANT, RECORDED, demo_variables
-from porter.parity.references.reference import thin
+from porter.network.endpoints import endpoint_modules
+from porter.parity.references.recorded import record
 from porter.parity.references.tf_nn import tf_nn
 from porter.parity.samples import noise
 from porter.writers.bundle import write_bundle
@@ -23,7 +22,6 @@ with tempfile.TemporaryDirectory() as folder:
     write_bundle(prefix, demo_variables(DEFAULT_VARIANT))
     port = plan_port(prefix, DEFAULT_VARIANT)
     images = noise(SIZE, seed=0, count=1).images
-    found = tf_nn(port.checkpoint, port.network, port.mapping.scope, "float32").run(images)
-recorded = {f"ep/{name}": thin(values, KEEP) for name, values in found.items()}
-np.savez_compressed(RECORDED, input=images, keep=KEEP, **recorded)
-print(f"{RECORDED}: {len(recorded)} endpoints, {RECORDED.stat().st_size} bytes")
+    names = [*endpoint_modules(port.network), "Predictions"]
+    RECORDED.write_bytes(record(tf_nn(port, "float32"), images, names, KEEP))
+print(f"{RECORDED}: {len(names)} endpoints, {RECORDED.stat().st_size} bytes")

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import weakref
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -18,6 +20,9 @@ from porter.conversion import convert, plan_port
 from porter.errors import ParityError
 from porter.mapping.files import VARIANTS, load_variant
 from porter.parity.compare import compare
+from porter.parity.references.choose import choose_reference
+from porter.parity.verdict import Verdict
+from porter.parity.verify import check_sample
 
 TENSORFLOW = pytest.mark.tensorflow
 
@@ -221,10 +226,30 @@ def test_damaged_recorded_reference(run, demo_folder, tmp_path):
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
     for name, message in (
         ("cut.npz", "not a readable .npz"),
-        ("other.npz", "needs the arrays 'input' and 'ep/Logits'"),
+        ("other.npz", "needs the arrays 'input' and 'ep/<endpoint>'"),
     ):
         ran = run("verify", demo_folder, "--reference", tmp_path / name)
         assert (ran.code, message in ran.err) == (2, True)
+
+
+def test_one_pair_of_endpoints_at_a_time(demo_folder):
+    """When the reference is asked for an endpoint, all that it gave before is gone."""
+    port = plan_port(demo_folder)
+    model = porter.create_model("small_075", demo_folder)
+    recorded = choose_reference(str(demo_folder / "expected.npz"), port, "float32", False)
+    alive = []
+
+    def run(images, names):
+        for name, values in recorded.run(images, names):
+            assert [known for known in alive if known() is not None] == []
+            alive.append(weakref.ref(values))
+            yield name, values
+            del values
+
+    verdict = Verdict("small_075", "", None, "", "float32", {}, {})
+    check_sample(verdict, model, replace(recorded, run=run), recorded.samples[0], 0)
+    assert verdict.passed
+    assert len(alive) == len(verdict.rows) == 50
 
 
 WITHOUT_TENSORFLOW = """

@@ -18,17 +18,18 @@ from porter.loaders.checkpoint import sha256
 from porter.loaders.weights import Weights
 from porter.mapping.carry_out import carry_out
 from porter.mapping.plan import ArtifactLayout
-from porter.network.endpoints import capture
+from porter.network.endpoints import capture, endpoint_modules
 from porter.network.mobilenet_v3 import MobileNetV3
 from porter.parity.compare import compare, top_k
 from porter.parity.references.choose import choose_reference
-from porter.parity.references.reference import Endpoints, Reference, thin
+from porter.parity.references.reference import Reference, thin
 from porter.parity.samples import Sample, Size, noise, photos, structured
 from porter.parity.verdict import TOLERANCES, Verdict
 
 Dtype = Literal["float32", "float64"]
 
 # Beside the training size, where the reference takes any: odd, and non-square with odd and even sides.
+CLASSES = ("Logits", "Predictions")  # endpoints of shape (N, classes)
 OTHER_SIZES: tuple[Size, ...] = ((225, 225), (160, 193))
 
 
@@ -98,22 +99,26 @@ def check_sample(
 ) -> None:
     """Run ``model`` and ``reference`` on ``sample`` and add a row per endpoint to ``verdict``.
 
-    Raises ParityError when the two do not have the same endpoints or shapes.
+    Both run side by side, one endpoint at a time, so that memory holds one pair of them. Raises ParityError where
+    shapes differ.
     """
     images = reference.prepare(sample.images)
-    expected = dict(reference.run(images))
-    logits = expected.get("Logits")
-    if background is not None and logits is not None and logits.shape[1] == model.num_classes + 1:
-        expected |= _without_class(expected, background)
+    names = [*endpoint_modules(model.network, model.num_classes), *(["Predictions"] if model.num_classes else [])]
+    expected = reference.run(images, names)
+    upcoming: tuple[str, np.ndarray] | None = None
     tolerances = TOLERANCES[verdict.dtype]
 
     def receive(name: str, tensor: torch.Tensor) -> None:
-        if name not in expected:
+        nonlocal upcoming
+        upcoming = upcoming or next(expected, None)
+        if upcoming is None or upcoming[0] != name:  # the reference does not have this one
             return
+        theirs, upcoming = upcoming[1], None
+        if background is not None and name in CLASSES and theirs.shape[1] == model.num_classes + 1:
+            theirs = _without_class(theirs, background, name == "Predictions")
         ours = tensor.permute(0, 2, 3, 1).numpy() if tensor.ndim == 4 else tensor.numpy()
         if reference.keep:
             ours = thin(ours, reference.keep)
-        theirs = expected.pop(name)
         if theirs.ndim == 2 and ours.ndim == 4:  # slim flattens after pooling
             ours = ours.reshape(theirs.shape)
         tolerance = tolerances["logits" if name == "Logits" else "endpoints"]
@@ -130,8 +135,8 @@ def check_sample(
     inputs = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
     with torch.no_grad(), capture(model, receive):
         model(inputs.to(next(model.parameters()).dtype))
-    if expected:
-        raise ParityError(f"{verdict.reference}: the network has no endpoint {', '.join(sorted(expected))}")
+    if upcoming is not None:
+        raise ParityError(f"{verdict.reference}: endpoint {upcoming[0]} comes out of order")
 
 
 def _ported_model(port: Port, dtype: Dtype) -> MobileNetV3:
@@ -188,12 +193,10 @@ def _samples(
     return [sample for size in sizes for sample in (noise(size, seed), structured(size))]
 
 
-def _without_class(expected: Endpoints, dropped: int) -> dict[str, np.ndarray]:
-    """Reference logits and predictions (N, classes) as a classifier without class ``dropped`` gives them."""
-    rest = {name: np.delete(expected[name], dropped, axis=1) for name in ("Logits", "Predictions") if name in expected}
-    if "Predictions" in rest:
-        rest["Predictions"] = rest["Predictions"] / rest["Predictions"].sum(1, keepdims=True)
-    return rest
+def _without_class(values: np.ndarray, dropped: int, normalize: bool) -> np.ndarray:
+    """Logits or predictions (N, classes) as a classifier without class ``dropped`` gives them."""
+    rest = np.delete(values, dropped, axis=1)
+    return rest / rest.sum(1, keepdims=True) if normalize else rest
 
 
 def _environment(reference: Reference) -> dict[str, str]:

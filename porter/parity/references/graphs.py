@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from porter.loaders import Checkpoint
 from porter.mapping.network import Network
 from porter.parity.references.live_tensorflow import tensorflow
 from porter.parity.references.reference import Endpoints, Reference
+
+RECENT = 3  # endpoints that the next one may need: a block's input, its expansion, its depthwise output
 
 
 def frozen_graph(path: Path, network: Network, scope: str) -> Reference:
@@ -26,9 +28,7 @@ def frozen_graph(path: Path, network: Network, scope: str) -> Reference:
             tf.import_graph_def(definition, name="")
     except Exception as error:  # TensorFlow raises protobuf's and its own kinds
         raise ParityError(f"{path}: not a frozen graph that TensorFlow can load ({error})") from error
-    return _reference(
-        f"frozen graph ({path.name})", str(path), graph, tf.compat.v1.Session(graph=graph), network, scope
-    )
+    return _reference(f"frozen graph ({path.name})", str(path), graph, _session(tf, graph), network, scope)
 
 
 def meta_graph(checkpoint: Checkpoint, network: Network, scope: str) -> Reference:
@@ -44,7 +44,7 @@ def meta_graph(checkpoint: Checkpoint, network: Network, scope: str) -> Referenc
             tf.compat.v1.train.import_meta_graph(str(path))
             variables = {v.op.name: v for v in tf.compat.v1.global_variables()}
             stored = {v.stored_as: variables[name] for name, v in checkpoint.items() if name in variables}
-            session = tf.compat.v1.Session(graph=graph)
+            session = _session(tf, graph)
             tf.compat.v1.train.Saver(stored).restore(session, str(checkpoint.path))
     except Exception as error:
         raise ParityError(f"{path}: not a graph that TensorFlow can restore ({error})") from error
@@ -54,22 +54,39 @@ def meta_graph(checkpoint: Checkpoint, network: Network, scope: str) -> Referenc
     return _reference(f"meta graph ({path.name})", str(path), graph, session, network, scope)
 
 
+def _session(tf: Any, graph: Any) -> Any:
+    """A session that runs the graph as it is: optimising it anew for every fetch would take longest of all."""
+    from tensorflow.core.protobuf.config_pb2 import OptimizerOptions
+
+    config = tf.compat.v1.ConfigProto()
+    config.graph_options.rewrite_options.disable_meta_optimizer = True
+    config.graph_options.optimizer_options.opt_level = OptimizerOptions.L0
+    return tf.compat.v1.Session(graph=graph, config=config)
+
+
 def _reference(name: str, path: str, graph: Any, session: Any, network: Network, scope: str) -> Reference:
     operations = {operation.name: operation for operation in graph.get_operations()}
     inputs = [op for op in operations.values() if op.type == "Placeholder" and op.outputs[0].shape.rank == 4]
     if len(inputs) != 1:
         raise ParityError(f"{path}: {len(inputs)} image inputs in the graph, expected one; use --reference tf.nn")
     image = inputs[0].outputs[0]
-    fetches = {}
+    tensors = {}
     for endpoint, candidates in _endpoint_operations(network, scope):
         operation = next((operations[c] for c in candidates if c in operations), None)
         if operation is None:
             raise ParityError(f"{path}: no operation for endpoint {endpoint} (looked for {', '.join(candidates)})")
-        fetches[endpoint] = operation.outputs[0]
+        tensors[endpoint] = operation.outputs[0]
 
-    def run(images: np.ndarray) -> Endpoints:
-        found: Endpoints = session.run(fetches, {image: images})
-        return found
+    def run(images: np.ndarray, names: Sequence[str]) -> Endpoints:
+        # Each endpoint from those just before it, so that one layer is computed (and held) at a time
+        recent: dict[Any, np.ndarray] = {}
+        for name in names:
+            if name in tensors:
+                tensor = tensors[name]
+                if tensor not in recent:
+                    values = session.run(tensor, {image: images, **recent})
+                    recent = {**dict(list(recent.items())[-RECENT:]), tensor: values}
+                yield name, recent[tensor]
 
     height, width = image.shape[1:3]
     return Reference(name, run, size=(int(height), int(width)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,18 +62,17 @@ def interpreter(port: Port) -> Reference:
     def unscaled(images: np.ndarray) -> np.ndarray:
         return ((images - preprocessing.offset) / preprocessing.factor).astype(np.float32)
 
-    def run(images: np.ndarray) -> Endpoints:
+    def run(images: np.ndarray, names: Sequence[str]) -> Endpoints:
         given = quantized(images) if scale else unscaled(images)
-        rows: dict[str, list[np.ndarray]] = {name: [] for name in tensors}
+        rows: dict[str, list[np.ndarray]] = {name: [] for name in names if name in tensors}
         for image in given.astype(details["dtype"]):
             runner.set_tensor(details["index"], image[None])
             runner.invoke()
-            for name, position in tensors.items():
-                rows[name].append(_dequantized(runner.get_tensor(position), graph, position))
-        found = {name: np.concatenate(values) for name, values in rows.items()}
-        return found | {
-            name: found[name].reshape(len(images), -1) for name in ("Logits", "Predictions") if name in found
-        }
+            for name, values in rows.items():
+                values.append(_dequantized(runner.get_tensor(tensors[name]), graph, tensors[name]))
+        for name in list(rows):
+            found = np.concatenate(rows.pop(name))
+            yield name, found.reshape(len(images), -1) if name in ("Logits", "Predictions") else found
 
     height, width = details["shape"][1:3]
     return Reference(f"interpreter ({path.name})", run, size=(int(height), int(width)), prepare=prepare)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -42,8 +43,11 @@ def keras_model(port: Port) -> Reference:
     outputs = dict(_endpoints(model, port, top))
     taps = keras.Model(model.input, list(outputs.values()))
 
-    def run(images: np.ndarray) -> Endpoints:
-        return dict(zip(outputs, (np.asarray(value) for value in taps(images, training=False)), strict=True))
+    def run(images: np.ndarray, names: Sequence[str]) -> Endpoints:
+        found = dict(zip(outputs, taps(images, training=False), strict=True))
+        for name in names:
+            if name in found:
+                yield name, np.asarray(found.pop(name))
 
     return Reference(f"Keras {keras.__version__} ({path.name})", run, size=(size, size))
 

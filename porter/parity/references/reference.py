@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from porter.parity.samples import Sample, Size
 
-Endpoints = Mapping[str, np.ndarray]
+Endpoints = Iterator[tuple[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
 class Reference:
     """A computation to compare with.
 
-    ``run`` takes (N, H, W, C) images and gives every endpoint by name, NHWC, in the order of computation. ``size`` is
-    the only size it takes, None for any. ``samples`` are its own inputs where it can run no others. ``prepare`` makes
-    of images what its network gets to see. ``keep`` bounds the values recorded per image, 0 where all are there.
+    ``run`` takes (N, H, W, C) images and endpoint names in the order of computation, and gives those that it has, NHWC,
+    one at a time: a caller that drops them never holds more than one. ``size`` is the only size it takes, None for any.
+    ``samples`` are its own inputs where it can run no others. ``prepare`` makes of images what its network gets to see.
+    ``keep`` bounds the values recorded per image, 0 where all are there.
     """
 
     name: str
-    run: Callable[[np.ndarray], Endpoints]
+    run: Callable[[np.ndarray, Sequence[str]], Endpoints]
     dtype: str = "float32"
     size: Size | None = None
     samples: tuple[Sample, ...] = ()

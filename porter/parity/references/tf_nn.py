@@ -7,7 +7,7 @@ padding is TensorFlow's. It runs at any size, in float32 or float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -21,6 +21,7 @@ from porter.parity.references.live_tensorflow import tensorflow
 from porter.parity.references.reference import Endpoints, Reference
 
 Fetch = Callable[[str], Any]
+Layers = Iterator[tuple[str, Any]]  # endpoint, TensorFlow tensor NHWC
 Quantize = Callable[[str, Any], Any]  # (module or entry, tensor) -> tensor
 
 
@@ -29,17 +30,18 @@ def tf_nn(port: Port, dtype: str, fake_quant: bool = False) -> Reference:
     tf = tensorflow()
     forward = graph(port, dtype, fake_quant)
 
-    def run(images: np.ndarray) -> Endpoints:
+    def run(images: np.ndarray, names: Sequence[str]) -> Endpoints:
         with tf.device("/CPU:0"):
-            found = forward(tf.constant(images.astype("float64" if fake_quant else dtype)))
-        return {name: tensor.numpy() for name, tensor in found.items()}
+            for name, tensor in forward(tf.constant(images.astype("float64" if fake_quant else dtype))):
+                if name in names:
+                    yield name, tensor.numpy()
 
     name = "tf.nn graph, fake quantisation" if fake_quant else f"tf.nn graph ({dtype})"
     return Reference(name, run, dtype="float32" if fake_quant else dtype)
 
 
-def graph(port: Port, dtype: str, fake_quant: bool = False) -> Callable[[Any], dict[str, Any]]:
-    """The port's network as a function of a TensorFlow tensor (N, H, W, C), which gives every endpoint.
+def graph(port: Port, dtype: str, fake_quant: bool = False) -> Callable[[Any], Layers]:
+    """The port's network as a function of a TensorFlow tensor (N, H, W, C): endpoints, one at a time.
 
     With ``fake_quant`` batch norms are folded into the convolutions and TensorFlow's own FakeQuantWithMinMaxVars
     rounds weights and activations to the checkpoint's ranges, between sums in float64. Raises ParityError where
@@ -76,7 +78,7 @@ def graph(port: Port, dtype: str, fake_quant: bool = False) -> Callable[[Any], d
     return lambda x: forward(tf, network, port.classes > 0, fetch, quantize, x)
 
 
-def _forward(tf: Any, network: Network, classifier: bool, fetch: Fetch, quantize: Quantize, x: Any) -> dict[str, Any]:
+def _forward(tf: Any, network: Network, classifier: bool, fetch: Fetch, quantize: Quantize, x: Any) -> Layers:
     def convolved(scope: str, _module: str, _norm: str, x: Any, stride: int = 1) -> Any:
         mean, variance, beta, gamma = (
             fetch(f"{scope}/BatchNorm/{name}") for name in ("moving_mean", "moving_variance", "beta", "gamma")
@@ -90,9 +92,7 @@ def _forward(tf: Any, network: Network, classifier: bool, fetch: Fetch, quantize
     return _layers(tf, network, classifier, fetch, quantize, convolved, x)
 
 
-def _forward_folded(
-    tf: Any, network: Network, classifier: bool, fetch: Fetch, quantize: Quantize, x: Any
-) -> dict[str, Any]:
+def _forward_folded(tf: Any, network: Network, classifier: bool, fetch: Fetch, quantize: Quantize, x: Any) -> Layers:
     def convolved(scope: str, module: str, norm: str, x: Any, stride: int = 1) -> Any:
         mean, variance, beta, gamma = (
             fetch(f"{scope}/BatchNorm/{name}") for name in ("moving_mean", "moving_variance", "beta", "gamma")
@@ -120,9 +120,8 @@ def _layers(
     quantize: Quantize,
     convolved: Callable[..., Any],
     x: Any,
-) -> dict[str, Any]:
+) -> Layers:
     """The network; ``convolved(scope, module, norm, x, stride)`` is a convolution with its batch norm."""
-    found: dict[str, Any] = {}
 
     def activate(kind: str, module: str, x: Any) -> Any:
         return quantize(module, tf.nn.relu(x) if kind == "relu" else x * tf.nn.relu6(x + 3.0) * (1.0 / 6.0))
@@ -131,7 +130,7 @@ def _layers(
         weights = quantize(f"{module}.weight", fetch(f"{scope}/weights"))
         return quantize(module, tf.nn.conv2d(x, weights, 1, "SAME") + fetch(f"{scope}/biases"))
 
-    def block_output(block: Block, x: Any) -> Any:
+    def block_outputs(block: Block, x: Any) -> Generator[tuple[str, Any], None, Any]:
         inputs, scope, module = x, block.scope, block.module
         number = 0
         if block.expands:
@@ -139,12 +138,12 @@ def _layers(
             name, stride = ("conv_exp", block.stride) if block.kind == "fused" else ("conv_pw", 1)
             x = convolved(f"{scope}/expand", f"{module}.{name}", f"{module}.bn{number}", x, stride)
             x = activate(block.activation, f"{module}.act{number}", x)
-            found[f"{block.endpoint}/expansion_output"] = x
+            yield f"{block.endpoint}/expansion_output", x
         if block.depthwise:
             number += 1
             x = convolved(f"{scope}/depthwise", f"{module}.conv_dw", f"{module}.bn{number}", x, block.stride)
             x = activate(block.activation, f"{module}.act{number}", x)
-            found[f"{block.endpoint}/depthwise_output"] = x
+            yield f"{block.endpoint}/depthwise_output", x
         if block.squeezed:
             se = f"{module}.se"
             mean = quantize(f"{se}.pool", tf.reduce_mean(x, [1, 2], keepdims=True))
@@ -154,22 +153,28 @@ def _layers(
             gate = quantize(f"{se}.gate.relu6", tf.nn.relu6(gate + 3.0))
             x = quantize(se, x * quantize(f"{se}.gate", gate * network.gate))
         x = convolved(f"{scope}/project", f"{module}.{block.project}", f"{module}.bn{number + 1}", x)
-        return quantize(module, x + inputs if block.residual else x)
+        x = quantize(module, x + inputs if block.residual else x)
+        yield f"{block.endpoint}/output", x
+        yield block.endpoint, x
+        return x
 
     after = network.endpoint_after_blocks
     x = convolved("Conv", "conv_stem", "bn1", x, network.stem_stride)
-    x = found["layer_1"] = activate(network.stem_activation, "act1", x)
+    x = activate(network.stem_activation, "act1", x)
+    yield "layer_1", x
     for block in network.blocks:
-        x = block_output(block, x)
-        found[f"{block.endpoint}/output"] = found[block.endpoint] = x
+        x = yield from block_outputs(block, x)
     x = convolved("Conv_1", network.last_conv, network.last_norm, x)
-    x = found[after(0)] = activate(network.last_activation, network.last_act, x)
+    x = activate(network.last_activation, network.last_act, x)
+    yield after(0), x
     pooled = after(1) if network.pools_in_layers else "global_pool"
-    x = found[pooled] = quantize("global_pool", tf.reduce_mean(x, [1, 2], keepdims=True))
+    x = quantize("global_pool", tf.reduce_mean(x, [1, 2], keepdims=True))
+    yield pooled, x
     if network.head:
         x = activate(network.head_activation, "act2", biased("Conv_2", "conv_head", x))
-        found[after(2)] = found["global_pool"] = x
+        yield after(2), x
+        yield "global_pool", x
     if classifier:
-        x = found["Logits"] = tf.squeeze(biased("Logits/Conv2d_1c_1x1", "classifier", x), [1, 2])
-        found["Predictions"] = tf.nn.softmax(x)
-    return found
+        x = tf.squeeze(biased("Logits/Conv2d_1c_1x1", "classifier", x), [1, 2])
+        yield "Logits", x
+        yield "Predictions", tf.nn.softmax(x)
