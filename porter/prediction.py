@@ -12,10 +12,10 @@ from porter.artifacts.files import SUFFIXES, load_artifact
 from porter.conversion import plan_port
 from porter.create import create_model
 from porter.errors import ArtifactError
+from porter.images import Preprocessing, normalized, read_image, resized
 from porter.labels import Label, imagenet_labels
 from porter.mapping.files import load_variant
 from porter.network.mobilenet_v3 import MobileNetV3
-from porter.parity.samples import photos
 
 
 class Guess(NamedTuple):
@@ -27,14 +27,14 @@ class Guess(NamedTuple):
 
 
 def predict(
-    source: str, images: Sequence[Path], variant: str | None = None, top: int = 5
+    source: str, images: Sequence[Path], variant: str | None = None, top: int = 5, preprocess: Preprocessing = "card"
 ) -> Iterator[tuple[Path, list[Guess]]]:
     """The ``top`` likeliest classes of each image, by the classifier ``source`` (an artifact, or any checkpoint).
 
-    Images are cropped to the central part and resized as the network was evaluated (bilinear). An artifact
-    that mnv3-port did not write needs ``variant``. Raises PorterError.
+    Images are cropped and resized as ``preprocess`` says (porter.images.resized). An artifact that mnv3-port
+    did not write needs ``variant``. Raises PorterError.
     """
-    name = variant or _variant(source)
+    name = variant or variant_of(source)
     model = create_model(name, source)
     assert isinstance(model, MobileNetV3)
     if not model.num_classes:
@@ -42,14 +42,16 @@ def predict(
     labels = imagenet_labels(model.num_classes)
     spec = load_variant(name).input
     for image in images:
-        pixels = torch.from_numpy(photos(image, (spec.size, spec.size), spec.crop).images).permute(0, 3, 1, 2)
+        pixels = resized(read_image(image), (spec.size, spec.size), spec.crop, preprocess)
+        inputs = torch.from_numpy(normalized(pixels, spec.mean, spec.std)).permute(2, 0, 1)[None]
         with torch.no_grad():
-            found = model(pixels.contiguous()).softmax(1)[0].topk(min(top, model.num_classes))
+            found = model(inputs.contiguous()).softmax(1)[0].topk(min(top, model.num_classes))
         numbers, chances = found.indices.tolist(), found.values.tolist()
         yield image, [Guess(n, labels[n] if labels else None, p) for n, p in zip(numbers, chances, strict=True)]
 
 
-def _variant(source: str) -> str:
+def variant_of(source: str) -> str:
+    """The variant of an artifact or any checkpoint. Raises PorterError where it cannot be told."""
     if not source.endswith(SUFFIXES):
         return plan_port(source).mapping.variant
     metadata = load_artifact(Path(source)).metadata

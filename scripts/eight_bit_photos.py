@@ -21,8 +21,9 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--real", type=Path, default=Path(__file__).parents[2] / "shared" / "real")
 folder = parser.parse_args().real
 source = folder / "v3-small_224_1.0_uint8.tflite"
-reference = interpreter(plan_port(source))
-images = reference.prepare(photos(folder / "images", (224, 224), 0.875, limit=1000).images)
+port = plan_port(source)
+reference = interpreter(port)
+images = reference.prepare(photos(folder / "images", (224, 224), port.mapping.input, limit=1000).images)
 quantised, plain = (
     porter.create_model("small_100", source, keep_background=True, fake_quant=on) for on in (True, False)
 )

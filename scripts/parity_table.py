@@ -14,11 +14,9 @@ import torch
 
 from porter import verify
 from porter.conversion import convert, plan_port
+from porter.evaluation.timm_import import import_timm
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
-
-from timm_models import import_timm  # noqa: E402
 
 
 def timm_error(folder: Path, variant: str) -> float:

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from timm_models import import_timm
 
 import porter
 from porter.demo import write_demo_checkpoint
+from porter.evaluation.timm_import import import_timm
 
 EDGETPU = ("edgetpu_075", "edgetpu_100")
 

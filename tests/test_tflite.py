@@ -169,7 +169,7 @@ def test_real_embedder_on_real_photos(real):
     """float32 rounding at its output, on all 125 photos."""
     port = plan_port(EMBEDDER)
     reference = interpreter(port)
-    images = reference.prepare(photos(real / "images", (224, 224), 0.875, limit=125).images)
+    images = reference.prepare(photos(real / "images", (224, 224), port.mapping.input, limit=125).images)
     [(_, pooled)] = reference.run(images, ["global_pool"])
     expected = pooled.reshape(len(images), -1)
     model = porter.create_model("small_075", EMBEDDER)
@@ -190,7 +190,7 @@ def test_real_eight_bit_level_for_level(real):
     """With fake quantisation on, every layer is the interpreter's, on photos: the levels themselves."""
     port = plan_port(EIGHT_BIT)
     reference = interpreter(port)
-    images = reference.prepare(photos(real / "images", (224, 224), 0.875, limit=24).images)
+    images = reference.prepare(photos(real / "images", (224, 224), port.mapping.input, limit=24).images)
     model = porter.create_model("small_100", EIGHT_BIT, fake_quant=True, keep_background=True)
     found = endpoints(model, torch.from_numpy(images).permute(0, 3, 1, 2))
     expected = dict(reference.run(images, list(found)))

@@ -40,7 +40,7 @@ def cli() -> None:
 for command in (
     *(port.convert, port.draft, port.export_tf),
     *(check.inspect, check.verify, check.verify_padding, check.diff),
-    *(classify.predict,),
+    *(classify.predict, classify.evaluate),
     *(obtain.demo, obtain.download),
 ):
     cli.add_command(command)

@@ -50,14 +50,14 @@ def download(variant: str, output: Path | None, url: str | None, sha256: str | N
 
     from porter.download import download
     from porter.mapping.files import load_variant
-    from porter.report.console import console
+    from porter.report.console import progress_console
 
     address = url or load_variant(variant).url
     if not address:
         raise PorterError(f"{variant}: its mapping has no url; give --url")
     path = output or Path(address.rsplit("/", 1)[-1])
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console(), transient=True) as bar:
+    with Progress(*columns, console=progress_console(), transient=True) as bar:
         task = bar.add_task(variant, total=None)
 
         def advance(done: int, total: int | None) -> None:

@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from porter.errors import ParityError
-
-Size = tuple[int, int]  # height, width in pixels
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+from porter.errors import PorterError
+from porter.images import SUFFIXES, Size, normalized, read_image, resized
+from porter.mapping.schema import Input
 
 
 class Sample(NamedTuple):
@@ -37,29 +36,12 @@ def structured(size: Size) -> Sample:
     return Sample(f"structured {height}x{width}", images)
 
 
-def photos(path: Path, size: Size, crop: float, limit: int = 32) -> Sample:
-    """An image file, or the first ``limit`` of a folder: central ``crop``, bilinear to ``size``, [-1, 1].
-
-    Raises ParityError on an unreadable file.
-    """
-    try:
-        from PIL import Image, UnidentifiedImageError
-    except ImportError as error:
-        raise ParityError(f"{path}: reading images needs Pillow; pip install 'mnv3-port[images]'") from error
+def photos(path: Path, size: Size, spec: Input, limit: int = 32) -> Sample:
+    """An image file, or the first ``limit`` of a folder, preprocessed as cards say. Raises PorterError."""
     files = [path]
     if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)[:limit]
+        files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)[:limit]
     if not files:
-        raise ParityError(f"{path}: no images ({', '.join(IMAGE_SUFFIXES)}) in this folder")
-    images = []
-    for file in files:
-        try:
-            with Image.open(file) as opened:
-                image = opened.convert("RGB")
-        except (OSError, UnidentifiedImageError) as error:
-            raise ParityError(f"{file}: not a readable image ({error})") from error
-        left, top = (round(side * (1 - crop) / 2) for side in image.size)
-        box = (left, top, image.width - left, image.height - top)
-        resized = image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box)
-        images.append(np.asarray(resized, np.float32) / 127.5 - 1)
-    return Sample(f"{len(images)} photos {size[0]}x{size[1]}", np.stack(images))
+        raise PorterError(f"{path}: no images ({', '.join(SUFFIXES)}) in this folder")
+    pixels = np.stack([resized(read_image(file), size, spec.crop, "card") for file in files])
+    return Sample(f"{len(files)} photos {size[0]}x{size[1]}", normalized(pixels, spec.mean, spec.std))

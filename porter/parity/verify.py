@@ -14,16 +14,18 @@ import torch
 from porter.conversion import PathLike, Port, plan_port
 from porter.create import create_model
 from porter.errors import ParityError
+from porter.images import Size
 from porter.loaders.checkpoint import sha256
 from porter.loaders.weights import Weights
 from porter.mapping.carry_out import carry_out
 from porter.mapping.plan import ArtifactLayout
+from porter.mapping.schema import Input
 from porter.network.endpoints import capture, endpoint_modules
 from porter.network.mobilenet_v3 import MobileNetV3
 from porter.parity.compare import compare, top_k
 from porter.parity.references.choose import choose_reference
 from porter.parity.references.reference import Reference, thin
-from porter.parity.samples import Sample, Size, noise, photos, structured
+from porter.parity.samples import Sample, noise, photos, structured
 from porter.parity.verdict import TOLERANCES, Verdict
 
 Dtype = Literal["float32", "float64"]
@@ -89,7 +91,7 @@ def verify(
         environment=_environment(against),
         digests=digests,
     )
-    for sample in _samples(against, trained, port.mapping.input.crop, sizes, images, seed):
+    for sample in _samples(against, trained, port.mapping.input, sizes, images, seed):
         check_sample(verdict, model, against, sample, port.mapping.classes.background)
     return verdict
 
@@ -172,7 +174,7 @@ def _artifact_model(artifact: PathLike, port: Port, mapping: PathLike | None, dt
 def _samples(
     reference: Reference,
     trained: Size,
-    crop: float,
+    spec: Input,
     sizes: Sequence[Size] | None,
     images: PathLike | None,
     seed: int,
@@ -189,7 +191,7 @@ def _samples(
     if not sizes:
         sizes = [reference.size] if reference.size else [trained, *OTHER_SIZES]
     if images:
-        return [photos(Path(images), size, crop) for size in sizes]
+        return [photos(Path(images), size, spec) for size in sizes]
     return [sample for size in sizes for sample in (noise(size, seed), structured(size))]
 
 

@@ -1,4 +1,4 @@
-"""Standard output for rich."""
+"""Terminals for rich."""
 
 from __future__ import annotations
 
@@ -11,3 +11,8 @@ def console() -> Console:
     """Standard output; wide enough for every column when it is no terminal."""
     plain = Console(highlight=False)
     return plain if plain.is_terminal else Console(highlight=False, width=PIPED_WIDTH)
+
+
+def progress_console() -> Console:
+    """Standard error, so that a progress bar never mixes with results."""
+    return Console(stderr=True)

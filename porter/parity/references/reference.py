@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from porter.parity.samples import Sample, Size
+from porter.images import Size
+from porter.parity.samples import Sample
 
 Endpoints = Iterator[tuple[str, np.ndarray]]
 

@@ -1,0 +1,106 @@
+"""What can be evaluated: our ports, timm's models, TensorFlow running the source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from porter.artifacts.files import SUFFIXES
+from porter.conversion import Port, plan_port
+from porter.create import create_model
+from porter.errors import PorterError
+from porter.evaluation.timm_import import import_timm
+from porter.loaders.checkpoint import sha256
+from porter.mapping.files import load_variant
+from porter.mapping.schema import Input
+from porter.network.mobilenet_v3 import MobileNetV3
+from porter.parity.references.choose import choose_reference
+from porter.prediction import variant_of
+
+
+class Classifier(NamedTuple):
+    """``logits`` takes (N, H, W, 3) float32 images and gives (N, classes), background dropped; ``input`` says which.
+
+    ``digest`` is the SHA-256 of the file, or of a source's first file; empty for timm's own weights.
+    """
+
+    name: str
+    classes: int
+    input: Input
+    digest: str
+    logits: Callable[[np.ndarray], np.ndarray]
+
+
+def open_classifier(source: str, variant: str | None = None, device: str = "cpu") -> Classifier:
+    """An artifact or any checkpoint; ``timm:NAME`` (pretrained) or ``tf:SOURCE`` (TensorFlow runs it).
+
+    Raises PorterError.
+    """
+    kind, _, name = source.partition(":")
+    if kind == "timm":
+        return _timm(name, device)
+    if kind == "tf":
+        return _tensorflow(name, variant)
+    chosen = variant or variant_of(source)
+    model = create_model(chosen, source)
+    assert isinstance(model, MobileNetV3)
+    spec = load_variant(chosen)
+    background = model.num_classes == spec.classes.background_of
+    digest = sha256(Path(source)) if source.endswith(SUFFIXES) else _digest(plan_port(source, chosen))
+    return _checked(
+        Classifier(source, model.num_classes - background, spec.input, digest, _torch_logits(model, device, background))
+    )
+
+
+def _checked(classifier: Classifier) -> Classifier:
+    if classifier.classes < 1:
+        raise PorterError(f"{classifier.name}: a feature extractor, without classes to evaluate")
+    return classifier
+
+
+def _digest(port: Port) -> str:
+    return next(iter(port.checkpoint.digests().values()))
+
+
+def _torch_logits(model: torch.nn.Module, device: str, background: bool = False) -> Callable[[np.ndarray], np.ndarray]:
+    model = model.eval().to(device)
+
+    def logits(images: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            inputs = torch.from_numpy(images).permute(0, 3, 1, 2).to(device).contiguous()
+            found: np.ndarray = model(inputs).cpu().numpy()
+        return found[:, 1:] if background else found
+
+    return logits
+
+
+def _timm(name: str, device: str) -> Classifier:
+    try:
+        timm = import_timm()
+    except (ImportError, RuntimeError) as error:
+        raise PorterError(f"timm:{name}: timm cannot be imported ({error})") from error
+    try:
+        model: Any = timm.create_model(name, pretrained=True)
+    except Exception as error:  # unknown names, hubs out of reach, files that do not fit
+        raise PorterError(f"timm:{name}: timm cannot make it ({error})") from error
+    config = model.pretrained_cfg
+    size, channels = config["input_size"][1], config["input_size"][0]
+    spec = Input(size, channels, list(config["mean"]), list(config["std"]), config["crop_pct"])
+    return _checked(Classifier(f"timm:{name}", model.num_classes, spec, "", _torch_logits(model, device)))
+
+
+def _tensorflow(source: str, variant: str | None) -> Classifier:
+    port = plan_port(source, variant)
+    reference = choose_reference("auto", port, "float32", any_size=False)
+    background = port.mapping.classes.background if port.plan.background_dropped else None
+
+    def logits(images: np.ndarray) -> np.ndarray:
+        [(_, found)] = reference.run(images, ["Logits"])
+        return found if background is None else np.delete(found, background, axis=1)
+
+    name = f"tf:{source} ({reference.name})"
+    return _checked(Classifier(name, port.plan.num_classes, port.mapping.input, _digest(port), logits))

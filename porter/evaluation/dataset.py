@@ -1,0 +1,75 @@
+"""Labelled images: class folders, WordNet ids in file names, or a CSV."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from porter.errors import PorterError
+from porter.images import SUFFIXES
+from porter.labels import imagenet_labels
+
+WORDNET_ID = re.compile(r"n\d{8}")
+
+
+class Photo(NamedTuple):
+    """An image file and the number of its class, 0 to 999 for ImageNet."""
+
+    path: Path
+    label: int
+
+
+def find_photos(data: Path, labels: Path | None = None) -> list[Photo]:
+    """The images of ``data`` in a fixed order.
+
+    ``data`` is a folder of class folders named by WordNet id, a folder of images with the id in their names
+    (``ILSVRC2012_val_00000001_n01751748.JPEG``), or one of images that the CSV ``labels`` names. Raises PorterError
+    naming what has no label, or no file.
+    """
+    if not data.is_dir():
+        raise PorterError(f"{data}: no such folder of images")
+    found = list(_listed(data, labels) if labels else _named(data))
+    if not found:
+        raise PorterError(f"{data}: no images ({', '.join(SUFFIXES)}) in this folder or its class folders")
+    return found
+
+
+def _named(data: Path) -> Iterator[Photo]:
+    numbers = {label.wordnet: number for number, label in enumerate(imagenet_labels(1000))}
+    for path in sorted(p for p in data.rglob("*") if p.suffix.lower() in SUFFIXES):
+        name = path.parent.name if path.parent != data else path.stem
+        ids = WORDNET_ID.findall(name)
+        if len(ids) != 1 or ids[0] not in numbers:
+            raise PorterError(
+                f"{path}: neither its folder nor its name is that of a class (a WordNet id such as n01440764); "
+                "give --labels FILE.csv"
+            )
+        yield Photo(path, numbers[ids[0]])
+
+
+def _listed(data: Path, labels: Path) -> Iterator[Photo]:
+    """Rows of ``file, label``: a path below ``data`` (suffix optional), and a WordNet id or class number.
+
+    A first row without a label is a header; what follows the label after a space (boxes, in ImageNet's own files)
+    does not count.
+    """
+    numbers = {label.wordnet: number for number, label in enumerate(imagenet_labels(1000))}
+    files = {str(p.relative_to(data)): p for p in sorted(data.rglob("*")) if p.suffix.lower() in SUFFIXES}
+    files |= {name.rpartition(".")[0]: path for name, path in files.items()}
+    try:
+        with labels.open(newline="", encoding="utf-8") as opened:
+            rows = [row for row in csv.reader(opened) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise PorterError(f"{labels}: not a readable CSV ({error})") from error
+    for line, row in enumerate(rows, 1):
+        label = (row[1].split() or [""])[0] if len(row) > 1 else ""
+        if label not in numbers and not label.isdigit():
+            if line == 1:
+                continue
+            raise PorterError(f"{labels}: line {line}: {row!r} is not `file,label` with a WordNet id or class number")
+        if row[0] not in files:
+            raise PorterError(f"{labels}: line {line}: {data / row[0]}: no such image")
+        yield Photo(files[row[0]], numbers[label] if label in numbers else int(label))

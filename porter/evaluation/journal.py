@@ -1,0 +1,49 @@
+"""Finished batches on disk, so that an interrupted evaluation goes on where it was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TextIO
+
+from porter.errors import PorterError
+from porter.evaluation.result import Seen
+
+HEADER = "evaluation.json"
+
+
+def read_journal(folder: Path, header: dict[str, object]) -> dict[int, list[Seen]]:
+    """Batch number -> its images, from what every process of earlier runs wrote into ``folder``.
+
+    A line that an interruption cut short does not count. ``header`` says what is evaluated; raises PorterError
+    where the folder is of another evaluation or holds other files.
+    """
+    start = folder / HEADER
+    if not start.exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise PorterError(f"{folder}: holds other files; name an empty folder for --resume")
+        folder.mkdir(parents=True, exist_ok=True)
+        start.write_text(json.dumps(header, indent=1) + "\n")
+        return {}
+    try:
+        known = json.loads(start.read_text())
+    except ValueError as error:
+        raise PorterError(f"{start}: not readable ({error}); remove the folder to start again") from error
+    if known != header:
+        changed = ", ".join(sorted(key for key in {*known, *header} if known.get(key) != header.get(key)))
+        raise PorterError(f"{folder}: is of another evaluation ({changed} differ); name another folder for --resume")
+    batches: dict[int, list[Seen]] = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        for line in path.read_text().splitlines():
+            try:
+                number, rows = json.loads(line)
+            except ValueError:
+                continue
+            batches[number] = [Seen(*row) for row in rows]
+    return batches
+
+
+def write_batch(file: TextIO, number: int, seen: list[Seen]) -> None:
+    """Add a finished batch."""
+    file.write("\n" + json.dumps([number, seen]))  # the newline first: an earlier run may have left half a line
+    file.flush()

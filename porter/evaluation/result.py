@@ -1,0 +1,92 @@
+"""The outcome of an evaluation, as a value."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+Z = 1.959963984540054  # 95 % of a normal distribution lie within so many standard deviations
+
+
+class Seen(NamedTuple):
+    """One image: class, and by classifier the rank of that class (0: top-1) and the class guessed."""
+
+    label: int
+    ranks: list[int]
+    guesses: list[int]
+
+
+class Share(NamedTuple):
+    """``hits`` of ``total``, with the 95 % interval (Wilson, JASA 22, 1927) of the share that it estimates."""
+
+    hits: int
+    total: int
+    low: float
+    high: float
+
+    @property
+    def value(self) -> float:
+        """Between 0 and 1."""
+        return self.hits / self.total
+
+    def as_json(self) -> dict[str, float]:
+        """Plain values."""
+        return {"hits": self.hits, "of": self.total, "share": self.value, "low": self.low, "high": self.high}
+
+
+def share(count: int, total: int) -> Share:
+    """``count`` of ``total`` (at least one) with its interval."""
+    middle = (count + Z * Z / 2) / (total + Z * Z)
+    half = Z / (total + Z * Z) * math.sqrt(count * (total - count) / total + Z * Z / 4)
+    return Share(count, total, max(0.0, middle - half), min(1.0, middle + half))
+
+
+@dataclass
+class Evaluation:
+    """Every image as every classifier saw it; ``measured`` of them in this run, which took ``seconds``."""
+
+    classifiers: list[str]
+    digests: list[str]
+    preprocess: str
+    seen: list[Seen]
+    measured: int
+    seconds: float
+    processes: int
+
+    def accuracy(self, classifier: int, k: int) -> Share:
+        """How often the class is among the ``k`` highest."""
+        return share(sum(seen.ranks[classifier] < k for seen in self.seen), len(self.seen))
+
+    def per_class(self, classifier: int) -> dict[int, tuple[int, int, int]]:
+        """Class -> images, top-1, top-5."""
+        counts: dict[int, tuple[int, int, int]] = {}
+        for seen in self.seen:
+            images, first, fifth = counts.get(seen.label, (0, 0, 0))
+            rank = seen.ranks[classifier]
+            counts[seen.label] = images + 1, first + (rank < 1), fifth + (rank < 5)
+        return dict(sorted(counts.items()))
+
+    def agreement(self) -> Share:
+        """How often the first two classifiers guess the same class."""
+        return share(sum(seen.guesses[0] == seen.guesses[1] for seen in self.seen), len(self.seen))
+
+    def difference(self) -> tuple[float, float]:
+        """Top-1 of the second less the first, and half its 95 % interval, paired by image."""
+        changes = [(seen.ranks[1] < 1) - (seen.ranks[0] < 1) for seen in self.seen]
+        mean = sum(changes) / len(changes)
+        variance = sum((change - mean) ** 2 for change in changes) / len(changes)
+        return mean, Z * math.sqrt(variance / len(changes))
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything but the single images, as plain values."""
+        results = [
+            {"classifier": name, "sha256": digest} | {f"top{k}": self.accuracy(i, k).as_json() for k in (1, 5)}
+            for i, (name, digest) in enumerate(zip(self.classifiers, self.digests, strict=True))
+        ]
+        found: dict[str, Any] = {"images": len(self.seen), "preprocess": self.preprocess, "results": results}
+        if len(self.classifiers) > 1:
+            change, half = self.difference()
+            found |= {"agreement": self.agreement().as_json(), "top1_change": change, "top1_change_interval": half}
+        run = {"images": self.measured, "seconds": self.seconds, "processes": self.processes}
+        return found | {"run": run}

@@ -1,0 +1,207 @@
+"""``evaluate``: the run over the images, in one process or under torchrun."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed
+from torch.utils.data import DataLoader, Dataset
+
+from porter.errors import PorterError
+from porter.evaluation.classifier import Classifier, open_classifier
+from porter.evaluation.dataset import Photo, find_photos
+from porter.evaluation.journal import read_journal, write_batch
+from porter.evaluation.result import Evaluation, Seen
+from porter.images import Preprocessing, normalized, read_image, resized
+from porter.mapping.schema import Input
+
+Progress = Callable[[int, int], None]  # images done, of how many
+
+
+class Place(NamedTuple):
+    """This process among all of an evaluation, and where its classifiers run."""
+
+    rank: int
+    processes: int
+    device: str
+
+
+def evaluate(
+    source: str,
+    data: Path,
+    variant: str | None = None,
+    *,
+    labels: Path | None = None,
+    compare: str | None = None,
+    preprocess: Preprocessing = "card",
+    batch: int = 32,
+    workers: int | None = None,
+    resume: Path | None = None,
+    progress: Progress | None = None,
+) -> Evaluation | None:
+    """Accuracy of ``source`` (``open_classifier``), and of ``compare``, on the images of ``data`` (``find_photos``).
+
+    Batches are the same however many processes share them, so the result is too. Under torchrun (gloo, or nccl
+    where there are GPUs) process r of n takes every n-th batch; the first one returns the result, the others None.
+    ``workers`` processes decode images; ``resume`` is a folder that keeps finished batches. ``progress`` is told of
+    this process's images. Raises PorterError.
+    """
+    if batch < 1:
+        raise PorterError(f"--batch {batch}: must be at least 1")
+    with _place() as place:
+        classifiers = [open_classifier(name, variant, place.device) for name in (source, compare) if name]
+        photos = find_photos(data, labels)
+        _check(classifiers, photos)
+        batches = [photos[start : start + batch] for start in range(0, len(photos), batch)]
+        header = _header(classifiers, photos, preprocess, batch)
+        [known] = _shared(place, lambda: read_journal(resume, header) if resume else {})
+        mine = [number for number in range(len(batches)) if number not in known][place.rank :: place.processes]
+        began = time.perf_counter()
+        found = {}
+        journal = (resume / f"{place.rank}.jsonl").open("a") if resume else nullcontext()
+        with journal as file:
+            for number, seen in _run(classifiers, batches, mine, preprocess, workers):
+                found[number] = seen
+                if file:
+                    write_batch(file, number, seen)
+                if progress:
+                    progress(sum(map(len, found.values())), sum(len(batches[n]) for n in mine))
+        gathered = _gathered(place, found)
+        if place.rank:
+            return None
+        every = known | {number: seen for part in gathered for number, seen in part.items()}
+        total = sum(len(part) for part in gathered) + len(known)
+        if total != len(batches) or every.keys() != set(range(len(batches))):  # no batch twice, none left out
+            raise RuntimeError(f"{total} batches came back, expected {len(batches)}")
+        return Evaluation(
+            classifiers=[classifier.name for classifier in classifiers],
+            digests=[classifier.digest for classifier in classifiers],
+            preprocess=preprocess,
+            seen=[seen for number in sorted(every) for seen in every[number]],
+            measured=sum(len(seen) for part in gathered for seen in part.values()),
+            seconds=time.perf_counter() - began,
+            processes=place.processes,
+        )
+
+
+class _Batches(Dataset[list[np.ndarray] | PorterError]):
+    """Decoded and resized images, a batch an item; an unreadable file is an item too, raised where it can be told."""
+
+    def __init__(self, batches: Sequence[Sequence[Photo]], spec: Input, preprocess: Preprocessing) -> None:
+        self.batches, self.spec, self.preprocess = batches, spec, preprocess
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, number: int) -> list[np.ndarray] | PorterError:
+        size = self.spec.size, self.spec.size
+        try:
+            return [resized(read_image(p.path), size, self.spec.crop, self.preprocess) for p in self.batches[number]]
+        except PorterError as error:
+            return error
+
+
+def _run(
+    classifiers: list[Classifier],
+    batches: list[list[Photo]],
+    numbers: list[int],
+    preprocess: Preprocessing,
+    workers: int | None,
+) -> Iterator[tuple[int, list[Seen]]]:
+    spec = classifiers[0].input
+    if workers is None:
+        workers = max(0, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1)
+    decoded = DataLoader(
+        _Batches([batches[number] for number in numbers], spec, preprocess),
+        batch_size=None,
+        num_workers=min(workers, len(numbers)),
+        collate_fn=_unchanged,
+    )
+    for number, pixels in zip(numbers, decoded, strict=True):
+        if isinstance(pixels, PorterError):
+            raise pixels
+        images = normalized(np.stack(pixels), spec.mean, spec.std)
+        logits = [classifier.logits(images) for classifier in classifiers]
+        yield number, [_seen(photo, [one[i] for one in logits]) for i, photo in enumerate(batches[number])]
+
+
+def _seen(photo: Photo, logits: list[np.ndarray]) -> Seen:
+    return Seen(photo.label, [rank(one, photo.label) for one in logits], [int(one.argmax()) for one in logits])
+
+
+def _unchanged(item: object) -> object:
+    return item
+
+
+def rank(logits: np.ndarray, label: int) -> int:
+    """How many of the (classes,) ``logits`` come before ``label``'s: higher, or as high and of a lower number.
+
+    NaN comes before everything else.
+    """
+    mine = logits[label]
+    return int((~(logits <= mine)).sum() + (logits[:label] == mine).sum())
+
+
+def _check(classifiers: list[Classifier], photos: list[Photo]) -> None:
+    first, *others = classifiers
+    for other in others:
+        if other.classes != first.classes:
+            raise PorterError(f"{other.name} has {other.classes} classes, {first.name} {first.classes}: not comparable")
+        if other.input != first.input:
+            raise PorterError(f"{other.name} takes other images than {first.name}: {other.input}, {first.input}")
+    for photo in photos:
+        if photo.label >= first.classes:
+            raise PorterError(f"{photo.path}: class {photo.label}; {first.name} has {first.classes} classes")
+
+
+def _header(classifiers: list[Classifier], photos: list[Photo], preprocess: str, batch: int) -> dict[str, object]:
+    listing = "\n".join(f"{photo.path.name},{photo.label}" for photo in photos)
+    return {
+        "classifiers": [[classifier.name, classifier.digest] for classifier in classifiers],
+        "images": len(photos),
+        "listing": hashlib.sha256(listing.encode()).hexdigest(),
+        "preprocess": preprocess,
+        "batch": batch,
+    }
+
+
+@contextmanager
+def _place() -> Iterator[Place]:
+    """Join torchrun's processes where there are any."""
+    gpu = torch.cuda.is_available()
+    device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if gpu else "cpu"
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Place(0, 1, device)
+        return
+    if gpu:
+        torch.cuda.set_device(device)
+    torch.distributed.init_process_group("nccl" if gpu else "gloo")
+    try:
+        yield Place(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _shared(place: Place, read: Callable[[], dict[int, list[Seen]]]) -> list[dict[int, list[Seen]]]:
+    """What ``read`` gives in the first process, in all of them."""
+    found = [read() if place.rank == 0 else {}]
+    if place.processes > 1:
+        torch.distributed.broadcast_object_list(found)
+    return found
+
+
+def _gathered(place: Place, mine: dict[int, list[Seen]]) -> list[dict[int, list[Seen]]]:
+    """Every process's batches, in the first one."""
+    if place.processes == 1:
+        return [mine]
+    parts: list[dict[int, list[Seen]]] = [{} for _ in range(place.processes)]
+    torch.distributed.gather_object(mine, parts if place.rank == 0 else None)
+    return parts

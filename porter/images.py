@@ -1,0 +1,107 @@
+"""Photos as the network takes them: decoded, cropped, resized, normalised; (H, W, 3) float32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+
+from porter.errors import PorterError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Size = tuple[int, int]  # height, width in pixels
+Preprocessing = Literal["card", "tf", "tf2"]
+PREPROCESSINGS = get_args(Preprocessing)
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+
+
+def read_image(path: Path) -> Image:
+    """Decode to 8-bit RGB. Raises PorterError where ``path`` is no readable image, or Pillow is missing."""
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError as error:
+        raise PorterError(f"{path}: reading images needs Pillow; pip install 'mnv3-port[images]'") from error
+    try:
+        with Image.open(path) as opened:
+            return opened.convert("RGB")
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
+        raise PorterError(f"{path}: not a readable image ({error})") from error
+
+
+def resized(image: Image, size: Size, crop: float, how: Preprocessing) -> np.ndarray:
+    """The central part of ``image`` (``crop`` of each side) at ``size``: (H, W, 3), uint8, or float32 in [0, 1].
+
+    ``card`` is what timm's cards mean, bit for bit: the shorter side to size / crop by Pillow's antialiased bilinear
+    filter, then the central ``size`` (timm.data.transforms_imagenet_eval). ``tf`` is what the network was trained
+    and evaluated with, ``preprocess_for_eval`` of slim/preprocessing/inception_preprocessing.py: central crop
+    and bilinear without antialiasing, corners at whole pixels. ``tf2`` is tf.image.central_crop and tf.image.resize,
+    which put the centres at half pixels.
+    """
+    if how == "card":
+        return _short_side(image, size, crop)
+    pixels = np.asarray(image)
+    top, left = (_margin(side, crop) for side in pixels.shape[:2])
+    pixels = pixels[top : pixels.shape[0] - top, left : pixels.shape[1] - left]
+    return _bilinear(pixels, size, half_pixels=how == "tf2")
+
+
+def normalized(pixels: np.ndarray, mean: list[float], std: list[float]) -> np.ndarray:
+    """What ``resized`` gave, or a batch of it, minus ``mean`` over ``std``; float32."""
+    scaled = pixels.astype(np.float32) / np.float32(255) if pixels.dtype == np.uint8 else pixels
+    found: np.ndarray = (scaled - np.array(mean, np.float32)) / np.array(std, np.float32)
+    return found
+
+
+def _short_side(image: Image, size: Size, crop: float) -> np.ndarray:
+    from PIL.Image import Resampling
+
+    width, height = image.size
+    targets = int(size[0] / crop), int(size[1] / crop)
+    if targets[0] / height >= targets[1] / width:  # the height is the side that decides
+        wanted = int(targets[0] * width / height), targets[0]
+    else:
+        wanted = targets[1], int(targets[1] * height / width)
+    wanted = max(wanted[0], size[1]), max(wanted[1], size[0])
+    shrunk = image.resize(wanted, Resampling.BILINEAR)
+    left, top = round((wanted[0] - size[1]) / 2), round((wanted[1] - size[0]) / 2)
+    return np.asarray(shrunk.crop((left, top, left + size[1], top + size[0])))
+
+
+def _margin(side: int, crop: float) -> int:
+    """Pixels that tf.image.central_crop takes off at each end."""
+    return int((side - side * crop) / 2)
+
+
+def _bilinear(pixels: np.ndarray, size: Size, half_pixels: bool) -> np.ndarray:
+    """(h, w, 3) uint8 -> (H, W, 3) float32 in [0, 1].
+
+    tensorflow/core/kernels/image/resize_bilinear_op.cc, operation by operation in float32; only the pixels that
+    count are converted.
+    """
+    above, below, down = _taps(pixels.shape[0], size[0], half_pixels)
+    before, after, right = _taps(pixels.shape[1], size[1], half_pixels)
+
+    def at(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        return pixels[rows[:, None], columns].astype(np.float32) * np.float32(1 / 255)
+
+    right, down = right[None, :, None], down[:, None, None]
+    top = at(above, before)
+    top += (at(above, after) - top) * right
+    bottom = at(below, before)
+    bottom += (at(below, after) - bottom) * right
+    return top + (bottom - top) * down
+
+
+def _taps(side: int, target: int, half_pixels: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each of ``target`` output pixels: the two input pixels and the weight of the second."""
+    scale = np.float32(side) / np.float32(target)
+    position = np.arange(target, dtype=np.float32)
+    half = np.float32(0.5 if half_pixels else 0)
+    position = (position + half) * scale - half
+    floor = np.floor(position)
+    lower = np.maximum(floor, 0).astype(np.int64)
+    upper = np.minimum(np.ceil(position), side - 1).astype(np.int64)
+    return lower, upper, position - floor

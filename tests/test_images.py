@@ -1,0 +1,90 @@
+"""Preprocessing against its owners: timm's transform on the same file, TensorFlow's operations on the same pixels."""
+
+import numpy as np
+import pytest
+from conftest import SHARED
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from porter.errors import PorterError
+from porter.evaluation.timm_import import import_timm
+from porter.images import normalized, read_image, resized
+
+PIL = pytest.importorskip("PIL.Image")
+HALF = [0.5, 0.5, 0.5]
+PHOTOS = SHARED.parent / "real" / "images"
+
+
+def picture(height, width, seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return PIL.fromarray(pixels)
+
+
+def prepared(image, how, size=(224, 224), crop=0.875):
+    return normalized(resized(image, size, crop, how), HALF, HALF)
+
+
+def timm_transform():
+    import_timm()
+    from timm.data import create_transform
+
+    return create_transform(224, interpolation="bilinear", mean=HALF, std=HALF, crop_pct=0.875)
+
+
+def tensorflow_preprocessing(tf, image, how):
+    """slim's preprocess_for_eval, and the same with today's operations."""
+    x = tf.image.central_crop(tf.image.convert_image_dtype(np.asarray(image), tf.float32), 0.875)
+    if how == "tf":
+        x = tf.compat.v1.image.resize_bilinear(x[None], [224, 224], align_corners=False)[0]
+    else:
+        x = tf.image.resize(x, [224, 224], antialias=False)
+    return ((x - 0.5) * 2).numpy()
+
+
+SIZES = [(224, 224), (500, 375), (333, 500), (120, 90), (256, 256), (7, 900), (1, 1), (2048, 17)]
+
+
+@pytest.mark.parametrize("size", [size for size in SIZES if max(size) < 20 * min(size)])  # strips grow to gigapixels
+def test_card_is_timms_transform(size):
+    image = picture(*size)
+    assert np.array_equal(prepared(image, "card"), timm_transform()(image).permute(1, 2, 0).numpy())
+
+
+@pytest.mark.parametrize("how", ["tf", "tf2"])
+@pytest.mark.parametrize("size", SIZES)
+def test_tensorflows_own(tf, size, how):
+    image = picture(*size)
+    assert np.abs(prepared(image, how) - tensorflow_preprocessing(tf, image, how)).max() <= 1e-6
+
+
+@given(st.integers(1, 400), st.integers(1, 400), st.integers(0, 9))
+@settings(max_examples=25, deadline=None)
+def test_tensorflows_own_at_any_size(height, width, seed):
+    tf = pytest.importorskip("tensorflow")
+    image = picture(height, width, seed)
+    for how in ("tf", "tf2"):
+        assert np.abs(prepared(image, how) - tensorflow_preprocessing(tf, image, how)).max() <= 1e-6
+
+
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason=f"no photos at {PHOTOS} (set MNV3_CHECKPOINTS)")
+def test_real_photos(tf):
+    """Grey, CMYK and very large ones among them."""
+    transform = timm_transform()
+    for path in sorted(PHOTOS.iterdir())[::6]:
+        image = read_image(path)
+        assert np.array_equal(prepared(image, "card"), transform(image).permute(1, 2, 0).numpy()), path
+        for how in ("tf", "tf2"):
+            assert np.abs(prepared(image, how) - tensorflow_preprocessing(tf, image, how)).max() <= 1e-6, path
+
+
+@pytest.mark.parametrize("how", ["card", "tf", "tf2"])
+def test_any_target_size(how):
+    assert resized(picture(50, 70), (160, 193), 0.875, how).shape == (160, 193, 3)
+
+
+def test_unreadable(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut")
+    with pytest.raises(PorterError, match=r"a\.jpg: not a readable image"):
+        read_image(tmp_path / "a.jpg")
+    with pytest.raises(PorterError, match=r"none\.jpg: not a readable image"):
+        read_image(tmp_path / "none.jpg")
