@@ -40,3 +40,9 @@ def atomic_write(path: Path, force: bool = False) -> Iterator[BinaryIO]:
     finally:
         with suppress(FileNotFoundError, NotADirectoryError):  # renamed, or never made
             temporary.unlink()
+
+
+def write_bytes(path: Path, data: bytes, force: bool = False) -> None:
+    """``atomic_write`` of data that is there already."""
+    with atomic_write(path, force) as file:
+        file.write(data)

@@ -19,11 +19,9 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
 def read_image(path: Path) -> Image:
-    """Decode to 8-bit RGB. Raises PorterError where ``path`` is no readable image, or Pillow is missing."""
-    try:
-        from PIL import Image, UnidentifiedImageError
-    except ImportError as error:
-        raise PorterError(f"{path}: reading images needs Pillow; pip install 'mnv3-port[images]'") from error
+    """Decode to 8-bit RGB. Raises PorterError where ``path`` is no readable image."""
+    from PIL import Image, UnidentifiedImageError
+
     try:
         with Image.open(path) as opened:
             return opened.convert("RGB")

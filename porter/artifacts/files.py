@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from porter.artifacts.metadata import KEY, Metadata, decode, encode
-from porter.atomic import atomic_write
+from porter.atomic import atomic_write, write_bytes
 from porter.errors import ArtifactError
 
 SUFFIXES = (".pth", ".pt", ".safetensors")
@@ -39,8 +39,7 @@ def save_artifact(path: Path, tensors: dict[str, Tensor], metadata: Metadata, fo
     check_suffix(path)
     if path.suffix == ".safetensors":
         data = _safetensors_bytes(tensors, metadata)
-        with atomic_write(path, force) as file:
-            file.write(data)
+        write_bytes(path, data, force)
         return
     state_dict: OrderedDict[str, Tensor] = OrderedDict(tensors)
     state_dict._metadata = {KEY: {"json": encode(metadata)}}  # type: ignore[attr-defined]

@@ -51,19 +51,31 @@ def inspect(checkpoint: str, variant: str | None, mapping: Path | None, weights:
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
 @click.option("--junit", type=FILE, metavar="FILE", help="Write JUnit XML as well.")
+@click.option("--html", type=FILE, metavar="FILE", help="Write a report as well: one page that needs no network.")
 def verify(
-    checkpoint: str, artifact: Path | None, variant: str | None, as_json: bool, junit: Path | None, **options: Any
+    checkpoint: str,
+    artifact: Path | None,
+    variant: str | None,
+    as_json: bool,
+    junit: Path | None,
+    html: Path | None,
+    **options: Any,
 ) -> None:
     """Compare the port of CHECKPOINT (or ARTIFACT made from it) with TensorFlow, endpoint by endpoint."""
+    from porter.atomic import write_bytes
+    from porter.parity.evidence import Evidence
     from porter.parity.verify import verify
 
-    verdict = verify(checkpoint, artifact, variant, **options)
+    evidence = Evidence() if html else None
+    verdict = verify(checkpoint, artifact, variant, evidence=evidence, **options)
     if junit:
-        from porter.atomic import atomic_write
         from porter.report.junit import junit_xml
 
-        with atomic_write(junit, force=True) as file:
-            file.write(junit_xml(verdict))
+        write_bytes(junit, junit_xml(verdict), force=True)
+    if html and evidence:
+        from porter.report.html import parity_html
+
+        write_bytes(html, parity_html(verdict, evidence), force=True)
     if as_json:
         click.echo(json.dumps(verdict.as_json(), indent=1))
     else:

@@ -79,11 +79,10 @@ def evaluate(source: str, data: Path, per_class: Path | None, as_json: bool, **o
     if result is None:  # another process has it
         return
     if per_class:
-        from porter.atomic import atomic_write
+        from porter.atomic import write_bytes
         from porter.report.evaluation_table import per_class_csv
 
-        with atomic_write(per_class, force=True) as file:
-            file.write(per_class_csv(result))
+        write_bytes(per_class, per_class_csv(result), force=True)
     if as_json:
         click.echo(json.dumps(result.as_json(), indent=1))
     else:

@@ -49,15 +49,14 @@ def convert(
 @click.option("--force", is_flag=True, help="Overwrite the output.")
 def draft(checkpoint: str, to: str, output: Path | None, force: bool) -> None:
     """Propose a mapping for CHECKPOINT, whose variables have other names; what is uncertain is marked."""
-    from porter.atomic import atomic_write
+    from porter.atomic import write_bytes
     from porter.drafting import draft
 
     proposal = draft(checkpoint, to)
     if output is None:
         click.echo(proposal.yaml(), nl=False)
         return
-    with atomic_write(output, force) as file:
-        file.write(proposal.yaml().encode())
+    write_bytes(output, proposal.yaml().encode(), force)
     click.echo(f"wrote     {output} ({len(proposal.choices)} variables, {proposal.uncertain} to check)")
 
 

@@ -23,6 +23,7 @@ from porter.mapping.schema import Input
 from porter.network.endpoints import capture, endpoint_modules
 from porter.network.mobilenet_v3 import MobileNetV3
 from porter.parity.compare import compare, top_k
+from porter.parity.evidence import Evidence
 from porter.parity.references.choose import choose_reference
 from porter.parity.references.reference import Reference, thin
 from porter.parity.samples import Sample, noise, photos, structured
@@ -51,14 +52,15 @@ def verify(
     sizes: Sequence[Size] | None = None,
     images: PathLike | None = None,
     seed: int = 0,
+    evidence: Evidence | None = None,
 ) -> Verdict:
     """Compare the port of ``checkpoint`` with TensorFlow, endpoint by endpoint.
 
     ``artifact`` is the file to check; without it, what ``convert`` would write is (``layout``, ``keep_background``,
     ``fold_bn``). ``fake_quant`` compares the 8 bits that the source was trained for; a .tflite of 8 bits needs no
     asking. ``reference``: ``auto``, one of ``choose.KINDS`` or an ``.npz``. Inputs are seeded noise and structured
-    images at ``sizes``, or the photos at ``images``; a recorded reference has its own. Returns the verdict, passed or
-    not. Raises PorterError when no comparison can be made.
+    images at ``sizes``, or the photos at ``images``; a recorded reference has its own. ``evidence`` collects what a
+    report shows. Returns the verdict, passed or not. Raises PorterError when no comparison can be made.
     """
     port = plan_port(
         checkpoint,
@@ -75,7 +77,7 @@ def verify(
     else:
         # A trained .tflite's float32 rounding alone comes near the limits; only the interpreter's is to count
         exact: Dtype = "float64" if port.checkpoint.format == "tflite" else dtype
-        model = _ported_model(port, exact) if artifact is None else _artifact_model(artifact, port, mapping, exact)
+        model = ported_model(port, exact) if artifact is None else _artifact_model(artifact, port, mapping, exact)
     trained = (port.mapping.input.size,) * 2
     any_size = any(size != trained for size in sizes or ())
     against = choose_reference(reference, port, dtype, any_size, fake_quant)
@@ -92,12 +94,17 @@ def verify(
         digests=digests,
     )
     for sample in _samples(against, trained, port.mapping.input, sizes, images, seed):
-        check_sample(verdict, model, against, sample, port.mapping.classes.background)
+        check_sample(verdict, model, against, sample, port.mapping.classes.background, evidence)
     return verdict
 
 
 def check_sample(
-    verdict: Verdict, model: MobileNetV3, reference: Reference, sample: Sample, background: int | None
+    verdict: Verdict,
+    model: MobileNetV3,
+    reference: Reference,
+    sample: Sample,
+    background: int | None,
+    evidence: Evidence | None = None,
 ) -> None:
     """Run ``model`` and ``reference`` on ``sample`` and add a row per endpoint to ``verdict``.
 
@@ -125,10 +132,15 @@ def check_sample(
             ours = ours.reshape(theirs.shape)
         tolerance = tolerances["logits" if name == "Logits" else "endpoints"]
         try:
-            verdict.rows.append(compare(name, sample.label, ours, theirs, tolerance))
+            row = compare(name, sample.label, ours, theirs, tolerance)
         except ValueError as error:
             raise ParityError(f"{verdict.checkpoint}: {error}") from error
+        verdict.rows.append(row)
+        if evidence is not None and not reference.keep:
+            evidence.compared(row, ours, theirs)
         if name == "Logits":
+            if evidence is not None:
+                evidence.classified(sample.label, sample.images, ours, theirs)
             verdict.images += len(ours)
             for k, count in ((1, "top1_agree"), (5, "top5_agree")):
                 agreeing = sum(a == b for a, b in zip(top_k(ours, k), top_k(theirs, k), strict=True))
@@ -141,7 +153,8 @@ def check_sample(
         raise ParityError(f"{verdict.reference}: endpoint {upcoming[0]} comes out of order")
 
 
-def _ported_model(port: Port, dtype: Dtype) -> MobileNetV3:
+def ported_model(port: Port, dtype: Dtype) -> MobileNetV3:
+    """The port in memory, as ``convert`` would write it; in eval mode."""
     model = MobileNetV3(port.target_network, port.plan.num_classes).to(getattr(torch, dtype))
     tensors = carry_out(port.plan, port.checkpoint, dtype).tensors
     model.load_state_dict({name: torch.from_numpy(values) for name, values in tensors.items()})

@@ -56,11 +56,9 @@ def meta_graph(checkpoint: Checkpoint, network: Network, scope: str) -> Referenc
 
 def _session(tf: Any, graph: Any) -> Any:
     """A session that runs the graph as it is: optimising it anew for every fetch would take longest of all."""
-    from tensorflow.core.protobuf.config_pb2 import OptimizerOptions
-
     config = tf.compat.v1.ConfigProto()
     config.graph_options.rewrite_options.disable_meta_optimizer = True
-    config.graph_options.optimizer_options.opt_level = OptimizerOptions.L0
+    config.graph_options.optimizer_options.opt_level = tf.compat.v1.OptimizerOptions.L0
     return tf.compat.v1.Session(graph=graph, config=config)
 
 

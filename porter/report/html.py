@@ -1,0 +1,124 @@
+"""A verdict as one HTML file that needs nothing else: no network, no script."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from porter.labels import imagenet_labels
+from porter.parity.evidence import Evidence, Picture
+from porter.parity.verdict import Verdict
+
+# Colours of the heat map from no difference to the largest: matplotlib's viridis at six places
+VIRIDIS = np.array([(68, 1, 84), (65, 68, 135), (42, 120, 142), (34, 168, 132), (122, 209, 81), (253, 231, 37)])
+PLOT_WIDTH, PLOT_HEIGHT, MARGIN = 760, 260, 56
+
+
+class Point(NamedTuple):
+    """An endpoint in the plot, in units of the SVG."""
+
+    x: float
+    y: float
+    passed: bool
+    title: str
+
+
+def parity_html(verdict: Verdict, evidence: Evidence) -> bytes:
+    """The whole page, UTF-8; same verdict, same bytes."""
+    from jinja2 import Environment, StrictUndefined
+
+    template = files(__package__).joinpath("parity.html.j2").read_text("utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["e"] = lambda value: f"{value:.1e}"
+    rows = verdict.worst_rows()
+    furthest = sorted(rows, key=lambda row: -row.max_rel if math.isfinite(row.max_rel) else -math.inf)
+    first = verdict.first_divergence()
+    shown = rows[rows.index(first) :] if first else furthest  # after a divergence, what follows is its consequence
+    heat = evidence.heat_map
+    page = environment.from_string(template).render(
+        verdict=verdict,
+        rows=rows,
+        furthest=furthest[0],
+        first=first,
+        plot=_plot(verdict),
+        channels=[(row, evidence.channels[row.endpoint]) for row in shown[:12] if row.endpoint in evidence.channels],
+        heat=heat,
+        heat_png=_heat_png(heat.values) if heat else "",
+        heat_largest=float(np.nan_to_num(heat.values, nan=math.inf).max()) if heat else 0.0,
+        pictures=[_picture(picture, evidence.classes) for picture in evidence.pictures],
+    )
+    return page.encode()
+
+
+def _plot(verdict: Verdict) -> dict[str, Any]:
+    """Error of each endpoint on a log scale; what is 0 lies on the floor, what is not finite on the ceiling."""
+    rows = verdict.worst_rows()
+    values = [row.max_rel for row in rows if row.max_rel > 0 and math.isfinite(row.max_rel)]
+    limits = [row.tolerance for row in rows]
+    low = math.floor(math.log10(min(values + limits))) - 1
+    high = math.ceil(math.log10(max(values + limits))) + 1
+    step = (PLOT_WIDTH - MARGIN - 16) / max(1, len(rows) - 1)
+
+    def height(value: float) -> float:
+        exponent = high if not math.isfinite(value) else math.log10(value) if value > 0 else low
+        return round(16 + (high - max(exponent, low)) / (high - low) * (PLOT_HEIGHT - 48), 1)
+
+    return {
+        "width": PLOT_WIDTH,
+        "height": PLOT_HEIGHT,
+        "margin": MARGIN,
+        "floor": height(10.0**low),
+        "grid": [(height(10.0**exponent), f"1e{exponent}") for exponent in range(low, high + 1)],
+        "limit": [(round(MARGIN + i * step, 1), height(row.tolerance)) for i, row in enumerate(rows)],
+        "points": [
+            Point(
+                round(MARGIN + i * step, 1),
+                height(row.max_rel),
+                row.passed,
+                f"{row.endpoint}: {row.max_rel:.1e} (limit {row.tolerance:.0e})",
+            )
+            for i, row in enumerate(rows)
+        ],
+    }
+
+
+def _picture(picture: Picture, classes: int) -> dict[str, Any]:
+    labels = imagenet_labels(classes)
+
+    def named(guesses: list[tuple[int, float]]) -> list[tuple[str, float]]:
+        return [(labels[n].names.split(",")[0] if labels else f"class {n}", chance) for n, chance in guesses]
+
+    pixels = np.clip((picture.image + 1) * 127.5 + 0.5, 0, 255).astype(np.uint8)
+    same = [n for n, _ in picture.ours] == [n for n, _ in picture.theirs]
+    return {
+        "sample": picture.sample,
+        "png": _png(pixels, 112),
+        "pairs": list(zip(named(picture.ours), named(picture.theirs), strict=True)),
+        "same": same,
+    }
+
+
+def _heat_png(values: np.ndarray) -> str:
+    finite = np.nan_to_num(values, nan=math.inf)
+    largest = finite[np.isfinite(finite)].max(initial=0.0)
+    share = np.where(np.isfinite(finite), finite / (largest or 1), 1.0) * (len(VIRIDIS) - 1)
+    below = np.minimum(share.astype(int), len(VIRIDIS) - 2)
+    part = (share - below)[..., None]
+    return _png((VIRIDIS[below] * (1 - part) + VIRIDIS[below + 1] * part).astype(np.uint8))
+
+
+def _png(pixels: np.ndarray, at_most: int | None = None) -> str:
+    """(H, W, 3) uint8 as a data URI, made smaller where a side is longer than ``at_most``."""
+    from PIL import Image
+
+    image = Image.fromarray(pixels)
+    if at_most:
+        image.thumbnail((at_most, at_most))
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
