@@ -11,6 +11,8 @@ class PorterError(Exception):
     ``details`` are further offenders of the same kind, one per line.
     """
 
+    exit_code = 2
+
     def __init__(self, message: str, details: Sequence[str] = ()) -> None:
         super().__init__("\n  ".join([message, *details]))
 
@@ -29,3 +31,9 @@ class ArtifactError(PorterError):
 
 class ParityError(PorterError):
     """A parity check cannot be run (unlike a check that ran and failed, which is a verdict)."""
+
+
+class NoParityError(PorterError):
+    """A check ran and failed where only a port that passes may go on."""
+
+    exit_code = 1

@@ -17,7 +17,7 @@ from conftest import FOLDERS
 import porter
 from porter.artifacts.files import load_artifact, save_artifact
 from porter.conversion import convert, plan_port
-from porter.errors import ParityError
+from porter.errors import ParityError, PorterError
 from porter.mapping.files import VARIANTS, load_variant
 from porter.parity.compare import compare
 from porter.parity.references.choose import choose_reference
@@ -107,7 +107,7 @@ def test_photos(tf, shared, tmp_path):
     assert verdict.passed
     assert verdict.images == 2
     (tmp_path / "broken.png").write_bytes(b"nothing")
-    with pytest.raises(ParityError, match=r"broken.png: not a readable image"):
+    with pytest.raises(PorterError, match=r"broken.png: not a readable image"):
         porter.verify(shared / FOLDERS["small_075"], images=tmp_path)
 
 

@@ -11,13 +11,14 @@ KEY = "mnv3_port"  # the entry's name in both formats
 FORMAT = 1
 
 
-class Metadata(msgspec.Struct, frozen=True):
+class Metadata(msgspec.Struct, frozen=True, omit_defaults=True):
     """Where an artifact comes from and what its weights are made for.
 
     ``gate`` is the squeeze-excite constant these weights need, ``source_gate`` the checkpoint's own; where they
     differ, the ratio is folded into the ``project`` weights, and ``fold_nudges`` undoes it bit for bit (see
     porter.mapping.gate). ``folded`` tells that batch norms are folded into convolutions; ``ranges`` are those that
-    the source was quantised to, by module or entry. ``sources`` are SHA-256 digests by file name. No paths, no time:
+    the source was quantised to, by module or entry. ``sources`` are SHA-256 digests by file name. ``parity`` are
+    the figures that a release was checked with. No paths, no time:
     the same input gives the same bytes.
     """
 
@@ -35,6 +36,7 @@ class Metadata(msgspec.Struct, frozen=True):
     fold_nudges: dict[str, list[int]]
     folded: bool = False
     ranges: dict[str, Range] = {}
+    parity: dict[str, str] = {}
     format: int = FORMAT
 
 

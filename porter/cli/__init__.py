@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from porter.cli import check, classify, obtain, port
+from porter.cli import check, classify, obtain, port, publish
 from porter.errors import PorterError
 
 
@@ -41,6 +41,7 @@ for command in (
     *(port.convert, port.draft, port.export_tf),
     *(check.inspect, check.verify, check.verify_padding, check.diff),
     *(classify.predict, classify.evaluate),
+    *(publish.release,),
     *(obtain.demo, obtain.download),
 ):
     cli.add_command(command)
@@ -57,7 +58,7 @@ def main() -> None:
             context_meta = context.meta
             cli.invoke(context)
     except PorterError as error:
-        _fail(f"Error: {error}", 2, context_meta)
+        _fail(f"Error: {error}", error.exit_code, context_meta)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

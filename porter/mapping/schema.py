@@ -145,6 +145,18 @@ class Keras(Struct, frozen=True, forbid_unknown_fields=True):
     minimalistic: bool
 
 
+class Training(Struct, frozen=True, forbid_unknown_fields=True):
+    """How the released weights were trained, for model cards: RMSProp on ImageNet."""
+
+    lr: float
+    dropout: float
+    weight_decay: float
+    momentum: float
+    batch_size: int
+    rmsprop_decay: float
+    resources: str
+
+
 class VariantMapping(Struct, frozen=True, forbid_unknown_fields=True):
     """A whole mapping file with its bases merged in.
 
@@ -172,3 +184,4 @@ class VariantMapping(Struct, frozen=True, forbid_unknown_fields=True):
     timm: str | None = None
     keras: Keras | None = None
     url: str | None = None
+    training: Training | None = None

@@ -28,6 +28,7 @@ class Verdict:
     images: int = 0
     top1_agree: int = 0
     top5_agree: int = 0
+    fake_quant: bool = False
 
     @property
     def passed(self) -> bool:

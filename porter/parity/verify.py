@@ -6,7 +6,7 @@ import platform
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -31,8 +31,8 @@ from porter.parity.verdict import TOLERANCES, Verdict
 
 Dtype = Literal["float32", "float64"]
 
-# Beside the training size, where the reference takes any: odd, and non-square with odd and even sides.
 CLASSES = ("Logits", "Predictions")  # endpoints of shape (N, classes)
+# Beside the training size, where the reference takes any: odd, and non-square with odd and even sides.
 OTHER_SIZES: tuple[Size, ...] = ((225, 225), (160, 193))
 
 
@@ -62,6 +62,48 @@ def verify(
     images at ``sizes``, or the photos at ``images``; a recorded reference has its own. ``evidence`` collects what a
     report shows. Returns the verdict, passed or not. Raises PorterError when no comparison can be made.
     """
+    check = open_check(
+        checkpoint,
+        artifact,
+        variant,
+        mapping=mapping,
+        weights=weights,
+        layout=layout,
+        keep_background=keep_background,
+        fold_bn=fold_bn,
+        fake_quant=fake_quant,
+        reference=reference,
+        dtype=dtype,
+        sizes=sizes,
+    )
+    return run_check(check, sizes, images, seed, evidence)
+
+
+class Check(NamedTuple):
+    """What ``verify`` compares, and the verdict that ``check_sample`` adds to."""
+
+    port: Port
+    model: MobileNetV3
+    reference: Reference
+    verdict: Verdict
+
+
+def open_check(
+    checkpoint: PathLike,
+    artifact: PathLike | None = None,
+    variant: str | None = None,
+    *,
+    mapping: PathLike | None = None,
+    weights: Weights = "auto",
+    layout: ArtifactLayout = "timm",
+    keep_background: bool = False,
+    fold_bn: bool = False,
+    fake_quant: bool = False,
+    reference: str = "auto",
+    dtype: Dtype = "float32",
+    sizes: Sequence[Size] | None = None,
+) -> Check:
+    """Open both sides; arguments as for ``verify``. Raises PorterError when no comparison can be made."""
     port = plan_port(
         checkpoint,
         variant,
@@ -78,8 +120,7 @@ def verify(
         # A trained .tflite's float32 rounding alone comes near the limits; only the interpreter's is to count
         exact: Dtype = "float64" if port.checkpoint.format == "tflite" else dtype
         model = ported_model(port, exact) if artifact is None else _artifact_model(artifact, port, mapping, exact)
-    trained = (port.mapping.input.size,) * 2
-    any_size = any(size != trained for size in sizes or ())
+    any_size = any(size != _trained(port.mapping.input) for size in sizes or ())
     against = choose_reference(reference, port, dtype, any_size, fake_quant)
     digests = port.checkpoint.digests()
     if artifact is not None:
@@ -90,12 +131,25 @@ def verify(
         artifact=None if artifact is None else str(artifact),
         reference=against.name,
         dtype=dtype,
-        environment=_environment(against),
+        environment=environment(against),
         digests=digests,
+        fake_quant=fake_quant,
     )
-    for sample in _samples(against, trained, port.mapping.input, sizes, images, seed):
-        check_sample(verdict, model, against, sample, port.mapping.classes.background, evidence)
-    return verdict
+    return Check(port, model, against, verdict)
+
+
+def run_check(
+    check: Check,
+    sizes: Sequence[Size] | None = None,
+    images: PathLike | None = None,
+    seed: int = 0,
+    evidence: Evidence | None = None,
+) -> Verdict:
+    """Compare on every sample; arguments as for ``verify``."""
+    mapping = check.port.mapping
+    for sample in _samples(check.reference, mapping.input, sizes, images, seed):
+        check_sample(check.verdict, check.model, check.reference, sample, mapping.classes.background, evidence)
+    return check.verdict
 
 
 def check_sample(
@@ -184,9 +238,12 @@ def _artifact_model(artifact: PathLike, port: Port, mapping: PathLike | None, dt
     return model.to(getattr(torch, dtype))
 
 
+def _trained(spec: Input) -> Size:
+    return spec.size, spec.size
+
+
 def _samples(
     reference: Reference,
-    trained: Size,
     spec: Input,
     sizes: Sequence[Size] | None,
     images: PathLike | None,
@@ -202,7 +259,7 @@ def _samples(
             "--reference tf.nn"
         )
     if not sizes:
-        sizes = [reference.size] if reference.size else [trained, *OTHER_SIZES]
+        sizes = [reference.size] if reference.size else [_trained(spec), *OTHER_SIZES]
     if images:
         return [photos(Path(images), size, spec) for size in sizes]
     return [sample for size in sizes for sample in (noise(size, seed), structured(size))]
@@ -214,7 +271,8 @@ def _without_class(values: np.ndarray, dropped: int, normalize: bool) -> np.ndar
     return rest / rest.sum(1, keepdims=True) if normalize else rest
 
 
-def _environment(reference: Reference) -> dict[str, str]:
+def environment(reference: Reference) -> dict[str, str]:
+    """Versions of what computes."""
     names = ["mnv3-port", "torch", "numpy"]
     found = {"python": platform.python_version(), "platform": platform.platform()}
     found |= {name: version(name) for name in names}

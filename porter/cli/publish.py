@@ -1,0 +1,98 @@
+"""``release``: what the people who publish ports run, and those who check them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from porter.cli.options import FILE
+from porter.errors import PorterError
+
+if TYPE_CHECKING:
+    from porter.release.publish import Released
+
+
+@click.command()
+@click.argument("path", metavar="CHECKPOINT|FOLDER")
+@click.option("--out", type=FILE, metavar="FOLDER", help="Write the release here; with --all, each below it.")
+@click.option("--all", "every", is_flag=True, help="Release every tarball and folder in FOLDER.")
+@click.option("--check", is_flag=True, help="Check FOLDER, a release, instead of making one.")
+@click.option("--against", metavar="CHECKPOINT", help="With --check: compare with this checkpoint, not the record.")
+@click.option("--jobs", type=click.IntRange(1), metavar="N", help="With --all: how many at a time.")
+@click.option("--variant", metavar="NAME", help="E.g. small_075; found from the shapes when left out.")
+@click.option("--mapping", type=FILE, metavar="FILE", help="Your own mapping file.")
+@click.option("--weights", type=click.Choice(["auto", "ema", "raw"]), default="auto", show_default=True)
+@click.option("--keep-background", is_flag=True, help="Keep class 0 of slim's 1001 classes.")
+@click.option("--reference", default="auto", show_default=True, metavar="KIND", help="As for verify.")
+@click.option("--evaluate", "evaluate_on", type=FILE, metavar="DATA", help="Put the accuracy on DATA in the card.")
+@click.option("--onnx", is_flag=True, help="Write an ONNX model as well (batch of any size).")
+@click.option("--pt2", is_flag=True, help="Write a torch.export program as well.")
+@click.option("--torchscript", is_flag=True, help="Write a TorchScript module as well.")
+@click.option("--aot", is_flag=True, help="Write an AOTInductor package for this machine as well.")
+@click.option("--force", is_flag=True, help="Replace an earlier release.")
+def release(
+    path: str, out: Path | None, every: bool, check: bool, against: str | None, jobs: int | None, **options: Any
+) -> None:
+    """Convert and verify CHECKPOINT and, on parity, write a folder to publish: weights, card, checksums, report."""
+    if check:
+        for folder in _releases(Path(path)):
+            from porter.release.check import check_release
+
+            verdict = check_release(folder, against)
+            click.echo(f"ok        {folder}: {verdict.variant}, {_distance(verdict)}")
+        return
+    if out is None:
+        raise click.UsageError("--out FOLDER is needed")
+    kinds = ("onnx", "pt2", "torchscript", "aot")
+    options["exports"] = tuple(kind for kind in kinds if options.pop(kind))
+    if every:
+        sys.exit(_release_all(Path(path), out, jobs, options))
+    from porter.release.publish import release
+
+    _print(release(path, out, **options))
+
+
+def _release_all(folder: Path, out: Path, jobs: int | None, options: dict[str, Any]) -> int:
+    from rich.progress import Progress
+
+    from porter.release.batch import release_all
+    from porter.report.console import progress_console
+
+    if options.pop("variant") or options["mapping"] or options["evaluate_on"]:
+        raise click.UsageError("--all finds the variants itself; leave out --variant, --mapping and --evaluate")
+    console, code = progress_console(), 0
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("release", total=None)
+        for outcome in release_all(folder, out, jobs, lambda count: bar.update(task, total=count), **options):
+            bar.advance(task)
+            if outcome.released:
+                _print(outcome.released)
+            elif outcome.error:
+                click.echo(f"Error: {outcome.error}", err=True)
+                code = max(code, outcome.error.exit_code)
+    return code
+
+
+def _releases(folder: Path) -> list[Path]:
+    """``folder``, or the releases in it where it is none itself."""
+    from porter.release.folder import CHECKSUMS
+
+    if not folder.is_dir():
+        raise PorterError(f"{folder}: no such folder")
+    if (folder / CHECKSUMS).is_file():
+        return [folder]
+    return sorted(path.parent for path in folder.glob(f"*/{CHECKSUMS}")) or [folder]
+
+
+def _print(released: Released) -> None:
+    click.echo(f"released  {released.folder}: {released.variant}, {_distance(released.verdict)}")
+    for kind, error in released.exports.items():
+        click.echo(f"  {kind:<11} logits within {error:.1e} of their scale")
+
+
+def _distance(verdict: Any) -> str:
+    furthest = max(verdict.worst_rows(), key=lambda row: row.max_rel)
+    return f"{len(verdict.worst_rows())} endpoints within limits, furthest {furthest.endpoint} {furthest.max_rel:.1e}"

@@ -1,0 +1,108 @@
+"""``release --check``: a folder that somebody published, looked at again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from porter.artifacts.files import Artifact, load_artifact
+from porter.create import create_model
+from porter.errors import ArtifactError, NoParityError
+from porter.loaders.checkpoint import sha256
+from porter.mapping.files import load_variant
+from porter.network.mobilenet_v3 import MobileNetV3
+from porter.parity.references.recorded import recorded
+from porter.parity.verdict import Verdict
+from porter.parity.verify import check_sample, environment, verify
+from porter.release import folder as layout
+
+
+def check_release(folder: Path, checkpoint: str | None = None) -> Verdict:
+    """Check files against each other, and the weights against the recorded reference, or ``checkpoint`` itself.
+
+    Returns the verdict. Raises PorterError naming every file that is missing, changed or at odds with another, and
+    NoParityError where the weights do not compute what TensorFlow computed.
+    """
+    problems = layout.checksum_problems(folder)
+    if not problems:
+        problems = list(_contradictions(folder))
+    if problems:
+        raise ArtifactError(f"{folder}: not as it was published ({len(problems)} problems):", problems)
+    [path] = folder.glob("*.pth")
+    verdict = verify(checkpoint, path) if checkpoint else _against_recorded(folder, path)
+    first = verdict.first_divergence()
+    if first or not verdict.passed:
+        where = f"first differs at {first.endpoint}, {first.max_rel:.1e} of its scale" if first else "no endpoints"
+        raise NoParityError(f"{path}: no parity with {verdict.reference} ({where})")
+    return verdict
+
+
+def _contradictions(folder: Path) -> list[str]:
+    paths = list(folder.glob("*.pth"))
+    if len(paths) != 1:
+        return [f"{len(paths)} .pth files, expected one"]
+    path = paths[0]
+    artifact, twin = load_artifact(path), load_artifact(folder / layout.WEIGHTS)
+    if artifact.metadata is None:
+        return [f"{path.name}: not written by mnv3-port"]
+    problems = []
+    if not path.stem.endswith(f"-{sha256(path)[: layout.HASH_LENGTH]}"):
+        problems.append(f"{path.name}: its name does not end in the first {layout.HASH_LENGTH} of its SHA-256")
+    problems += _not_twins(path.name, artifact, twin)
+    problems += [f"{path.name}: {n}: not finite" for n, value in artifact.tensors.items() if not value.isfinite().all()]
+    config, parity = _json(folder / layout.CONFIG), _json(folder / layout.PARITY)
+    expected = load_variant(artifact.metadata.variant).timm
+    for key, value in (("architecture", expected), ("num_classes", artifact.metadata.num_classes)):
+        if config.get(key) != value:
+            problems.append(f"{layout.CONFIG}: {key} is {config.get(key)!r}, the weights are of {value!r}")
+    if parity.get("passed") is not True:
+        problems.append(f"{layout.PARITY}: tells of no parity")
+    if parity.get("digests", {}).get(path.name) != sha256(path):
+        problems.append(f"{layout.PARITY}: is of other weights than {path.name}")
+    return problems
+
+
+def _not_twins(name: str, one: Artifact, other: Artifact) -> list[str]:
+    both = f"{name} and {layout.WEIGHTS}"
+    if one.tensors.keys() != other.tensors.keys():
+        return [f"{both}: other tensors ({sorted(one.tensors.keys() ^ other.tensors.keys())[:3]} ...)"]
+    problems = [f"{both}: {n} differs" for n, value in one.tensors.items() if not torch.equal(value, other.tensors[n])]
+    if other.metadata is None or msgspec.structs.replace(other.metadata, parity={}) != one.metadata:
+        problems.append(f"{both}: metadata differs")
+    return problems
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: not readable JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ArtifactError(f"{path}: holds no JSON object")
+    return content
+
+
+def _against_recorded(folder: Path, path: Path) -> Verdict:
+    reference = recorded(folder / layout.REFERENCE)
+    variant = load_artifact(path).metadata
+    assert variant is not None
+    mapping = load_variant(variant.variant)
+    fake_quant = bool(_json(folder / layout.PARITY).get("fake_quant"))
+    model = create_model(variant.variant, path, fake_quant=fake_quant)
+    assert isinstance(model, MobileNetV3)
+    verdict = Verdict(
+        variant=variant.variant,
+        checkpoint=layout.REFERENCE,
+        artifact=str(path),
+        reference=reference.name,
+        dtype="float32",
+        environment=environment(reference),
+        digests={path.name: sha256(path)},
+    )
+    for sample in reference.samples:
+        check_sample(verdict, model, reference, sample, mapping.classes.background)
+    return verdict

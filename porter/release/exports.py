@@ -1,0 +1,133 @@
+"""Further forms of a port, each checked against the reference's logits before it counts."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from porter.create import create_model
+from porter.errors import ArtifactError, NoParityError
+from porter.mapping.schema import VariantMapping
+from porter.parity.references.recorded import recorded
+from porter.parity.verdict import TOLERANCES
+
+Export = Literal["onnx", "pt2", "torchscript", "aot"]
+Run = Callable[[np.ndarray], np.ndarray]  # (N, 3, H, W) -> (N, classes)
+
+
+def write_exports(
+    kinds: Sequence[Export], artifact: Path, mapping: VariantMapping, reference: Path
+) -> dict[str, tuple[Path, float]]:
+    """Write each of ``kinds`` beside ``artifact``: kind -> file, and how far its logits are, over their scale.
+
+    All take a batch of any size at the training resolution. Raises NoParityError where one misses the float32 bar,
+    ArtifactError where a package is missing.
+    """
+    if not kinds:
+        return {}
+    model = create_model(mapping.variant, artifact)
+    against = recorded(reference)
+    images = against.samples[0].images
+    [(_, logits)] = against.run(images, ["Logits"])
+    if mapping.classes.background is not None and logits.shape[1] > getattr(model, "num_classes", 0):
+        logits = np.delete(logits, mapping.classes.background, axis=1)
+    # Twice the image: the batch is another than the one exported with
+    batch = np.ascontiguousarray(np.concatenate([images, images]).transpose(0, 3, 1, 2))
+    found: dict[str, tuple[Path, float]] = {}
+    for kind in kinds:
+        path, run = _WRITERS[kind](model, artifact.with_suffix(""), batch[:1])
+        error = float(np.abs(run(batch) - logits).max() / np.abs(logits).max())
+        if not error <= TOLERANCES["float32"]["logits"]:
+            raise NoParityError(f"{path.name}: no parity: logits are {error:.1e} of their scale off: nothing released")
+        found[kind] = path, error
+    return found
+
+
+def _onnx(model: torch.nn.Module, stem: Path, example: np.ndarray) -> tuple[Path, Run]:
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401 - torch's exporter needs it
+    except ImportError as error:
+        raise ArtifactError(f"the ONNX export needs pip install 'mnv3-port[onnx]' ({error})") from error
+    path = stem.with_name(stem.name + ".onnx")
+    with _quiet():
+        torch.onnx.export(
+            model,
+            (torch.from_numpy(example),),
+            path,
+            input_names=["image"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return path, lambda batch: np.asarray(session.run(["logits"], {"image": batch})[0])
+
+
+def _exported(model: torch.nn.Module, example: np.ndarray) -> torch.export.ExportedProgram:
+    inputs = torch.from_numpy(np.concatenate([example, example]))  # a batch of one would be taken for a constant
+    return torch.export.export(model, (inputs,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+
+
+def _pt2(model: torch.nn.Module, stem: Path, example: np.ndarray) -> tuple[Path, Run]:
+    path = stem.with_name(stem.name + ".pt2")
+    with _quiet():
+        torch.export.save(_exported(model, example), path)
+        loaded = torch.export.load(path).module()
+    return path, _torch_run(loaded)
+
+
+def _torchscript(model: torch.nn.Module, stem: Path, example: np.ndarray) -> tuple[Path, Run]:
+    path = stem.with_name(stem.name + ".ts")
+    with _quiet(), torch.no_grad():
+        torch.jit.trace(model, torch.from_numpy(example)).save(str(path))  # type: ignore[no-untyped-call]
+        loaded = torch.jit.load(str(path))  # type: ignore[no-untyped-call]
+    return path, _torch_run(loaded)
+
+
+def _aot(model: torch.nn.Module, stem: Path, example: np.ndarray) -> tuple[Path, Run]:
+    path = stem.with_name(stem.name + ".aot.pt2")
+    with _quiet(), torch.no_grad():
+        torch._inductor.aoti_compile_and_package(_exported(model, example), package_path=str(path))
+        loaded = torch._inductor.aoti_load_package(str(path))
+    return path, _torch_run(loaded)
+
+
+def _torch_run(loaded: Callable[[torch.Tensor], torch.Tensor]) -> Run:
+    def run(batch: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            found: np.ndarray = loaded(torch.from_numpy(batch)).numpy()
+        return found
+
+    return run
+
+
+@contextlib.contextmanager
+def _quiet():  # type: ignore[no-untyped-def]
+    """torch's exporters report their progress and each other's deprecation; errors still come through."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+_WRITERS: dict[Export, Callable[[torch.nn.Module, Path, np.ndarray], tuple[Path, Run]]] = {
+    "onnx": _onnx,
+    "pt2": _pt2,
+    "torchscript": _torchscript,
+    "aot": _aot,
+}

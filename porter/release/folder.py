@@ -1,0 +1,83 @@
+"""A release folder: written beside its place and renamed, names and checksums of what is in it."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from porter.errors import PorterError
+from porter.loaders.checkpoint import sha256
+
+CHECKSUMS = "SHA256SUMS"
+CARD, CONFIG, WEIGHTS = "README.md", "config.json", "model.safetensors"
+PARITY, REPORT, REFERENCE, EVALUATION = "parity.json", "parity.html", "reference.npz", "evaluation.json"
+HASH_LENGTH = 8  # what torch.hub's check_hash looks for at the end of a file's name
+
+
+@contextmanager
+def staged(folder: Path, force: bool) -> Iterator[Path]:
+    """An empty folder beside ``folder`` that takes its place when the block ends well; else nothing is left of it.
+
+    With ``force`` an earlier release goes. Raises PorterError where ``folder`` is something else, or cannot be written.
+    """
+    if folder.is_file():
+        raise PorterError(f"{folder}: is a file; name a folder for --out")
+    if folder.is_dir() and any(folder.iterdir()):
+        if not (folder / CHECKSUMS).is_file():
+            raise PorterError(f"{folder}: holds other files; name a new folder for --out")
+        if not force:
+            raise PorterError(f"{folder}: holds a release already; choose another folder or use --force")
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if folder.exists():
+            old = temporary.with_suffix(".old")
+            folder.rename(old)
+            temporary.rename(folder)
+            shutil.rmtree(old)
+        else:
+            temporary.rename(folder)
+    except OSError as error:
+        raise PorterError(f"{folder}: cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def add_hash(path: Path) -> Path:
+    """Rename ``name.pth`` to ``name-<first 8 of its SHA-256>.pth``, torch.hub's convention."""
+    return path.rename(path.with_name(f"{path.stem}-{sha256(path)[:HASH_LENGTH]}{path.suffix}"))
+
+
+def write_checksums(folder: Path) -> None:
+    """``SHA256SUMS`` of every file, as ``sha256sum`` writes and checks it."""
+    lines = [f"{sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in _files(folder)]
+    (folder / CHECKSUMS).write_text("".join(lines))
+
+
+def checksum_problems(folder: Path) -> list[str]:
+    """What does not agree with ``SHA256SUMS``. Raises PorterError where it is missing or malformed."""
+    path = folder / CHECKSUMS
+    if not path.is_file():
+        raise PorterError(f"{folder}: no {CHECKSUMS} in it; not a release")
+    listed: dict[str, str] = {}
+    for line in path.read_text(errors="replace").splitlines():
+        digest, _, name = line.partition("  ")
+        if len(digest) != 64 or not name or Path(name).is_absolute() or ".." in Path(name).parts:
+            raise PorterError(f"{path}: line {line!r} is no checksum")
+        listed[name] = digest
+    present = {file.relative_to(folder).as_posix(): file for file in _files(folder)}
+    problems = [f"{name}: listed in {CHECKSUMS}, but missing" for name in listed if name not in present]
+    problems += [f"{name}: not listed in {CHECKSUMS}" for name in present if name not in listed]
+    return problems + [
+        f"{name}: its SHA-256 is not the one in {CHECKSUMS}"
+        for name, file in present.items()
+        if name in listed and sha256(file) != listed[name]
+    ]
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS)

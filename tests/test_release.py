@@ -1,0 +1,368 @@
+"""``release``: the folder as its users read it (timm, torch.hub, Hugging Face, sha256sum), and what is refused."""
+
+import hashlib
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import porter
+from porter.artifacts.files import load_artifact
+from porter.demo import write_demo_checkpoint
+from porter.mapping.cost import multiply_accumulates
+from porter.mapping.files import VARIANTS, load_variant
+from porter.mapping.network import build_network
+
+# shared/FACTS.md: parameters and multiply-accumulates at 224
+PUBLISHED = {
+    "large_075": (3993528, 154560624),
+    "large_100": (5483032, 216589760),
+    "large_minimal_100": (3924288, 209136704),
+    "small_075": (2041872, 43399344),
+    "small_100": (2542856, 56510400),
+    "small_minimal_100": (2044736, 52288448),
+}
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "porter", *map(str, arguments)]
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    """A release of the demo checkpoint, against its recorded reference (no TensorFlow)."""
+    folder = tmp_path_factory.mktemp("release")
+    source = write_demo_checkpoint(folder)
+    reference = source / "expected.npz"
+    subprocess.run(command("release", source, "--out", folder / "dist", "--reference", reference), check=True)
+    return folder / "dist"
+
+
+@pytest.fixture
+def copy(made, tmp_path):
+    return Path(shutil.copytree(made, tmp_path / "dist"))
+
+
+def sealed(folder):
+    """Write SHA256SUMS anew, as somebody who tampers with a release would."""
+    from porter.release.folder import write_checksums
+
+    write_checksums(folder)
+
+
+@pytest.mark.parametrize("variant", PUBLISHED)
+def test_published_cost(variant):
+    network = build_network(load_variant(variant))
+    assert multiply_accumulates(network, 224, 1000) == PUBLISHED[variant][1]
+    model = porter.create_model(variant)
+    assert sum(p.numel() for p in model.parameters()) == PUBLISHED[variant][0]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("size", [224, 193])
+def test_cost_is_what_the_model_does(variant, size):
+    """Counted by hooks on the layers as they run."""
+    model = porter.create_model(variant)
+    counted = 0
+
+    def count(module, inputs, output):
+        nonlocal counted
+        counted += output[0].numel() * module.weight[0].numel()
+
+    for module in model.modules():
+        if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        model(torch.zeros(1, 3, size, size))
+    assert multiply_accumulates(build_network(load_variant(variant)), size, 1000) == counted
+
+
+def test_names_and_checksums(made):
+    [path] = made.glob("*.pth")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert path.name == f"tf_mobilenetv3_small_075-{digest[:8]}.pth"
+    names = {p.name for p in made.iterdir()}
+    assert names == {
+        *(path.name, "model.safetensors", "config.json", "README.md", "SHA256SUMS"),
+        *("parity.json", "parity.html", "reference.npz"),
+    }
+    assert (
+        subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=made, capture_output=True).returncode
+        == 0
+    )
+    assert len((made / "SHA256SUMS").read_text().splitlines()) == len(names) - 1
+
+
+def test_torch_hub_accepts_the_hash(made, tmp_path):
+    [path] = made.glob("*.pth")
+    loaded = torch.hub.load_state_dict_from_url(path.as_uri(), str(tmp_path), check_hash=True, weights_only=True)
+    assert loaded.keys() == porter.create_model("small_075").state_dict().keys()
+
+
+def test_timm_loads_the_folder(made):
+    from porter.evaluation.timm_import import import_timm
+
+    try:
+        timm = import_timm()
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"timm cannot be imported: {error}")
+    model = timm.create_model(f"local-dir:{made}", pretrained=True).eval()
+    assert model.pretrained_cfg["crop_pct"] == 0.875
+    assert model.pretrained_cfg["mean"] == [0.5, 0.5, 0.5]
+    [path] = made.glob("*.pth")
+    x = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (1, 3, 224, 224)).astype("f"))
+    with torch.no_grad():
+        ours, theirs = porter.create_model("small_075", path)(x), model(x)
+    assert (ours - theirs).abs().max() <= 1e-5 * ours.abs().max()
+
+
+def test_card_as_hugging_face_and_timm_read_it(made):
+    hub = pytest.importorskip("huggingface_hub")
+    card = hub.ModelCard.load(made / "README.md")
+    assert card.data.library_name == "timm"
+    assert card.data.tags == ["image-classification", "timm", "mobilenetv3"]
+    index = yaml.safe_load(re.search("<!--\n(Type: model-index.*)-->", card.text, re.S)[1])
+    [model] = index["Models"]
+    [path] = made.glob("*.pth")
+    assert model["Name"] == model["Metadata"]["ID"] == "tf_mobilenetv3_small_075"
+    assert model["Metadata"]["Parameters"] == 2041872
+    assert model["Metadata"]["FLOPs"] == 43399344
+    assert model["Metadata"]["File Size"] == path.stat().st_size
+    assert model["Metadata"]["LR"] == 0.045
+    assert "Squeeze-and-Excitation Block" in model["Metadata"]["Architecture"]
+    assert "Results" not in model
+    assert path.name in card.text
+
+
+def test_safetensors_tells_what_was_measured(made):
+    [path] = made.glob("*.pth")
+    plain, twin = load_artifact(path).metadata, load_artifact(made / "model.safetensors").metadata
+    assert plain.parity == {}
+    assert twin.parity["reference"] == "recorded (expected.npz)"
+    assert twin.parity["endpoints"] == "50"
+    parity = json.loads((made / "parity.json").read_text())
+    assert parity["passed"]
+    assert parity["digests"][path.name] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert "/" not in parity["checkpoint"] + parity["artifact"]
+
+
+def test_same_input_same_bytes(made, tmp_path):
+    source = write_demo_checkpoint(tmp_path / "elsewhere")
+    folder = tmp_path / "again"
+    subprocess.run(command("release", source, "--out", folder, "--reference", source / "expected.npz"), check=True)
+    for path in made.iterdir():
+        assert (folder / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_check_accepts(made, run):
+    ran = run("release", "--check", made)
+    assert ran.code == 0, ran.err
+    assert "50 endpoints within limits" in ran.out
+    assert run("release", "--check", made.parent).out == ran.out
+
+
+@pytest.mark.parametrize("name", ["README.md", "model.safetensors", "parity.json", "reference.npz"])
+def test_check_finds_any_changed_byte(copy, run, name):
+    data = bytearray((copy / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / name).write_bytes(data)
+    ran = run("release", "--check", copy)
+    assert ran.code == 2
+    assert f"{name}: its SHA-256 is not the one in SHA256SUMS" in ran.err
+
+
+def test_check_finds_missing_and_added_files(copy, run):
+    (copy / "config.json").unlink()
+    (copy / "extra.bin").write_bytes(b"x")
+    ran = run("release", "--check", copy)
+    assert ran.code == 2
+    assert "config.json: listed in SHA256SUMS, but missing" in ran.err
+    assert "extra.bin: not listed" in ran.err
+
+
+def changed_weights(folder, value=None):
+    """Other weights under consistent names and checksums."""
+    from porter.artifacts.files import save_artifact
+    from porter.release.folder import add_hash
+
+    [path] = folder.glob("*.pth")
+    artifact = load_artifact(path)
+    weight = artifact.tensors["blocks.2.0.conv_dw.weight"]
+    weight[0, 0, 0, 0] = weight[0, 0, 0, 0] + 1 if value is None else value
+    path.unlink()
+    plain = folder / "tf_mobilenetv3_small_075.pth"
+    save_artifact(plain, artifact.tensors, artifact.metadata)
+    twin = load_artifact(folder / "model.safetensors").metadata
+    save_artifact(folder / "model.safetensors", artifact.tensors, twin, force=True)
+    path = add_hash(plain)
+    parity = json.loads((folder / "parity.json").read_text())
+    parity["digests"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (folder / "parity.json").write_text(json.dumps(parity))
+    sealed(folder)
+
+
+def test_check_computes_and_does_not_believe(copy, run):
+    changed_weights(copy)
+    ran = run("release", "--check", copy)
+    assert ran.code == 1
+    assert "no parity with recorded (reference.npz) (first differs at layer_5" in ran.err
+
+
+def test_check_refuses_nan(copy, run):
+    changed_weights(copy, float("nan"))
+    ran = run("release", "--check", copy)
+    assert ran.code == 2
+    assert "blocks.2.0.conv_dw.weight: not finite" in ran.err
+
+
+def test_check_finds_contradictions(copy, run):
+    [path] = copy.glob("*.pth")
+    path.rename(copy / "tf_mobilenetv3_small_075-00000000.pth")
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"architecture": "resnet50"}))
+    sealed(copy)
+    ran = run("release", "--check", copy)
+    assert ran.code == 2
+    assert "its name does not end in the first 8 of its SHA-256" in ran.err
+    assert "architecture is 'resnet50'" in ran.err
+
+
+def test_no_parity_no_release(tmp_path, run):
+    """The reference of other weights."""
+    source = write_demo_checkpoint(tmp_path)
+    with np.load(source / "expected.npz") as file:
+        arrays = dict(file)
+    arrays["ep/layer_9"] = arrays["ep/layer_9"] * 1.01
+    np.savez(tmp_path / "other.npz", **arrays)
+    ran = run("release", source, "--out", tmp_path / "dist", "--reference", tmp_path / "other.npz")
+    assert ran.code == 1
+    assert "first differs at layer_9" in ran.err
+    assert "nothing released" in ran.err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["other.npz", "small_075_demo"]
+
+
+def test_nan_is_refused(make_checkpoint, tmp_path, run):
+    def spoil(variables):
+        variables["MobilenetV3/Conv/weights"][0, 0, 0, 0] = np.nan
+
+    ran = run("release", make_checkpoint(spoil), "--out", tmp_path / "dist")
+    assert ran.code == 2
+    assert "MobilenetV3/Conv/weights: 1 of 432 values are NaN or infinite" in ran.err
+    assert not (tmp_path / "dist").exists()
+
+
+def test_folders_that_are_in_the_way(made, demo_folder, tmp_path, run):
+    options = ("--reference", demo_folder / "expected.npz", "--out")
+    (tmp_path / "file").touch()
+    assert "is a file" in run("release", demo_folder, *options, tmp_path / "file").err
+    assert "holds other files" in run("release", demo_folder, *options, tmp_path, "--force").err
+    assert "holds a release already" in run("release", demo_folder, *options, made).err
+    assert "--out FOLDER is needed" in run("release", demo_folder).err
+    assert "not a release" in run("release", "--check", tmp_path).err
+    assert "no such folder" in run("release", "--check", tmp_path / "none").err
+
+
+def test_force_replaces(copy, demo_folder, run):
+    (copy / "README.md").write_text("old")
+    ran = run("release", demo_folder, "--reference", demo_folder / "expected.npz", "--out", copy, "--force")
+    assert ran.code == 0, ran.err
+    assert "old" not in (copy / "README.md").read_text().split()
+    assert [p.name for p in copy.parent.iterdir()] == ["dist"]
+
+
+def test_interrupted_half_way(demo_folder, tmp_path):
+    options = ("--reference", demo_folder / "expected.npz", "--out", tmp_path / "dist")
+    process = subprocess.Popen(command("release", demo_folder, *options), stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".dist.*/*.pth")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    process.communicate()
+    assert process.returncode == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_all(tmp_path, run):
+    """Two good ones, a damaged one and a text file."""
+    sources = tmp_path / "sources"
+    for variant in ("small_075", "small_minimal_100"):
+        write_demo_checkpoint(sources, variant)
+    (sources / "README.md").write_text("no checkpoint")
+    (sources / "damaged").mkdir()
+    (sources / "damaged" / "model.index").write_bytes(b"no index")
+    ran = subprocess.run(
+        command("release", "--all", sources, "--out", tmp_path / "dist"), capture_output=True, text=True
+    )
+    assert ran.returncode == 2
+    assert "damaged" in ran.stderr
+    assert sorted(p.name for p in (tmp_path / "dist").iterdir()) == [
+        "tf_mobilenetv3_small_075",
+        "tf_mobilenetv3_small_minimal_100",
+    ]
+    assert run("release", "--check", tmp_path / "dist").out.count("ok   ") == 2
+    assert (
+        "no tarballs"
+        in run("release", "--all", tmp_path / "dist" / "tf_mobilenetv3_small_075", "--out", tmp_path / "x").err
+    )
+
+
+def test_exports(demo_folder, tmp_path, run):
+    pytest.importorskip("onnxruntime")
+    ran = run("release", demo_folder, "--out", tmp_path / "dist", "--onnx", "--pt2", "--torchscript")
+    assert ran.code == 0, ran.err
+    errors = json.loads((tmp_path / "dist" / "parity.json").read_text())["exports"]
+    assert errors.keys() == {"onnx", "pt2", "torchscript"}
+    assert all(0 < error < 1e-5 for error in errors.values())
+    assert run("release", "--check", tmp_path / "dist").code == 0
+    card = (tmp_path / "dist" / "README.md").read_text()
+    assert all(f"({kind})" in card for kind in errors)
+
+
+@pytest.mark.slow
+def test_aot_package(demo_folder, tmp_path, run):
+    ran = run("release", demo_folder, "--out", tmp_path / "dist", "--aot")
+    assert ran.code == 0, ran.err
+    assert json.loads((tmp_path / "dist" / "parity.json").read_text())["exports"]["aot"] < 1e-5
+
+
+def test_evaluated_card(demo_folder, tmp_path, run):
+    image = pytest.importorskip("PIL.Image")
+    photos = tmp_path / "photos" / "n01440764"
+    photos.mkdir(parents=True)
+    image.new("RGB", (50, 40), "teal").save(photos / "a.png")
+    source = ("--reference", demo_folder / "expected.npz", "--evaluate", photos.parent)
+    ran = run("release", demo_folder, *source, "--out", tmp_path / "dist")
+    assert ran.code == 0, ran.err
+    card = (tmp_path / "dist" / "README.md").read_text()
+    assert "1 labelled images" in card
+    hub = pytest.importorskip("huggingface_hub")
+    results = hub.ModelCard.load(tmp_path / "dist" / "README.md").data.eval_results
+    assert [r.metric_name for r in results] == ["Top 1 accuracy", "Top 5 accuracy"]
+    assert json.loads((tmp_path / "dist" / "evaluation.json").read_text())["images"] == 1
+
+
+@pytest.mark.slow
+def test_all_six_in_timm(shared, tmp_path):
+    """The shared checkpoints released at once; timm's logits are the original graph's."""
+    from porter.evaluation.timm_import import import_timm
+
+    timm = import_timm()
+    ran = subprocess.run(command("release", "--all", shared, "--out", tmp_path), capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert len(list(tmp_path.iterdir())) == 6
+    for folder in tmp_path.iterdir():
+        model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        checkpoint = json.loads((folder / "parity.json").read_text())["checkpoint"]
+        with np.load(shared / checkpoint / "expected.npz") as file:
+            images, logits = torch.from_numpy(file["input"]).permute(0, 3, 1, 2), file["logits"][:, 1:]
+        with torch.no_grad():
+            assert np.abs(model(images).numpy() - logits).max() <= 1e-5 * np.abs(logits).max()
