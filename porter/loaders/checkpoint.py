@@ -7,10 +7,12 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from porter.errors import CheckpointError
 from porter.loaders.archive import unpack
@@ -86,13 +88,13 @@ class Checkpoint(Mapping[str, Variable]):
         return {path.name: sha256(path) for path in self.files}
 
 
-def open_checkpoint(path: str | os.PathLike[str], weights: Weights = "auto") -> Checkpoint:
+def open_checkpoint(path: str | os.PathLike[str], weights: Weights = "auto", checksums: bool = True) -> Checkpoint:
     """Open the TensorFlow weights at ``path`` without reading them.
 
     ``path``: a V2 or V1 checkpoint (prefix, file or folder), a SavedModel, a Keras file, a ``.tflite``, a released
     tarball or its folder, a frozen ``.pb``, a zip or tarball of any of them, or the URL of any of them. ``weights``:
-    ``ema`` or ``raw`` where both exist; ``auto`` prefers the averages. Raises CheckpointError naming the file and
-    what to do.
+    ``ema`` or ``raw`` where both exist; ``auto`` prefers the averages. ``checksums`` False skips those of a V2
+    checkpoint's tensors. Raises CheckpointError naming the file and what to do.
     """
     remote = mirror(str(path)) if is_url(path) else None
     here = remote.path if remote else Path(path)
@@ -104,7 +106,7 @@ def open_checkpoint(path: str | os.PathLike[str], weights: Weights = "auto") -> 
             source = locate(Path(temporary.name) / source.path.name, weights)
             remote = None  # all of it has come
         fetch = remote.fetch if remote else None
-        contents = read_bundle(source.path, fetch) if source.kind == "bundle" else _read(source)
+        contents = read_bundle(source.path, fetch, checksums) if source.kind == "bundle" else _read(source)
     averaged = source.kind == "bundle" and source.path.parent.name == "ema"
     variables = contents.variables
     if temporary:
@@ -150,7 +152,7 @@ def _holding(variable: Variable, folder: tempfile.TemporaryDirectory[str]) -> Va
         assert folder
         return variable.load()
 
-    return replace(variable, load=load)
+    return msgspec.structs.replace(variable, load=load)
 
 
 def sha256(path: Path) -> str:

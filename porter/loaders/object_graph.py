@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import NamedTuple
+
+import msgspec
 
 from porter.loaders import protos
 from porter.loaders.variable import Variable
@@ -58,5 +59,5 @@ def resolve_names(variables: Mapping[str, Variable], serialized: bytes, file: st
         else:
             full_name = full_names.get(key, "")
             name = full_name if counts[full_name] == 1 and full_name else path
-            resolved[name] = replace(variable, name=name)
+            resolved[name] = msgspec.structs.replace(variable, name=name)
     return Resolved(resolved, set_aside)

@@ -92,7 +92,7 @@ TrackableObjectGraph = _class("TrackableObjectGraph")
 CheckpointState = _class("CheckpointState")
 
 
-def parse(cls: Any, data: bytes | memoryview, file: str, what: str) -> Any:
+def parse(cls: Any, data: bytes | memoryview, file: object, what: str) -> Any:
     """Parse ``data`` as a ``cls``. Raises CheckpointError naming ``file`` and ``what`` it should be."""
     try:
         return cls.FromString(bytes(data))
@@ -102,4 +102,4 @@ def parse(cls: Any, data: bytes | memoryview, file: str, what: str) -> Any:
 
 def shape_of(proto: Any) -> tuple[int, ...]:
     """The dimensions of a TensorShapeProto."""
-    return tuple(dim.size for dim in proto.dim)
+    return tuple([dim.size for dim in proto.dim])  # a list: this runs for each of up to 10^5 variables

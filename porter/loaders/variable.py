@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
 
 from porter.loaders import dtypes
 
@@ -14,8 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-@dataclass(frozen=True)
-class Variable:
+class Variable(msgspec.Struct, frozen=True, eq=False):
     """A TensorFlow variable as it lies in a file.
 
     ``name`` is the plain variable name; ``stored_as`` the name in the file, which differs for an
@@ -28,7 +28,7 @@ class Variable:
     dtype: str
     stored_as: str
     file: str
-    load: Callable[[], np.ndarray] = field(repr=False, compare=False)
+    load: Callable[[], np.ndarray]
     fused: str | None = None
 
     @property
@@ -39,7 +39,7 @@ class Variable:
     def read(self) -> np.ndarray:
         """Read the values: native byte order, TensorFlow's layout, checksum verified.
 
-        The array may be a read-only view of the mapped file. Raises CheckpointError on damaged data.
+        The array may be read-only. Raises CheckpointError on damaged data.
         """
         return self.load()
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Literal
+
+import msgspec
 
 from porter.errors import CheckpointError
 from porter.loaders.variable import Variable
@@ -33,5 +34,5 @@ def select_weights(
         raise CheckpointError(f"{path}: a released ema/ folder holds moving averages alone; use --weights auto or ema")
     if weights == "raw":
         return plain, {var.stored_as: "moving average; raw weights were asked for" for var in averages.values()}
-    chosen = plain | {name: replace(var, name=name) for name, var in averages.items()}
+    chosen = plain | {name: msgspec.structs.replace(var, name=name) for name, var in averages.items()}
     return chosen, {name: "raw value; its moving average is used" for name in averages if name in plain}
