@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from porter.atomic import refuse_existing
-from porter.errors import MappingError
+from porter.errors import MappingError, PorterError
 from porter.loaders import Checkpoint, open_checkpoint
 from porter.loaders.weights import Weights
 from porter.mapping.files import load_mapping, load_variant, mapping_digest
@@ -118,6 +120,27 @@ def convert(
     return path, port
 
 
+def convert_all(
+    checkpoints: Sequence[str], folder: Path, variant: str | None = None, **options: Any
+) -> Iterator[tuple[Path, Port]]:
+    """Port several checkpoints, of one training run say, into ``folder`` as ``<name of the checkpoint>.pth``.
+
+    Other arguments and results as for ``convert``; the variant is found once. Raises PorterError at the first that
+    cannot be ported; those before it stay.
+    """
+    names = [f"{Path(checkpoint).name.removesuffix('.index')}.pth" for checkpoint in checkpoints]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise PorterError(f"{folder}: two checkpoints would become {twice[0]}; convert them one by one")
+    if folder.is_file():
+        raise PorterError(f"{folder}: is a file; name a folder for several checkpoints")
+    folder.mkdir(parents=True, exist_ok=True)
+    for checkpoint, name in zip(checkpoints, names, strict=True):
+        path, port = convert(checkpoint, folder / name, variant, **options)
+        variant = variant or (port.mapping.variant if options.get("mapping") is None else None)
+        yield path, port
+
+
 def as_torch(ported: Ported) -> dict[str, Tensor]:
     """Ported arrays as tensors that share their memory."""
     import torch
@@ -160,6 +183,10 @@ def choose_mapping(checkpoint: Checkpoint, variant: str | None, mapping: PathLik
         if variant is not None and variant != chosen.variant:
             raise MappingError(f"{mapping}: is a mapping of {chosen.variant}, not of {variant}")
         return chosen
+    if variant is not None:
+        named = match_variants(checkpoint, [load_variant(variant).variant])[0]
+        if named.exact:
+            return load_variant(variant, named.names)
     best = match_variants(checkpoint)[0]
     if variant is None:
         if not best.exact:
@@ -168,9 +195,8 @@ def choose_mapping(checkpoint: Checkpoint, variant: str | None, mapping: PathLik
                 f"{best.expected} variables (--variant {best.variant} lists the differences; --mapping takes your own)"
             )
         return load_variant(best.variant, best.names)
-    load_variant(variant)  # an unknown one is the first thing to say
-    if best.exact and best.variant != variant:
+    if best.exact:
         raise MappingError(
             f"{checkpoint.given}: is a {best.variant} checkpoint, not {variant}; use --variant {best.variant}"
         )
-    return load_variant(variant, match_variants(checkpoint, [variant])[0].names)
+    return load_variant(variant, named.names)

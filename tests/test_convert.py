@@ -20,8 +20,10 @@ from porter.artifacts.files import load_artifact
 from porter.artifacts.metadata import Metadata
 from porter.atomic import atomic_write
 from porter.conversion import convert, plan_port
+from porter.demo import demo_variables
 from porter.errors import ArtifactError, PorterError
 from porter.loaders import open_checkpoint
+from porter.writers.bundle import write_bundle
 
 STEM = "MobilenetV3/Conv/weights"
 
@@ -290,3 +292,24 @@ def test_threads_may_convert_side_by_side(demo_folder, tmp_path):
         thread.join()
     assert len({path.read_bytes() for path in tmp_path.glob("*.pth")}) == 1
     assert len(list(tmp_path.glob("*.pth"))) == 4
+
+
+def test_several_at_once(tmp_path, run):
+    """A training run: the same bytes as one by one, and the name of each checkpoint."""
+    (tmp_path / "run").mkdir()
+    for step in range(3):
+        variables = demo_variables("small_075")
+        variables["MobilenetV3/Conv/BatchNorm/beta"] += step
+        write_bundle(tmp_path / "run" / f"model-{step}", variables)
+    ran = run("convert", *sorted((tmp_path / "run").glob("*.index")), "-o", tmp_path / "out")
+    assert ran.code == 0, ran.err
+    assert ran.out.count("wrote ") == 3
+    for step in range(3):
+        assert run("convert", tmp_path / "run" / f"model-{step}", "-o", tmp_path / "one.pth", "--force").code == 0
+        assert (tmp_path / "out" / f"model-{step}.pth").read_bytes() == (tmp_path / "one.pth").read_bytes()
+    sources = [tmp_path / "run" / f"model-{step}" for step in (0, 1)]
+    assert "exists already" in run("convert", *sources, "-o", tmp_path / "out").err
+    assert "need -o FOLDER" in run("convert", *sources).err
+    assert "is a file" in run("convert", *sources, "-o", tmp_path / "one.pth").err
+    assert "two checkpoints would become model-0.pth" in run("convert", *sources[:1] * 2, "-o", tmp_path / "x").err
+    assert not (tmp_path / "x").exists()

@@ -27,7 +27,12 @@ class SizeType(click.ParamType):  # type: ignore[type-arg]  # generic since clic
 
 
 def source_options(command: Callable[..., None]) -> Callable[..., None]:
-    """What every command that reads a checkpoint takes."""
+    """A checkpoint, and how to read it."""
+    return reading_options(click.argument("checkpoint", metavar="PATH|URL")(command))
+
+
+def reading_options(command: Callable[..., None]) -> Callable[..., None]:
+    """How every command that reads a checkpoint reads it."""
     for option in (
         click.option(
             "--weights",
@@ -38,7 +43,6 @@ def source_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option("--mapping", type=FILE, metavar="FILE", help="Your own mapping file."),
         click.option("--variant", metavar="NAME", help="E.g. small_075; found from the shapes when left out."),
-        click.argument("checkpoint", metavar="PATH|URL"),
     ):
         command = option(command)
     return command

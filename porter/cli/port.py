@@ -7,39 +7,59 @@ from typing import Any
 
 import click
 
-from porter.cli.options import FILE, port_options, print_port, source_options
+from porter.cli.options import FILE, port_options, print_port, reading_options
 
 
 @click.command()
-@source_options
+@reading_options
+@click.argument("checkpoint", metavar="PATH|URL...", nargs=-1, required=True)
 @port_options
 @click.option(
     "-o",
     "--output",
     type=FILE,
     metavar="FILE",
-    help="A .pth or .safetensors; <variant>.pth when left out.",
+    help="A .pth or .safetensors, <variant>.pth when left out; a folder for several.",
 )
 @click.option("--num-classes", type=int, metavar="N", help="Refuse a classifier of another size.")
 @click.option("--force", is_flag=True, help="Overwrite the output.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 def convert(
-    checkpoint: str, variant: str | None, output: Path | None, force: bool, dry_run: bool, **options: Any
+    checkpoint: tuple[str, ...], variant: str | None, output: Path | None, force: bool, dry_run: bool, **options: Any
 ) -> None:
-    """Port CHECKPOINT to PyTorch."""
+    """Port CHECKPOINT to PyTorch; several at once into a folder (-o)."""
+    if len(checkpoint) > 1:
+        _convert_all(checkpoint, variant, output, force, dry_run, options)
+        return
     if dry_run:
         from porter.conversion import plan_port
         from porter.report.listing import plan_lines
 
-        port = plan_port(checkpoint, variant, **options)
+        port = plan_port(checkpoint[0], variant, **options)
         click.echo("\n".join(plan_lines(port.plan)))
         print_port(port, variant)
         return
     from porter.conversion import convert
 
-    path, port = convert(checkpoint, output, variant, force=force, **options)
+    path, port = convert(checkpoint[0], output, variant, force=force, **options)
     print_port(port, variant)
     click.echo(f"wrote     {path} ({path.stat().st_size:,} bytes)")
+
+
+def _convert_all(
+    checkpoints: tuple[str, ...],
+    variant: str | None,
+    folder: Path | None,
+    force: bool,
+    dry_run: bool,
+    options: dict[str, Any],
+) -> None:
+    from porter.conversion import convert_all
+
+    if folder is None or dry_run:
+        raise click.UsageError("several checkpoints need -o FOLDER, and take no --dry-run")
+    for path, port in convert_all(checkpoints, folder, variant, force=force, **options):
+        click.echo(f"wrote     {path} ({port.mapping.variant}, {path.stat().st_size:,} bytes)")
 
 
 @click.command()
