@@ -1,8 +1,8 @@
 """Exact ports of TF/Models MobileNetV3 checkpoints to PyTorch.
 
-``convert`` writes an artifact, ``create_model`` builds the network and loads one, ``verify`` proves parity,
-``open_checkpoint`` reads TensorFlow's files, ``export_tf`` writes one from an artifact. Each is imported on
-first use, so that reading a checkpoint needs neither torch nor tensorflow.
+``convert`` writes an artifact, ``create_model`` builds the network and loads one, ``deploy`` makes it fast,
+``verify`` proves parity, ``open_checkpoint`` reads TensorFlow's files, ``export_tf`` writes one from an artifact. Each
+is imported on first use, so that reading a checkpoint needs neither torch nor tensorflow.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ if TYPE_CHECKING:
     from porter.create import create_model
     from porter.exporting import export_tf
     from porter.loaders import open_checkpoint
+    from porter.network.deployment import deploy
     from porter.parity.verify import verify
 
-__all__ = ["convert", "create_model", "export_tf", "open_checkpoint", "verify"]
+__all__ = ["convert", "create_model", "deploy", "export_tf", "open_checkpoint", "verify"]
 
 _HOMES = {
     "convert": "porter.conversion",
     "create_model": "porter.create",
+    "deploy": "porter.network.deployment",
     "export_tf": "porter.exporting",
     "open_checkpoint": "porter.loaders",
     "verify": "porter.parity.verify",

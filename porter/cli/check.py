@@ -40,6 +40,7 @@ def inspect(checkpoint: str, variant: str | None, mapping: Path | None, weights:
     help="auto, frozen (.pb), meta (.meta), keras, tflite, tf.nn, or a recorded .npz.",
 )
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True)
+@click.option("--deploy", "deployed", is_flag=True, help="Compare the form for inference, porter.deploy.")
 @click.option("--fake-quant", is_flag=True, help="Compare the 8 bits that the source was trained for.")
 @click.option("--size", "sizes", type=SizeType(), multiple=True, help="Image size; may be given several times.")
 @click.option(

@@ -17,6 +17,7 @@ from porter.evaluation.timm_import import import_timm
 from porter.loaders.checkpoint import sha256
 from porter.mapping.files import load_variant
 from porter.mapping.schema import Input
+from porter.network.deployment import deploy
 from porter.network.mobilenet_v3 import MobileNetV3
 from porter.parity.references.choose import choose_reference
 from porter.prediction import variant_of
@@ -50,9 +51,10 @@ def open_classifier(source: str, variant: str | None = None, device: str = "cpu"
     assert isinstance(model, MobileNetV3)
     spec = load_variant(chosen)
     background = model.num_classes == spec.classes.background_of
+    fast = deploy(model, spec.input.size) if device == "cpu" else model
     digest = sha256(Path(source)) if source.endswith(SUFFIXES) else _digest(plan_port(source, chosen))
     return _checked(
-        Classifier(source, model.num_classes - background, spec.input, digest, _torch_logits(model, device, background))
+        Classifier(source, model.num_classes - background, spec.input, digest, _torch_logits(fast, device, background))
     )
 
 

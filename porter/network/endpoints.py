@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from porter.mapping.network import Network
+from porter.network.deployment import Deployed
 from porter.network.mobilenet_v3 import MobileNetV3
 
 
@@ -39,19 +40,30 @@ def endpoint_modules(network: Network, classes: int = 1) -> dict[str, str]:
 
 
 @contextmanager
-def capture(model: MobileNetV3, receive: Callable[[str, Tensor], None]) -> Iterator[None]:
+def capture(model: MobileNetV3 | Deployed, receive: Callable[[str, Tensor], None]) -> Iterator[None]:
     """While open, every forward pass of ``model`` hands each endpoint to ``receive(name, tensor)``.
 
     Feature maps are NCHW, logits and predictions (N, classes). They come one at a time, as they are
     computed, so that a receiver which drops them never holds more than one.
     """
 
+    def with_predictions(name: str, output: Tensor) -> None:
+        receive(name, output)
+        if name == "Logits":
+            receive("Predictions", output.softmax(1))
+
+    if isinstance(model, Deployed):
+        model.receive = with_predictions
+        try:
+            yield
+        finally:
+            model.receive = None
+        return
+
     def hook(names: list[str]) -> Callable[[nn.Module, object, Tensor], None]:
         def forward_hook(_module: nn.Module, _args: object, output: Tensor) -> None:
             for name in names:
-                receive(name, output)
-                if name == "Logits":
-                    receive("Predictions", output.softmax(1))
+                with_predictions(name, output)
 
         return forward_hook
 

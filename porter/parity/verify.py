@@ -20,6 +20,7 @@ from porter.loaders.weights import Weights
 from porter.mapping.carry_out import carry_out
 from porter.mapping.plan import ArtifactLayout
 from porter.mapping.schema import Input
+from porter.network.deployment import Deployed, deploy
 from porter.network.endpoints import capture, endpoint_modules
 from porter.network.mobilenet_v3 import MobileNetV3
 from porter.parity.compare import compare, top_k
@@ -53,6 +54,7 @@ def verify(
     images: PathLike | None = None,
     seed: int = 0,
     evidence: Evidence | None = None,
+    deployed: bool = False,
 ) -> Verdict:
     """Compare the port of ``checkpoint`` with TensorFlow, endpoint by endpoint.
 
@@ -60,7 +62,8 @@ def verify(
     ``fold_bn``). ``fake_quant`` compares the 8 bits that the source was trained for; a .tflite of 8 bits needs no
     asking. ``reference``: ``auto``, one of ``choose.KINDS`` or an ``.npz``. Inputs are seeded noise and structured
     images at ``sizes``, or the photos at ``images``; a recorded reference has its own. ``evidence`` collects what a
-    report shows. Returns the verdict, passed or not. Raises PorterError when no comparison can be made.
+    report shows; ``deployed`` runs the port as ``porter.deploy`` makes it. Returns the verdict, passed or not. Raises
+    PorterError when no comparison can be made.
     """
     check = open_check(
         checkpoint,
@@ -76,7 +79,7 @@ def verify(
         dtype=dtype,
         sizes=sizes,
     )
-    return run_check(check, sizes, images, seed, evidence)
+    return run_check(check, sizes, images, seed, evidence, deployed)
 
 
 class Check(NamedTuple):
@@ -144,17 +147,19 @@ def run_check(
     images: PathLike | None = None,
     seed: int = 0,
     evidence: Evidence | None = None,
+    deployed: bool = False,
 ) -> Verdict:
     """Compare on every sample; arguments as for ``verify``."""
     mapping = check.port.mapping
     for sample in _samples(check.reference, mapping.input, sizes, images, seed):
-        check_sample(check.verdict, check.model, check.reference, sample, mapping.classes.background, evidence)
+        model = _deployed(check.model, sample) if deployed else check.model
+        check_sample(check.verdict, model, check.reference, sample, mapping.classes.background, evidence)
     return check.verdict
 
 
 def check_sample(
     verdict: Verdict,
-    model: MobileNetV3,
+    model: MobileNetV3 | Deployed,
     reference: Reference,
     sample: Sample,
     background: int | None,
@@ -202,9 +207,16 @@ def check_sample(
 
     inputs = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
     with torch.no_grad(), capture(model, receive):
-        model(inputs.to(next(model.parameters()).dtype))
+        model(inputs if isinstance(model, Deployed) else inputs.to(next(model.parameters()).dtype))
     if upcoming is not None:
         raise ParityError(f"{verdict.reference}: endpoint {upcoming[0]} comes out of order")
+
+
+def _deployed(model: MobileNetV3, sample: Sample) -> Deployed:
+    try:
+        return deploy(model, (sample.images.shape[1], sample.images.shape[2]))
+    except ValueError as error:
+        raise ParityError(f"--deploy: {error}; leave out --dtype and --fake-quant") from error
 
 
 def ported_model(port: Port, dtype: Dtype) -> MobileNetV3:

@@ -1,0 +1,123 @@
+"""``porter.deploy``: the same function as the model it was made of, at every endpoint, size and batch."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import porter
+from porter.mapping.files import VARIANTS
+from porter.network import deployment
+from porter.network.endpoints import capture, endpoints
+
+
+def trained(variant, **options):
+    """A model whose batch norms do something."""
+    torch.manual_seed(0)
+    model = porter.create_model(variant, **options)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, 0, 0.1)
+    return model
+
+
+def images(batch, height, width, seed=0):
+    values = np.random.default_rng(seed).uniform(-1, 1, (batch, 3, height, width))
+    return torch.from_numpy(values.astype(np.float32))
+
+
+def furthest(ours, theirs):
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("batch", "size"), [(1, (96, 64)), (9, (75, 65))])
+def test_every_endpoint(variant, batch, size):
+    model = trained(variant)
+    fast = porter.deploy(model, size)
+    x = images(batch, *size)
+    expected, found = endpoints(model, x), {}
+    with capture(fast, lambda name, tensor: found.update({name: tensor.clone()})):
+        logits = fast(x)
+    assert list(found) == list(expected)
+    for name, theirs in expected.items():
+        assert furthest(found[name].reshape(theirs.shape), theirs) < 1e-5, name
+    assert torch.equal(logits, found["Logits"])
+    assert torch.equal(fast(x), logits)  # and without anybody listening
+
+
+@given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 3))
+@settings(max_examples=12, deadline=None)
+def test_any_size(height, width, batch):
+    model = trained("small_075")
+    x = images(batch, height, width)
+    with torch.no_grad():
+        assert furthest(porter.deploy(model, (height, width))(x), model(x)) < 1e-5
+
+
+@pytest.mark.parametrize("options", [{"num_classes": 0}, {"num_classes": 7}, {"in_chans": 1}, {"layout": "slim"}])
+def test_other_models(options):
+    model = trained("small_100", **options)
+    x = images(2, 64, 64)[:, : options.get("in_chans", 3)]
+    with torch.no_grad():
+        assert furthest(porter.deploy(model, 64)(x), model(x)) < 1e-5
+
+
+def test_without_onednn(monkeypatch):
+    """As on a torch that has none."""
+    model, x = trained("small_075"), images(1, 224, 224)
+    with torch.no_grad():
+        expected = model(x)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert furthest(porter.deploy(model)(x), expected) < 1e-5
+
+
+def test_many_and_few_positions_agree(monkeypatch):
+    model, x = trained("large_075"), images(2, 96, 96)
+    found = []
+    for limit in (0, 10**9):
+        monkeypatch.setattr(deployment, "FEW_POSITIONS", limit)
+        found.append(porter.deploy(model, 96)(x))
+    assert furthest(*found) < 1e-5
+    assert not torch.equal(*found)
+
+
+def test_the_model_stays_as_it_is():
+    model = trained("small_075")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    fast = porter.deploy(model)
+    fast(images(1, 224, 224))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert list(fast.parameters()) == []
+    x = images(1, 224, 224)
+    kept = x.clone()
+    fast(x)
+    assert torch.equal(x, kept)
+
+
+def test_refused():
+    fast = porter.deploy(porter.create_model("small_075"), 64)
+    with pytest.raises(ValueError, match="deployed for 64x64 images, not 65x64"):
+        fast(images(1, 65, 64))
+    with pytest.raises(ValueError, match="takes a float32 model"):
+        porter.deploy(porter.create_model("small_075").double())
+
+
+@pytest.mark.tensorflow
+def test_verify(demo_folder, run):
+    ran = run("verify", demo_folder, "--deploy", "--reference", "tf.nn", "--size", "75x64")
+    assert ran.code == 0, ran.err
+    assert "all 50 endpoints within limits" in ran.out
+    ran = run("verify", demo_folder, "--deploy", "--dtype", "float64")
+    assert ran.code == 2
+    assert "leave out --dtype" in ran.err
+
+
+@pytest.mark.slow
+def test_verify_all_six(released, run):
+    ran = run("verify", released[1], "--deploy", "--reference", released[1] / "expected.npz")
+    assert ran.code == 0, ran.out
