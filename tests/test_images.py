@@ -77,6 +77,13 @@ def test_real_photos(tf):
             assert np.abs(prepared(image, how) - tensorflow_preprocessing(tf, image, how)).max() <= 1e-6, path
 
 
+@pytest.mark.parametrize(("mean", "std"), [(HALF, HALF), ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
+def test_normalisation(mean, std):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 4, 3), dtype=np.uint8)
+    plain = (pixels.astype(np.float32) / np.float32(255) - np.float32(mean)) / np.float32(std)
+    assert np.array_equal(normalized(pixels, mean, std), plain)
+
+
 @pytest.mark.parametrize("how", ["card", "tf", "tf2"])
 def test_any_target_size(how):
     assert resized(picture(50, 70), (160, 193), 0.875, how).shape == (160, 193, 3)

@@ -17,7 +17,7 @@ from porter.evaluation.timm_import import import_timm
 from porter.loaders.checkpoint import sha256
 from porter.mapping.files import load_variant
 from porter.mapping.schema import Input
-from porter.network.deployment import deploy
+from porter.network.deployment import Deployed, deploy
 from porter.network.mobilenet_v3 import MobileNetV3
 from porter.parity.references.choose import choose_reference
 from porter.prediction import variant_of
@@ -73,7 +73,9 @@ def _torch_logits(model: torch.nn.Module, device: str, background: bool = False)
 
     def logits(images: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            inputs = torch.from_numpy(images).permute(0, 3, 1, 2).to(device).contiguous()
+            inputs = torch.from_numpy(images).permute(0, 3, 1, 2).to(device)
+            if not isinstance(model, Deployed):  # which takes NHWC memory as it is
+                inputs = inputs.contiguous()
             found: np.ndarray = model(inputs).cpu().numpy()
         return found[:, 1:] if background else found
 

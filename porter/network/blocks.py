@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from porter.mapping.gate import TIMM_GATE
 from porter.mapping.network import Block, Network
 from porter.mapping.schema import Activation
 from porter.network.same_padding import SameConv2d
@@ -11,7 +13,7 @@ from porter.network.same_padding import SameConv2d
 
 def activation(name: Activation) -> nn.Module:
     """``relu``, or ``hard_swish``: x * relu6(x + 3) / 6 (slim's h-swish does use 1/6, unlike its gate)."""
-    return nn.ReLU() if name == "relu" else nn.Hardswish()
+    return nn.ReLU(inplace=True) if name == "relu" else nn.Hardswish(inplace=True)
 
 
 def batch_norm(channels: int, network: Network) -> nn.Module:
@@ -30,10 +32,21 @@ class Gate(nn.Module):
         self.relu6 = nn.ReLU6()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.relu6(x + 3.0) * self.slope
+        return F.hardsigmoid(x) if self.slope == TIMM_GATE else self.relu6(x + 3.0) * self.slope
 
     def extra_repr(self) -> str:
         return f"slope={self.slope}"
+
+
+class VectorConv2d(nn.Conv2d):
+    """A 1x1 convolution of (N, C, 1, 1), what pooling leaves: computed as the matrix product that it is."""
+
+    def __init__(self, channels_in: int, out: int) -> None:
+        super().__init__(channels_in, out, 1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, channels_in, 1, 1) -> (N, out, 1, 1)."""
+        return F.linear(input.flatten(1), self.weight.flatten(1), self.bias)[:, :, None, None]
 
 
 class SqueezeExcite(nn.Module):
@@ -42,9 +55,9 @@ class SqueezeExcite(nn.Module):
     def __init__(self, channels: int, squeezed: int, gate: float) -> None:
         super().__init__()
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.conv_reduce = nn.Conv2d(channels, squeezed, 1)
-        self.act1 = nn.ReLU()
-        self.conv_expand = nn.Conv2d(squeezed, channels, 1)
+        self.conv_reduce = VectorConv2d(channels, squeezed)
+        self.act1 = nn.ReLU(inplace=True)
+        self.conv_expand = VectorConv2d(squeezed, channels)
         self.gate = Gate(gate)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ from porter.network.blocks import (
     EdgeResidual,
     InvertedResidual,
     Projection,
+    VectorConv2d,
     activation,
     batch_norm,
     pointwise,
@@ -47,9 +49,16 @@ class Trunk(nn.Module):
             stages.append([ConvNormAct(network.blocks[-1].out, network.last, network.last_activation, network)])
         self.blocks = nn.Sequential(*(nn.Sequential(*stage) for stage in stages))
 
+    def forward_stem(self, x: Tensor) -> Tensor:
+        """(N, channels, H, W) -> (N, stem, H / 2, W / 2)."""
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():  # a compiler chooses for itself
+            # Every layer follows the layout that it is given; convolutions on CPU are faster in this one
+            x = x.contiguous(memory_format=torch.channels_last)
+        return self.act1(self.bn1(self.conv_stem(x)))
+
     def forward_features(self, x: Tensor) -> Tensor:
         """What the blocks make of images."""
-        return self.blocks(self.act1(self.bn1(self.conv_stem(x))))
+        return self.blocks(self.forward_stem(x))
 
 
 class MobileNetV3(Trunk):
@@ -69,7 +78,7 @@ class MobileNetV3(Trunk):
             self.bn2 = batch_norm(network.last, network)
             self.act2 = activation(network.last_activation)
         elif network.head:
-            self.conv_head = nn.Conv2d(network.last, network.head, 1)
+            self.conv_head = VectorConv2d(network.last, network.head)
             self.act2 = activation(network.head_activation)
         else:
             self.conv_head = self.act2 = nn.Identity()
@@ -113,7 +122,7 @@ class MobileNetV3Features(Trunk):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(N, channels, H, W) -> feature maps, largest first."""
-        x = self.act1(self.bn1(self.conv_stem(x)))
+        x = self.forward_stem(x)
         maps = [x] if -1 in self.stages else []
         for number, stage in enumerate(self.blocks):
             x = stage(x)

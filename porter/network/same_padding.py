@@ -6,6 +6,7 @@ TensorFlow pads so that ``out = ceil(in / stride)`` and puts the odd pixel at th
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -46,10 +47,14 @@ class SameConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, I, H, W) -> (N, O, ceil(H / stride), ceil(W / stride))."""
-        if not self.pads_itself:
-            top, bottom = self._padding(input, 0)
-            left, right = self._padding(input, 1)
-            input = F.pad(input, (left, right, top, bottom))
+        if self.pads_itself:
+            return self._conv_forward(input, self.weight, self.bias)
+        top, bottom = self._padding(input, 0)
+        left, right = self._padding(input, 1)
+        if self.dilation == (1, 1) and not torch.compiler.is_compiling():
+            weight = F.pad(self.weight, (right - left, 0, bottom - top, 0))
+            return F.conv2d(input, weight, self.bias, self.stride, (bottom, right), 1, self.groups)
+        input = F.pad(input, (left, right, top, bottom))
         return self._conv_forward(input, self.weight, self.bias)
 
     def _padding(self, input: Tensor, axis: int) -> tuple[int, int]:
