@@ -30,6 +30,9 @@ lint: setup
 
 bench: setup
 	$(BIN)/python benchmarks/cost.py
+	$(BIN)/python benchmarks/reading.py
+	$(BIN)/python benchmarks/evaluating.py
+	$(BIN)/python benchmarks/inference.py
 
 parity: setup
 	$(BIN)/python scripts/parity_table.py

@@ -1,15 +1,13 @@
-"""What the commands cost, against what cannot be avoided: starting Python and importing torch.
+"""What the commands cost, against what cannot be avoided and what a user would do instead.
 
-.venv/bin/python benchmarks/cost.py [--runs N] [--json FILE] [CHECKPOINT]
+.venv/bin/python benchmarks/cost.py [--runs N] [--batch N] [--results FOLDER] [CHECKPOINT]
 
 Whole processes, interleaved, so that a busy machine is busy for all of them; medians and the spread from the
 first to the third quartile. CHECKPOINT is small_075 of ../shared/checkpoints, or the demo's where that is missing.
 """
 
 import argparse
-import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -17,9 +15,34 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from timing import RESULTS, SHARED, table, timed, write_result
+
 from porter.inspection import inspect_checkpoint
 
-SHARED = Path(__file__).parents[2] / "shared" / "checkpoints" / "v3-small_224_0.75_float"
+# What a user writes today: TensorFlow reads, numpy transposes, timm's model takes, torch saves.
+SCRIPT = """
+import os, re, sys
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+import tensorflow as tf
+import torch
+from porter.evaluation.timm_import import import_timm
+timm = import_timm()
+names = dict(line.split() for line in open(sys.argv[3]))
+reader = tf.train.load_checkpoint(sys.argv[1])
+model = timm.create_model("tf_mobilenetv3_small_075")
+state = model.state_dict()
+for variable, entry in names.items():
+    value = reader.get_tensor(variable)
+    if entry.startswith("classifier"):
+        value = value[..., 1:]
+    if value.ndim == 4:
+        value = value.transpose(2, 3, 0, 1) if "depthwise" in variable else value.transpose(3, 2, 0, 1)
+    if entry == "classifier.weight":
+        value = value[:, :, 0, 0]
+    state[entry] = torch.from_numpy(value.copy())
+model.load_state_dict(state)
+torch.save(model.state_dict(), sys.argv[2])
+"""
 
 
 class Run(NamedTuple):
@@ -32,7 +55,7 @@ class Run(NamedTuple):
 def measure(command: list[str]) -> Run:
     """Run ``command`` in a process of its own."""
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"failed: {' '.join(command)}")
@@ -46,46 +69,92 @@ def demo_checkpoint(folder: Path) -> Path:
 
 
 def main() -> None:
-    """Print the table, and write it as JSON where asked."""
+    """Print the table, and write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path, nargs="?")
     parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+    parser.add_argument("--batch", type=int, default=100, help="checkpoints converted by one process")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        checkpoint = arguments.checkpoint or (SHARED if SHARED.is_dir() else demo_checkpoint(Path(temporary)))
+        folder = Path(temporary)
+        checkpoint = given.checkpoint or SHARED / "v3-small_224_0.75_float"
+        checkpoint = checkpoint if checkpoint.is_dir() else demo_checkpoint(folder)
         # A child starts with the peak of its parent, so this process must not import torch.
         inspection = inspect_checkpoint(checkpoint)
         weights = sum(variable.nbytes for variable in inspection.used) / 2**20
+        prefix = inspection.checkpoint.path
+        (folder / "names.txt").write_text(names_of(str(checkpoint)))
         tool = [str(Path(sys.executable).with_name("mnv3-port"))]
+        python = [sys.executable, "-c"]
+        run = training_run(folder / "run", prefix, given.batch)
+        output, recorded = str(folder / "a.pth"), str(checkpoint / "expected.npz")
         commands = {
-            "python -c pass": [sys.executable, "-c", "pass"],
-            "python -c 'import torch'": [sys.executable, "-c", "import torch"],
+            "import torch": [*python, "import torch"],
+            "import tensorflow": [*python, "import tensorflow"],
             "mnv3-port --help": [*tool, "--help"],
             "mnv3-port inspect": [*tool, "inspect", str(checkpoint)],
-            "mnv3-port convert": [*tool, "convert", str(checkpoint), "-o", f"{temporary}/a.pth", "--force"],
+            "mnv3-port convert": [*tool, "convert", str(checkpoint), "-o", output, "--force"],
+            "the user's own script": [*python, SCRIPT, str(prefix), str(folder / "b.pth"), str(folder / "names.txt")],
+            f"mnv3-port convert, {given.batch} of them": [*tool, "convert", *run, "-o", str(folder / "out"), "--force"],
+            "mnv3-port verify, recorded": [*tool, "verify", str(checkpoint), "--reference", recorded],
+            "mnv3-port verify, live graph": [*tool, "verify", str(checkpoint)],
         }
         for command in commands.values():  # once unmeasured: byte code and the disk cache
             measure(command)
         runs: dict[str, list[Run]] = {name: [] for name in commands}
-        for _ in range(arguments.runs):
+        for _ in range(given.runs):
             for name, command in commands.items():
                 runs[name].append(measure(command))
-    base = statistics.median(run.seconds for run in runs["python -c 'import torch'"])
-    base_peak = statistics.median(run.peak for run in runs["python -c 'import torch'"])
-    print(f"{checkpoint}: {inspection.closest.variant}, {weights:.1f} MiB of weights, {arguments.runs} runs each\n")
-    print(f"{'command':<26}{'median s':>10}{'quartiles':>16}{'x import torch':>16}{'peak MiB':>10}  above import torch")
-    rows = []
-    for name, measured in runs.items():
-        seconds, peak = statistics.median(r.seconds for r in measured), statistics.median(r.peak for r in measured)
-        low, _, high = statistics.quantiles([run.seconds for run in measured], n=4)
-        above = (peak - base_peak) / weights
-        row = {"command": name, "seconds": seconds, "quartiles": [low, high], "ratio": seconds / base}
-        rows.append(row | {"peak_mib": peak, "peak_above_torch_in_weights": above})
-        shown = f"{above:.1f} x weights" if peak > base_peak else ""
-        print(f"{name:<26}{seconds:>10.2f}{f'{low:.2f} - {high:.2f}':>16}{seconds / base:>16.2f}{peak:>10.0f}  {shown}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+    seconds = {name: timed([run.seconds for run in measured]) for name, measured in runs.items()}
+    peaks = {name: timed([run.peak for run in measured]).median for name, measured in runs.items()}
+    base = seconds["import torch"].median
+    print(f"{checkpoint}: {inspection.closest.variant}, {weights:.1f} MiB of weights, {given.runs} runs each\n")
+    rows = [
+        [name, f"{s.median:.2f}", f"{s.low:.2f} - {s.high:.2f}", f"{s.median / base:.2f}", f"{peaks[name]:.0f}"]
+        for name, s in seconds.items()
+    ]
+    print(table(["command", "s", "quartiles", "x import torch", "peak MiB"], rows))
+    found = claims({name: s.median for name, s in seconds.items()}, given.batch)
+    found["convert: peak above import torch, in weights"] = (
+        peaks["mnv3-port convert"] - peaks["import torch"]
+    ) / weights
+    print("\n" + table(["", ""], [[name, f"{value:.2f}"] for name, value in found.items()]))
+    commands_json = {name: s.as_json() | {"peak_mib": peaks[name]} for name, s in seconds.items()}
+    write_result("cost", {"commands": commands_json, "claims": found}, given.results)
+
+
+def claims(seconds: dict[str, float], batch: int) -> dict[str, float]:
+    """What the numbers say of the goals."""
+    convert = seconds["mnv3-port convert"]
+    several = seconds[f"mnv3-port convert, {batch} of them"]
+    return {
+        "convert: x the user's own script": convert / seconds["the user's own script"],
+        "convert: ms for each further checkpoint": (several - convert) / max(1, batch - 1) * 1e3,
+        "verify, recorded: s beyond import torch": seconds["mnv3-port verify, recorded"] - seconds["import torch"],
+        "verify, live: s beyond import tensorflow": seconds["mnv3-port verify, live graph"]
+        - seconds["import tensorflow"],
+    }
+
+
+def names_of(checkpoint: str) -> str:
+    """``variable entry`` lines, which a user's script has as a table: from the plan, in a process of its own."""
+    code = (
+        "import sys; from porter.conversion import plan_port\n"
+        "for step in plan_port(sys.argv[1]).plan.steps: print(step.source, step.target)"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code, checkpoint], stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
+
+
+def training_run(folder: Path, prefix: Path, count: int) -> list[str]:
+    """``count`` checkpoints as one training run leaves them: links to one."""
+    folder.mkdir()
+    for number in range(count):
+        for path in prefix.parent.glob(f"{prefix.name}.*"):
+            (folder / f"model-{number}{path.name.removeprefix(prefix.name)}").symlink_to(path.resolve())
+    return [str(folder / f"model-{number}") for number in range(count)]
 
 
 if __name__ == "__main__":

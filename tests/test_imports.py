@@ -24,6 +24,17 @@ def test_help():
     assert imported("--help") == set()
 
 
+@pytest.mark.parametrize("command", ["convert", "verify", "evaluate", "release", "predict"])
+def test_help_of_a_command(command):
+    assert imported(command, "--help") == set()
+
+
+def test_release_check_needs_no_tensorflow(demo_folder, tmp_path):
+    options = ("--reference", demo_folder / "expected.npz", "--out", tmp_path / "dist")
+    assert "tensorflow" not in imported("release", demo_folder, *options)
+    assert "tensorflow" not in imported("release", "--check", tmp_path / "dist")
+
+
 @pytest.mark.parametrize("options", [[], ["--json"]])
 def test_inspect(demo_folder, options):
     assert imported("inspect", demo_folder, *options) == {"yaml", "google.protobuf"}

@@ -6,10 +6,12 @@ Opening reads the index alone; each tensor is read from its shard when it is ask
 
 from __future__ import annotations
 
+import gc
 import itertools
 import math
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from io import FileIO
 from pathlib import Path
@@ -60,11 +62,24 @@ def read_bundle(prefix: Path, fetch: Fetch | None = None, checksums: bool = True
     entries = _read_index(index)
     header = _header(index, entries)
     bundle = _Bundle(index, prefix, header.num_shards, header.endianness == BIG_ENDIAN, entries, fetch, checksums)
-    variables = {variable.name: variable for variable in bundle.variables()}
+    with _no_collection():
+        variables = {variable.name: variable for variable in bundle.variables()}
     graph = bundle.object_graph()
     names = resolve_names(variables, graph, str(index)) if graph is not None else Resolved(variables, {})
     files = [index, *(() if fetch else bundle.paths)]
     return Contents(names.variables, files, names.set_aside, prefetch=bundle.prefetch)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Up to 10^6 objects are made and none is garbage; the collector would walk them again and again."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _header(index: Path, entries: dict[bytes, bytes]) -> Any:

@@ -51,7 +51,8 @@ def write_exports(
     return found
 
 
-def _onnx(model: torch.nn.Module, stem: Path, example: np.ndarray) -> tuple[Path, Run]:
+def onnx_model(model: torch.nn.Module, stem: Path, example: np.ndarray) -> tuple[Path, Run]:
+    """``<stem>.onnx`` of ``model``, and ONNX Runtime running it. ``example`` is one image, (1, 3, H, W)."""
     try:
         import onnxruntime
         import onnxscript  # noqa: F401 - torch's exporter needs it
@@ -95,10 +96,13 @@ def _torchscript(model: torch.nn.Module, stem: Path, example: np.ndarray) -> tup
     return path, _torch_run(loaded)
 
 
-def _aot(model: torch.nn.Module, stem: Path, example: np.ndarray) -> tuple[Path, Run]:
+def aot_package(model: torch.nn.Module, stem: Path, example: np.ndarray) -> tuple[Path, Run]:
+    """``<stem>.aot.pt2``: ``model`` compiled by AOTInductor, and torch running it. ``example`` is as above."""
     path = stem.with_name(stem.name + ".aot.pt2")
     with _quiet(), torch.no_grad():
-        torch._inductor.aoti_compile_and_package(_exported(model, example), package_path=str(path))
+        # Frozen: weights are constants, packed for oneDNN's kernels, batch norms folded into them
+        exported = _exported(model, example)
+        torch._inductor.aoti_compile_and_package(exported, package_path=str(path), inductor_configs={"freezing": True})
         loaded = torch._inductor.aoti_load_package(str(path))
     return path, _torch_run(loaded)
 
@@ -126,8 +130,8 @@ def _quiet():  # type: ignore[no-untyped-def]
 
 
 _WRITERS: dict[Export, Callable[[torch.nn.Module, Path, np.ndarray], tuple[Path, Run]]] = {
-    "onnx": _onnx,
+    "onnx": onnx_model,
     "pt2": _pt2,
     "torchscript": _torchscript,
-    "aot": _aot,
+    "aot": aot_package,
 }

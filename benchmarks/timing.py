@@ -1,0 +1,60 @@
+"""Timing that a busy machine does not skew: candidates take turns, medians and quartiles count."""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+RESULTS = Path(__file__).parent / "results"
+SHARED = Path(__file__).parents[2] / "shared" / "checkpoints"
+
+
+class Timed(NamedTuple):
+    """Seconds of one candidate: median, first and third quartile."""
+
+    median: float
+    low: float
+    high: float
+
+    def as_json(self) -> dict[str, float]:
+        """Plain values."""
+        return dict(self._asdict())
+
+
+def interleaved(candidates: dict[str, Callable[[], object]], rounds: int, warm: int = 1) -> dict[str, Timed]:
+    """Run every candidate ``warm`` times unmeasured, then in turn ``rounds`` times."""
+    for _ in range(warm):
+        for run in candidates.values():
+            run()
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(rounds):
+        for name, run in candidates.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: timed(measured) for name, measured in seconds.items()}
+
+
+def timed(seconds: list[float]) -> Timed:
+    """The median and quartiles of at least one measurement."""
+    if len(seconds) == 1:
+        return Timed(seconds[0], seconds[0], seconds[0])
+    low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
+    return Timed(median, low, high)
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Markdown, columns aligned."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    rule = ["-" * width for width in widths]
+    lines = [[c.ljust(w) for c, w in zip(row, widths, strict=True)] for row in (header, rule, *rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def write_result(name: str, content: object, folder: Path | None) -> None:
+    """``<folder>/<name>.json``; nothing where no folder is given."""
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
