@@ -214,7 +214,7 @@ def test_check_computes_and_does_not_believe(copy, run):
     changed_weights(copy)
     ran = run("release", "--check", copy)
     assert ran.code == 1
-    assert "no parity with recorded (reference.npz) (first differs at layer_5" in ran.err
+    assert "no parity with recorded (reference.npz): first differs at layer_5" in ran.err
 
 
 def test_check_refuses_nan(copy, run):

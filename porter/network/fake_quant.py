@@ -21,6 +21,9 @@ def fake_quantize(model: nn.Module, ranges: Mapping[str, Range]) -> None:
     AttributeError on a name that ``model`` does not have.
     """
     model.double()
+    for module in model.modules():
+        if isinstance(module, (nn.ReLU, nn.Hardswish)):
+            module.inplace = False  # the hooks below look at inputs
     model.register_forward_pre_hook(lambda _module, args: (args[0].double(),))
     for name, limits in ranges.items():
         if name == INPUT:

@@ -48,6 +48,13 @@ class Verdict:
         """The first endpoint, in the order of computation, that is out of tolerance."""
         return next((row for row in self.worst_rows() if not row.passed), None)
 
+    def failure(self) -> str | None:
+        """What is wrong, in words; None on parity."""
+        first = self.first_divergence()
+        if first is None:
+            return None if self.rows else f"no endpoint in common with {self.reference}"
+        return f"no parity with {self.reference}: first differs at {first.endpoint}, {first.max_rel:.1e} of its scale"
+
     def as_json(self) -> dict[str, Any]:
         """Everything, as plain values."""
         first = self.first_divergence()

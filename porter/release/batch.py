@@ -44,7 +44,7 @@ def release_all(
     targets: dict[Path, Path] = {}
     for checkpoint in checkpoints:
         try:
-            target = out / model_name(plan_port(checkpoint, weights=options.get("weights", "auto")))
+            target = out / model_name(plan_port(checkpoint, weights=options.get("weights", "auto")).mapping)
         except PorterError as error:
             yield Outcome(checkpoint, None, error)
             continue

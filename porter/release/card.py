@@ -12,14 +12,15 @@ from porter.conversion import Port
 from porter.evaluation.result import Evaluation
 from porter.mapping.cost import multiply_accumulates
 from porter.mapping.network import Network
+from porter.mapping.schema import VariantMapping
 from porter.parity.verdict import Verdict
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # not learned
 
 
-def model_name(port: Port) -> str:
+def model_name(mapping: VariantMapping) -> str:
     """timm's name of the architecture, or the variant's."""
-    return port.mapping.timm or f"mobilenetv3_{port.mapping.variant}"
+    return mapping.timm or f"mobilenetv3_{mapping.variant}"
 
 
 def config(port: Port) -> bytes:
@@ -39,7 +40,7 @@ def config(port: Port) -> bytes:
         "classifier": "classifier",
     }
     content = {
-        "architecture": model_name(port),
+        "architecture": model_name(port.mapping),
         "num_classes": port.plan.num_classes,
         "num_features": network.features,
         "pretrained_cfg": pretrained,
@@ -59,7 +60,7 @@ def model_card(
     import yaml
     from jinja2 import Environment, StrictUndefined
 
-    name, network, spec = model_name(port), port.network, port.mapping.input
+    name, network, spec = model_name(port.mapping), port.network, port.mapping.input
     parameters = sum(value.numel() for entry, value in artifact.tensors.items() if not entry.endswith(STATISTICS))
     operations = multiply_accumulates(network, spec.size, port.plan.num_classes)
     index = _model_index(port, name, parameters, operations, weights, evaluation)
@@ -83,10 +84,20 @@ def model_card(
         logits=next((row for row in rows if row.endpoint == "Logits"), None),
         evaluation=evaluation,
         exports={kind: path.name for kind, path in exports.items()},
-        # slim's first EdgeTPU block is a bare projection; timm's has a ReLU behind it
-        timm_exact=port.mapping.timm is not None and network.blocks[0].kind != "projection",
+        not_in_timm=_not_in_timm(port),
     )
     return text.encode()
+
+
+def _not_in_timm(port: Port) -> str | None:
+    """Why timm's class does not compute what these weights are for; None where it does."""
+    if port.mapping.timm is None:
+        return "timm has no such architecture"
+    if port.plan.folded or port.network.folded:
+        return "batch norms are folded into these weights, and timm's class has them"
+    if port.network.blocks[0].kind == "projection":
+        return "timm's class has a ReLU behind the first projection that the original network has not"
+    return None
 
 
 def _front_matter(name: str, evaluation: Evaluation | None) -> dict[str, Any]:

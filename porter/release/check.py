@@ -19,6 +19,7 @@ from porter.parity.references.recorded import recorded
 from porter.parity.verdict import Verdict
 from porter.parity.verify import check_sample, environment, verify
 from porter.release import folder as layout
+from porter.release.card import model_name
 
 
 def check_release(folder: Path, checkpoint: str | None = None) -> Verdict:
@@ -34,10 +35,8 @@ def check_release(folder: Path, checkpoint: str | None = None) -> Verdict:
         raise ArtifactError(f"{folder}: not as it was published ({len(problems)} problems):", problems)
     [path] = folder.glob("*.pth")
     verdict = verify(checkpoint, path) if checkpoint else _against_recorded(folder, path)
-    first = verdict.first_divergence()
-    if first or not verdict.passed:
-        where = f"first differs at {first.endpoint}, {first.max_rel:.1e} of its scale" if first else "no endpoints"
-        raise NoParityError(f"{path}: no parity with {verdict.reference} ({where})")
+    if failure := verdict.failure():
+        raise NoParityError(f"{path}: {failure}")
     return verdict
 
 
@@ -55,7 +54,7 @@ def _contradictions(folder: Path) -> list[str]:
     problems += _not_twins(path.name, artifact, twin)
     problems += [f"{path.name}: {n}: not finite" for n, value in artifact.tensors.items() if not value.isfinite().all()]
     config, parity = _json(folder / layout.CONFIG), _json(folder / layout.PARITY)
-    expected = load_variant(artifact.metadata.variant).timm
+    expected = model_name(load_variant(artifact.metadata.variant))
     for key, value in (("architecture", expected), ("num_classes", artifact.metadata.num_classes)):
         if config.get(key) != value:
             problems.append(f"{layout.CONFIG}: {key} is {config.get(key)!r}, the weights are of {value!r}")

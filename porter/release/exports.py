@@ -36,15 +36,17 @@ def write_exports(
     model = create_model(mapping.variant, artifact)
     against = recorded(reference)
     images = against.samples[0].images
-    [(_, logits)] = against.run(images, ["Logits"])
+    logits = next((values for _, values in against.run(images, ["Logits"])), None)
+    if logits is None:
+        raise ArtifactError(f"{artifact.name}: a feature extractor; exports are of classifiers")
     if mapping.classes.background is not None and logits.shape[1] > getattr(model, "num_classes", 0):
         logits = np.delete(logits, mapping.classes.background, axis=1)
     # Twice the image: the batch is another than the one exported with
-    batch = np.ascontiguousarray(np.concatenate([images, images]).transpose(0, 3, 1, 2))
+    batch = np.ascontiguousarray(np.concatenate([images[:1]] * 2).transpose(0, 3, 1, 2))
     found: dict[str, tuple[Path, float]] = {}
     for kind in kinds:
         path, run = _WRITERS[kind](model, artifact.with_suffix(""), batch[:1])
-        error = float(np.abs(run(batch) - logits).max() / np.abs(logits).max())
+        error = float(np.abs(run(batch) - logits[:1]).max() / np.abs(logits[:1]).max())
         if not error <= TOLERANCES["float32"]["logits"]:
             raise NoParityError(f"{path.name}: no parity: logits are {error:.1e} of their scale off: nothing released")
         found[kind] = path, error

@@ -66,7 +66,7 @@ def release(
         ported = carry_out(port.plan, port.checkpoint)
         artifact = Artifact(as_torch(ported), describe(port, ported))
         assert artifact.metadata is not None
-        path = stage / f"{model_name(port)}.pth"
+        path = stage / f"{model_name(port.mapping)}.pth"
         save_artifact(path, artifact.tensors, artifact.metadata)
         path = layout.add_hash(path)
         check = open_check(
@@ -82,10 +82,8 @@ def release(
         run_check(check, evidence=evidence)
         # What is published names files, not folders of this machine
         verdict = replace(check.verdict, checkpoint=Path(checkpoint).name, artifact=path.name)
-        first = verdict.first_divergence()
-        if first or not verdict.passed:
-            where = f"first differs at {first.endpoint}, {first.max_rel:.1e} of its scale" if first else "no endpoints"
-            raise NoParityError(f"{checkpoint}: no parity with {verdict.reference} ({where}): nothing released")
+        if failure := verdict.failure():
+            raise NoParityError(f"{checkpoint}: {failure}: nothing released")
         metadata = msgspec.structs.replace(artifact.metadata, parity=_figures(verdict))
         save_artifact(stage / layout.WEIGHTS, artifact.tensors, metadata)
         (stage / layout.REFERENCE).write_bytes(_recorded(check))
