@@ -46,6 +46,16 @@ def tf():
 
 
 @pytest.fixture(scope="session")
+def timm():
+    from porter.evaluation.timm_import import import_timm
+
+    try:
+        return import_timm()
+    except ImportError as error:
+        pytest.skip(f"timm cannot be imported: {error}")
+
+
+@pytest.fixture(scope="session")
 def demo_folder(tmp_path_factory) -> Path:
     """The small_075 demo checkpoint, read only by agreement."""
     return write_demo_checkpoint(tmp_path_factory.mktemp("demo"))

@@ -5,7 +5,6 @@ import torch
 
 import porter
 from porter.demo import write_demo_checkpoint
-from porter.evaluation.timm_import import import_timm
 
 EDGETPU = ("edgetpu_075", "edgetpu_100")
 
@@ -54,12 +53,8 @@ def test_export_brings_it_back(made, tmp_path, run):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_timm_takes_the_weights(tmp_path):
+def test_timm_takes_the_weights(timm):
     """Its class puts a ReLU behind the first projection, which slim's network has not: names and shapes alone."""
-    try:
-        timm = import_timm()
-    except ImportError:
-        pytest.skip("timm is not installed")
     ours = porter.create_model("edgetpu_100").state_dict()
     theirs = timm.create_model("mobilenet_edgetpu_100")
     assert list(theirs.state_dict()) == list(ours)

@@ -195,7 +195,9 @@ def test_bad_input(photos, demo_folder, tmp_path, run, make_checkpoint):
     ran = run("evaluate", make_checkpoint(classes=7), photos)
     assert ran.code == 2
     assert "class 740; " in ran.err
-    pytest.importorskip("timm")
+
+
+def test_no_such_timm_model(timm, photos, run):
     assert "timm cannot make it (Unknown model" in run("evaluate", "timm:no_such_model", photos).err
 
 

@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from porter.errors import PorterError
-from porter.evaluation.timm_import import import_timm
 from porter.images import normalized, read_image, resized
 
 PIL = pytest.importorskip("PIL.Image")
@@ -24,8 +23,8 @@ def prepared(image, how, size=(224, 224), crop=0.875):
     return normalized(resized(image, size, crop, how), HALF, HALF)
 
 
-def timm_transform():
-    import_timm()
+@pytest.fixture
+def timm_transform(timm):
     from timm.data import create_transform
 
     return create_transform(224, interpolation="bilinear", mean=HALF, std=HALF, crop_pct=0.875)
@@ -45,9 +44,9 @@ SIZES = [(224, 224), (500, 375), (333, 500), (120, 90), (256, 256), (7, 900), (1
 
 
 @pytest.mark.parametrize("size", [size for size in SIZES if max(size) < 20 * min(size)])  # strips grow to gigapixels
-def test_card_is_timms_transform(size):
+def test_card_is_timms_transform(timm_transform, size):
     image = picture(*size)
-    assert np.array_equal(prepared(image, "card"), timm_transform()(image).permute(1, 2, 0).numpy())
+    assert np.array_equal(prepared(image, "card"), timm_transform(image).permute(1, 2, 0).numpy())
 
 
 @pytest.mark.parametrize("how", ["tf", "tf2"])
@@ -67,12 +66,11 @@ def test_tensorflows_own_at_any_size(height, width, seed):
 
 
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason=f"no photos at {PHOTOS} (set MNV3_CHECKPOINTS)")
-def test_real_photos(tf):
+def test_real_photos(tf, timm_transform):
     """Grey, CMYK and very large ones among them."""
-    transform = timm_transform()
     for path in sorted(PHOTOS.iterdir())[::6]:
         image = read_image(path)
-        assert np.array_equal(prepared(image, "card"), transform(image).permute(1, 2, 0).numpy()), path
+        assert np.array_equal(prepared(image, "card"), timm_transform(image).permute(1, 2, 0).numpy()), path
         for how in ("tf", "tf2"):
             assert np.abs(prepared(image, how) - tensorflow_preprocessing(tf, image, how)).max() <= 1e-6, path
 

@@ -108,13 +108,7 @@ def test_torch_hub_accepts_the_hash(made, tmp_path):
     assert loaded.keys() == porter.create_model("small_075").state_dict().keys()
 
 
-def test_timm_loads_the_folder(made):
-    from porter.evaluation.timm_import import import_timm
-
-    try:
-        timm = import_timm()
-    except (ImportError, RuntimeError) as error:
-        pytest.skip(f"timm cannot be imported: {error}")
+def test_timm_loads_the_folder(timm, made):
     model = timm.create_model(f"local-dir:{made}", pretrained=True).eval()
     assert model.pretrained_cfg["crop_pct"] == 0.875
     assert model.pretrained_cfg["mean"] == [0.5, 0.5, 0.5]
@@ -351,11 +345,8 @@ def test_evaluated_card(demo_folder, tmp_path, run):
 
 
 @pytest.mark.slow
-def test_all_six_in_timm(shared, tmp_path):
+def test_all_six_in_timm(timm, shared, tmp_path):
     """The shared checkpoints released at once; timm's logits are the original graph's."""
-    from porter.evaluation.timm_import import import_timm
-
-    timm = import_timm()
     ran = subprocess.run(command("release", "--all", shared, "--out", tmp_path), capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert len(list(tmp_path.iterdir())) == 6
