@@ -26,6 +26,11 @@ FOLDERS = {
 }
 
 
+# A shell that starts the suite in the background has SIGINT ignored, and so would the commands that tests interrupt
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of checkpoints written by the original TensorFlow network."""
