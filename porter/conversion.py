@@ -65,18 +65,17 @@ def plan_port(
     """
     opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint, weights)
     chosen = choose_mapping(opened, variant, mapping)
-    network, classes = fit(chosen, opened)
+    fitted = fit(chosen, opened)
     plan = make_plan(
         chosen,
-        network,
-        classes,
+        fitted,
         opened,
         layout=layout,
         keep_background=keep_background,
         num_classes=num_classes,
         fold_bn=fold_bn,
     )
-    return Port(opened, chosen, network, classes, plan)
+    return Port(opened, chosen, fitted.network, fitted.classes, plan)
 
 
 def convert(

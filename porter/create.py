@@ -22,7 +22,7 @@ from porter.mapping.plan import ArtifactLayout
 from porter.mapping.rules import expected_variables
 from porter.mapping.schema import VariantMapping
 from porter.network.fake_quant import fake_quantize
-from porter.network.mobilenet_v3 import MobileNetV3, MobileNetV3Features
+from porter.network.mobilenet_v3 import MobileNetV3, MobileNetV3Features, initialize
 
 
 def create_model(
@@ -74,7 +74,9 @@ def create_model(
         model = MobileNetV3Features(network, out_indices)
     else:
         model = MobileNetV3(network, classes if num_classes is None else num_classes, dropout)
-    if artifact is not None:
+    if artifact is None:
+        initialize(model)
+    else:
         _fill(model, artifact.tensors, str(checkpoint))
     if fake_quant:
         ranges = artifact.metadata.ranges if artifact and artifact.metadata else {}
@@ -127,7 +129,8 @@ def _fill(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
         state[stem] = _adapt_stem(state[stem], own[stem].shape[1])
     for name in ("classifier.weight", "classifier.bias"):
         if name in own and (name not in state or state[name].shape[:1] != own[name].shape[:1]):
-            state[name] = own[name]  # another number of classes: a new classifier
+            initialize(model.get_submodule("classifier"))  # another number of classes
+            state[name] = own[name]
     problems = [f"{name}: missing" for name in own if name not in state and not name.endswith("num_batches_tracked")]
     problems += [f"{name}: not in the network" for name in state if name not in own]
     problems += [

@@ -184,7 +184,7 @@ def mutant_of(target: Target, source: random.Random) -> bytes:
     data = target.seed.read_bytes()
     if not target.repair:
         return mutate(data, source)
-    entries = [(key, bytes(value)) for key, value in read_table(memoryview(data), "")]
+    entries = list(read_table(data, ""))
     changed = {source.randrange(len(entries)) for _ in range(source.choice((1, 1, 2)))}
     return table_bytes(
         (key, mutate(value, source) if i in changed else value) for i, (key, value) in enumerate(entries)

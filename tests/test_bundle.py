@@ -121,7 +121,7 @@ def test_slice_keys_keep_order(extents):
 def rewrite_index(prefix, change):
     """Rewrite the index of ``prefix``, its entries changed by ``change(entries)``."""
     path = prefix.with_name(prefix.name + ".index")
-    entries = {key: bytes(value) for key, value in read_table(memoryview(path.read_bytes()), "")}
+    entries = dict(read_table(path.read_bytes(), ""))
     change(entries)
     path.write_bytes(table_bytes(sorted(entries.items())))
 

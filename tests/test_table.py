@@ -14,13 +14,13 @@ entries = st.dictionaries(st.binary(max_size=60), st.binary(max_size=400), max_s
 @given(entries, st.booleans())
 def test_roundtrip(entries, snappy):
     table = table_bytes(sorted(entries.items()), snappy=snappy)
-    assert {key: bytes(value) for key, value in read_table(memoryview(table), "t")} == entries
+    assert dict(read_table(table, "t")) == entries
 
 
 def test_long_keys_and_values():
     """Lengths that take several varint bytes, blocks larger than the block size."""
     entries = {b"a" * 300 + bytes([i]): bytes([i]) * 9000 for i in range(40)}
-    assert dict(read_table(memoryview(table_bytes(entries.items())), "t")) == entries
+    assert dict(read_table(table_bytes(entries.items()), "t")) == entries
 
 
 @given(entries, st.booleans(), st.data())
@@ -30,7 +30,7 @@ def test_damage_is_an_error_or_harmless(entries, snappy, data):
     position = data.draw(st.integers(0, len(table) - 1))
     table[position] ^= data.draw(st.integers(1, 255))
     try:
-        found = {key: bytes(value) for key, value in read_table(memoryview(table), "t")}
+        found = dict(read_table(table, "t"))
     except CheckpointError as error:
         assert "t: " in str(error)
     else:
@@ -41,4 +41,4 @@ def test_damage_is_an_error_or_harmless(entries, snappy, data):
 def test_truncation_is_an_error(entries, data):
     table = table_bytes(sorted(entries.items()))
     with pytest.raises(CheckpointError, match="truncated|damaged|checksum"):
-        list(read_table(memoryview(table[: data.draw(st.integers(0, len(table) - 1))]), "t"))
+        list(read_table(table[: data.draw(st.integers(0, len(table) - 1))], "t"))

@@ -96,7 +96,7 @@ def _read_index(index: Path) -> dict[bytes, bytes]:
         data = index.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{index}: {error.strerror}") from error
-    return {key: bytes(value) for key, value in read_table(memoryview(data), str(index))}
+    return dict(read_table(data, str(index)))
 
 
 class _Bundle:
@@ -118,6 +118,7 @@ class _Bundle:
         self.ready: dict[Extent, bytes] = {}  # fetched, not yet read
         self.big_endian = big_endian
         self.entries = entries
+        self.shapes: dict[bytes, Shape] = {}  # by TensorShapeProto
         self.paths = [shard_path(prefix, number, shards) for number in range(shards)]
         self.shards: dict[int, FileIO] = {}  # open ones
         self.reading = threading.Lock()  # a shard has one position
@@ -133,7 +134,7 @@ class _Bundle:
             ) from error
 
     def variables(self) -> Iterator[Variable]:
-        files = [str(path) for path in self.paths]
+        files, read = [str(path) for path in self.paths], self._read
         for key, value in self.entries.items():
             if key.startswith(b"\0"):  # a slice of a partitioned variable, reached through its entry
                 continue
@@ -142,7 +143,7 @@ class _Bundle:
             if entry.slices:
                 load, file = self._sliced(name, entry, shape), str(self.index)
             else:
-                load, file = partial(self._read, name, entry, shape), files[entry.shard_id]
+                load, file = partial(read, name, entry, shape), files[entry.shard_id]
             dtype = dtypes.NAMES.get(entry.dtype) or f"dtype {entry.dtype}"
             yield Variable(name, shape, dtype, name, file, load)
 
@@ -176,7 +177,11 @@ class _Bundle:
     def _entry(self, value: bytes, name: str) -> tuple[Any, Shape]:
         """The entry ``value`` and its shape. Checkpoints have 10^5 of them: protobuf's fields are read once each."""
         entry = protos.parse(protos.BundleEntryProto, value, self.index, name)
-        shape = protos.shape_of(entry.shape)
+        stored = entry.shape
+        shape = self.shapes.get(stored)
+        if shape is None:
+            proto = protos.parse(protos.TensorShapeProto, stored, self.index, f"the shape of {name}")
+            shape = self.shapes[stored] = protos.shape_of(proto)
         shard = entry.shard_id
         if (shape and min(shape) < 0) or not 0 <= shard < len(self.paths):
             raise CheckpointError(f"{self.index}: tensor {name}: impossible shape {shape} or shard {shard}")

@@ -17,23 +17,26 @@ FOOTER_SIZE = 48  # two block handles padded to 40 bytes, then the magic number
 TRAILER_SIZE = 5  # block type and masked CRC32C
 NO_COMPRESSION, SNAPPY = 0, 1
 
+Data = bytes | memoryview  # slices of small files are quicker as bytes, those of large ones as views
+
 # A block is 4 KiB unless one entry is larger; no honest index block of 10^6 variables comes near this.
 _MAX_BLOCK_SIZE = 1 << 28
 
 
-def is_table(data: bytes | memoryview) -> bool:
+def is_table(data: Data) -> bool:
     """Whether ``data`` ends as a table does."""
     return len(data) >= FOOTER_SIZE and bytes(data[-8:]) == MAGIC
 
 
-def read_table(data: memoryview, file: str) -> Iterator[tuple[bytes, memoryview]]:
+def read_table(data: bytes, file: str) -> Iterator[tuple[bytes, bytes]]:
     """Yield every (key, value) in key order. Raises CheckpointError naming ``file`` on any damage."""
     with _located(file):
         for _, handle in _block_handles(data, file):
-            yield from _entries(_read_block(data, handle, file))
+            for key, value in _entries(_read_block(data, handle, file)):
+                yield key, bytes(value)
 
 
-def look_up(data: memoryview, key: bytes, file: str) -> memoryview | None:
+def look_up(data: Data, key: bytes, file: str) -> Data | None:
     """The value under ``key``, or None; reads the index block and one other. Raises CheckpointError on damage."""
     with _located(file):
         handle = next((handle for last_key, handle in _block_handles(data, file) if key <= last_key), None)
@@ -41,7 +44,7 @@ def look_up(data: memoryview, key: bytes, file: str) -> memoryview | None:
         return next((value for found, value in entries if found == key), None)
 
 
-def _block_handles(data: memoryview, file: str) -> Iterator[tuple[bytes, tuple[int, int]]]:
+def _block_handles(data: Data, file: str) -> Iterator[tuple[bytes, tuple[int, int]]]:
     """(a key not before the last one of the block, handle of the block) of every data block."""
     if not is_table(data):
         raise CheckpointError(f"{file}: truncated or not a TensorFlow index (no table footer); fetch the file again")
@@ -64,7 +67,7 @@ class _Malformed(ValueError):
     pass
 
 
-def _read_block(data: memoryview, handle: tuple[int, int], file: str) -> memoryview:
+def _read_block(data: Data, handle: tuple[int, int], file: str) -> Data:
     offset, size = handle
     if offset + size + TRAILER_SIZE > len(data):
         raise _Malformed(f"a block at {offset} of {size} bytes runs past the end")
@@ -79,19 +82,19 @@ def _read_block(data: memoryview, handle: tuple[int, int], file: str) -> memoryv
     raise _Malformed(f"unknown block type {kind}")
 
 
-def _unsnap(block: memoryview) -> memoryview:
+def _unsnap(block: Data) -> bytes:
     from cramjam import DecompressionError, snappy
 
     size, _ = varint(block, 0)
     if size > _MAX_BLOCK_SIZE or size > 64 * len(block) + 64:  # snappy's best ratio is below 64
         raise _Malformed(f"a snappy block of {len(block)} bytes claims {size}")
     try:
-        return memoryview(bytes(snappy.decompress_raw(block)))
+        return bytes(snappy.decompress_raw(block))
     except DecompressionError as error:
         raise _Malformed(f"snappy: {error}") from error
 
 
-def _entries(block: memoryview) -> Iterator[tuple[bytes, memoryview]]:
+def _entries(block: Data) -> Iterator[tuple[bytes, Data]]:
     restarts = int.from_bytes(block[-4:], "little") if len(block) >= 4 else 0
     end = len(block) - 4 * (restarts + 1)
     if end < 0:
@@ -115,13 +118,13 @@ def _entries(block: memoryview) -> Iterator[tuple[bytes, memoryview]]:
         yield key, block[middle:position]
 
 
-def _handle(data: memoryview, position: int) -> tuple[tuple[int, int], int]:
+def _handle(data: Data, position: int) -> tuple[tuple[int, int], int]:
     offset, position = varint(data, position)
     size, position = varint(data, position)
     return (offset, size), position
 
 
-def varint(data: memoryview, position: int) -> tuple[int, int]:
+def varint(data: Data, position: int) -> tuple[int, int]:
     """The varint at ``position`` and the position after it. Raises IndexError or ValueError on damage."""
     value = 0
     for shift in range(0, 64, 7):

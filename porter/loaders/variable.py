@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-class Variable(msgspec.Struct, frozen=True, eq=False):
+class Variable(msgspec.Struct, frozen=True, eq=False, gc=False):
     """A TensorFlow variable as it lies in a file.
 
     ``name`` is the plain variable name; ``stored_as`` the name in the file, which differs for an

@@ -8,7 +8,6 @@ from typing import NamedTuple
 from porter.loaders import Checkpoint
 from porter.mapping.files import VARIANTS, Names, load_variant
 from porter.mapping.plan import fit
-from porter.mapping.rules import expected_variables
 
 # What names to try in which format; a format not listed here holds TensorFlow's variables.
 NAMES: dict[str, tuple[Names, ...]] = {"tflite": ("tflite",), "keras": ("keras", "keras2", "keras_unnamed")}
@@ -40,8 +39,7 @@ def match_variants(checkpoint: Checkpoint, variants: Sequence[str] = VARIANTS) -
     for names in NAMES.get(checkpoint.format, TENSORFLOW_NAMES):
         for variant in variants:
             mapping = load_variant(variant, names)
-            network, classes = fit(mapping, checkpoint)
-            expected = expected_variables(mapping, network, classes)
+            _, classes, expected = fit(mapping, checkpoint)
             fitting = sum(e.source in checkpoint and checkpoint[e.source].shape == e.shape for e in expected)
             matches.append(Match(variant, names, fitting, len(expected), classes))
         if any(match.exact for match in matches):

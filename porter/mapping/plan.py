@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from porter.errors import MappingError
 from porter.loaders import Checkpoint
@@ -65,10 +65,20 @@ class Plan:
     ranges: Mapping[str, str]
 
 
+class Fit(NamedTuple):
+    """The network of a mapping as a checkpoint has it, and the variables that it needs.
+
+    ``classes`` are the outputs of the classifier, background included; 0 without one.
+    """
+
+    network: Network
+    classes: int
+    expected: list[Expected]
+
+
 def make_plan(
     mapping: VariantMapping,
-    network: Network,
-    classes: int,
+    fitted: Fit,
     checkpoint: Checkpoint,
     *,
     layout: ArtifactLayout = "timm",
@@ -76,13 +86,13 @@ def make_plan(
     num_classes: int | None = None,
     fold_bn: bool = False,
 ) -> Plan:
-    """Plan the port of ``checkpoint`` into the state dict of ``network``, which ``fit`` gave with ``classes``.
+    """Plan the port of ``checkpoint`` into the state dict of the network that ``fit`` found.
 
     ``num_classes`` is what the caller expects the checkpoint's classifier to give after dropping the
     background. Raises MappingError that lists every variable missing, left over or of another shape,
     every target unfilled, filled twice or of another shape.
     """
-    expected = expected_variables(mapping, network, classes)
+    network, classes, expected = fitted
     background = mapping.classes.background
     dropped = background is not None and classes == mapping.classes.background_of and not keep_background
     kept = classes - dropped
@@ -147,8 +157,8 @@ def ignore_reason(mapping: VariantMapping, name: str) -> str | None:
     return next((i.reason for i in mapping.ignore if fnmatch.fnmatchcase(name, i.pattern)), None)
 
 
-def fit(mapping: VariantMapping, checkpoint: Checkpoint) -> tuple[Network, int]:
-    """The network of ``mapping`` as ``checkpoint`` has it, and the outputs of its classifier, background included.
+def fit(mapping: VariantMapping, checkpoint: Checkpoint) -> Fit:
+    """Fit the network of ``mapping`` to what ``checkpoint`` has.
 
     Where the mapping says that the top is optional, a checkpoint without classifier has 0 outputs, and one
     without the convolution after pooling a ``head`` of 0. Otherwise a missing classifier counts as 1 output.
@@ -161,12 +171,20 @@ def fit(mapping: VariantMapping, checkpoint: Checkpoint) -> tuple[Network, int]:
     for want in expected:
         variable = checkpoint.get(want.source)
         if want.class_axis is not None and variable is not None and len(variable.shape) > want.class_axis:
-            return network, variable.shape[want.class_axis]
+            classes = variable.shape[want.class_axis]
+            return Fit(network, classes, [_with_classes(want, classes) for want in expected])
     if mapping.top == "required":
-        return network, 1
+        return Fit(network, 1, expected)
     headless = replace(network, head=0)
-    head = set(expected_variables(mapping, network, 0)) - set(expected_variables(mapping, headless, 0))
-    return network if any(want.source in checkpoint for want in head) else headless, 0
+    whole, bare = (expected_variables(mapping, net, classes=0) for net in (network, headless))
+    if any(want.source in checkpoint for want in set(whole) - set(bare)):
+        return Fit(network, 0, whole)
+    return Fit(headless, 0, bare)
+
+
+def _with_classes(want: Expected, classes: int) -> Expected:
+    axis = want.class_axis
+    return want if axis is None else want._replace(shape=(*want.shape[:axis], classes, *want.shape[axis + 1 :]))
 
 
 def _misfit(want: Expected, checkpoint: Checkpoint) -> str | None:

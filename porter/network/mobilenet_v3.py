@@ -65,7 +65,8 @@ class MobileNetV3(Trunk):
     """The classifier: (N, channels, H, W) float, RGB in [-1, 1] -> (N, num_classes) logits.
 
     State-dict keys are those of timm's ``tf_mobilenetv3_*``. ``num_classes`` 0 gives the
-    (N, features) embedding. ``dropout`` is the probability of dropping, in training mode alone.
+    (N, features) embedding. ``dropout`` is the probability of dropping, in training mode alone. Weights are
+    PyTorch's defaults; ``initialize`` gives slim's.
     """
 
     def __init__(self, network: Network, num_classes: int = 1000, dropout: float | None = None) -> None:
@@ -83,7 +84,6 @@ class MobileNetV3(Trunk):
         else:
             self.conv_head = self.act2 = nn.Identity()
         self.classifier = nn.Linear(network.features, num_classes) if num_classes else nn.Identity()
-        initialize(self)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The last feature map, before pooling."""
@@ -118,7 +118,6 @@ class MobileNetV3Features(Trunk):
         self.stages = [stage for stage, _, _ in chosen]
         self.channels = [channels for _, channels, _ in chosen]
         self.reductions = [reduction for _, _, reduction in chosen]
-        initialize(self)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(N, channels, H, W) -> feature maps, largest first."""

@@ -28,16 +28,17 @@ def write_bundle(prefix: Path, variables: Mapping[str, np.ndarray], shards: int 
             for name in names[shard::shards]:
                 values = np.asarray(variables[name], order="C")  # ascontiguousarray would make scalars rank 1
                 data = values.tobytes()
+                shape = protos.TensorShapeProto()
+                for size in values.shape:
+                    shape.dim.add(size=size)
                 entry = protos.BundleEntryProto(
                     dtype=dtypes.NUMBERS[values.dtype.name],
+                    shape=shape.SerializeToString(),
                     shard_id=shard,
                     offset=offset,
                     size=len(data),
                     crc32c=masked_crc32c(data),
                 )
-                entry.shape.SetInParent()
-                for size in values.shape:
-                    entry.shape.dim.add(size=size)
                 entries[name.encode()] = entry.SerializeToString(deterministic=True)
                 file.write(data)
                 offset += len(data)
