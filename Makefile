@@ -33,6 +33,8 @@ bench: setup
 	$(BIN)/python benchmarks/reading.py
 	$(BIN)/python benchmarks/evaluating.py
 	$(BIN)/python benchmarks/inference.py
+	$(BIN)/python benchmarks/kernels.py
+	$(BIN)/python benchmarks/kernels.py --variant large_100
 
 parity: setup
 	$(BIN)/python scripts/parity_table.py

@@ -50,8 +50,7 @@ def torch_forms(artifact: Path, variant: str, images: np.ndarray, compiled: bool
     }
     if compiled:
         models["timm torch.compile"] = torch.compile(timm_model()), x
-        options = {"freezing": True, "cpp_wrapper": True}
-        models["ours torch.compile"] = torch.compile(porter.create_model(variant, artifact), options=options), x
+        models["ours torch.compile"] = torch.compile(porter.deploy(ours), options={"cpp_wrapper": True}), x
         _, package = aot_package(ours, folder / variant, images[:1])
         models["ours AOTInductor"] = (lambda batch: torch.from_numpy(package(batch.numpy()))), x
 

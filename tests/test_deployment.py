@@ -50,6 +50,29 @@ def test_every_endpoint(variant, batch, size):
     assert torch.equal(fast(x), logits)  # and without anybody listening
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("size", [(96, 64), (75, 65)])
+def test_what_a_compiler_is_given(variant, size, monkeypatch):
+    """Other operations, the same function."""
+    model, x = trained(variant), images(2, *size)
+    fast = porter.deploy(model, size)
+    with torch.no_grad():
+        expected = model(x)
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+        found = fast(x)
+    assert furthest(found, expected) < 1e-5
+
+
+@pytest.mark.slow
+def test_compiled():
+    model = trained("small_minimal_100")
+    with torch.no_grad():
+        compiled = torch.compile(porter.deploy(model, 64))
+        for batch in (1, 2, 5):  # the third with a batch of any size
+            x = images(batch, 64, 64)
+            assert furthest(compiled(x), model(x)) < 1e-5
+
+
 @given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 3))
 @settings(max_examples=12, deadline=None)
 def test_any_size(height, width, batch):
@@ -79,7 +102,7 @@ def test_without_onednn(monkeypatch):
 def test_many_and_few_positions_agree(monkeypatch):
     model, x = trained("large_075"), images(2, 96, 96)
     found = []
-    for limit in (0, 10**9):
+    for limit in (0, 10**9):  # read when deployed
         monkeypatch.setattr(deployment, "FEW_POSITIONS", limit)
         found.append(porter.deploy(model, 96)(x))
     assert furthest(*found) < 1e-5

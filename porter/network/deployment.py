@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -20,7 +21,12 @@ Size = tuple[int, int]  # height, width in pixels
 
 # Up to so many positions (images x height x width), a matrix product and an activation in place are faster than
 # oneDNN's fused 1x1 convolution, each call of which costs as much as a small layer
-FEW_POSITIONS = 1024
+FEW_POSITIONS = 16384
+
+FEW_CHANNELS = 4  # up to so many, a compiler's own loop is faster than a call of oneDNN: the stem's
+
+FUSED = torch.ops.mkldnn._convolution_pointwise.default
+FUSED_ADD = torch.ops.mkldnn._convolution_pointwise.binary
 
 
 def deploy(model: MobileNetV3, size: Size | int = 224) -> Deployed:
@@ -46,30 +52,37 @@ class Deployed(nn.Module):
         self.network, self.num_classes, self.size = network, model.num_classes, size
         self.receive: Receive | None = None
         with torch.no_grad():
-            self.stem = _Conv(model, "conv_stem", "bn1", "act1", size)
+            self.stem = _Conv(model, "conv_stem", "bn1", "act1", size, padded=True)
             self.steps: list[_Block] = []
             size = self.stem.size_after
             for block in network.blocks:
-                self.steps.append(_Block(model, block, size))
-                size = self.steps[-1].size_after
+                step = _Block(model, block, size)
+                self.steps.append(step)
+                size = step.size_after
             self.last = _Conv(model, network.last_conv, network.last_norm, network.last_act, size)
             self.positions = size[0] * size[1]
-            self.products: list[_Product] = []
+            self.products: list[_Dense] = []
             if network.head:
-                self.products.append(_Product(model, "conv_head", "act2", 1 / self.positions))
+                self.products.append(_Dense(model, "conv_head", "act2", 1 / self.positions))
             if model.num_classes:
-                self.products.append(_Product(model, "classifier", None, 1 if network.head else 1 / self.positions))
+                self.products.append(_Dense(model, "classifier", None, 1 if network.head else 1 / self.positions))
+            self.layers = nn.ModuleList([self.stem, *self.steps, self.last, *self.products])
 
-    @torch.inference_mode()
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels, H, W) -> (N, num_classes); features (N, features) without a classifier."""
         if x.shape[2:] != self.size:
             raise ValueError(f"deployed for {self.size[0]}x{self.size[1]} images, not {x.shape[2]}x{x.shape[3]}")
-        x = self.stem(x.contiguous(memory_format=torch.channels_last))
+        if torch.compiler.is_compiling():
+            return self._run(x)
+        with torch.inference_mode():
+            return self._run(x)
+
+    def _run(self, x: Tensor) -> Tensor:
+        x = self.stem.run(x if torch.compiler.is_compiling() else _padded(x, *self.stem.pads))
         self._tell("layer_1", x)
         for step in self.steps:
-            x = step(x, self._tell)
-        x = self.last(x)
+            x = step.run(x, self._tell)
+        x = self.last.run(x)
         network = self.network
         self._tell(network.endpoint_after_blocks(0), x)
         x = _flat(x).sum(1)  # the division by the number of positions is in the next weights
@@ -79,7 +92,7 @@ class Deployed(nn.Module):
         if not self.products:
             return x / self.positions
         for product in self.products:
-            x = product(x)
+            x = product.run(x)
             if product.is_head:
                 for name in (network.endpoint_after_blocks(2), "global_pool"):
                     self._tell(name, x[:, :, None, None])
@@ -92,76 +105,168 @@ class Deployed(nn.Module):
             self.receive(name, x)
 
 
-class _Conv:
-    """A convolution with its batch norm, padding and activation, on channels_last tensors."""
+class _Conv(nn.Module):
+    """A convolution with its batch norm, padding and activation, on channels_last tensors.
+
+    ``eager`` runs it by PyTorch's kernels, given ``padded`` images or not; ``fusible`` is the same in the operations
+    that a compiler makes the best of.
+    """
+
+    weight: Tensor
+    bias: Tensor
 
     def __init__(
-        self, model: nn.Module, conv: str, norm: str, activation: str | None, size: Size, scale: float = 1.0
+        self,
+        model: nn.Module,
+        conv: str,
+        norm: str,
+        activation: str | None,
+        size: Size,
+        scale: float = 1.0,
+        padded: bool = False,
     ) -> None:
+        super().__init__()
         layer: Any = model.get_submodule(conv)
-        self.weight, self.bias = _folded(layer, model.get_submodule(norm), scale)
+        weight, bias = _folded(layer, model.get_submodule(norm), scale)
         self.attribute = _attribute(model, activation)
         self.stride, self.groups = list(layer.stride), layer.groups
-        self.pointwise = self.weight.shape[2:] == (1, 1) and self.groups == 1 and self.stride == [1, 1]
-        pads = [same_padding(side, k, s, 1) for side, k, s in zip(size, layer.kernel_size, self.stride, strict=True)]
-        # oneDNN is asked for as much padding before as after. Where SAME wants one more after, zero weights in front
-        # of the kernel bring both to the larger number, and cost less than a padded copy of the input.
-        before = [after - first for first, after in pads]
-        self.weight = F.pad(self.weight, (before[1], 0, before[0], 0))
-        self.padding = [after for _, after in pads]
+        self.pointwise = weight.shape[2:] == (1, 1) and self.groups == 1 and self.stride == [1, 1]
+        self.by_taps = self.groups == len(weight) or weight.shape[1] <= FEW_CHANNELS
+        axes = zip(size, weight.shape[2:], self.stride, strict=True)
+        self.pads = [same_padding(side, kernel, stride, 1) for side, kernel, stride in axes]
         self.size_after = -(-size[0] // self.stride[0]), -(-size[1] // self.stride[1])
-        self.matrix = self.weight.flatten(1).contiguous()
-        self.packed = _packed(self.weight, self.padding, self.stride, self.groups, size)
+        self.eager = _eager(
+            weight,
+            bias,
+            [(0, 0)] * 2 if padded else self.pads,
+            self.stride,
+            self.groups,
+            size,
+            self.attribute,
+            self.pointwise,
+        )
+        if self.pointwise:
+            weight = weight.flatten(1).t().contiguous()  # channels in, out
+        elif self.by_taps:
+            weight = weight.permute(1, 2, 3, 0).contiguous()  # channels in (1 if depthwise), height, width, out
+        (self.top, self.bottom), (self.left, self.right) = self.pads
+        self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer("bias", bias, persistent=False)
 
-    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        rows = x.shape[0] * x.shape[2] * x.shape[3]
-        if self.pointwise and (rows <= FEW_POSITIONS or self.packed is None):
-            flat = F.linear(x.permute(0, 2, 3, 1).reshape(rows, -1), self.matrix, self.bias)
-            out = flat.view(x.shape[0], x.shape[2], x.shape[3], -1).permute(0, 3, 1, 2)
-        elif self.packed is None:
-            out = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, 1, self.groups)
+    def run(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """(N, I, H, W) -> (N, O, H', W'), plus ``residual``."""
+        return self.fusible(x, residual) if torch.compiler.is_compiling() else self.eager(x, residual)
+
+    def fusible(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        """As ``run``."""
+        if self.pointwise:
+            out = _matrix_product(x, self.weight, self.bias)
         else:
-            layout = self.packed, self.bias, self.padding, self.stride, [1, 1], self.groups
-            if residual is None:
-                return torch.ops.mkldnn._convolution_pointwise(x, *layout, self.attribute, [], None)
-            return torch.ops.mkldnn._convolution_pointwise.binary(x, residual, *layout, "add", 1.0, None, [], None)
-        _activate(out, self.attribute)
+            x = F.pad(x, (self.left, self.right, self.top, self.bottom))
+            out = self._taps(x) if self.by_taps else F.conv2d(x, self.weight, self.bias, self.stride)
+        out = _activate(out, self.attribute)
+        return out if residual is None else out + residual
+
+    def _taps(self, x: Tensor) -> Tensor:
+        """The convolution of padded images as a sum of shifted products: one loop for a compiler.
+
+        Strided views make it keep the padded images in memory; through slices, it would compute what comes before
+        once for each tap.
+        """
+        x = x.contiguous(memory_format=torch.channels_last if self.groups > 1 else torch.contiguous_format)
+        down, across = self.stride
+        channels_in, kernel_height, kernel_width, _ = self.weight.shape
+        shape = x.shape[0], *self.size_after, x.shape[1] if self.groups > 1 else 1
+        strides = x.stride(0), down * x.stride(2), across * x.stride(3), x.stride(1) if self.groups > 1 else 0
+        out = self.bias
+        for c, i, j in itertools.product(range(channels_in), range(kernel_height), range(kernel_width)):
+            at = x.as_strided(shape, strides, c * x.stride(1) + i * x.stride(2) + j * x.stride(3))
+            out = out + at * self.weight[c, i, j]
+        return out.permute(0, 3, 1, 2)
+
+
+def _eager(
+    weight: Tensor,
+    bias: Tensor,
+    pads: Sequence[tuple[int, int]],
+    stride: list[int],
+    groups: int,
+    size: Size,
+    attribute: Attribute,
+    pointwise: bool,
+) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """A convolution (weight OIHW) by whichever of PyTorch's kernels is fastest; what does not change is worked out."""
+    # oneDNN is asked for as much padding before as after. Where SAME wants one more after, zero weights in front
+    # of the kernel bring both to the larger number, and cost less than a padded copy of the input.
+    (top, bottom), (left, right) = pads
+    weight, padding = F.pad(weight, (right - left, 0, bottom - top, 0)), [bottom, right]
+    matrix = weight.flatten(1).t().contiguous()
+    packed = _packed(weight, padding, stride, groups, size)
+    most = FEW_POSITIONS * weight.shape[1]
+
+    def run(x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if pointwise and (packed is None or x.numel() <= most):
+            out = _matrix_product(x, matrix, bias)
+        elif packed is None:
+            out = F.conv2d(x, weight, bias, stride, padding, 1, groups)
+        elif residual is None:
+            return FUSED(x, packed, bias, padding, stride, [1, 1], groups, attribute, [], None)
+        else:
+            layout = packed, bias, padding, stride, [1, 1], groups
+            return FUSED_ADD(x, residual, *layout, "add", 1.0, None, [], None)
+        _activate(out, attribute)
         return out if residual is None else out.add_(residual)
 
+    return run
 
-class _Product:
+
+def _matrix_product(x: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
+    """A 1x1 convolution of channels_last images as the matrix product that it is; ``matrix`` is (in, out)."""
+    batch, channels, height, width = x.shape
+    flat = torch.addmm(bias, x.permute(0, 2, 3, 1).reshape(-1, channels), matrix)
+    return flat.view(batch, height, width, -1).permute(0, 3, 1, 2)
+
+
+class _Dense(nn.Module):
     """A matrix product with bias and activation, of (N, channels)."""
 
+    weight: Tensor
+    bias: Tensor
+
     def __init__(self, model: nn.Module, layer: str, activation: str | None, scale: float) -> None:
+        super().__init__()
         found: Any = model.get_submodule(layer)
-        self.weight = (found.weight.double().flatten(1) * scale).float().t().contiguous()
-        self.bias = found.bias.detach().clone()
+        weight = (found.weight.double().flatten(1) * scale).float().t().contiguous()
+        self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer("bias", found.bias.detach().clone(), persistent=False)
         self.attribute = _attribute(model, activation)
         self.is_head = layer == "conv_head"
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def run(self, x: Tensor) -> Tensor:
         return _activate(torch.addmm(self.bias, x, self.weight), self.attribute)
 
 
-class _SqueezeExcite:
+class _SqueezeExcite(nn.Module):
     """Scales the channels in place. The gate computes relu6(x + 3) / 6; ``scale`` is what its slope is times that."""
 
     def __init__(self, model: nn.Module, se: str, positions: int) -> None:
+        super().__init__()
         gate = model.get_submodule(f"{se}.gate")
         assert isinstance(gate, Gate)
         self.scale = gate.slope * 6
-        self.reduce = _Product(model, f"{se}.conv_reduce", f"{se}.act1", 1 / positions)
-        self.expand = _Product(model, f"{se}.conv_expand", None, 1)
+        self.reduce = _Dense(model, f"{se}.conv_reduce", f"{se}.act1", 1 / positions)
+        self.expand = _Dense(model, f"{se}.conv_expand", None, 1)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        gate = F.hardsigmoid(self.expand(self.reduce(_flat(x).sum(1))), inplace=True)
+    def run(self, x: Tensor) -> Tensor:
+        gate = F.hardsigmoid(self.expand.run(self.reduce.run(_flat(x).sum(1))), inplace=True)
         return x.mul_(gate[:, :, None, None])
 
 
-class _Block:
+class _Block(nn.Module):
     """A block: expansion, depthwise, squeeze-excite, projection; those that it has."""
 
     def __init__(self, model: nn.Module, block: Block, size: Size) -> None:
+        super().__init__()
         at, number = block.module, 0
         self.block = block
         self.convolutions: list[tuple[str, _Conv]] = []
@@ -180,15 +285,16 @@ class _Block:
         scale = self.se.scale if self.se else 1.0
         self.project = _Conv(model, f"{at}.{block.project}", f"{at}.bn{number + 1}", None, size, scale)
         self.size_after = size
+        self.layers = nn.ModuleList([*(conv for _, conv in self.convolutions), *([self.se] if self.se else [])])
 
-    def __call__(self, x: Tensor, tell: Receive) -> Tensor:
+    def run(self, x: Tensor, tell: Receive) -> Tensor:
         out = x
         for name, conv in self.convolutions:
-            out = conv(out)
+            out = conv.run(out)
             tell(name, out)
         if self.se:
-            out = self.se(out)
-        out = self.project(out, x if self.block.residual else None)
+            out = self.se.run(out)
+        out = self.project.run(out, x if self.block.residual else None)
         tell(f"{self.block.endpoint}/output", out)
         tell(self.block.endpoint, out)
         return out
@@ -225,6 +331,14 @@ def _activate(x: Tensor, attribute: Attribute) -> Tensor:
     if attribute == "relu":
         return x.relu_()
     return F.hardswish(x, inplace=True) if attribute == "hardswish" else x
+
+
+def _padded(x: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
+    """(N, C, H, W) with zeros around, in channels_last: the layout changes with the copy that padding makes anyway."""
+    batch, channels, height, width = x.shape
+    out = x.new_zeros(batch, height + sum(rows), width + sum(columns), channels).permute(0, 3, 1, 2)
+    out[:, :, rows[0] : rows[0] + height, columns[0] : columns[0] + width] = x
+    return out
 
 
 def _flat(x: Tensor) -> Tensor:

@@ -16,6 +16,8 @@ import torch
 from porter.create import create_model
 from porter.errors import ArtifactError, NoParityError
 from porter.mapping.schema import VariantMapping
+from porter.network.deployment import deploy
+from porter.network.mobilenet_v3 import MobileNetV3
 from porter.parity.references.recorded import recorded
 from porter.parity.verdict import TOLERANCES
 
@@ -99,12 +101,12 @@ def _torchscript(model: torch.nn.Module, stem: Path, example: np.ndarray) -> tup
 
 
 def aot_package(model: torch.nn.Module, stem: Path, example: np.ndarray) -> tuple[Path, Run]:
-    """``<stem>.aot.pt2``: ``model`` compiled by AOTInductor, and torch running it. ``example`` is as above."""
+    """``<stem>.aot.pt2``: ``model``, deployed, compiled by AOTInductor; and torch running it. ``example`` as above."""
     path = stem.with_name(stem.name + ".aot.pt2")
     with _quiet(), torch.no_grad():
-        # Frozen: weights are constants, packed for oneDNN's kernels, batch norms folded into them
-        exported = _exported(model, example)
-        torch._inductor.aoti_compile_and_package(exported, package_path=str(path), inductor_configs={"freezing": True})
+        assert isinstance(model, MobileNetV3)
+        exported = _exported(deploy(model, (example.shape[2], example.shape[3])), example)
+        torch._inductor.aoti_compile_and_package(exported, package_path=str(path))
         loaded = torch._inductor.aoti_load_package(str(path))
     return path, _torch_run(loaded)
 
