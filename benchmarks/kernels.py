@@ -4,8 +4,8 @@
 
 The floor is what the layer's multiply-accumulates take at the pace of this machine's matrix product (measured: MKL,
 1024 x 1024), or its bytes at the pace of a copy, whichever is longer. Dense are squeeze-excite, head and classifier;
-between is Python for us, and for ONNX Runtime what its convolutions do not fuse: activations, sums, gates. Layers are timed inside whole runs, so their
-sum is less than the whole by what Python spends between them.
+between is Python for us, and for ONNX Runtime what its convolutions do not fuse: activations, sums, gates. Layers are
+timed inside whole runs, so their sum is less than the whole by what Python spends between them.
 """
 
 import argparse
