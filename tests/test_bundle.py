@@ -190,7 +190,7 @@ def test_truncated_data(demo_copy):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"shard_id": 3}, "impossible shape"),
+        ({"shard_id": 3}, "impossible shard"),
         ({"offset": -4}, "truncated"),
         ({"offset": 2**62}, "truncated"),
         ({"size": 4}, "4 bytes stored for shape"),

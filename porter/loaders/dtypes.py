@@ -27,6 +27,11 @@ ITEM_SIZES = {
 FLOATS = ("float32", "float64", "float16", "bfloat16")
 
 
+def name_of(number: int) -> str:
+    """TensorFlow's name of a dtype, or ``dtype 77`` where it is unknown here."""
+    return NAMES.get(number) or f"dtype {number}"
+
+
 def to_numpy(name: str) -> np.dtype:
     """The numpy dtype of TensorFlow's ``name``; quantised integers become plain integers."""
     import numpy as np

@@ -58,6 +58,6 @@ def _variable(node: Any, path: Path) -> Variable:
     proto = next((attr.value.tensor for attr in node.attr if attr.key == b"value"), None)
     if proto is None:
         raise CheckpointError(f"{path}: tensor {name}: a constant without a value; the graph is damaged")
-    shape, dtype = protos.shape_of(proto.tensor_shape), dtypes.NAMES.get(proto.dtype, f"dtype {proto.dtype}")
+    shape, dtype = protos.shape_of(proto.tensor_shape), dtypes.name_of(proto.dtype)
     what = f"{path}: tensor {name}"
     return Variable(name, shape, dtype, name, str(path), lambda: tensor_values(proto, shape, dtype, what))

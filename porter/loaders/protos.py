@@ -97,7 +97,7 @@ CheckpointState = _class("CheckpointState")
 def parse(cls: Any, data: bytes | memoryview, file: object, what: str) -> Any:
     """Parse ``data`` as a ``cls``. Raises CheckpointError naming ``file`` and ``what`` it should be."""
     try:
-        return cls.FromString(bytes(data))
+        return cls.FromString(data)
     except message.DecodeError as error:
         raise CheckpointError(f"{file}: {what} is damaged ({error}); fetch the file again") from error
 

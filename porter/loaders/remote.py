@@ -103,11 +103,11 @@ def _prefix(system: Any, root: str, name: str) -> str | None:
 
 def _checkpoint(system: Any, prefix: str, base: Path, places: dict[Path, str]) -> None:
     """The index of a V2 checkpoint, and stand-ins for its shards."""
-    from porter.loaders.bundle import shard_count, shard_path
+    from porter.loaders.bundle_index import read_index, shard_path
 
     index = base / (PurePosixPath(prefix).name + ".index")
     system.get_file(f"{prefix}.index", str(index))
-    shards = shard_count(index)
+    shards = read_index(index).shards
     for number in range(shards):
         local = shard_path(index.with_suffix(""), number, shards)
         remote = prefix[: prefix.rindex("/") + 1] + local.name

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 Extent = tuple[int, int | None]  # start and length along one dimension; length None: all of it
+Extents = tuple[Extent, ...]  # of every dimension
 Shape = tuple[int, ...]
 
 
@@ -28,12 +29,12 @@ def shape_of_slices(where: tuple[slice, ...]) -> Shape:
     return tuple(s.stop - s.start for s in where)
 
 
-def extents_of(proto: Any) -> tuple[Extent, ...]:
+def extents_of(proto: Any) -> Extents:
     """The extents of a TensorSliceProto."""
     return tuple((extent.start, extent.length if extent.HasField("length") else None) for extent in proto.extent)
 
 
-def place(extents: tuple[Extent, ...], shape: Shape, what: str) -> tuple[slice, ...]:
+def place(extents: Extents, shape: Shape, what: str) -> tuple[slice, ...]:
     """``extents`` as numpy slices. Raises CheckpointError, beginning with ``what``, where they leave ``shape``."""
     where = tuple(
         slice(start, size if length is None else start + length)

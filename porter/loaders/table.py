@@ -32,11 +32,10 @@ def read_table(data: bytes, file: str) -> Iterator[tuple[bytes, bytes]]:
     """Yield every (key, value) in key order. Raises CheckpointError naming ``file`` on any damage."""
     with _located(file):
         for _, handle in _block_handles(data, file):
-            for key, value in _entries(_read_block(data, handle, file)):
-                yield key, bytes(value)
+            yield from _entries(_read_block(data, handle, file))
 
 
-def look_up(data: Data, key: bytes, file: str) -> Data | None:
+def look_up(data: Data, key: bytes, file: str) -> bytes | None:
     """The value under ``key``, or None; reads the index block and one other. Raises CheckpointError on damage."""
     with _located(file):
         handle = next((handle for last_key, handle in _block_handles(data, file) if key <= last_key), None)
@@ -48,7 +47,7 @@ def _block_handles(data: Data, file: str) -> Iterator[tuple[bytes, tuple[int, in
     """(a key not before the last one of the block, handle of the block) of every data block."""
     if not is_table(data):
         raise CheckpointError(f"{file}: truncated or not a TensorFlow index (no table footer); fetch the file again")
-    footer = data[-FOOTER_SIZE:]
+    footer = bytes(data[-FOOTER_SIZE:])
     _, position = _handle(footer, 0)  # the metaindex block, which TensorFlow leaves empty
     index_handle, _ = _handle(footer, position)
     for last_key, value in _entries(_read_block(data, index_handle, file)):
@@ -67,7 +66,7 @@ class _Malformed(ValueError):
     pass
 
 
-def _read_block(data: Data, handle: tuple[int, int], file: str) -> Data:
+def _read_block(data: Data, handle: tuple[int, int], file: str) -> bytes:
     offset, size = handle
     if offset + size + TRAILER_SIZE > len(data):
         raise _Malformed(f"a block at {offset} of {size} bytes runs past the end")
@@ -76,7 +75,7 @@ def _read_block(data: Data, handle: tuple[int, int], file: str) -> Data:
     if masked_crc32c(data[offset : offset + size + 1]) != stored:
         raise CheckpointError(f"{file}: checksum mismatch in the block at byte {offset}; fetch the file again")
     if kind == NO_COMPRESSION:
-        return block
+        return bytes(block)
     if kind == SNAPPY:
         return _unsnap(block)
     raise _Malformed(f"unknown block type {kind}")
@@ -94,13 +93,13 @@ def _unsnap(block: Data) -> bytes:
         raise _Malformed(f"snappy: {error}") from error
 
 
-def _entries(block: Data) -> Iterator[tuple[bytes, Data]]:
+def _entries(block: bytes) -> list[tuple[bytes, bytes]]:
     restarts = int.from_bytes(block[-4:], "little") if len(block) >= 4 else 0
     end = len(block) - 4 * (restarts + 1)
     if end < 0:
         raise _Malformed("the restart array is longer than its block")
     position, key = 0, b""
-    first = True
+    entries: list[tuple[bytes, bytes]] = []
     while position < end:
         shared, unshared, length = block[position], block[position + 1], block[position + 2]
         position += 3
@@ -111,14 +110,15 @@ def _entries(block: Data) -> Iterator[tuple[bytes, Data]]:
         middle = position + unshared
         if shared > len(key) or middle + length > end:
             raise _Malformed("an entry runs past its block")
-        previous, key = key, key[:shared] + bytes(block[position:middle])
-        if key <= previous and not first:
+        previous, key = key, key[:shared] + block[position:middle]
+        if key <= previous and entries:
             raise _Malformed("keys are out of order")
-        position, first = middle + length, False
-        yield key, block[middle:position]
+        position = middle + length
+        entries.append((key, block[middle:position]))
+    return entries
 
 
-def _handle(data: Data, position: int) -> tuple[tuple[int, int], int]:
+def _handle(data: bytes, position: int) -> tuple[tuple[int, int], int]:
     offset, position = varint(data, position)
     size, position = varint(data, position)
     return (offset, size), position

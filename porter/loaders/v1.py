@@ -47,7 +47,7 @@ def read_v1(path: Path) -> Contents:
                 parts.append(Part(where, _reader(file, name, extents, shape_of_slices(where), tensor.type)))
     variables = {}
     for name, (tensor, parts, file) in sorted(found.items()):
-        shape, dtype = protos.shape_of(tensor.shape), dtypes.NAMES.get(tensor.type, f"dtype {tensor.type}")
+        shape, dtype = protos.shape_of(tensor.shape), dtypes.name_of(tensor.type)
         load = assemble(parts, shape, dtype, f"{file}: tensor {name}")
         variables[name] = Variable(name, shape, dtype, name, str(file), load)
     return Contents(variables, files)
@@ -83,7 +83,7 @@ def _reader(
         if stored is None:
             raise CheckpointError(f"{what}: slice {extents} is missing; the file is damaged")
         record = protos.parse(protos.SavedTensorSlices, stored, str(file), f"tensor {name}")
-        return tensor_values(record.data.data, shape, dtypes.NAMES.get(dtype, f"dtype {dtype}"), what)
+        return tensor_values(record.data.data, shape, dtypes.name_of(dtype), what)
 
     return read
 

@@ -27,7 +27,7 @@ def select_weights(
     does. Raises CheckpointError when there are none of the ``weights`` asked for.
     """
     averages = {name.removesuffix(SUFFIX): var for name, var in variables.items() if name.endswith(SUFFIX)}
-    plain = {name: var for name, var in variables.items() if not name.endswith(SUFFIX)}
+    plain = {name: var for name, var in variables.items() if not name.endswith(SUFFIX)} if averages else dict(variables)
     if weights == "ema" and not averages and not averaged:
         raise CheckpointError(f"{path}: no variable ends in {SUFFIX}; use --weights auto or raw")
     if weights == "raw" and averaged:

@@ -9,7 +9,7 @@ import numpy as np
 
 from porter.atomic import atomic_write
 from porter.loaders import dtypes, protos
-from porter.loaders.bundle import HEADER_KEY, VERSION, shard_path
+from porter.loaders.bundle_index import HEADER_KEY, VERSION, shard_path
 from porter.loaders.crc import masked_crc32c
 from porter.writers.table import table_bytes
 
