@@ -6,6 +6,8 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -110,23 +112,26 @@ def convert(
     )
     path = Path(output if output is not None else f"{port.mapping.variant}.pth")
     from porter.artifacts.files import check_suffix, save_artifact
-    from porter.mapping.carry_out import carry_out
 
     check_suffix(path)
     refuse_existing(path, force)
-    ported = carry_out(port.plan, port.checkpoint)
-    save_artifact(path, as_torch(ported), describe(port, ported), force)
+    save_artifact(path, *carry_out_port(port), force)
     return path, port
 
 
 def convert_all(
-    checkpoints: Sequence[str], folder: Path, variant: str | None = None, **options: Any
+    checkpoints: Sequence[str], folder: Path, variant: str | None = None, *, force: bool = False, **options: Any
 ) -> Iterator[tuple[Path, Port]]:
     """Port several checkpoints, of one training run say, into ``folder`` as ``<name of the checkpoint>.pth``.
 
-    Other arguments and results as for ``convert``; the variant is found once. Raises PorterError at the first that
-    cannot be ported; those before it stay.
+    Other arguments and results as for ``convert``; the variant is found once, and each is read while the one before
+    it is written. Raises PorterError before the first where an output exists, and at the first that cannot be
+    ported; those before it stay.
     """
+    from concurrent.futures import ThreadPoolExecutor
+
+    from porter.artifacts.files import save_artifact
+
     names = [f"{Path(checkpoint).name.removesuffix('.index')}.pth" for checkpoint in checkpoints]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
@@ -134,28 +139,43 @@ def convert_all(
     if folder.is_file():
         raise PorterError(f"{folder}: is a file; name a folder for several checkpoints")
     folder.mkdir(parents=True, exist_ok=True)
-    for checkpoint, name in zip(checkpoints, names, strict=True):
-        path, port = convert(checkpoint, folder / name, variant, **options)
-        variant = variant or (port.mapping.variant if options.get("mapping") is None else None)
-        yield path, port
+    for name in names:
+        refuse_existing(folder / name, force)
+
+    def read(checkpoint: str) -> tuple[Port, dict[str, Tensor], Metadata]:
+        port = plan_port(checkpoint, variant, **options)
+        return port, *carry_out_port(port)
+
+    with ThreadPoolExecutor(1) as reader:
+        ready = read(checkpoints[0])
+        if options.get("mapping") is None:
+            variant = ready[0].mapping.variant
+        for name, following in zip_longest(names, checkpoints[1:]):
+            ahead = reader.submit(read, following) if following else None
+            port, tensors, metadata = ready
+            save_artifact(folder / name, tensors, metadata, force)
+            yield folder / name, port
+            if ahead:
+                ready = ahead.result()
 
 
-def as_torch(ported: Ported) -> dict[str, Tensor]:
-    """Ported arrays as tensors that share their memory."""
+def carry_out_port(port: Port) -> tuple[dict[str, Tensor], Metadata]:
+    """Read and port the weights: a state dict and its metadata. Raises CheckpointError or MappingError."""
     import torch
 
-    return {name: torch.from_numpy(values) for name, values in ported.tensors.items()}
+    from porter.mapping.carry_out import carry_out
+
+    ported = carry_out(port.plan, port.checkpoint)
+    tensors = {name: torch.from_numpy(values) for name, values in ported.tensors.items()}
+    return tensors, _describe(port, ported)
 
 
-def describe(port: Port, ported: Ported) -> Metadata:
-    """The metadata of an artifact made by ``port``."""
-    from importlib.metadata import version
-
+def _describe(port: Port, ported: Ported) -> Metadata:
     from porter.artifacts.metadata import Metadata
 
     plan = port.plan
     return Metadata(
-        tool=f"mnv3-port {version('mnv3-port')}",
+        tool=f"mnv3-port {_version()}",
         variant=plan.variant,
         layout=plan.layout,
         gate=plan.gate,
@@ -170,6 +190,13 @@ def describe(port: Port, ported: Ported) -> Metadata:
         folded=plan.folded,
         ranges=ported.ranges,
     )
+
+
+@cache
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("mnv3-port")
 
 
 def choose_mapping(checkpoint: Checkpoint, variant: str | None, mapping: PathLike | None) -> VariantMapping:

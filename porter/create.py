@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from porter.artifacts.files import SUFFIXES, Artifact, load_artifact
 from porter.artifacts.relayout import relayout, without_batch_norms
-from porter.conversion import PathLike, as_torch, describe, plan_port
+from porter.conversion import PathLike, carry_out_port, plan_port
 from porter.errors import ArtifactError
 from porter.loaders.weights import Weights
-from porter.mapping.carry_out import carry_out
 from porter.mapping.files import load_mapping, load_variant
 from porter.mapping.gate import TIMM_GATE
 from porter.mapping.network import Network, build_network
@@ -106,8 +105,7 @@ def _load(
         port = plan_port(
             path, variant, mapping=mapping, weights=weights, layout=layout or "slim", keep_background=keep_background
         )
-        ported = carry_out(port.plan, port.checkpoint)
-        return Artifact(as_torch(ported), describe(port, ported))
+        return Artifact(*carry_out_port(port))
     artifact = load_artifact(path)
     if artifact.metadata is None:
         if layout == "slim":

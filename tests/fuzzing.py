@@ -75,21 +75,17 @@ def targets(folder: Path) -> Iterator[Target]:
 
 
 def _artifact_targets(folder: Path) -> Iterator[Target]:
-    import torch
-
     from porter.artifacts.files import save_artifact
-    from porter.conversion import describe
-    from porter.mapping.carry_out import carry_out
+    from porter.conversion import carry_out_port
 
     prefix = folder / "whole" / "model-1"
     prefix.parent.mkdir()
     write_bundle(prefix, demo_variables("small_075", classes=2))
-    port = plan_port(prefix)
-    ported = carry_out(port.plan, port.checkpoint)
-    few = {name: torch.from_numpy(ported.tensors[name]) for name in list(ported.tensors)[:8]}
+    tensors, metadata = carry_out_port(plan_port(prefix))
+    few = dict(list(tensors.items())[:8])
     for suffix in ("pth", "safetensors"):
         path = folder / f"seed.{suffix}"
-        save_artifact(path, few, describe(port, ported))
+        save_artifact(path, few, metadata)
         yield Target(f".{suffix}", path, load_artifact)
 
 

@@ -14,12 +14,11 @@ import numpy as np
 import torch
 
 from porter.artifacts.files import Artifact, save_artifact
-from porter.conversion import PathLike, Port, as_torch, describe, plan_port
+from porter.conversion import PathLike, Port, carry_out_port, plan_port
 from porter.errors import NoParityError
 from porter.evaluation.result import Evaluation
 from porter.evaluation.run import evaluate
 from porter.loaders.weights import Weights
-from porter.mapping.carry_out import carry_out
 from porter.network.endpoints import endpoint_modules
 from porter.parity.evidence import Evidence
 from porter.parity.references.recorded import record
@@ -63,11 +62,9 @@ def release(
     """
     with layout.staged(folder, force) as stage, _one_thread():
         port = plan_port(checkpoint, variant, mapping=mapping, weights=weights, keep_background=keep_background)
-        ported = carry_out(port.plan, port.checkpoint)
-        artifact = Artifact(as_torch(ported), describe(port, ported))
-        assert artifact.metadata is not None
+        tensors, metadata = carry_out_port(port)
         path = stage / f"{model_name(port.mapping)}.pth"
-        save_artifact(path, artifact.tensors, artifact.metadata)
+        save_artifact(path, tensors, metadata)
         path = layout.add_hash(path)
         check = open_check(
             checkpoint,
@@ -84,14 +81,21 @@ def release(
         verdict = replace(check.verdict, checkpoint=Path(checkpoint).name, artifact=path.name)
         if failure := verdict.failure():
             raise NoParityError(f"{checkpoint}: {failure}: nothing released")
-        metadata = msgspec.structs.replace(artifact.metadata, parity=_figures(verdict))
-        save_artifact(stage / layout.WEIGHTS, artifact.tensors, metadata)
+        with_figures = msgspec.structs.replace(metadata, parity=_figures(verdict))
+        save_artifact(stage / layout.WEIGHTS, tensors, with_figures)
         (stage / layout.REFERENCE).write_bytes(_recorded(check))
         exported = write_exports(exports, path, port.mapping, stage / layout.REFERENCE)
         evaluation = _evaluated(path, port, evaluate_on, stage)
         (stage / layout.CONFIG).write_bytes(config(port))
         (stage / layout.CARD).write_bytes(
-            model_card(port, artifact, path, verdict, evaluation, {kind: file for kind, (file, _) in exported.items()})
+            model_card(
+                port,
+                Artifact(tensors, metadata),
+                path,
+                verdict,
+                evaluation,
+                {kind: file for kind, (file, _) in exported.items()},
+            )
         )
         errors = {kind: error for kind, (_, error) in exported.items()}
         found = verdict.as_json() | {"exports": errors}
