@@ -48,6 +48,8 @@ def test_every_endpoint(variant, batch, size):
         assert furthest(found[name].reshape(theirs.shape), theirs) < 1e-5, name
     assert torch.equal(logits, found["Logits"])
     assert torch.equal(fast(x), logits)  # and without anybody listening
+    fast.part = 2
+    assert furthest(fast(x), logits) < 1e-5
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -64,13 +66,36 @@ def test_what_a_compiler_is_given(variant, size, monkeypatch):
 
 
 @pytest.mark.slow
-def test_compiled():
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_compiled(in_parts, monkeypatch):
+    monkeypatch.setattr(deployment, "PART_PIXELS", 2 * 64 * 64)
     model = trained("small_minimal_100")
+    fast = porter.deploy(model, 64)
+    if in_parts:
+        fast.compile()
+    compiled = fast if in_parts else torch.compile(fast)
     with torch.no_grad():
-        compiled = torch.compile(porter.deploy(model, 64))
         for batch in (1, 2, 5):  # the third with a batch of any size
             x = images(batch, 64, 64)
             assert furthest(compiled(x), model(x)) < 1e-5
+
+
+def test_compile_is_of_parts(monkeypatch):
+    """Not of batches, which would be as slow as they are large."""
+    monkeypatch.setattr(deployment, "PART_PIXELS", 2 * 64 * 64)
+    sizes = []
+
+    def compiler(run, **options):
+        assert options == {"mode": "default"}
+        return lambda x: sizes.append(len(x)) or run(x)
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    model, x = trained("small_minimal_100"), images(5, 64, 64)
+    fast = porter.deploy(model, 64)
+    fast.compile(mode="default")
+    with torch.no_grad():
+        assert furthest(fast(x), model(x)) < 1e-5
+    assert sizes == [2, 2, 1]
 
 
 @given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 3))
@@ -99,11 +124,11 @@ def test_without_onednn(monkeypatch):
     assert furthest(porter.deploy(model)(x), expected) < 1e-5
 
 
-def test_many_and_few_positions_agree(monkeypatch):
+def test_many_and_few_results_agree(monkeypatch):
     model, x = trained("large_075"), images(2, 96, 96)
     found = []
     for limit in (0, 10**9):  # read when deployed
-        monkeypatch.setattr(deployment, "FEW_POSITIONS", limit)
+        monkeypatch.setattr(deployment, "FEW_RESULTS", limit)
         found.append(porter.deploy(model, 96)(x))
     assert furthest(*found) < 1e-5
     assert not torch.equal(*found)

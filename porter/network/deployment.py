@@ -17,11 +17,15 @@ from porter.network.same_padding import same_padding
 
 Attribute = Literal["none", "relu", "hardswish"]  # oneDNN's names of what may follow a convolution
 Receive = Callable[[str, Tensor], None]
+Kernel = Callable[[Tensor, Tensor | None], Tensor]  # images and what to add to the result
 Size = tuple[int, int]  # height, width in pixels
 
-# Up to so many positions (images x height x width), a matrix product and an activation in place are faster than
-# oneDNN's fused 1x1 convolution, each call of which costs as much as a small layer
-FEW_POSITIONS = 16384
+# Up to so many results (2 MiB: they stay in the cache), a matrix product with bias and activation in place is faster
+# than oneDNN's fused 1x1 convolution, each call of which costs as much as a small layer
+FEW_RESULTS = 1 << 19
+
+# Larger batches run in parts of so many pixels: what one layer writes is still in the cache when the next reads it
+PART_PIXELS = 8 * 224 * 224
 
 FEW_CHANNELS = 4  # up to so many, a compiler's own loop is faster than a call of oneDNN: the stem's
 
@@ -40,7 +44,8 @@ def deploy(model: MobileNetV3, size: Size | int = 224) -> Deployed:
 class Deployed(nn.Module):
     """What ``deploy`` makes: (N, channels, H, W) float32 -> (N, num_classes), without gradients.
 
-    ``receive``, where set, is handed every endpoint as it is computed, under TensorFlow's name. There is no state
+    Batches of more than ``part`` images run in parts. ``receive``, where set, is handed every endpoint as it is
+    computed, under TensorFlow's name, of the whole batch and without a compiler. There is no state
     dict: weights are packed for this machine, so save ``model`` and deploy it anew.
     """
 
@@ -51,6 +56,8 @@ class Deployed(nn.Module):
         network = model.network
         self.network, self.num_classes, self.size = network, model.num_classes, size
         self.receive: Receive | None = None
+        self.part = max(1, PART_PIXELS // (size[0] * size[1]))
+        self.run_part = self._run
         with torch.no_grad():
             self.stem = _Conv(model, "conv_stem", "bn1", "act1", size, padded=True)
             self.steps: list[_Block] = []
@@ -75,7 +82,16 @@ class Deployed(nn.Module):
         if torch.compiler.is_compiling():
             return self._run(x)
         with torch.inference_mode():
-            return self._run(x)
+            if self.receive:
+                return self._run(x)
+            if len(x) <= self.part:
+                return self.run_part(x)
+            starts = range(0, len(x), self.part)
+            return torch.cat([self.run_part(x[start : start + self.part]) for start in starts])
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """As ``nn.Module.compile``; what is compiled is the run of a part of a batch."""
+        self.run_part = torch.compile(self._run, *args, **options)
 
     def _run(self, x: Tensor) -> Tensor:
         x = self.stem.run(x if torch.compiler.is_compiling() else _padded(x, *self.stem.pads))
@@ -85,7 +101,7 @@ class Deployed(nn.Module):
         x = self.last.run(x)
         network = self.network
         self._tell(network.endpoint_after_blocks(0), x)
-        x = _flat(x).sum(1)  # the division by the number of positions is in the next weights
+        x = x.sum((2, 3))  # the division by the number of positions is in the next weights
         if self.receive:
             pooled = network.endpoint_after_blocks(1) if network.pools_in_layers else "global_pool"
             self._tell(pooled, x[:, :, None, None] / self.positions)
@@ -160,7 +176,9 @@ class _Conv(nn.Module):
     def fusible(self, x: Tensor, residual: Tensor | None) -> Tensor:
         """As ``run``."""
         if self.pointwise:
-            out = _matrix_product(x, self.weight, self.bias)
+            rows = torch.mm(x.permute(0, 2, 3, 1).flatten(0, 2), self.weight)
+            # Added behind the view, or a compiler makes addmm of it, which copies the bias to every row first
+            out = (rows.view(x.shape[0], *x.shape[2:], -1) + self.bias).permute(0, 3, 1, 2)
         else:
             x = F.pad(x, (self.left, self.right, self.top, self.bottom))
             out = self._taps(x) if self.by_taps else F.conv2d(x, self.weight, self.bias, self.stride)
@@ -194,37 +212,49 @@ def _eager(
     size: Size,
     attribute: Attribute,
     pointwise: bool,
-) -> Callable[[Tensor, Tensor | None], Tensor]:
+) -> Kernel:
     """A convolution (weight OIHW) by whichever of PyTorch's kernels is fastest; what does not change is worked out."""
     # oneDNN is asked for as much padding before as after. Where SAME wants one more after, zero weights in front
     # of the kernel bring both to the larger number, and cost less than a padded copy of the input.
     (top, bottom), (left, right) = pads
     weight, padding = F.pad(weight, (right - left, 0, bottom - top, 0)), [bottom, right]
-    matrix = weight.flatten(1).t().contiguous()
     packed = _packed(weight, padding, stride, groups, size)
-    most = FEW_POSITIONS * weight.shape[1]
+    layout = bias, padding, stride, [1, 1], groups
+
+    def convolution(x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if packed is None:
+            out = _activate(F.conv2d(x, weight, bias, stride, padding, 1, groups), attribute)
+            return out if residual is None else out.add_(residual)
+        if residual is None:
+            return FUSED(x, packed, *layout, attribute, [], None)
+        return FUSED_ADD(x, residual, packed, *layout, "add", 1.0, None, [], None)
+
+    if not pointwise:
+        return convolution
+    product = _product(weight, bias, size, attribute)
+    few = FEW_RESULTS // (len(weight) * size[0] * size[1])  # images
+
+    def few_or_many(x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return product(x, residual) if len(x) <= few else convolution(x, residual)
+
+    return few_or_many
+
+
+def _product(weight: Tensor, bias: Tensor, size: Size, attribute: Attribute) -> Kernel:
+    """A 1x1 convolution of dense channels_last images as the matrix product that it is, views spared."""
+    (out, channels), (height, width) = weight.shape[:2], size
+    matrix, positions = weight.flatten(1).t().contiguous(), height * width
 
     def run(x: Tensor, residual: Tensor | None = None) -> Tensor:
-        if pointwise and (packed is None or x.numel() <= most):
-            out = _matrix_product(x, matrix, bias)
-        elif packed is None:
-            out = F.conv2d(x, weight, bias, stride, padding, 1, groups)
-        elif residual is None:
-            return FUSED(x, packed, bias, padding, stride, [1, 1], groups, attribute, [], None)
-        else:
-            layout = packed, bias, padding, stride, [1, 1], groups
-            return FUSED_ADD(x, residual, *layout, "add", 1.0, None, [], None)
-        _activate(out, attribute)
-        return out if residual is None else out.add_(residual)
+        images = len(x)
+        # Not addmm: it copies the bias to every row first
+        rows = torch.mm(x.as_strided((images * positions, channels), (channels, 1)), matrix).add_(bias)
+        _activate(rows, attribute)
+        if residual is not None:
+            rows.add_(residual.as_strided(rows.shape, (out, 1)))
+        return rows.as_strided((images, out, height, width), (positions * out, 1, width * out, out))
 
     return run
-
-
-def _matrix_product(x: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
-    """A 1x1 convolution of channels_last images as the matrix product that it is; ``matrix`` is (in, out)."""
-    batch, channels, height, width = x.shape
-    flat = torch.addmm(bias, x.permute(0, 2, 3, 1).reshape(-1, channels), matrix)
-    return flat.view(batch, height, width, -1).permute(0, 3, 1, 2)
 
 
 class _Dense(nn.Module):
@@ -258,8 +288,8 @@ class _SqueezeExcite(nn.Module):
         self.expand = _Dense(model, f"{se}.conv_expand", None, 1)
 
     def run(self, x: Tensor) -> Tensor:
-        gate = F.hardsigmoid(self.expand.run(self.reduce.run(_flat(x).sum(1))), inplace=True)
-        return x.mul_(gate[:, :, None, None])
+        gate = F.hardsigmoid(self.expand.run(self.reduce.run(x.sum((2, 3)))), inplace=True)
+        return x.mul_(gate.unsqueeze(2).unsqueeze(3))
 
 
 class _Block(nn.Module):
@@ -339,8 +369,3 @@ def _padded(x: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> Tenso
     out = x.new_zeros(batch, height + sum(rows), width + sum(columns), channels).permute(0, 3, 1, 2)
     out[:, :, rows[0] : rows[0] + height, columns[0] : columns[0] + width] = x
     return out
-
-
-def _flat(x: Tensor) -> Tensor:
-    """(N, C, H, W), channels_last -> (N, H x W, C), the same memory."""
-    return x.permute(0, 2, 3, 1).flatten(1, 2)
