@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -326,6 +327,12 @@ def test_aot_package(demo_folder, tmp_path, run):
     ran = run("release", demo_folder, "--out", tmp_path / "dist", "--aot")
     assert ran.code == 0, ran.err
     assert json.loads((tmp_path / "dist" / "parity.json").read_text())["exports"]["aot"] < 1e-5
+    [package] = (tmp_path / "dist").glob("*.aot.pt2")
+    with zipfile.ZipFile(package) as archive:
+        sources = [archive.read(name).decode() for name in archive.namelist() if name.endswith(".cpp")]
+    loops = [line for source in sources for line in source.splitlines() if "#pragma omp" in line]
+    assert any("collapse(2)" in line for line in loops)  # of one image too
+    assert not any("num_threads" in line for line in loops)  # though release runs on one thread
 
 
 def test_evaluated_card(demo_folder, tmp_path, run):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +23,9 @@ from porter.parity.references.recorded import recorded
 from porter.parity.verdict import TOLERANCES
 
 Export = Literal["onnx", "pt2", "torchscript", "aot"]
+# Loops run on as many threads as there are when the package runs, not as there were when it was made. They are cut
+# for eight at least: for fewer, images alone would be shared out, and one image never.
+AOT_OPTIONS = {"cpp.dynamic_threads": True, "cpp.threads": max(8, os.cpu_count() or 1)}
 Run = Callable[[np.ndarray], np.ndarray]  # (N, 3, H, W) -> (N, classes)
 
 
@@ -101,14 +105,23 @@ def _torchscript(model: torch.nn.Module, stem: Path, example: np.ndarray) -> tup
 
 
 def aot_package(model: torch.nn.Module, stem: Path, example: np.ndarray) -> tuple[Path, Run]:
-    """``<stem>.aot.pt2``: ``model``, deployed, compiled by AOTInductor; and torch running it. ``example`` as above."""
+    """``<stem>.aot.pt2``: ``model``, deployed, compiled by AOTInductor; and torch running it. ``example`` as above.
+
+    The package takes a batch of any size; it is run in parts, as ``Deployed`` does, because that is faster.
+    """
     path = stem.with_name(stem.name + ".aot.pt2")
     with _quiet(), torch.no_grad():
         assert isinstance(model, MobileNetV3)
-        exported = _exported(deploy(model, (example.shape[2], example.shape[3])), example)
-        torch._inductor.aoti_compile_and_package(exported, package_path=str(path))
+        deployed = deploy(model, (example.shape[2], example.shape[3]))
+        exported = _exported(deployed, example)
+        torch._inductor.aoti_compile_and_package(exported, package_path=str(path), inductor_configs=AOT_OPTIONS)
         loaded = torch._inductor.aoti_load_package(str(path))
-    return path, _torch_run(loaded)
+
+    def in_parts(images: torch.Tensor) -> torch.Tensor:
+        starts = range(0, len(images), deployed.part)
+        return torch.cat([loaded(images[start : start + deployed.part]) for start in starts])
+
+    return path, _torch_run(in_parts)
 
 
 def _torch_run(loaded: Callable[[torch.Tensor], torch.Tensor]) -> Run:
