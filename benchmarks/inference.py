@@ -2,12 +2,13 @@
 
 .venv/bin/python benchmarks/inference.py [--variants small_075 ...] [--threads 1 2] [--batches 1 32] [--no-compile]
 
-float32, 224 px, the checkpoints of ../shared/checkpoints; compiled forms, which take minutes, at batch 1 alone.
-Each setting is a process of its own, in which all forms take turns. Prints milliseconds a batch, ratios, and how far
-each form's logits are from TensorFlow's record.
+float32, 224 px, the checkpoints of ../shared/checkpoints. Each setting is a process of its own, in which all forms
+take turns; compiling takes it a minute or two. Prints milliseconds a batch, ratios, and how far each form's logits are
+from TensorFlow's record.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -50,7 +51,9 @@ def torch_forms(artifact: Path, variant: str, images: np.ndarray, compiled: bool
     }
     if compiled:
         models["timm torch.compile"] = torch.compile(timm_model()), x
-        models["ours torch.compile"] = torch.compile(porter.deploy(ours), options={"cpp_wrapper": True}), x
+        compiled_ours = porter.deploy(ours)
+        compiled_ours.compile(options={"cpp_wrapper": True})
+        models["ours torch.compile"] = compiled_ours, x
         _, package = aot_package(ours, folder / variant, images[:1])
         models["ours AOTInductor"] = (lambda batch: torch.from_numpy(package(batch.numpy()))), x
 
@@ -65,71 +68,83 @@ def torch_forms(artifact: Path, variant: str, images: np.ndarray, compiled: bool
 
 
 def onnx_forms(artifact: Path, variant: str, images: np.ndarray, threads: int, folder: Path) -> dict[str, Run]:
-    """ONNX Runtime and onnx2torch, both on the ONNX model that ``release --onnx`` writes."""
-    import onnxruntime
-    import torch
-
+    """ONNX Runtime on the model that ``release --onnx`` writes."""
     import porter
     from porter.release.exports import onnx_model
 
     path, _ = onnx_model(porter.create_model(variant, artifact), folder / variant, images[:1])
+    return {"ONNX Runtime": _onnx_run(path.read_bytes(), "image", images, threads)}
+
+
+def _onnx_run(model: bytes, name: str, images: np.ndarray, threads: int) -> Run:
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    forms: dict[str, Run] = {"ONNX Runtime": lambda: session.run(["logits"], {"image": images})[0]}
-    try:
-        import onnx
-        from onnx2torch import convert
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return lambda: session.run(None, {name: images})[0]
 
-        model = onnx.version_converter.convert_version(onnx.load(path), 17)  # it knows none later
-        module, x = convert(model).eval(), torch.from_numpy(images)
-    except Exception as error:
-        print(f"onnx2torch does not take it: {str(error).splitlines()[0]}", file=sys.stderr)
-        return forms
 
-    def run() -> np.ndarray:
+def frozen_graph_forms(source: Path, images: np.ndarray, threads: int) -> dict[str, Run]:
+    """The frozen graph in ``source`` as TensorFlow runs it, and by tf2onnx in ONNX Runtime and onnx2torch."""
+    [path] = source.glob("*.pb")
+    import tensorflow as tf
+    import tf2onnx
+    import torch
+
+    from porter.evaluation.timm_import import import_timm
+
+    import_timm()  # torchvision's missing operators, which onnx2torch needs as well
+    from onnx2torch import convert
+
+    definition = tf.compat.v1.GraphDef.FromString(path.read_bytes())
+    given, wanted = "input:0", "MobilenetV3/Logits/output:0"
+    graph = tf.Graph()
+    with graph.as_default():
+        tf.import_graph_def(definition, name="")
+    config = tf.compat.v1.ConfigProto(intra_op_parallelism_threads=threads, inter_op_parallelism_threads=1)
+    session = tf.compat.v1.Session(graph=graph, config=config)
+    run = session.make_callable(wanted, [given])
+    nhwc = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
+    with contextlib.redirect_stdout(sys.stderr):
+        model, _ = tf2onnx.convert.from_graph_def(
+            definition, input_names=[given], output_names=[wanted], inputs_as_nchw=[given], opset=17
+        )  # onnx2torch knows no later opset
+    onnx_run = _onnx_run(model.SerializeToString(), given, images, threads)
+    module, x = convert(model).eval(), torch.from_numpy(images)
+
+    def torch_run() -> np.ndarray:
         with torch.no_grad():
             return module(x).numpy()
 
-    return forms | {"onnx2torch": run}
+    runs = {"TensorFlow": lambda: run(nhwc), "ONNX Runtime, tf2onnx": onnx_run, "onnx2torch": torch_run}
+    return {name: _without_background(call) for name, call in runs.items()}
 
 
-def tensorflow_forms(source: Path, images: np.ndarray, threads: int) -> dict[str, Run]:
-    """The frozen graph in TensorFlow, the .tflite in LiteRT, where they lie in ``source``."""
-    forms: dict[str, Run] = {}
-    nhwc = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
-    graphs = list(source.glob("*.pb"))
-    if graphs:
-        import tensorflow as tf
-
-        definition = tf.compat.v1.GraphDef.FromString(graphs[0].read_bytes())
-        graph = tf.Graph()
-        with graph.as_default():
-            tf.import_graph_def(definition, name="")
-        config = tf.compat.v1.ConfigProto(intra_op_parallelism_threads=threads, inter_op_parallelism_threads=1)
-        session = tf.compat.v1.Session(graph=graph, config=config)
-        run = session.make_callable("MobilenetV3/Logits/output:0", ["input:0"])
-        forms["TensorFlow"] = lambda: run(nhwc)[:, 1:]
-    for path in source.glob("*.tflite"):
-        forms["LiteRT"] = _lite_form(path, nhwc, threads)
-    return forms
+def _without_background(run: Run) -> Run:
+    return lambda: run()[:, 1:]
 
 
-def _lite_form(path: Path, images: np.ndarray, threads: int) -> Run:
+def lite_forms(source: Path, images: np.ndarray, threads: int) -> dict[str, Run]:
+    """LiteRT on the .tflite in ``source``, where there is one."""
+    path = next(source.glob("*.tflite"), None)
+    if path is None:
+        return {}
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(str(path), num_threads=threads)
     given = interpreter.get_input_details()[0]["index"]
-    interpreter.resize_tensor_input(given, images.shape)
+    nhwc = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
+    interpreter.resize_tensor_input(given, nhwc.shape)
     interpreter.allocate_tensors()
     output = interpreter.get_output_details()[0]["index"]
 
     def run() -> np.ndarray:
-        interpreter.set_tensor(given, images)
+        interpreter.set_tensor(given, nhwc)
         interpreter.invoke()
-        return interpreter.get_tensor(output)[:, 1:]
+        return interpreter.get_tensor(output)
 
-    return run
+    return {"LiteRT": _without_background(run)}
 
 
 def measure(variant: str, source: Path, batch: int, threads: int, rounds: int, compiled: bool) -> list[dict[str, Any]]:
@@ -148,14 +163,15 @@ def measure(variant: str, source: Path, batch: int, threads: int, rounds: int, c
         artifact, _ = convert(source, folder / "a.pth", variant)
         forms = torch_forms(artifact, variant, images, compiled, folder)
         forms |= onnx_forms(artifact, variant, images, threads, folder)
-        forms |= tensorflow_forms(source, images, threads)
+        forms |= frozen_graph_forms(source, images, threads)
+        forms |= lite_forms(source, images, threads)
         rows = []
         errors = {}
         for name, run in forms.items():
             found = run()
             if found.min() < 0:  # logits; the .tflite ends in its softmax
                 errors[name] = float(np.abs(found - expected).max() / np.abs(expected).max())
-        times = interleaved(forms, rounds, warm=3)
+        times = interleaved(forms, rounds, calls=5 if batch == 1 else 1)
     for name, one in times.items():
         row = {"variant": variant, "threads": threads, "batch": batch, "form": name, **one.as_json()}
         rows.append(row | {"logits_error": errors.get(name), "ratio": one.median / times["timm eager"].median})
@@ -168,7 +184,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=list(FOLDERS), choices=list(FOLDERS))
     parser.add_argument("--threads", nargs="+", type=int, default=sorted({1, len(os.sched_getaffinity(0))}))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 32])
-    parser.add_argument("--rounds", type=int, default=0, help="40 at batch 1, 8 at others when left out")
+    parser.add_argument("--rounds", type=int, default=0, help="15 at batch 1, 8 at others when left out")
     parser.add_argument("--no-compile", action="store_true", help="leave out what takes a minute to compile")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
@@ -176,9 +192,8 @@ def main() -> None:
     if given.child:
         warnings.simplefilter("ignore")
         [variant], [threads], [batch] = given.variants, given.threads, given.batches
-        rounds = given.rounds or (40 if batch == 1 else 8)
-        compiled = batch == 1 and not given.no_compile
-        rows = measure(variant, SHARED / FOLDERS[variant], batch, threads, rounds, compiled)
+        rounds = given.rounds or (15 if batch == 1 else 8)
+        rows = measure(variant, SHARED / FOLDERS[variant], batch, threads, rounds, not given.no_compile)
         print(json.dumps(rows))
         return
     everything = []

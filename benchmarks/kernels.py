@@ -119,7 +119,7 @@ def onnx_seconds(model: Any, images: np.ndarray, threads: int, rounds: int) -> t
             return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
         plain, profiled = session(False), session(True)
-        whole = interleaved({"": lambda: plain.run(None, {"image": images})}, rounds, warm=5)[""].median
+        whole = interleaved({"": lambda: plain.run(None, {"image": images})}, rounds=1, warm=5, calls=rounds)[""].median
         for _ in range(rounds):
             profiled.run(None, {"image": images})
         events = json.loads(Path(profiled.end_profiling()).read_text())

@@ -1,6 +1,7 @@
 """Timing that a busy machine does not skew: candidates take turns, medians and quartiles count."""
 
 import json
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -23,17 +24,24 @@ class Timed(NamedTuple):
         return dict(self._asdict())
 
 
-def interleaved(candidates: dict[str, Callable[[], object]], rounds: int, warm: int = 1) -> dict[str, Timed]:
-    """Run every candidate ``warm`` times unmeasured, then in turn ``rounds`` times."""
-    for _ in range(warm):
-        for run in candidates.values():
-            run()
+def interleaved(
+    candidates: dict[str, Callable[[], object]], rounds: int, warm: int = 1, calls: int = 1
+) -> dict[str, Timed]:
+    """Time every candidate in turn, ``rounds`` times, in another order each time.
+
+    A turn is ``warm`` calls unmeasured, which bring the candidate's own code and data back into the caches, then
+    ``calls`` measured ones.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    order, shuffle = list(candidates.items()), random.Random(0).shuffle
     for _ in range(rounds):
-        for name, run in candidates.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
+        shuffle(order)
+        for name, run in order:
+            for number in range(warm + calls):
+                start = time.perf_counter()
+                run()
+                if number >= warm:
+                    seconds[name].append(time.perf_counter() - start)
     return {name: timed(measured) for name, measured in seconds.items()}
 
 
