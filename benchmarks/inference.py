@@ -2,139 +2,202 @@
 
 .venv/bin/python benchmarks/inference.py [--variants small_075 ...] [--threads 1 2] [--batches 1 32] [--no-compile]
 
-float32, 224 px, the checkpoints of ../shared/checkpoints. Each setting is a process of its own, in which all forms
-take turns; compiling takes it a minute or two. Prints milliseconds a batch, ratios, and how far each form's logits are
-from TensorFlow's record.
+float32, 224 px, the checkpoints of ../shared/checkpoints. Each form is a process of its own, as it would be for a user,
+and they take turns, one running at a time: in one process, the heap that one form leaves slows down the next. Prints
+milliseconds a batch, ratios, and how far each form's logits are from TensorFlow's record.
 """
 
 import argparse
-import contextlib
 import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from timing import RESULTS, SHARED, interleaved, table, write_result
+from timing import RESULTS, SHARED, table, timed, turn, write_result
 
 FOLDERS = {"small_075": "v3-small_224_0.75_float", "large_100": "v3-large_224_1.0_float"}
-Run = Callable[[], np.ndarray]
+GIVEN, WANTED = "input:0", "MobilenetV3/Logits/output:0"  # of the frozen graph
+PAUSE = 0.05  # seconds between turns: idle threads of the form before go to sleep
+Run = Callable[[], np.ndarray]  # logits without background, (N, 1000)
 
 
-def torch_forms(artifact: Path, variant: str, images: np.ndarray, compiled: bool, folder: Path) -> dict[str, Run]:
-    """timm's model and ours, eager, deployed and compiled."""
+class Setting(NamedTuple):
+    """What a form is built for; ``images`` are (N, 3, 224, 224), ``folder`` is for its files."""
+
+    variant: str
+    source: Path
+    artifact: Path
+    images: np.ndarray
+    threads: int
+    folder: Path
+
+    @property
+    def nhwc(self) -> np.ndarray:
+        """The images as TensorFlow takes them."""
+        return np.ascontiguousarray(self.images.transpose(0, 2, 3, 1))
+
+
+def _torch_run(model: Any, images: np.ndarray, channels_last: bool = False) -> Run:
     import torch
 
+    x = torch.from_numpy(images)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+
+    def run() -> np.ndarray:
+        with torch.no_grad():
+            return model(x).numpy()
+
+    return run
+
+
+def _ours(setting: Setting) -> Any:
     import porter
+
+    return porter.create_model(setting.variant, setting.artifact)
+
+
+def _timm(setting: Setting) -> Any:
+    import torch
+
     from porter.evaluation.timm_import import import_timm
+
+    model = import_timm().create_model(f"tf_mobilenetv3_{setting.variant}").eval()
+    model.load_state_dict(torch.load(setting.artifact, weights_only=True))
+    return model
+
+
+def timm_eager(setting: Setting) -> Run:
+    """timm's model as it is."""
+    return _torch_run(_timm(setting), setting.images)
+
+
+def timm_channels_last(setting: Setting) -> Run:
+    """timm's model and images in channels_last."""
+    import torch
+
+    return _torch_run(_timm(setting).to(memory_format=torch.channels_last), setting.images, channels_last=True)
+
+
+def timm_compiled(setting: Setting) -> Run:
+    """timm's model under torch.compile."""
+    import torch
+
+    return _torch_run(torch.compile(_timm(setting)), setting.images)
+
+
+def ours_eager(setting: Setting) -> Run:
+    """``porter.create_model``."""
+    return _torch_run(_ours(setting), setting.images)
+
+
+def ours_deployed(setting: Setting) -> Run:
+    """``porter.deploy``."""
+    import porter
+
+    return _torch_run(porter.deploy(_ours(setting)), setting.images)
+
+
+def ours_compiled(setting: Setting) -> Run:
+    """``porter.deploy(model).compile()``."""
+    import porter
+
+    model = porter.deploy(_ours(setting))
+    model.compile(options={"cpp_wrapper": True})
+    return _torch_run(model, setting.images)
+
+
+def ours_aot(setting: Setting) -> Run:
+    """The package that ``release --aot`` writes."""
     from porter.release.exports import aot_package
 
-    def timm_model() -> Any:
-        model = import_timm().create_model(f"tf_mobilenetv3_{variant}").eval()
-        model.load_state_dict(torch.load(artifact, weights_only=True))
-        return model
-
-    ours = porter.create_model(variant, artifact)
-    deployed = porter.deploy(ours)
-    x = torch.from_numpy(images)
-    last = x.contiguous(memory_format=torch.channels_last)
-    models: dict[str, tuple[Any, Any]] = {
-        "timm eager": (timm_model(), x),
-        "timm channels_last": (timm_model().to(memory_format=torch.channels_last), last),
-        "ours eager": (ours, x),
-        "ours deployed": (deployed, x),
-    }
-    if compiled:
-        models["timm torch.compile"] = torch.compile(timm_model()), x
-        compiled_ours = porter.deploy(ours)
-        compiled_ours.compile(options={"cpp_wrapper": True})
-        models["ours torch.compile"] = compiled_ours, x
-        _, package = aot_package(ours, folder / variant, images[:1])
-        models["ours AOTInductor"] = (lambda batch: torch.from_numpy(package(batch.numpy()))), x
-
-    def runner(model: Any, inputs: Any) -> Run:
-        def run() -> np.ndarray:
-            with torch.no_grad():
-                return model(inputs).numpy()
-
-        return run
-
-    return {name: runner(model, inputs) for name, (model, inputs) in models.items()}
+    _, run = aot_package(_ours(setting), setting.folder / "model", setting.images[:1])
+    return lambda: run(setting.images)
 
 
-def onnx_forms(artifact: Path, variant: str, images: np.ndarray, threads: int, folder: Path) -> dict[str, Run]:
+def onnx_runtime(setting: Setting) -> Run:
     """ONNX Runtime on the model that ``release --onnx`` writes."""
-    import porter
     from porter.release.exports import onnx_model
 
-    path, _ = onnx_model(porter.create_model(variant, artifact), folder / variant, images[:1])
-    return {"ONNX Runtime": _onnx_run(path.read_bytes(), "image", images, threads)}
+    path, _ = onnx_model(_ours(setting), setting.folder / "model", setting.images[:1])
+    return _onnx_run(path.read_bytes(), "image", setting)
 
 
-def _onnx_run(model: bytes, name: str, images: np.ndarray, threads: int) -> Run:
+def _onnx_run(model: bytes, name: str, setting: Setting) -> Run:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = setting.threads
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    return lambda: session.run(None, {name: images})[0]
+    return lambda: session.run(None, {name: setting.images})[0]
 
 
-def frozen_graph_forms(source: Path, images: np.ndarray, threads: int) -> dict[str, Run]:
-    """The frozen graph in ``source`` as TensorFlow runs it, and by tf2onnx in ONNX Runtime and onnx2torch."""
-    [path] = source.glob("*.pb")
+def _frozen_graph(setting: Setting) -> Any:
     import tensorflow as tf
+
+    [path] = setting.source.glob("*.pb")
+    return tf.compat.v1.GraphDef.FromString(path.read_bytes())
+
+
+def _tf2onnx(setting: Setting) -> Any:
     import tf2onnx
-    import torch
 
-    from porter.evaluation.timm_import import import_timm
-
-    import_timm()  # torchvision's missing operators, which onnx2torch needs as well
-    from onnx2torch import convert
-
-    definition = tf.compat.v1.GraphDef.FromString(path.read_bytes())
-    given, wanted = "input:0", "MobilenetV3/Logits/output:0"
-    graph = tf.Graph()
-    with graph.as_default():
-        tf.import_graph_def(definition, name="")
-    config = tf.compat.v1.ConfigProto(intra_op_parallelism_threads=threads, inter_op_parallelism_threads=1)
-    session = tf.compat.v1.Session(graph=graph, config=config)
-    run = session.make_callable(wanted, [given])
-    nhwc = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
-    with contextlib.redirect_stdout(sys.stderr):
-        model, _ = tf2onnx.convert.from_graph_def(
-            definition, input_names=[given], output_names=[wanted], inputs_as_nchw=[given], opset=17
-        )  # onnx2torch knows no later opset
-    onnx_run = _onnx_run(model.SerializeToString(), given, images, threads)
-    module, x = convert(model).eval(), torch.from_numpy(images)
-
-    def torch_run() -> np.ndarray:
-        with torch.no_grad():
-            return module(x).numpy()
-
-    runs = {"TensorFlow": lambda: run(nhwc), "ONNX Runtime, tf2onnx": onnx_run, "onnx2torch": torch_run}
-    return {name: _without_background(call) for name, call in runs.items()}
+    model, _ = tf2onnx.convert.from_graph_def(
+        _frozen_graph(setting), input_names=[GIVEN], output_names=[WANTED], inputs_as_nchw=[GIVEN], opset=17
+    )  # onnx2torch knows no later opset
+    return model
 
 
 def _without_background(run: Run) -> Run:
     return lambda: run()[:, 1:]
 
 
-def lite_forms(source: Path, images: np.ndarray, threads: int) -> dict[str, Run]:
-    """LiteRT on the .tflite in ``source``, where there is one."""
-    path = next(source.glob("*.tflite"), None)
+def frozen_in_onnx_runtime(setting: Setting) -> Run:
+    """ONNX Runtime on the frozen graph, by tf2onnx."""
+    return _without_background(_onnx_run(_tf2onnx(setting).SerializeToString(), GIVEN, setting))
+
+
+def frozen_in_onnx2torch(setting: Setting) -> Run:
+    """PyTorch on the frozen graph, by tf2onnx and onnx2torch."""
+    from porter.evaluation.timm_import import import_timm
+
+    import_timm()  # torchvision's missing operators, which onnx2torch needs as well
+    from onnx2torch import convert
+
+    return _without_background(_torch_run(convert(_tf2onnx(setting)).eval(), setting.images))
+
+
+def tensorflow(setting: Setting) -> Run:
+    """TensorFlow on the frozen graph."""
+    import tensorflow as tf
+
+    graph = tf.Graph()
+    with graph.as_default():
+        tf.import_graph_def(_frozen_graph(setting), name="")
+    config = tf.compat.v1.ConfigProto(intra_op_parallelism_threads=setting.threads, inter_op_parallelism_threads=1)
+    run = tf.compat.v1.Session(graph=graph, config=config).make_callable(WANTED, [GIVEN])
+    nhwc = setting.nhwc
+    return _without_background(lambda: run(nhwc))
+
+
+def lite_rt(setting: Setting) -> Run | None:
+    """LiteRT on the .tflite, where there is one; its softmax included."""
+    path = next(setting.source.glob("*.tflite"), None)
     if path is None:
-        return {}
+        return None
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(str(path), num_threads=threads)
+    nhwc = setting.nhwc
+    interpreter = Interpreter(str(path), num_threads=setting.threads)
     given = interpreter.get_input_details()[0]["index"]
-    nhwc = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
     interpreter.resize_tensor_input(given, nhwc.shape)
     interpreter.allocate_tensors()
     output = interpreter.get_output_details()[0]["index"]
@@ -144,38 +207,90 @@ def lite_forms(source: Path, images: np.ndarray, threads: int) -> dict[str, Run]
         interpreter.invoke()
         return interpreter.get_tensor(output)
 
-    return {"LiteRT": _without_background(run)}
+    return _without_background(run)
 
 
-def measure(variant: str, source: Path, batch: int, threads: int, rounds: int, compiled: bool) -> list[dict[str, Any]]:
-    """Every form of one variant at one batch size, in this process."""
+FORMS: dict[str, Callable[[Setting], Run | None]] = {
+    "timm eager": timm_eager,
+    "timm channels_last": timm_channels_last,
+    "timm torch.compile": timm_compiled,
+    "ours eager": ours_eager,
+    "ours deployed": ours_deployed,
+    "ours torch.compile": ours_compiled,
+    "ours AOTInductor": ours_aot,
+    "ONNX Runtime": onnx_runtime,
+    "ONNX Runtime, tf2onnx": frozen_in_onnx_runtime,
+    "onnx2torch": frozen_in_onnx2torch,
+    "TensorFlow": tensorflow,
+    "LiteRT": lite_rt,
+}
+COMPILED = ("timm torch.compile", "ours torch.compile", "ours AOTInductor")
+
+
+def answer(form: str, variant: str, artifact: Path, batch: int, threads: int) -> None:
+    """Build ``form`` in this process, say how far its logits are off (null: no such form), then take turns.
+
+    A turn is asked for by a line on standard input and answered by one of JSON: the seconds of each call.
+    """
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what libraries print is no answer
     import torch
 
-    from porter.conversion import convert
-
+    warnings.simplefilter("ignore")
     torch.set_num_threads(threads)
+    source = SHARED / FOLDERS[variant]
     with np.load(source / "expected.npz") as file:
         recorded, logits = file["input"], file["logits"][:, 1:]
     images = np.ascontiguousarray(np.resize(recorded, (batch, *recorded.shape[1:])).transpose(0, 3, 1, 2))
     expected = np.resize(logits, (batch, logits.shape[1]))
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        artifact, _ = convert(source, folder / "a.pth", variant)
-        forms = torch_forms(artifact, variant, images, compiled, folder)
-        forms |= onnx_forms(artifact, variant, images, threads, folder)
-        forms |= frozen_graph_forms(source, images, threads)
-        forms |= lite_forms(source, images, threads)
-        rows = []
-        errors = {}
-        for name, run in forms.items():
-            found = run()
-            if found.min() < 0:  # logits; the .tflite ends in its softmax
-                errors[name] = float(np.abs(found - expected).max() / np.abs(expected).max())
-        times = interleaved(forms, rounds, calls=5 if batch == 1 else 1)
-    for name, one in times.items():
-        row = {"variant": variant, "threads": threads, "batch": batch, "form": name, **one.as_json()}
-        rows.append(row | {"logits_error": errors.get(name), "ratio": one.median / times["timm eager"].median})
-    return rows
+    with tempfile.TemporaryDirectory() as folder:
+        run = FORMS[form](Setting(variant, source, artifact, images, threads, Path(folder)))
+        if run is None:
+            print("null", file=answers)
+            return
+        found = run()
+        is_logits = found.min() < 0  # probabilities are not
+        error = float(np.abs(found - expected).max() / np.abs(expected).max()) if is_logits else None
+        print(json.dumps({"logits_error": error}), file=answers)
+        for _ in sys.stdin:
+            warm, calls = (3, 5) if batch == 1 else (1, 1)
+            print(json.dumps(turn(run, warm, calls)), file=answers)
+
+
+def measure(
+    variant: str, artifact: Path, batch: int, threads: int, rounds: int, forms: list[str]
+) -> list[dict[str, Any]]:
+    """Every form of one variant at one batch size, each in a process of its own."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    processes, errors = {}, {}
+    for form in forms:
+        setting = ["--variants", variant, "--batches", str(batch), "--threads", str(threads)]
+        command = [sys.executable, __file__, "--form", form, "--artifact", str(artifact), *setting]
+        pipe, log = subprocess.PIPE, artifact.with_name(f"{form}.log")
+        with log.open("w") as file:
+            process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=file, text=True, env=environment)
+        line = process.stdout.readline()
+        if not line:
+            raise SystemExit(f"failed: {' '.join(command)}\n{log.read_text()[-2000:]}")
+        if (ready := json.loads(line)) is not None:
+            processes[form], errors[form] = process, ready["logits_error"]
+    seconds: dict[str, list[float]] = {form: [] for form in processes}
+    order, shuffle = list(processes), random.Random(0).shuffle
+    for _ in range(rounds):
+        shuffle(order)
+        for form in order:
+            time.sleep(PAUSE)
+            print(file=processes[form].stdin, flush=True)
+            seconds[form] += json.loads(processes[form].stdout.readline())
+    for process in processes.values():
+        process.communicate()
+    times = {form: timed(measured) for form, measured in seconds.items()}
+    base = times["timm eager"].median
+    return [
+        {"variant": variant, "threads": threads, "batch": batch, "form": form, **one.as_json()}
+        | {"logits_error": errors[form], "ratio": one.median / base}
+        for form, one in times.items()
+    ]
 
 
 def main() -> None:
@@ -184,34 +299,29 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=list(FOLDERS), choices=list(FOLDERS))
     parser.add_argument("--threads", nargs="+", type=int, default=sorted({1, len(os.sched_getaffinity(0))}))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 32])
-    parser.add_argument("--rounds", type=int, default=0, help="15 at batch 1, 8 at others when left out")
+    parser.add_argument("--rounds", type=int, default=0, help="20 at batch 1, 10 at others when left out")
     parser.add_argument("--no-compile", action="store_true", help="leave out what takes a minute to compile")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--form", choices=list(FORMS), help=argparse.SUPPRESS)
+    parser.add_argument("--artifact", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.child:
-        warnings.simplefilter("ignore")
-        [variant], [threads], [batch] = given.variants, given.threads, given.batches
-        rounds = given.rounds or (15 if batch == 1 else 8)
-        rows = measure(variant, SHARED / FOLDERS[variant], batch, threads, rounds, not given.no_compile)
-        print(json.dumps(rows))
+    if given.form:
+        answer(given.form, given.variants[0], given.artifact, given.batches[0], given.threads[0])
         return
+    from porter.conversion import convert
+
+    forms = [form for form in FORMS if not (given.no_compile and form in COMPILED)]
     everything = []
-    for variant in given.variants:
-        for threads in given.threads:
-            for batch in given.batches:
-                setting = ["--variants", variant, "--threads", str(threads), "--batches", str(batch)]
-                command = [sys.executable, __file__, "--child", *setting, "--rounds", str(given.rounds)]
-                environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TF_CPP_MIN_LOG_LEVEL": "3"}
-                ran = subprocess.run(
-                    command + ["--no-compile"] * given.no_compile, stdout=subprocess.PIPE, text=True, env=environment
-                )
-                if ran.returncode:
-                    raise SystemExit(f"failed: {' '.join(command)}")
-                rows = json.loads(ran.stdout.splitlines()[-1])
-                everything += rows
-                print(f"\n{variant}, {threads} thread(s), batch {batch}\n\n{shown(rows)}", flush=True)
-                write_result("inference", everything, given.results)
+    with tempfile.TemporaryDirectory() as folder:
+        for variant in given.variants:
+            artifact, _ = convert(SHARED / FOLDERS[variant], Path(folder) / f"{variant}.pth", variant)
+            for threads in given.threads:
+                for batch in given.batches:
+                    rounds = given.rounds or (20 if batch == 1 else 10)
+                    rows = measure(variant, artifact, batch, threads, rounds, forms)
+                    everything += rows
+                    print(f"\n{variant}, {threads} thread(s), batch {batch}\n\n{shown(rows)}", flush=True)
+                    write_result("inference", everything, given.results)
 
 
 def shown(rows: list[dict[str, Any]]) -> str:

@@ -5,7 +5,8 @@
 The floor is what the layer's multiply-accumulates take at the pace of this machine's matrix product (measured: MKL,
 1024 x 1024), or its bytes at the pace of a copy, whichever is longer. Dense are squeeze-excite, head and classifier;
 between is Python for us, and for ONNX Runtime what its convolutions do not fuse: activations, sums, gates. Layers are
-timed inside whole runs, so their sum is less than the whole by what Python spends between them.
+timed inside whole runs, so their sum is less than the whole by what Python spends between them. Compiled, all but
+the matrix products is loops, each of them of several layers.
 """
 
 import argparse
@@ -96,6 +97,25 @@ def layer_seconds(deployed: deployment.Deployed, x: torch.Tensor, rounds: int) -
     return {key: statistics.median(seconds) for key, seconds in taken.items()}, statistics.median(whole)
 
 
+def compiled_seconds(model: Any, x: torch.Tensor, rounds: int) -> Seconds:
+    """Seconds of the compiled form by kind of kernel, from torch's profiler, and of a whole run without it."""
+    plain, profiled = porter.deploy(model), porter.deploy(model)
+    plain.compile(options={"cpp_wrapper": True})
+    whole = interleaved({"": lambda: plain(x)}, rounds=1, warm=5, calls=rounds)[""].median
+    profiled.compile(options={"cpp.enable_kernel_profile": True})
+    for _ in range(5):
+        profiled(x)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        for _ in range(rounds):
+            profiled(x)
+    found: Seconds = {"1x1": 0.0, "dense": 0.0, "loops": 0.0}
+    for event in profile.key_averages():
+        kind = {"aten::mm": "1x1", "aten::addmm": "dense"}.get(event.key)
+        if kind or event.key.startswith("graph_"):
+            found[kind or "loops"] += event.self_cpu_time_total / rounds / 1e6
+    return found | {"whole": whole}
+
+
 def paces() -> tuple[float, float]:
     """Multiply-accumulates a second of a matrix product, bytes a second of a copy."""
     a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
@@ -180,7 +200,18 @@ def main() -> None:
     kind_rows.append(["whole", f"{whole * 1e6:.0f}", "", f"{their_whole * 1e6:.0f}"])
     print(f"\nmatrix product {pace / 1e9:.0f} GMAC/s, copy {bandwidth / 2**30:.0f} GiB/s\n")
     print(table(["kind", "us", "floor us", "ONNX Runtime us"], kind_rows))
-    found = {"pace": pace, "bandwidth": bandwidth, "kinds": by_kind, "onnx_kinds": theirs, "whole": whole}
+    compiled = compiled_seconds(model, x, given.rounds)
+    against = theirs | {"loops": sum(theirs[kind] for kind in ("stem", "depthwise", "between")), "whole": their_whole}
+    compiled_rows = [[kind, f"{ours * 1e6:.0f}", f"{against[kind] * 1e6:.0f}"] for kind, ours in compiled.items()]
+    print("\n" + table(["kind", "compiled us", "ONNX Runtime us"], compiled_rows))
+    found = {
+        "pace": pace,
+        "bandwidth": bandwidth,
+        "kinds": by_kind,
+        "onnx_kinds": theirs,
+        "whole": whole,
+        "compiled": compiled,
+    }
     write_result(f"kernels-{given.variant}", found | {"onnx_whole": their_whole}, given.results)
 
 

@@ -37,12 +37,20 @@ def interleaved(
     for _ in range(rounds):
         shuffle(order)
         for name, run in order:
-            for number in range(warm + calls):
-                start = time.perf_counter()
-                run()
-                if number >= warm:
-                    seconds[name].append(time.perf_counter() - start)
+            seconds[name] += turn(run, warm, calls)
     return {name: timed(measured) for name, measured in seconds.items()}
+
+
+def turn(run: Callable[[], object], warm: int, calls: int) -> list[float]:
+    """The seconds of each of ``calls`` calls, after ``warm`` that are not measured."""
+    for _ in range(warm):
+        run()
+    seconds = []
+    for _ in range(calls):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return seconds
 
 
 def timed(seconds: list[float]) -> Timed:
