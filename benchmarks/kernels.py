@@ -94,6 +94,8 @@ def layer_seconds(deployed: deployment.Deployed, x: torch.Tensor, rounds: int) -
         deployed(x)
         if number % 2 == 0:
             whole.append(time.perf_counter() - start)
+    for cls, call in originals.items():
+        cls.run = call
     return {key: statistics.median(seconds) for key, seconds in taken.items()}, statistics.median(whole)
 
 
