@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 Extent = tuple[int, int | None]  # start and length along one dimension; length None: all of it
 Extents = tuple[Extent, ...]  # of every dimension
 Shape = tuple[int, ...]
+
+MAX_CELLS = 1 << 20  # partitioners cut along one axis; the largest seen made 80 slices
 
 
 class Part(NamedTuple):
@@ -47,13 +50,8 @@ def place(extents: Extents, shape: Shape, what: str) -> tuple[slice, ...]:
 
 
 def assemble(parts: Sequence[Part], shape: Shape, dtype: str, what: str) -> Callable[[], np.ndarray]:
-    """A reader of the whole variable. Raises CheckpointError unless ``parts`` cover ``shape``.
-
-    TensorFlow's partitioners never overlap slices, so counting values is enough.
-    """
-    covered = sum(math.prod(shape_of_slices(part.where)) for part in parts)
-    if covered != math.prod(shape):
-        raise CheckpointError(f"{what}: its slices cover {covered} of {math.prod(shape)} values; a shard is missing?")
+    """A reader of the whole variable. Raises CheckpointError unless ``parts`` tile ``shape``: all, and nothing twice."""
+    _check_tiling([part.where for part in parts], shape, what)
 
     def read() -> np.ndarray:
         import numpy as np
@@ -68,3 +66,25 @@ def assemble(parts: Sequence[Part], shape: Shape, dtype: str, what: str) -> Call
         return whole
 
     return read
+
+
+def _check_tiling(parts: Sequence[tuple[slice, ...]], shape: Shape, what: str) -> None:
+    covered = sum(math.prod(shape_of_slices(where)) for where in parts)
+    if covered != math.prod(shape):
+        raise CheckpointError(f"{what}: its slices cover {covered} of {math.prod(shape)} values; a shard is missing?")
+    if len(parts) == 1:
+        return
+    # Between all starts and ends of slices lie cells that each slice covers as a whole or not at all
+    places = [
+        sorted({end for where in parts for end in (where[axis].start, where[axis].stop)}) for axis in range(len(shape))
+    ]
+    if math.prod(map(len, places)) > MAX_CELLS:
+        raise CheckpointError(f"{what}: is cut into {len(parts)} slices in a way that no partitioner cuts")
+    number = [{place: index for index, place in enumerate(along)} for along in places]
+    seen: set[tuple[int, ...]] = set()
+    for where in parts:
+        inside = [range(number[axis][s.start], number[axis][s.stop]) for axis, s in enumerate(where)]
+        for cell in itertools.product(*inside):
+            if cell in seen:
+                raise CheckpointError(f"{what}: two of its slices overlap; the file is damaged")
+            seen.add(cell)
