@@ -25,7 +25,7 @@ import os, re, sys
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 import tensorflow as tf
 import torch
-from porter.evaluation.timm_import import import_timm
+from porter.network.timm_import import import_timm
 timm = import_timm()
 names = dict(line.split() for line in open(sys.argv[3]))
 reader = tf.train.load_checkpoint(sys.argv[1])

@@ -17,7 +17,7 @@ from timing import RESULTS, SHARED, interleaved, table, write_result
 import porter
 from porter.conversion import convert
 from porter.evaluation.run import evaluate
-from porter.evaluation.timm_import import import_timm
+from porter.network.timm_import import import_timm
 from porter.mapping.state_dict import layers
 
 REAL = SHARED.parent / "real"

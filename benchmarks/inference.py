@@ -68,7 +68,7 @@ def _ours(setting: Setting) -> Any:
 def _timm(setting: Setting) -> Any:
     import torch
 
-    from porter.evaluation.timm_import import import_timm
+    from porter.network.timm_import import import_timm
 
     model = import_timm().create_model(f"tf_mobilenetv3_{setting.variant}").eval()
     model.load_state_dict(torch.load(setting.artifact, weights_only=True))
@@ -167,7 +167,7 @@ def frozen_in_onnx_runtime(setting: Setting) -> Run:
 
 def frozen_in_onnx2torch(setting: Setting) -> Run:
     """PyTorch on the frozen graph, by tf2onnx and onnx2torch."""
-    from porter.evaluation.timm_import import import_timm
+    from porter.network.timm_import import import_timm
 
     import_timm()  # torchvision's missing operators, which onnx2torch needs as well
     from onnx2torch import convert

@@ -67,9 +67,29 @@ def plan_port(
     """
     opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint, weights)
     chosen = choose_mapping(opened, variant, mapping)
-    fitted = fit(chosen, opened)
-    plan = make_plan(
+    return plan_opened(
+        opened,
         chosen,
+        layout=layout,
+        keep_background=keep_background,
+        num_classes=num_classes,
+        fold_bn=fold_bn,
+    )
+
+
+def plan_opened(
+    opened: Checkpoint,
+    mapping: VariantMapping,
+    *,
+    layout: ArtifactLayout = "timm",
+    keep_background: bool = False,
+    num_classes: int | None = None,
+    fold_bn: bool = False,
+) -> Port:
+    """Plan the port of ``opened`` by ``mapping``; other arguments as for ``plan_port``. Raises MappingError."""
+    fitted = fit(mapping, opened)
+    plan = make_plan(
+        mapping,
         fitted,
         opened,
         layout=layout,
@@ -77,7 +97,7 @@ def plan_port(
         num_classes=num_classes,
         fold_bn=fold_bn,
     )
-    return Port(opened, chosen, fitted.network, fitted.classes, plan)
+    return Port(opened, mapping, fitted.network, fitted.classes, plan)
 
 
 def convert(

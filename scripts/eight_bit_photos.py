@@ -23,7 +23,9 @@ folder = parser.parse_args().real
 source = folder / "v3-small_224_1.0_uint8.tflite"
 port = plan_port(source)
 reference = interpreter(port)
-images = reference.prepare(photos(folder / "images", (224, 224), port.mapping.input, limit=1000).images)
+images = reference.prepare(
+    np.concatenate([s.images for s in photos(folder / "images", (224, 224), port.mapping.input, limit=1000)])
+)
 quantised, plain = (
     porter.create_model("small_100", source, keep_background=True, fake_quant=on) for on in (True, False)
 )
@@ -34,11 +36,11 @@ for start in range(0, len(images), 25):
     inputs = torch.from_numpy(batch).permute(0, 3, 1, 2)
     found = endpoints(quantised, inputs)
     expected = dict(reference.run(batch, list(found)))
-    for name, theirs in expected.items():
+    for name, (theirs, _) in expected.items():
         ours = found[name].permute(0, 2, 3, 1) if found[name].ndim == 4 else found[name]
         close = np.abs(ours.numpy().reshape(theirs.shape) - theirs).max() <= 1e-6 * np.abs(theirs).max()
         equal[name] = equal.get(name, True) and bool(close)
-    top = expected["Logits"].argmax(1)
+    top = expected["Logits"].values.argmax(1)
     agreeing["fake quantisation"] += int((found["Logits"].argmax(1).numpy() == top).sum())
     with torch.no_grad():
         agreeing["dequantised"] += int((plain(inputs).argmax(1).numpy() == top).sum())

@@ -14,7 +14,7 @@ import torch
 
 from porter import verify
 from porter.conversion import convert, plan_port
-from porter.evaluation.timm_import import import_timm
+from porter.network.timm_import import import_timm
 
 ROOT = Path(__file__).parent.parent
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from porter.conversion import plan_port
 from porter.demo import DEFAULT_VARIANT, RECORDED, demo_variables
-from porter.network.endpoints import endpoint_modules
+from porter.mapping.endpoints import endpoint_names
 from porter.parity.references.recorded import record
 from porter.parity.references.tf_nn import tf_nn
 from porter.parity.samples import noise
@@ -22,6 +22,6 @@ with tempfile.TemporaryDirectory() as folder:
     write_bundle(prefix, demo_variables(DEFAULT_VARIANT))
     port = plan_port(prefix, DEFAULT_VARIANT)
     images = noise(SIZE, seed=0, count=1).images
-    names = [*endpoint_modules(port.network), "Predictions"]
-    RECORDED.write_bytes(record(tf_nn(port, "float32"), images, names, KEEP))
+    names = endpoint_names(port.network, port.classes)
+    RECORDED.write_bytes(record(tf_nn(port), images, names, KEEP))
 print(f"{RECORDED}: {len(names)} endpoints, {RECORDED.stat().st_size} bytes")

@@ -52,7 +52,7 @@ def tf():
 
 @pytest.fixture(scope="session")
 def timm():
-    from porter.evaluation.timm_import import import_timm
+    from porter.network.timm_import import import_timm
 
     try:
         return import_timm()

@@ -39,12 +39,7 @@ def test_parity(tf, made, tmp_path, run):
     assert ran.code == 0, ran.err
     assert f"variant   {variant} (found from the shapes)" in ran.out
     verdict = porter.verify(folder, tmp_path / "a.pth", sizes=[(224, 224), (97, 130)])
-    # Untrained logits are large, so their rounding is too; softmax moves no prediction by more than half of it
-    logits = {row.sample: row.max_abs for row in verdict.rows if row.endpoint == "Logits"}
-    assert all(
-        row.passed or (row.endpoint == "Predictions" and row.max_abs <= logits[row.sample] / 2 + 1e-6)
-        for row in verdict.rows
-    )
+    assert verdict.passed
     assert porter.verify(folder, tmp_path / "a.pth", dtype="float64", sizes=[(65, 64)]).passed
 
 

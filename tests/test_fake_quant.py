@@ -83,7 +83,7 @@ def test_parity_with_tensorflows_fake_quant_graph(trained, run, tmp_path, option
     assert verdict.reference == "tf.nn graph, fake quantisation"
     assert verdict.passed
     # Not a level apart: the quantum of 8 bits would be 4e-3 of a layer's scale
-    assert max(row.max_rel for row in verdict.rows) < 1e-6
+    assert max(row.function for row in verdict.rows) < 1e-6
     assert porter.verify(trained, tmp_path / "a.safetensors", sizes=[(96, 96)]).passed
 
 

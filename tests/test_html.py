@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 
 import porter.network.same_padding as same_padding_module
-from porter.conversion import plan_port
 from porter.parity.evidence import Evidence
-from porter.parity.references.choose import choose_reference
+from porter.parity.references.reference import Noise
 from porter.parity.samples import noise, structured
 from porter.parity.verdict import Verdict
-from porter.parity.verify import check_sample, ported_model
+from porter.parity.verify import check_sample, open_check
 from porter.report.html import parity_html
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -33,13 +32,11 @@ FLAGS = [
 
 def report(folder, *samples):
     """A verdict and its evidence, against TensorFlow's own arithmetic."""
-    port = plan_port(folder)
-    reference = choose_reference("tf.nn", port, "float32", True)
-    verdict = Verdict("small_075", "small_075_demo", None, reference.name, "float32", {"torch": "2"}, {"model": "ab12"})
+    check = open_check(folder, reference="tf.nn")
     evidence = Evidence()
     for sample in samples:
-        check_sample(verdict, ported_model(port, "float32"), reference, sample, 0, evidence)
-    return verdict, evidence
+        check_sample(check, sample, evidence)
+    return check.verdict, evidence
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +90,7 @@ def test_page_needs_nothing_else(good):
     for row in good[0].worst_rows():
         assert row.endpoint in page
     assert "Parity</span>: small_075" in page
-    assert page.count("<figure>") == 5
+    assert page.count("<figure>") == 2
 
 
 def test_padding_error_shows_at_the_borders(padded_wrongly):
@@ -116,15 +113,16 @@ def test_worst_channel_is_the_one_that_was_changed(good):
     ours = theirs.copy()
     ours[1, 2, 3, 4] += 0.5
     fresh = Evidence()
-    fresh.compared(row._replace(max_rel=1.0, worst=(1, 2, 3, 4)), ours, theirs)
+    fresh.compared(row._replace(function=1.0, worst=(1, 2, 3, 4)), ours, theirs)
     assert fresh.channels[row.endpoint][0].channel == 4
     assert np.unravel_index(fresh.heat_map.values.argmax(), (4, 5)) == (2, 3)
-    assert evidence.heat_map.row.max_rel == max(r.max_rel for r in good[0].rows if len(r.shape) == 4 and r.shape[1] > 1)
+    assert evidence.heat_map.row.excess == max(r.excess for r in good[0].rows if len(r.shape) == 4 and r.shape[1] > 1)
 
 
 def test_values_that_are_not_finite(good):
     verdict, evidence = good
-    bad = Verdict(**{**vars(verdict), "rows": [r._replace(max_abs=np.nan, max_rel=np.nan) for r in verdict.rows]})
+    broken = {"function": np.nan, "port": Noise(np.nan, np.nan)}
+    bad = Verdict(**{**vars(verdict), "rows": [row._replace(**broken) for row in verdict.rows]})
     page = parity_html(bad, evidence).decode()
     assert "No parity" in page
     assert not re.search(r'(cx|cy|points|d)="[^"]*nan', page)
@@ -157,7 +155,7 @@ def test_layout_in_chromium(good, padded_wrongly, tmp_path, width):
         assert found[0] == str(width)  # nothing sticks out sideways
         assert found[1] == "rgb(255, 255, 255)"
         assert float(found[2].removesuffix("px")) >= 12
-        assert found[3] == str(len(verdict.worst_rows()))
+        assert found[3] == str(3 * len(verdict.worst_rows()))  # float64, float32 and TensorFlow's float32
         assert found[4] == "true"
 
 

@@ -14,11 +14,12 @@ from torch import nn
 
 import porter
 from porter.errors import ArtifactError
+from porter.mapping.endpoints import endpoint_modules
 from porter.mapping.files import VARIANTS, load_variant
 from porter.mapping.network import build_network
 from porter.mapping.schema import BlockRow
 from porter.mapping.state_dict import state_dict_shapes
-from porter.network.endpoints import endpoint_modules, endpoints
+from porter.network.endpoints import endpoints
 from porter.network.mobilenet_v3 import MobileNetV3
 
 RECORDED = json.loads((Path(__file__).parent / "data" / "timm_keys.json").read_text())["keys"]

@@ -8,7 +8,7 @@ import porter
 from porter.conversion import convert
 
 try:
-    from porter.evaluation.timm_import import import_timm
+    from porter.network.timm_import import import_timm
 
     timm = import_timm()
 except (ImportError, RuntimeError) as error:  # torchvision may refuse this torch

@@ -17,24 +17,23 @@ from conftest import FOLDERS
 import porter
 from porter.artifacts.files import load_artifact, save_artifact
 from porter.conversion import convert, plan_port
-from porter.errors import ParityError, PorterError
+from porter.errors import PorterError
 from porter.mapping.files import VARIANTS, load_variant
 from porter.parity.compare import compare
-from porter.parity.references.choose import choose_reference
-from porter.parity.verdict import Verdict
-from porter.parity.verify import check_sample
+from porter.parity.references.reference import Noise, Values
+from porter.parity.verify import check_sample, open_check
 
 TENSORFLOW = pytest.mark.tensorflow
 
 
 def worst(verdict):
-    return max(row.max_rel for row in verdict.rows)
+    return max(row.function for row in verdict.rows)
 
 
 @pytest.mark.parametrize("layout", ["timm", "slim"])
 @pytest.mark.parametrize("keep_background", [False, True])
 def test_recorded_outputs_of_the_original_graph(released, layout, keep_background):
-    """Logits within 1e-5 of their scale, every endpoint within 2e-5; no TensorFlow involved."""
+    """An old record, of float32 alone: logits within 1e-5, every endpoint within 2e-5; no TensorFlow involved."""
     variant, folder = released
     reference = str(folder / "expected.npz")
     verdict = porter.verify(folder, reference=reference, layout=layout, keep_background=keep_background)
@@ -50,6 +49,7 @@ def test_float64_against_tf_nn(tf, shared, variant):
     verdict = porter.verify(shared / FOLDERS[variant], reference="tf.nn", dtype="float64", sizes=[(224, 224), (75, 97)])
     assert verdict.passed
     assert worst(verdict) < 1e-12
+    assert verdict.as_exact is None
 
 
 @TENSORFLOW
@@ -60,12 +60,12 @@ def test_any_size_against_tf_nn(tf, shared, variant):
 
 
 @TENSORFLOW
-def test_other_sizes_choose_a_reference_that_takes_them(tf, shared):
+def test_the_original_graph_runs_at_any_size(tf, shared):
+    """Cut at the first convolution, and pooling over all of the map, as it does at its training size."""
     verdict = porter.verify(shared / FOLDERS["small_075"], sizes=[(64, 97)])
-    assert verdict.reference.startswith("tf.nn")
+    assert verdict.reference.startswith("frozen graph")
     assert verdict.passed
-    with pytest.raises(ParityError, match="takes 224x224 alone; leave out the size, or use --reference tf.nn"):
-        porter.verify(shared / FOLDERS["small_075"], sizes=[(64, 97)], reference="frozen")
+    assert worst(verdict) < 1e-13
 
 
 @TENSORFLOW
@@ -171,16 +171,19 @@ def test_symmetric_padding_is_no_parity(demo_folder, monkeypatch):
 
 
 def test_nan_is_no_parity():
-    row = compare("x", "s", np.array([[1.0, np.nan]]), np.array([[1.0, 2.0]]), 1e-5)
-    assert not row.passed
-    assert row.worst == (0, 1)
+    values = Values(np.array([[1.0, 2.0]]), Noise(1e-7, 1e-7))
+    broken = np.array([[1.0, np.nan]])
+    for exact, single in ((broken, values.values), (values.values, broken), (broken, None)):
+        row = compare("x", "s", values, exact, single)
+        assert not row.passed
+        assert row.worst == (0, 1)
 
 
 def test_human_table_and_junit(run, demo_folder, tmp_path):
     junit = tmp_path / "parity.xml"
     ran = run("verify", demo_folder, "--reference", demo_folder / "expected.npz", "--junit", junit)
     assert ran.code == 0
-    assert "PARITY     small_075: all 50 endpoints within limits" in ran.out
+    assert "PARITY     small_075: same function (" in ran.out
     suite = ElementTree.parse(junit).getroot()
     assert (suite.get("tests"), suite.get("failures")) == ("50", "0")
     assert [case.get("name") for case in suite.findall("testcase")][:2] == ["layer_1", "layer_2/depthwise_output"]
@@ -194,9 +197,9 @@ def test_junit_of_a_failure(run, demo_folder, tmp_path):
     junit = tmp_path / "parity.xml"
     ran = run("verify", demo_folder, path, "--reference", demo_folder / "expected.npz", "--junit", junit)
     assert ran.code == 1
-    assert "NO PARITY  small_075: first differs at Logits" in ran.out
+    assert "NO PARITY  small_075: another function, from Logits on" in ran.out
     failed = [case.get("name") for case in ElementTree.parse(junit).getroot().findall("testcase[failure]")]
-    assert failed[0] == "Logits"
+    assert failed == ["Logits", "Predictions", "classifier.bias"]
 
 
 @pytest.mark.parametrize(
@@ -206,7 +209,6 @@ def test_junit_of_a_failure(run, demo_folder, tmp_path):
         (["--reference", "none.npz"], "none.npz: not a readable .npz reference"),
         (["--reference", "frozen"], "not one frozen .pb beside it"),
         (["--reference", "meta"], "model-1000.meta: no such file"),
-        (["--reference", "RECORDED", "--dtype", "float64"], "computes in float32; float64 needs --reference tf.nn"),
         (["--reference", "RECORDED", "--size", "64"], "has its own inputs; leave out sizes and images"),
         (["--size", "64x"], "is not a size such as 224 or 160x193"),
         (["missing.pth"], "missing.pth: no such file"),
@@ -234,22 +236,19 @@ def test_damaged_recorded_reference(run, demo_folder, tmp_path):
 
 def test_one_pair_of_endpoints_at_a_time(demo_folder):
     """When the reference is asked for an endpoint, all that it gave before is gone."""
-    port = plan_port(demo_folder)
-    model = porter.create_model("small_075", demo_folder)
-    recorded = choose_reference(str(demo_folder / "expected.npz"), port, "float32", False)
+    check = open_check(demo_folder, reference=str(demo_folder / "expected.npz"))
     alive = []
 
     def run(images, names):
-        for name, values in recorded.run(images, names):
+        for name, (values, noise) in check.reference.run(images, names):
             assert [known for known in alive if known() is not None] == []
             alive.append(weakref.ref(values))
-            yield name, values
+            yield name, Values(values, noise)
             del values
 
-    verdict = Verdict("small_075", "", None, "", "float32", {}, {})
-    check_sample(verdict, model, replace(recorded, run=run), recorded.samples[0], 0)
-    assert verdict.passed
-    assert len(alive) == len(verdict.rows) == 50
+    check_sample(check._replace(reference=replace(check.reference, run=run)), check.reference.samples[0])
+    assert check.verdict.passed
+    assert len(alive) == len(check.verdict.rows) == 50
 
 
 WITHOUT_TENSORFLOW = """

@@ -31,7 +31,8 @@ def inspect(checkpoint: str, variant: str | None, mapping: Path | None, weights:
 @click.command()
 @source_options
 @port_options
-@click.argument("artifact", type=FILE, required=False)
+@click.argument("artifact", metavar="[PORT]", required=False)
+@click.option("--weights-file", type=FILE, metavar="FILE", help="The state dict for a PORT that is timm:NAME.")
 @click.option(
     "--reference",
     default="auto",
@@ -39,7 +40,13 @@ def inspect(checkpoint: str, variant: str | None, mapping: Path | None, weights:
     metavar="KIND",
     help="auto, frozen (.pb), meta (.meta), keras, tflite, tf.nn, or a recorded .npz.",
 )
-@click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True)
+@click.option(
+    "--dtype",
+    type=click.Choice(["both", "float64", "float32"]),
+    default="both",
+    show_default=True,
+    help="float64 asks whether it is the same function, float32 whether it is as exact as TensorFlow's float32.",
+)
 @click.option("--deploy", "deployed", is_flag=True, help="Compare the form for inference, porter.deploy.")
 @click.option("--fake-quant", is_flag=True, help="Compare the 8 bits that the source was trained for.")
 @click.option("--size", "sizes", type=SizeType(), multiple=True, help="Image size; may be given several times.")
@@ -55,14 +62,19 @@ def inspect(checkpoint: str, variant: str | None, mapping: Path | None, weights:
 @click.option("--html", type=FILE, metavar="FILE", help="Write a report as well: one page that needs no network.")
 def verify(
     checkpoint: str,
-    artifact: Path | None,
+    artifact: str | None,
     variant: str | None,
     as_json: bool,
     junit: Path | None,
     html: Path | None,
     **options: Any,
 ) -> None:
-    """Compare the port of CHECKPOINT (or ARTIFACT made from it) with TensorFlow, endpoint by endpoint."""
+    """Compare a port of CHECKPOINT with TensorFlow, endpoint by endpoint: the same function, and as exact?
+
+    PORT is the port to check; without it, what `convert` would write is checked. A .pth or .safetensors (a state
+    dict of ours or timm's), timm:NAME with --weights-file, an .onnx or .pt2 file, another TensorFlow source, or
+    package.module:callable or file.py:callable that returns an nn.Module. The last two run that code.
+    """
     from porter.atomic import write_bytes
     from porter.parity.evidence import Evidence
     from porter.parity.verify import verify

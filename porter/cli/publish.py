@@ -12,6 +12,7 @@ from porter.cli.options import FILE
 from porter.errors import PorterError
 
 if TYPE_CHECKING:
+    from porter.parity.verdict import Verdict
     from porter.release.publish import Released
 
 
@@ -93,6 +94,5 @@ def _print(released: Released) -> None:
         click.echo(f"  {kind:<11} logits within {error:.1e} of their scale")
 
 
-def _distance(verdict: Any) -> str:
-    furthest = max(verdict.worst_rows(), key=lambda row: row.max_rel)
-    return f"{len(verdict.worst_rows())} endpoints within limits, furthest {furthest.endpoint} {furthest.max_rel:.1e}"
+def _distance(verdict: Verdict) -> str:
+    return f"{len(verdict.worst_rows())} endpoints, {verdict.sentence()}"

@@ -13,13 +13,13 @@ from porter.artifacts.files import SUFFIXES
 from porter.conversion import Port, plan_port
 from porter.create import create_model
 from porter.errors import PorterError
-from porter.evaluation.timm_import import import_timm
 from porter.loaders.checkpoint import sha256
 from porter.mapping.files import load_variant
 from porter.mapping.schema import Input
 from porter.network.deployment import Deployed, deploy
 from porter.network.mobilenet_v3 import MobileNetV3
-from porter.parity.references.choose import choose_reference
+from porter.network.timm_import import import_timm
+from porter.parity.references.choose import open_reference
 from porter.prediction import variant_of
 
 
@@ -99,11 +99,11 @@ def _timm(name: str, device: str) -> Classifier:
 
 def _tensorflow(source: str, variant: str | None) -> Classifier:
     port = plan_port(source, variant)
-    reference = choose_reference("auto", port, "float32", any_size=False)
+    reference = open_reference("auto", port)
     background = port.mapping.classes.background if port.plan.background_dropped else None
 
     def logits(images: np.ndarray) -> np.ndarray:
-        [(_, found)] = reference.run(images, ["Logits"])
+        [(_, (found, _))] = reference.run(images, ["Logits"])
         return found if background is None else np.delete(found, background, axis=1)
 
     name = f"tf:{source} ({reference.name})"

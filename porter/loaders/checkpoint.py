@@ -32,7 +32,8 @@ class Checkpoint(Mapping[str, Variable]):
 
     ``given`` is the path as typed; ``path`` what was found there, in ``format``: see porter.loaders.locate.
     ``averaged`` tells that the plain names hold moving averages, as in a released ``ema/`` folder.
-    ``set_aside`` names what lies in the file but is not offered, each with its reason. ``gate`` is the constant of
+    ``choice`` is which weights were asked for. ``set_aside`` names what lies in the file but is not offered, each
+    with its reason. ``gate`` is the constant of
     the hard sigmoids in a stored graph. ``remote`` tells that only the bytes asked for are fetched.
     """
 
@@ -43,6 +44,7 @@ class Checkpoint(Mapping[str, Variable]):
     variables: Mapping[str, Variable] = field(repr=False)
     set_aside: Mapping[str, str] = field(repr=False)
     averaged: bool
+    choice: Weights = "auto"
     gate: float | None = None
     remote: bool = False
     fetch_values: Callable[[Iterable[str]], None] | None = field(default=None, repr=False)
@@ -124,6 +126,7 @@ def open_checkpoint(path: str | os.PathLike[str], weights: Weights = "auto", che
         variables=chosen,
         set_aside=contents.set_aside | set_aside,
         averaged=averaged,
+        choice=weights,
         gate=contents.gate,
         remote=fetch is not None,
         fetch_values=contents.prefetch,

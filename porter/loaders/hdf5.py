@@ -12,13 +12,13 @@ import math
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import h5py
 
 from porter.errors import CheckpointError
+from porter.limits import limit_memory
 
 SLACK = 64 << 20  # bytes of memory beyond 4 x the file
 
@@ -119,21 +119,11 @@ def _hard(group: h5py.Group, name: str) -> Any:
     return at
 
 
-def limit_memory(size: int) -> None:
-    """From now on this process may take 4 x ``size`` bytes and a little more; only where the system can."""
-    with suppress(ImportError, OSError, ValueError):
-        import resource
-
-        status = Path("/proc/self/status").read_text()
-        now = int(re.findall(r"VmData:\s+(\d+)", status)[0]) << 10
-        resource.setrlimit(resource.RLIMIT_DATA, (now + 4 * size + SLACK,) * 2)
-
-
 def main() -> None:
     """What ``python -m`` runs: exit code 2 and one line where the file is damaged."""
     path, folder = Path(sys.argv[1]), Path(sys.argv[2])
     names = json.loads(sys.stdin.read() or "{}")
-    limit_memory(path.stat().st_size)
+    limit_memory(4 * path.stat().st_size + SLACK)
     try:
         dump(path, folder, names)
     except CheckpointError as error:

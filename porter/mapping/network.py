@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -94,6 +95,11 @@ class Network:
     def pools_in_layers(self) -> bool:
         """Whether slim counts the pooling among its layers, as it does where a convolution follows."""
         return self.last_conv != "conv_head"
+
+    @property
+    def total_stride(self) -> int:
+        """Pixels of the image for each position of the last feature map."""
+        return math.prod([self.stem_stride, *(block.stride for block in self.blocks)])
 
     def endpoint_after_blocks(self, position: int) -> str:
         """``layer_N`` of what follows the blocks: 0 last convolution, 1 pooling, 2 head convolution."""

@@ -8,35 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from porter.mapping.network import Network
+from porter.mapping.endpoints import endpoint_modules
 from porter.network.deployment import Deployed
 from porter.network.mobilenet_v3 import MobileNetV3
-
-
-def endpoint_modules(network: Network, classes: int = 1) -> dict[str, str]:
-    """Endpoint name -> the module whose output it is, in the order of computation.
-
-    ``Predictions`` (softmax of the logits) belongs to no module and is left to ``capture``.
-    """
-    modules = {"layer_1": "act1"}
-    for block in network.blocks:
-        if block.expands:
-            modules[f"{block.endpoint}/expansion_output"] = f"{block.module}.act1"
-        if block.depthwise:
-            modules[f"{block.endpoint}/depthwise_output"] = f"{block.module}.act{1 + block.expands}"
-        modules[f"{block.endpoint}/output"] = block.module
-        modules[block.endpoint] = block.module
-    modules[network.endpoint_after_blocks(0)] = network.last_act
-    if network.pools_in_layers:
-        modules[network.endpoint_after_blocks(1)] = "global_pool"
-    else:
-        modules["global_pool"] = "global_pool"
-    if network.head:
-        modules[network.endpoint_after_blocks(2)] = "act2"
-        modules["global_pool"] = "act2"
-    if classes:
-        modules["Logits"] = "classifier"
-    return modules
 
 
 @contextmanager

@@ -1,60 +1,194 @@
-"""Comparing one endpoint with its reference."""
+"""Comparing one endpoint with its reference: the two questions, and the limits of their answers.
+
+docs/verification.md derives the limits.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from porter.parity.references.reference import Noise, Values
+
+# The same function? Both sides in float64, largest difference over the layer's scale. Rounding is 1e-16 a number, and
+# some 1e-14 where it has gone through the layers.
+SAME_FUNCTION = 1e-12
+
+# As exact? A port's float32 error may be so many times the reference's own. One sums with up to 16 lanes where the
+# other sums one by one, which makes errors differ by sqrt(16) (root mean square); the largest of a few errors varies
+# twice as much again.
+RMS_MULTIPLE, LARGEST_MULTIPLE = 4.0, 8.0
+# Below so many units in the last place of the layer's scale, errors are not compared: a layer rounds six times by half
+# a unit (convolution, batch norm twice, activation, multiplication, addition).
+ULP = 2.0**-23
+RMS_FLOOR, LARGEST_FLOOR = 1 * ULP, 4 * ULP
+
+# 8 bits: the same level, or another; levels are 1 / 255 of the scale apart, float32 numbers 1e-7
+SAME_LEVEL = 1e-6
+
+# References recorded before float64 was: float32 values, whose error nothing tells
+RECORDED_LOGITS, RECORDED_ENDPOINTS = 1e-5, 2e-5
+
 
 class Row(NamedTuple):
-    """How far one endpoint is from its reference.
+    """How far one endpoint is from its reference. All figures are over ``scale``, the largest |reference|.
 
-    ``max_rel`` is max |ours - reference| over max |reference|, the scale of the layer. ``worst`` is the
-    index of the largest difference in the reference's layout (NHWC).
+    ``function`` is the largest difference of the float64 values (of levels, where there are 8 bits), within
+    ``function_limit`` if it is the same function. ``port`` and ``reference`` are the float32 errors of both sides from
+    the float64 values, and ``allowed`` what the port's may be. None: that question was not asked, or cannot be.
+    ``worst`` is the index of the largest difference (NHWC). ``port_name`` is what a foreign port calls the endpoint.
     """
 
     endpoint: str
     sample: str
     shape: tuple[int, ...]
-    max_abs: float
-    max_rel: float
-    mean_abs: float
-    cosine: float
+    scale: float
+    function: float | None
+    function_limit: float
+    port: Noise | None
+    reference: Noise | None
+    allowed: Noise | None
     worst: tuple[int, ...]
-    tolerance: float
+    port_name: str | None = None
+
+    @property
+    def same_function(self) -> bool | None:
+        """The answer to the first question; NaN is no."""
+        return None if self.function is None else self.function <= self.function_limit
+
+    @property
+    def as_exact(self) -> bool | None:
+        """The answer to the second question; NaN is no."""
+        if self.port is None or self.allowed is None:
+            return None
+        return self.port.rms <= self.allowed.rms and self.port.largest <= self.allowed.largest
 
     @property
     def passed(self) -> bool:
-        """Within tolerance; NaN never is."""
-        return self.max_rel <= self.tolerance
+        """Every question that was asked is answered yes."""
+        answers = (self.same_function, self.as_exact)
+        return False not in answers and True in answers
+
+    @property
+    def noise_ratio(self) -> float | None:
+        """The port's float32 error over the reference's own (root mean squares); None where that has none."""
+        if self.port is None or self.reference is None or not self.reference.rms:
+            return None
+        return self.port.rms / self.reference.rms
+
+    @property
+    def rms_limit(self) -> float:
+        """What ``noise_ratio`` may be: the multiple, or more where the reference's own error is below the floor."""
+        if self.allowed is None or self.reference is None or not self.reference.rms:
+            return math.inf
+        return self.allowed.rms / self.reference.rms
+
+    @property
+    def excess(self) -> float:
+        """The largest figure over its limit: above 1 where the row fails; infinite for NaN."""
+        shares = [] if self.function is None else [self.function / self.function_limit]
+        if self.port is not None and self.allowed is not None:
+            shares += [self.port.rms / self.allowed.rms, self.port.largest / self.allowed.largest]
+        return max((share if math.isfinite(share) else math.inf for share in shares), default=math.inf)
+
+    @property
+    def distance(self) -> float:
+        """The largest difference of the failing question, or of the first that was asked."""
+        if self.function is not None and (self.same_function is False or self.port is None or self.as_exact):
+            return self.function
+        return self.port.largest if self.port is not None else math.nan
+
+    def with_port_noise(self, noise: Noise) -> Row:
+        """The row of a port whose own float32 error is known, in the endpoint's units, instead of its values."""
+        unit = self.scale or 1.0
+        return self._replace(port=Noise(noise.rms / unit, noise.largest / unit))
+
+    def with_rounded_weights(self) -> Row:
+        """The row of a port whose weights carry float32's rounding: of it, float64 has as much as float32 may."""
+        return self if self.allowed is None else self._replace(function_limit=self.allowed.largest)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; None stands for what is not finite, as JSON has no NaN."""
+        return {
+            "endpoint": self.endpoint,
+            "port_name": self.port_name,
+            "sample": self.sample,
+            "shape": list(self.shape),
+            "scale": _finite(self.scale),
+            "function": _finite(self.function),
+            "function_limit": self.function_limit,
+            "same_function": self.same_function,
+            "port_error": _plain(self.port),
+            "reference_error": _plain(self.reference),
+            "allowed_error": _plain(self.allowed),
+            "as_exact": self.as_exact,
+            "worst": list(self.worst),
+            "passed": self.passed,
+        }
 
 
-def compare(endpoint: str, sample: str, ours: np.ndarray, reference: np.ndarray, tolerance: float) -> Row:
-    """Measure ``ours`` against ``reference`` (same shape, NHWC) in float64.
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
-    Raises ValueError when the shapes differ.
+
+def _plain(noise: Noise | None) -> dict[str, float | None] | None:
+    return None if noise is None else {"rms": _finite(noise.rms), "largest": _finite(noise.largest)}
+
+
+def compare(
+    endpoint: str,
+    sample: str,
+    reference: Values,
+    exact: np.ndarray | None,
+    single: np.ndarray | None,
+    function_limit: float = SAME_FUNCTION,
+) -> Row:
+    """Measure a port against ``reference`` at one endpoint (same shape, NHWC).
+
+    ``exact`` are the port's float64 values (or levels), ``single`` its float32 values; None where that question is not
+    asked. Raises ValueError when the shapes differ.
     """
-    if ours.shape != reference.shape:
-        raise ValueError(f"{endpoint}: shape {ours.shape}, the reference has {reference.shape}")
-    ours, reference = ours.astype(np.float64), reference.astype(np.float64)
-    difference = np.abs(ours - reference)
-    # argmax takes the first NaN for the maximum, so a NaN shows as the worst element
-    worst = np.unravel_index(int(difference.argmax()), difference.shape)
-    max_abs = float(difference[worst])
-    scale = float(np.abs(reference).max())
-    norms = float(np.linalg.norm(ours) * np.linalg.norm(reference))
+    values, noise = reference.values.astype(np.float64), reference.noise
+    for ours in (exact, single):
+        if ours is not None and ours.shape != values.shape:
+            raise ValueError(f"{endpoint}: shape {ours.shape}, the reference has {values.shape}")
+    scale = float(np.abs(values).max(initial=0.0))
+    unit = scale or 1.0  # of an endpoint that is 0 everywhere, the difference itself
+    function = port = theirs = allowed = None
+    worst = 0
+    if noise is not None:
+        theirs = Noise(noise.rms / unit, noise.largest / unit)
+        allowed = Noise(
+            RMS_MULTIPLE * max(theirs.rms, RMS_FLOOR),
+            LARGEST_MULTIPLE * max(theirs.largest, LARGEST_FLOOR),
+        )
+    if single is not None and noise is not None:
+        difference = np.abs(single.astype(np.float64) - values)
+        port = Noise(float(np.sqrt(np.mean(np.square(difference)))) / unit, _largest(difference) / unit)
+        worst = int(difference.argmax())  # the first NaN, where there is one
+    if exact is not None:
+        difference = np.abs(exact.astype(np.float64) - values)
+        function = _largest(difference) / unit
+        if port is None or not function <= function_limit:
+            worst = int(difference.argmax())
     return Row(
         endpoint=endpoint,
         sample=sample,
-        shape=reference.shape,
-        max_abs=max_abs,
-        max_rel=max_abs / scale if scale else max_abs,
-        mean_abs=float(difference.mean()),
-        cosine=float(np.vdot(ours, reference)) / norms if norms else float(max_abs == 0),
-        worst=tuple(int(i) for i in worst),
-        tolerance=tolerance,
+        shape=values.shape,
+        scale=scale,
+        function=function,
+        function_limit=function_limit,
+        port=port,
+        reference=theirs,
+        allowed=allowed,
+        worst=tuple(int(i) for i in np.unravel_index(worst, values.shape)),
     )
+
+
+def _largest(difference: np.ndarray) -> float:
+    return float(difference.max(initial=0.0))  # NaN where there is one
 
 
 def top_k(logits: np.ndarray, k: int) -> list[set[int]]:

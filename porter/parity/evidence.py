@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -55,7 +54,7 @@ class Evidence:
 
     def compared(self, row: Row, ours: np.ndarray, theirs: np.ndarray) -> None:
         """Take note of one endpoint, (N, H, W, C) or (N, C)."""
-        distance = row.max_rel if math.isfinite(row.max_rel) else math.inf
+        distance = row.excess
         if distance < self._furthest.get(row.endpoint, -1):
             return
         first_failing = self._is_first_failing(row)  # before this endpoint is known
@@ -68,7 +67,7 @@ class Evidence:
         if ours.ndim != 4 or max(ours.shape[1:3]) == 1:
             return
         shown = self.heat_map
-        if first_failing or (shown is None) or (shown.row.passed and row.passed and distance > shown.row.max_rel):
+        if first_failing or (shown is None) or (shown.row.passed and row.passed and distance > shown.row.excess):
             self.heat_map = HeatMap(row, difference[row.worst[0]].max(-1))
 
     def _is_first_failing(self, row: Row) -> bool:

@@ -19,29 +19,35 @@ class Sample(NamedTuple):
     images: np.ndarray
 
 
-def noise(size: Size, seed: int, count: int = 2) -> Sample:
+def noise(size: Size, seed: int, count: int = 1) -> Sample:
     """Uniform noise from a seeded generator."""
     values = np.random.default_rng(seed).uniform(-1, 1, (count, *size, 3))
     return Sample(f"noise {size[0]}x{size[1]}", values.astype(np.float32))
 
 
 def structured(size: Size) -> Sample:
-    """Ramps along each axis, and impulses at corners and edges: what a padding error moves first."""
+    """One image: a ramp down (red), a ramp across (green), impulses at corners and edges (blue).
+
+    Ramps and impulses are what a padding error moves first, and what makes float32 lose most.
+    """
     height, width = size
-    images = np.zeros((3, height, width, 3), np.float32)
-    images[0] = np.linspace(-1, 1, height, dtype=np.float32)[:, None, None]
-    images[1] = np.linspace(-1, 1, width, dtype=np.float32)[None, :, None]
+    image = np.zeros((1, height, width, 3), np.float32)
+    image[..., 0] = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
+    image[..., 1] = np.linspace(-1, 1, width, dtype=np.float32)[None, :]
     for number, (y, x) in enumerate([(0, 0), (0, -1), (-1, 0), (-1, -1), (0, width // 2), (height // 2, -1)]):
-        images[2, y, x] = 1 if number % 2 else -1
-    return Sample(f"structured {height}x{width}", images)
+        image[0, y, x, 2] = 1 if number % 2 else -1
+    return Sample(f"structured {height}x{width}", image)
 
 
-def photos(path: Path, size: Size, spec: Input, limit: int = 32) -> Sample:
+def photos(path: Path, size: Size, spec: Input, limit: int = 32) -> list[Sample]:
     """An image file, or the first ``limit`` of a folder, preprocessed as cards say. Raises PorterError."""
     files = [path]
     if path.is_dir():
         files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)[:limit]
     if not files:
         raise PorterError(f"{path}: no images ({', '.join(SUFFIXES)}) in this folder")
-    pixels = np.stack([resized(read_image(file), size, spec.crop, "card") for file in files])
-    return Sample(f"{len(files)} photos {size[0]}x{size[1]}", normalized(pixels, spec.mean, spec.std))
+    found = []
+    for file in files:
+        pixels = resized(read_image(file), size, spec.crop, "card")
+        found.append(Sample(f"{file.name} {size[0]}x{size[1]}", normalized(pixels, spec.mean, spec.std)[None]))
+    return found

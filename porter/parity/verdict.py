@@ -1,21 +1,35 @@
-"""The outcome of a parity check, as a value."""
+"""The outcome of a parity check, as a value: two answers for every endpoint."""
 
 from __future__ import annotations
 
-import math
+import statistics
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-from porter.parity.compare import Row
+from porter.parity.compare import SAME_FUNCTION, Row
+from porter.parity.references.reference import Precision
 
-# Max |ours - reference| over the layer's scale. Two float32 implementations sum in different orders;
-# in float64 what remains is rounding.
-TOLERANCES = {"float32": {"logits": 1e-5, "endpoints": 2e-5}, "float64": {"logits": 1e-12, "endpoints": 1e-12}}
+
+class Cause(NamedTuple):
+    """Known mistakes that explain a difference: the logits' distance from the port before and after making them too.
+
+    ``names`` are one or two of porter.parity.diagnosis; distances are over the logits' scale.
+    """
+
+    names: tuple[str, ...]
+    before: float
+    after: float
 
 
 @dataclass
 class Verdict:
-    """Every compared endpoint on every sample, agreement of the top classes, and what was compared."""
+    """Every compared endpoint on every sample, agreement of the top classes, and what was compared.
+
+    ``artifact`` is what was checked, None for the port in memory. ``missing`` are endpoints that the reference does
+    not hold (its values are in ``precision``), ``unmatched`` those for which a foreign port has no output of that
+    shape. ``changed`` are entries of the
+    state dict that are not what the checkpoint gives. ``causes`` explain the failure, where they were looked for.
+    """
 
     variant: str
     checkpoint: str
@@ -29,46 +43,125 @@ class Verdict:
     top1_agree: int = 0
     top5_agree: int = 0
     fake_quant: bool = False
+    precision: Precision = "float64"
+    rounded_weights: bool = False
+    missing: list[str] = field(default_factory=list)
+    unmatched: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    causes: list[Cause] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
-        """All endpoints within tolerance, and there were some."""
-        return bool(self.rows) and all(row.passed for row in self.rows)
+        """Every question asked at every endpoint is answered yes, there were some, and no weight was changed."""
+        return bool(self.rows) and not self.changed and all(row.passed for row in self.rows)
+
+    @property
+    def same_function(self) -> bool | None:
+        """The answer to the first question; None where it was not asked."""
+        return _all([row.same_function for row in self.rows], self.changed)
+
+    @property
+    def as_exact(self) -> bool | None:
+        """The answer to the second question; None where it was not asked."""
+        return _all([row.as_exact for row in self.rows], [])
 
     def worst_rows(self) -> list[Row]:
         """One row an endpoint, of the sample where it is furthest off, in the order of computation."""
         worst: dict[str, Row] = {}
         for row in self.rows:
             known = worst.get(row.endpoint)
-            if known is None or not row.max_rel <= known.max_rel:
+            if known is None or row.excess > known.excess:
                 worst[row.endpoint] = row
         return list(worst.values())
 
+    def furthest(self) -> Row:
+        """The row that comes closest to its limits, or goes beyond them furthest."""
+        return max(self.rows, key=lambda row: row.excess)
+
     def first_divergence(self) -> Row | None:
-        """The first endpoint, in the order of computation, that is out of tolerance."""
+        """The first endpoint, in the order of computation, that fails."""
         return next((row for row in self.worst_rows() if not row.passed), None)
+
+    def function_distance(self) -> float | None:
+        """The largest distance of the float64 values over their scale; NaN where one is."""
+        found = [row.function for row in self.rows if row.function is not None]
+        return next((value for value in found if value != value), max(found, default=None))
+
+    def noise_ratio(self) -> float | None:
+        """The median over endpoints of the port's float32 error over the reference's own."""
+        ratios = [ratio for row in self.rows if (ratio := row.noise_ratio) is not None]
+        return statistics.median(ratios) if ratios else None
+
+    def sentence(self) -> str:
+        """Both answers in one sentence."""
+        return "; ".join(filter(None, (self._about_function(), self._about_rounding()))) or "nothing compared"
+
+    def _about_function(self) -> str:
+        distance = self.function_distance()
+        if distance is None:
+            return ""
+        if self.fake_quant:
+            return "the same levels of 8 bits" if self.same_function else "other levels of 8 bits"
+        if self.same_function:
+            how = ""
+            if self.precision == "float32":
+                how = " as far as a float32 record tells"
+            elif self.rounded_weights and distance > SAME_FUNCTION:
+                how = " but for the rounding of its weights"
+            return f"same function{how} ({distance:.1e})"
+        first = next((row for row in self.worst_rows() if row.same_function is False), None)
+        if first is None:
+            return f"other weights ({_some(self.changed)})"
+        return f"another function, from {first.endpoint} on ({first.function:.1e} of its scale)"
+
+    def _about_rounding(self) -> str:
+        ratio = self.noise_ratio()
+        if ratio is None:
+            return ""
+        if self.as_exact:
+            return f"float32 as exact as {self._whose()} ({ratio:.1f} x its rounding)"
+        first = next(row for row in self.worst_rows() if row.as_exact is False)
+        assert first.port is not None
+        assert first.reference is not None
+        return (
+            f"float32 less exact than {self._whose()}, from {first.endpoint} on "
+            f"({first.port.largest:.1e} of its scale, {self._whose()} {first.reference.largest:.1e})"
+        )
+
+    def _whose(self) -> str:
+        return "the interpreter's" if self.reference.startswith("interpreter") else "TensorFlow's"
 
     def failure(self) -> str | None:
         """What is wrong, in words; None on parity."""
-        first = self.first_divergence()
-        if first is None:
-            return None if self.rows else f"no endpoint in common with {self.reference}"
-        return f"no parity with {self.reference}: first differs at {first.endpoint}, {first.max_rel:.1e} of its scale"
+        if self.passed:
+            return None
+        if not self.rows:
+            return f"no endpoint in common with {self.reference}"
+        return f"no parity with {self.reference}: {self.sentence()}"
 
     def as_json(self) -> dict[str, Any]:
         """Everything, as plain values."""
         first = self.first_divergence()
+        distance = self.function_distance()
         return {
-            **{key: value for key, value in asdict(self).items() if key != "rows"},
+            **{key: value for key, value in asdict(self).items() if key not in ("rows", "causes")},
             "passed": self.passed,
+            "same_function": self.same_function,
+            "as_exact": self.as_exact,
+            "sentence": self.sentence(),
+            "function_distance": distance if distance == distance else None,
+            "noise_ratio": self.noise_ratio(),
             "first_divergence": first.endpoint if first else None,
-            "rows": [_finite(row) | {"passed": row.passed} for row in self.rows],
+            "causes": [cause._asdict() for cause in self.causes],
+            "rows": [row.as_json() for row in self.rows],
         }
 
 
-def _finite(row: Row) -> dict[str, Any]:
-    """The row's values; JSON has no NaN, so None stands for it."""
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in row._asdict().items()
-    }
+def _all(answers: list[bool | None], against: list[str]) -> bool | None:
+    if True not in answers and False not in answers:
+        return None
+    return False not in answers and not against
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,38 +1,45 @@
-"""``verify``: run the port and its reference on the same inputs and compare every endpoint."""
+"""``verify``: run a port and its reference on the same inputs and compare every endpoint."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-import torch
 
 from porter.conversion import PathLike, Port, plan_port
 from porter.create import create_model
 from porter.errors import ParityError
 from porter.images import Size
-from porter.loaders.checkpoint import sha256
 from porter.loaders.weights import Weights
-from porter.mapping.carry_out import carry_out
+from porter.mapping.endpoints import endpoint_names
+from porter.mapping.network import Network
 from porter.mapping.plan import ArtifactLayout
-from porter.mapping.schema import Input
-from porter.network.deployment import Deployed, deploy
-from porter.network.endpoints import capture, endpoint_modules
+from porter.mapping.schema import Input, VariantMapping
 from porter.network.mobilenet_v3 import MobileNetV3
-from porter.parity.compare import compare, top_k
+from porter.parity.candidates.candidate import QUESTIONS, Candidate, Output, Question
+from porter.parity.candidates.choose import open_candidate
+from porter.parity.candidates.match import matched
+from porter.parity.candidates.own import deployed as in_deployed_form
+from porter.parity.candidates.own import quantised
+from porter.parity.compare import RECORDED_ENDPOINTS, RECORDED_LOGITS, SAME_FUNCTION, SAME_LEVEL, Row, compare, top_k
+from porter.parity.diagnosis import Target, diagnose
 from porter.parity.evidence import Evidence
-from porter.parity.references.choose import choose_reference
-from porter.parity.references.reference import Reference, thin
+from porter.parity.references.choose import open_reference
+from porter.parity.references.reference import Reference, Values, thin
 from porter.parity.samples import Sample, noise, photos, structured
-from porter.parity.verdict import TOLERANCES, Verdict
+from porter.parity.verdict import Cause, Verdict
 
-Dtype = Literal["float32", "float64"]
+Dtype = Literal["both", "float64", "float32"]
+ASKED: dict[Dtype, frozenset[Question]] = {
+    "both": QUESTIONS,
+    "float64": frozenset(("function",)),
+    "float32": frozenset(("rounding",)),
+}
 
-CLASSES = ("Logits", "Predictions")  # endpoints of shape (N, classes)
 # Beside the training size, where the reference takes any: odd, and non-square with odd and even sides.
 OTHER_SIZES: tuple[Size, ...] = ((225, 225), (160, 193))
 
@@ -49,21 +56,25 @@ def verify(
     fold_bn: bool = False,
     fake_quant: bool = False,
     reference: str = "auto",
-    dtype: Dtype = "float32",
+    dtype: Dtype = "both",
     sizes: Sequence[Size] | None = None,
     images: PathLike | None = None,
     seed: int = 0,
     evidence: Evidence | None = None,
     deployed: bool = False,
+    weights_file: PathLike | None = None,
 ) -> Verdict:
-    """Compare the port of ``checkpoint`` with TensorFlow, endpoint by endpoint.
+    """Compare a port of ``checkpoint`` with TensorFlow, endpoint by endpoint: the same function, and as exact?
 
-    ``artifact`` is the file to check; without it, what ``convert`` would write is (``layout``, ``keep_background``,
-    ``fold_bn``). ``fake_quant`` compares the 8 bits that the source was trained for; a .tflite of 8 bits needs no
-    asking. ``reference``: ``auto``, one of ``choose.KINDS`` or an ``.npz``. Inputs are seeded noise and structured
-    images at ``sizes``, or the photos at ``images``; a recorded reference has its own. ``evidence`` collects what a
-    report shows; ``deployed`` runs the port as ``porter.deploy`` makes it. Returns the verdict, passed or not. Raises
-    PorterError when no comparison can be made.
+    ``artifact`` is the port to check: a ``.pth`` or ``.safetensors``, or any other (see
+    ``porter.parity.candidates.choose``), with ``weights_file`` for a ``timm:NAME``. Without it, what ``convert`` would
+    write is checked (``layout``, ``keep_background``, ``fold_bn``). ``dtype`` asks one question alone: ``float64``
+    whether it is the same function, ``float32`` whether it is as exact as TensorFlow's own float32. ``fake_quant``
+    compares the 8 bits that the source was trained for; a .tflite of 8 bits needs no asking. ``reference``: ``auto``,
+    one of ``choose.KINDS`` or an ``.npz``. Inputs are seeded noise and structured images at ``sizes``, or the photos at
+    ``images``; a recorded reference has its own. ``evidence`` collects what a report shows; ``deployed`` runs the
+    port's float32 as ``porter.deploy`` makes it. Returns the verdict, passed or not. Raises PorterError when no
+    comparison can be made.
     """
     check = open_check(
         checkpoint,
@@ -78,16 +89,52 @@ def verify(
         reference=reference,
         dtype=dtype,
         sizes=sizes,
+        weights_file=weights_file,
     )
-    return run_check(check, sizes, images, seed, evidence, deployed)
+    if deployed:
+        if check.candidate.model is None or check.verdict.fake_quant or dtype == "float64":
+            raise ParityError(f"{checkpoint}: only a port of ours has a form for inference, and that in float32")
+        check = check._replace(candidate=in_deployed_form(check.candidate))
+    run_check(check, sizes, images, seed, evidence)
+    if not check.verdict.passed and not check.verdict.fake_quant:
+        check.verdict.causes = _causes(check, sizes)
+    return check.verdict
+
+
+def _causes(check: Check, sizes: Sequence[Size] | None) -> list[Cause]:
+    """What explains the difference: of the port's logits, or of the reference's where the port is as planned."""
+    port, candidate, reference = check.port, check.candidate, check.reference
+    if port is None or not port.classes or reference.samples:
+        return []
+    size = reference.size or candidate.size or (sizes[0] if sizes else (port.mapping.input.size,) * 2)
+    sample = noise(size, seed=0)
+    images = reference.prepare(sample.images)
+    target = None
+    if candidate.planned:
+        values = dict(reference.run(images, ["Logits"])).get("Logits")
+        target = values and Target(values.values, exact=reference.precision == "float64")
+    else:
+        questions = candidate.answers
+        output = [output for name, output in candidate.run(images, questions) if name in ("", "Logits")][-1:]
+        if output and output[0].exact is not None:
+            target = Target(output[0].exact, exact=True)
+        elif output and output[0].single is not None:
+            target = Target(output[0].single, exact=False)
+    return diagnose(port, target, images) if target and target.logits.ndim == 2 else []
 
 
 class Check(NamedTuple):
-    """What ``verify`` compares, and the verdict that ``check_sample`` adds to."""
+    """What ``verify`` compares, the questions, and the verdict that ``check_sample`` adds to.
 
-    port: Port
-    model: MobileNetV3
+    ``port`` is None where the source is out of reach, and only what was recorded of it is there.
+    """
+
+    port: Port | None
+    mapping: VariantMapping
+    network: Network
+    candidate: Candidate
     reference: Reference
+    questions: frozenset[Question]
     verdict: Verdict
 
 
@@ -103,8 +150,9 @@ def open_check(
     fold_bn: bool = False,
     fake_quant: bool = False,
     reference: str = "auto",
-    dtype: Dtype = "float32",
+    dtype: Dtype = "both",
     sizes: Sequence[Size] | None = None,
+    weights_file: PathLike | None = None,
 ) -> Check:
     """Open both sides; arguments as for ``verify``. Raises PorterError when no comparison can be made."""
     port = plan_port(
@@ -117,17 +165,20 @@ def open_check(
         fold_bn=fold_bn,
     )
     fake_quant = fake_quant or (port.checkpoint.format == "tflite" and bool(port.plan.ranges))
+    against = open_reference(reference, port, tuple(sizes) if sizes else None, fake_quant)
     if fake_quant:
-        model = _quantizing_model(artifact or checkpoint, port, mapping, weights, keep_background)
+        model = create_model(
+            port.mapping.variant,
+            artifact or checkpoint,
+            mapping=mapping,
+            weights=weights,
+            keep_background=keep_background,
+            fake_quant=True,
+        )
+        assert isinstance(model, MobileNetV3)
+        candidate = quantised(model, "" if artifact is None else str(artifact))
     else:
-        # A trained .tflite's float32 rounding alone comes near the limits; only the interpreter's is to count
-        exact: Dtype = "float64" if port.checkpoint.format == "tflite" else dtype
-        model = ported_model(port, exact) if artifact is None else _artifact_model(artifact, port, mapping, exact)
-    any_size = any(size != _trained(port.mapping.input) for size in sizes or ())
-    against = choose_reference(reference, port, dtype, any_size, fake_quant)
-    digests = port.checkpoint.digests()
-    if artifact is not None:
-        digests[Path(artifact).name] = sha256(Path(artifact))
+        candidate = open_candidate(artifact, port, mapping, weights_file)
     verdict = Verdict(
         variant=port.mapping.variant,
         checkpoint=str(checkpoint),
@@ -135,10 +186,32 @@ def open_check(
         reference=against.name,
         dtype=dtype,
         environment=environment(against),
-        digests=digests,
+        digests=port.checkpoint.digests() | candidate.digests,
         fake_quant=fake_quant,
+        precision=against.precision,
+        rounded_weights=candidate.rounded_weights,
+        missing=list(against.missing),
+        changed=list(candidate.changed),
     )
-    return Check(port, model, against, verdict)
+    return Check(port, port.mapping, port.network, candidate, against, asked(dtype, candidate, against), verdict)
+
+
+def asked(dtype: Dtype, candidate: Candidate, reference: Reference) -> frozenset[Question]:
+    """The questions of ``dtype`` that both sides can answer. Raises ParityError where there is none."""
+    if reference.precision == "levels":
+        return frozenset(("function",))
+    found = ASKED[dtype] & candidate.answers
+    if reference.precision == "float32" and not reference.samples:
+        found &= {"rounding"}  # an interpreter has no float64, but two sets of kernels
+    elif reference.precision == "float32":  # an old record has neither: one comparison, of the port's best
+        best: Question = "rounding" if candidate.deployed or "function" not in candidate.answers else "function"
+        found = frozenset((best,))
+    if not found:
+        raise ParityError(
+            f"{reference.name} gives {reference.precision} and {candidate.name or 'the port'} answers "
+            f"{', '.join(sorted(candidate.answers))}: that leaves nothing to ask in {dtype}"
+        )
+    return found
 
 
 def run_check(
@@ -147,149 +220,113 @@ def run_check(
     images: PathLike | None = None,
     seed: int = 0,
     evidence: Evidence | None = None,
-    deployed: bool = False,
 ) -> Verdict:
     """Compare on every sample; arguments as for ``verify``."""
-    mapping = check.port.mapping
-    for sample in _samples(check.reference, mapping.input, sizes, images, seed):
-        model = _deployed(check.model, sample) if deployed else check.model
-        check_sample(check.verdict, model, check.reference, sample, mapping.classes.background, evidence)
+    fixed = check.reference.size or check.candidate.size
+    for sample in _samples(check.reference, fixed, check.mapping.input, sizes, images, seed):
+        check_sample(check, sample, evidence)
     return check.verdict
 
 
-def check_sample(
-    verdict: Verdict,
-    model: MobileNetV3 | Deployed,
-    reference: Reference,
-    sample: Sample,
-    background: int | None,
-    evidence: Evidence | None = None,
-) -> None:
-    """Run ``model`` and ``reference`` on ``sample`` and add a row per endpoint to ``verdict``.
+def check_sample(check: Check, sample: Sample, evidence: Evidence | None = None) -> None:
+    """Run both sides on ``sample`` and add a row per endpoint to the verdict.
 
-    Both run side by side, one endpoint at a time, so that memory holds one pair of them. Raises ParityError where
-    shapes differ.
+    They run side by side, one endpoint at a time, so that memory holds one pair of them (all of a foreign port's).
+    Raises ParityError where shapes differ.
     """
+    _, mapping, network, candidate, reference, questions, verdict = check
     images = reference.prepare(sample.images)
-    names = [*endpoint_modules(model.network, model.num_classes), *(["Predictions"] if model.num_classes else [])]
-    expected = reference.run(images, names)
-    upcoming: tuple[str, np.ndarray] | None = None
-    tolerances = TOLERANCES[verdict.dtype]
-
-    def receive(name: str, tensor: torch.Tensor) -> None:
-        nonlocal upcoming
-        upcoming = upcoming or next(expected, None)
-        if upcoming is None or upcoming[0] != name:  # the reference does not have this one
-            return
-        theirs, upcoming = upcoming[1], None
-        if background is not None and name in CLASSES and theirs.shape[1] == model.num_classes + 1:
-            theirs = _without_class(theirs, background, name == "Predictions")
-        ours = tensor.permute(0, 2, 3, 1).numpy() if tensor.ndim == 4 else tensor.numpy()
+    names = endpoint_names(network, classes=1)
+    outputs = candidate.run(images, questions)
+    found = matched(outputs, candidate.foreign, names)
+    for name, values in reference.run(images, names):
+        fitting = found.at(name, values, mapping.classes.background)
+        if fitting is None:
+            if name not in verdict.unmatched:
+                verdict.unmatched.append(name)
+            continue
+        theirs, ours, port_name = fitting
         if reference.keep:
-            ours = thin(ours, reference.keep)
-        if theirs.ndim == 2 and ours.ndim == 4:  # slim flattens after pooling
-            ours = ours.reshape(theirs.shape)
-        tolerance = tolerances["logits" if name == "Logits" else "endpoints"]
+            ours = _thinned(ours, reference.keep)
         try:
-            row = compare(name, sample.label, ours, theirs, tolerance)
+            row = _row(check, name, sample.label, theirs, ours)
         except ValueError as error:
             raise ParityError(f"{verdict.checkpoint}: {error}") from error
+        row = row._replace(port_name=port_name)
         verdict.rows.append(row)
-        if evidence is not None and not reference.keep:
-            evidence.compared(row, ours, theirs)
-        if name == "Logits":
-            if evidence is not None:
-                evidence.classified(sample.label, sample.images, ours, theirs)
-            verdict.images += len(ours)
-            for k, count in ((1, "top1_agree"), (5, "top5_agree")):
-                agreeing = sum(a == b for a, b in zip(top_k(ours, k), top_k(theirs, k), strict=True))
-                setattr(verdict, count, getattr(verdict, count) + agreeing)
-
-    inputs = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-    with torch.no_grad(), capture(model, receive):
-        model(inputs if isinstance(model, Deployed) else inputs.to(next(model.parameters()).dtype))
-    if upcoming is not None:
-        raise ParityError(f"{verdict.reference}: endpoint {upcoming[0]} comes out of order")
+        del values, fitting
+        shown = ours.exact if ours.single is None or row.same_function is False else ours.single
+        if shown is not None:
+            _count(verdict, row, sample, shown, theirs.values, None if reference.keep else evidence)
+        del theirs, ours, shown  # before the next ones come
+    found.close()
 
 
-def _deployed(model: MobileNetV3, sample: Sample) -> Deployed:
-    try:
-        return deploy(model, (sample.images.shape[1], sample.images.shape[2]))
-    except ValueError as error:
-        raise ParityError(f"--deploy: {error}; leave out --dtype and --fake-quant") from error
+def _count(
+    verdict: Verdict, row: Row, sample: Sample, ours: np.ndarray, theirs: np.ndarray, evidence: Evidence | None
+) -> None:
+    """Take note of one endpoint's values: of agreeing classes, and of what a report shows."""
+    if evidence is not None:
+        evidence.compared(row, ours, theirs)
+    if row.endpoint != "Logits":
+        return
+    if evidence is not None:
+        evidence.classified(sample.label, sample.images, ours, theirs)
+    verdict.images += len(ours)
+    verdict.top1_agree += _agreeing(ours, theirs, 1)
+    verdict.top5_agree += _agreeing(ours, theirs, 5)
 
 
-def ported_model(port: Port, dtype: Dtype) -> MobileNetV3:
-    """The port in memory, as ``convert`` would write it; in eval mode."""
-    model = MobileNetV3(port.target_network, port.plan.num_classes).to(getattr(torch, dtype))
-    tensors = carry_out(port.plan, port.checkpoint, dtype).tensors
-    model.load_state_dict({name: torch.from_numpy(values) for name, values in tensors.items()})
-    return model.eval()
+def _row(check: Check, name: str, label: str, theirs: Values, ours: Output) -> Row:
+    limit = SAME_FUNCTION
+    if check.reference.precision == "levels":
+        limit = SAME_LEVEL
+    elif check.reference.precision == "float32":
+        limit = RECORDED_LOGITS if name == "Logits" else RECORDED_ENDPOINTS
+    if theirs.noise is None and ours.exact is None:
+        ours = ours._replace(exact=ours.single)
+    row = compare(name, label, theirs, ours.exact, ours.single, limit)
+    if ours.noise is not None:
+        row = row.with_port_noise(ours.noise)
+    return row.with_rounded_weights() if check.candidate.rounded_weights else row
 
 
-def _quantizing_model(
-    source: PathLike, port: Port, mapping: PathLike | None, weights: Weights, keep_background: bool
-) -> MobileNetV3:
-    model = create_model(
-        port.mapping.variant,
-        source,
-        mapping=mapping,
-        weights=weights,
-        keep_background=keep_background,
-        fake_quant=True,
-    )
-    assert isinstance(model, MobileNetV3)
-    return model
+def _thinned(ours: Output, keep: int) -> Output:
+    exact, single = (None if side is None else thin(side, keep) for side in (ours.exact, ours.single))
+    return ours._replace(exact=exact, single=single)
 
 
-def _artifact_model(artifact: PathLike, port: Port, mapping: PathLike | None, dtype: str) -> MobileNetV3:
-    # In float64 the rounding of a folded float32 weight would show; undone, the weights are the checkpoint's.
-    layout: ArtifactLayout | None = "slim" if dtype == "float64" else None
-    model = create_model(port.mapping.variant, artifact, mapping=mapping, layout=layout)
-    assert isinstance(model, MobileNetV3)
-    return model.to(getattr(torch, dtype))
-
-
-def _trained(spec: Input) -> Size:
-    return spec.size, spec.size
+def _agreeing(ours: np.ndarray, theirs: np.ndarray, k: int) -> int:
+    return sum(a == b for a, b in zip(top_k(ours, k), top_k(theirs, k), strict=True))
 
 
 def _samples(
     reference: Reference,
+    fixed: Size | None,
     spec: Input,
     sizes: Sequence[Size] | None,
     images: PathLike | None,
     seed: int,
-) -> list[Sample]:
+) -> Iterator[Sample]:
     if reference.samples:
         if sizes or images:
             raise ParityError(f"{reference.name} has its own inputs; leave out sizes and images")
-        return list(reference.samples)
-    if reference.size and any(size != reference.size for size in sizes or ()):
-        raise ParityError(
-            f"{reference.name} takes {reference.size[0]}x{reference.size[1]} alone; leave out the size, or use "
-            "--reference tf.nn"
-        )
+        yield from reference.samples
+        return
+    if fixed and any(size != fixed for size in sizes or ()):
+        raise ParityError(f"{reference.name}: runs at {fixed[0]}x{fixed[1]} alone; leave out the size")
     if not sizes:
-        sizes = [reference.size] if reference.size else [_trained(spec), *OTHER_SIZES]
-    if images:
-        return [photos(Path(images), size, spec) for size in sizes]
-    return [sample for size in sizes for sample in (noise(size, seed), structured(size))]
-
-
-def _without_class(values: np.ndarray, dropped: int, normalize: bool) -> np.ndarray:
-    """Logits or predictions (N, classes) as a classifier without class ``dropped`` gives them."""
-    rest = np.delete(values, dropped, axis=1)
-    return rest / rest.sum(1, keepdims=True) if normalize else rest
+        sizes = [fixed] if fixed else [(spec.size, spec.size), *(() if images else OTHER_SIZES)]
+    for size in sizes:
+        if images:
+            yield from photos(Path(images), size, spec)
+        else:
+            yield noise(size, seed)
+            yield structured(size)
 
 
 def environment(reference: Reference) -> dict[str, str]:
     """Versions of what computes."""
-    names = ["mnv3-port", "torch", "numpy"]
     found = {"python": platform.python_version(), "platform": platform.platform()}
-    found |= {name: version(name) for name in names}
-    if not reference.samples:
-        from porter.parity.references.live_tensorflow import tensorflow
-
-        found["tensorflow"] = tensorflow().__version__
-    return found
+    found |= {name: version(name) for name in ("mnv3-port", "torch", "numpy")}
+    return found | reference.versions

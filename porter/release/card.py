@@ -68,7 +68,6 @@ def model_card(
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    rows = verdict.worst_rows()
     text = environment.from_string(template).render(
         front_matter=yaml.safe_dump(_front_matter(name, evaluation), sort_keys=False),
         model_index=yaml.safe_dump(index, sort_keys=False),
@@ -80,8 +79,6 @@ def model_card(
         weights=weights.name,
         metadata=artifact.metadata,
         verdict=verdict,
-        furthest=max(rows, key=lambda row: row.max_rel),
-        logits=next((row for row in rows if row.endpoint == "Logits"), None),
         evaluation=evaluation,
         exports={kind: path.name for kind, path in exports.items()},
         not_in_timm=_not_in_timm(port),

@@ -15,9 +15,10 @@ from porter.errors import ArtifactError, NoParityError
 from porter.loaders.checkpoint import sha256
 from porter.mapping.files import load_variant
 from porter.network.mobilenet_v3 import MobileNetV3
+from porter.parity.candidates.own import quantised, recorded_artifact
 from porter.parity.references.recorded import recorded
 from porter.parity.verdict import Verdict
-from porter.parity.verify import check_sample, environment, verify
+from porter.parity.verify import Check, asked, check_sample, environment, verify
 from porter.release import folder as layout
 from porter.release.card import model_name
 
@@ -59,7 +60,7 @@ def _contradictions(folder: Path) -> list[str]:
         if config.get(key) != value:
             problems.append(f"{layout.CONFIG}: {key} is {config.get(key)!r}, the weights are of {value!r}")
     if parity.get("passed") is not True:
-        problems.append(f"{layout.PARITY}: tells of no parity")
+        problems.append(f"{layout.PARITY}: does not report parity")
     if parity.get("digests", {}).get(path.name) != sha256(path):
         problems.append(f"{layout.PARITY}: is of other weights than {path.name}")
     return problems
@@ -89,19 +90,28 @@ def _against_recorded(folder: Path, path: Path) -> Verdict:
     reference = recorded(folder / layout.REFERENCE)
     variant = load_artifact(path).metadata
     assert variant is not None
-    mapping = load_variant(variant.variant)
     fake_quant = bool(_json(folder / layout.PARITY).get("fake_quant"))
-    model = create_model(variant.variant, path, fake_quant=fake_quant)
-    assert isinstance(model, MobileNetV3)
+    if fake_quant:
+        model = create_model(variant.variant, path, fake_quant=True)
+        assert isinstance(model, MobileNetV3)
+        candidate = quantised(model, str(path))
+    else:
+        candidate = recorded_artifact(path, variant.variant)
     verdict = Verdict(
         variant=variant.variant,
         checkpoint=layout.REFERENCE,
         artifact=str(path),
         reference=reference.name,
-        dtype="float32",
+        dtype="both",
         environment=environment(reference),
         digests={path.name: sha256(path)},
+        fake_quant=fake_quant,
+        precision=reference.precision,
+        rounded_weights=candidate.rounded_weights,
     )
+    assert candidate.model is not None
+    mapping, questions = load_variant(variant.variant), asked("both", candidate, reference)
+    check = Check(None, mapping, candidate.model.network, candidate, reference, questions, verdict)
     for sample in reference.samples:
-        check_sample(verdict, model, reference, sample, mapping.classes.background)
+        check_sample(check, sample)
     return verdict

@@ -19,8 +19,9 @@ from porter.errors import ArtifactError, NoParityError
 from porter.mapping.schema import VariantMapping
 from porter.network.deployment import deploy
 from porter.network.mobilenet_v3 import MobileNetV3
+from porter.parity.compare import compare
 from porter.parity.references.recorded import recorded
-from porter.parity.verdict import TOLERANCES
+from porter.parity.references.reference import Values
 
 Export = Literal["onnx", "pt2", "torchscript", "aot"]
 # Loops run on as many threads as there are when the package runs, not as there were when it was made. They are cut
@@ -34,7 +35,7 @@ def write_exports(
 ) -> dict[str, tuple[Path, float]]:
     """Write each of ``kinds`` beside ``artifact``: kind -> file, and how far its logits are, over their scale.
 
-    All take a batch of any size at the training resolution. Raises NoParityError where one misses the float32 bar,
+    All take a batch of any size at the training resolution. Raises NoParityError where one is less exact than it may be,
     ArtifactError where a package is missing.
     """
     if not kinds:
@@ -42,18 +43,23 @@ def write_exports(
     model = create_model(mapping.variant, artifact)
     against = recorded(reference)
     images = against.samples[0].images
-    logits = next((values for _, values in against.run(images, ["Logits"])), None)
-    if logits is None:
+    found_there = dict(against.run(images, ["Logits"]))
+    if "Logits" not in found_there:
         raise ArtifactError(f"{artifact.name}: a feature extractor; exports are of classifiers")
+    logits, noise = found_there["Logits"]
     if mapping.classes.background is not None and logits.shape[1] > getattr(model, "num_classes", 0):
         logits = np.delete(logits, mapping.classes.background, axis=1)
+    expected = Values(logits[:1], noise)
     # Twice the image: the batch is another than the one exported with
     batch = np.ascontiguousarray(np.concatenate([images[:1]] * 2).transpose(0, 3, 1, 2))
     found: dict[str, tuple[Path, float]] = {}
     for kind in kinds:
         path, run = _WRITERS[kind](model, artifact.with_suffix(""), batch[:1])
-        error = float(np.abs(run(batch) - logits[:1]).max() / np.abs(logits[:1]).max())
-        if not error <= TOLERANCES["float32"]["logits"]:
+        rows = [compare("Logits", "", expected, None, one[None]) for one in run(batch)]
+        furthest = max(rows, key=lambda row: row.excess)
+        assert furthest.port is not None
+        error = furthest.port.largest
+        if not furthest.passed:
             raise NoParityError(f"{path.name}: no parity: logits are {error:.1e} of their scale off: nothing released")
         found[kind] = path, error
     return found

@@ -19,7 +19,7 @@ from porter.errors import NoParityError
 from porter.evaluation.result import Evaluation
 from porter.evaluation.run import evaluate
 from porter.loaders.weights import Weights
-from porter.network.endpoints import endpoint_modules
+from porter.mapping.endpoints import endpoint_names
 from porter.parity.evidence import Evidence
 from porter.parity.references.recorded import record
 from porter.parity.samples import noise
@@ -117,12 +117,10 @@ def _one_thread() -> Iterator[None]:
 
 
 def _figures(verdict: Verdict) -> dict[str, str]:
-    rows = verdict.worst_rows()
-    furthest = max(rows, key=lambda row: row.max_rel)
     return {
         "reference": verdict.reference,
-        "endpoints": str(len(rows)),
-        "furthest": f"{furthest.endpoint}, {furthest.max_rel:.1e} of its scale",
+        "endpoints": str(len(verdict.worst_rows())),
+        "verdict": verdict.sentence(),
     }
 
 
@@ -131,10 +129,10 @@ def _recorded(check: Check) -> bytes:
     if check.reference.samples:
         images = check.reference.samples[0].images
     else:
-        size = check.reference.size or (check.port.mapping.input.size,) * 2
+        size = check.reference.size or (check.mapping.input.size,) * 2
         levels = np.round((noise(size, seed=0, count=1).images + 1) * 127.5)
         images = check.reference.prepare((levels / 127.5 - 1).astype(np.float32))
-    names = [*endpoint_modules(check.model.network, check.model.num_classes), "Predictions"]
+    names = endpoint_names(check.network, classes=1)
     return record(check.reference, images, names, check.reference.keep or KEEP)
 
 

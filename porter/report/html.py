@@ -13,14 +13,23 @@ import numpy as np
 from porter.labels import imagenet_labels
 from porter.parity.evidence import Evidence, Picture
 from porter.parity.verdict import Verdict
+from porter.report.verdict_table import cause_text
 
 # Colours of the heat map from no difference to the largest: matplotlib's viridis at six places
 VIRIDIS = np.array([(68, 1, 84), (65, 68, 135), (42, 120, 142), (34, 168, 132), (122, 209, 81), (253, 231, 37)])
-PLOT_WIDTH, PLOT_HEIGHT, MARGIN = 760, 260, 56
+PLOT_WIDTH, PLOT_HEIGHT, MARGIN = 760, 320, 56
+
+
+class Series(NamedTuple):
+    """One figure of every endpoint: what it is, how it is drawn, and its points in units of the SVG."""
+
+    label: str
+    style: str
+    points: list[Point]
 
 
 class Point(NamedTuple):
-    """An endpoint in the plot, in units of the SVG."""
+    """An endpoint in the plot."""
 
     x: float
     y: float
@@ -34,9 +43,9 @@ def parity_html(verdict: Verdict, evidence: Evidence) -> bytes:
 
     template = files(__package__).joinpath("parity.html.j2").read_text("utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["e"] = lambda value: f"{value:.1e}"
+    environment.filters["e"] = lambda value: "-" if value is None else f"{value:.1e}"
     rows = verdict.worst_rows()
-    furthest = sorted(rows, key=lambda row: -row.max_rel if math.isfinite(row.max_rel) else -math.inf)
+    furthest = sorted(rows, key=lambda row: -row.excess)
     first = verdict.first_divergence()
     shown = rows[rows.index(first) :] if first else furthest  # after a divergence, what follows is its consequence
     heat = evidence.heat_map
@@ -46,8 +55,10 @@ def parity_html(verdict: Verdict, evidence: Evidence) -> bytes:
         furthest=furthest[0],
         first=first,
         plot=_plot(verdict),
+        causes=[cause_text(cause) for cause in verdict.causes],
         channels=[(row, evidence.channels[row.endpoint]) for row in shown[:12] if row.endpoint in evidence.channels],
         heat=heat,
+        foreign=any(row.port_name for row in rows),
         heat_png=_heat_png(heat.values) if heat else "",
         heat_largest=float(np.nan_to_num(heat.values, nan=math.inf).max()) if heat else 0.0,
         pictures=[_picture(picture, evidence.classes) for picture in evidence.pictures],
@@ -56,34 +67,47 @@ def parity_html(verdict: Verdict, evidence: Evidence) -> bytes:
 
 
 def _plot(verdict: Verdict) -> dict[str, Any]:
-    """Error of each endpoint on a log scale; what is 0 lies on the floor, what is not finite on the ceiling."""
+    """Figures of each endpoint on a log scale; what is 0 lies on the floor, what is not finite on the ceiling."""
     rows = verdict.worst_rows()
-    values = [row.max_rel for row in rows if row.max_rel > 0 and math.isfinite(row.max_rel)]
-    limits = [row.tolerance for row in rows]
-    low = math.floor(math.log10(min(values + limits))) - 1
-    high = math.ceil(math.log10(max(values + limits))) + 1
+    figures: list[tuple[str, str, list[float | None]]] = [
+        ("port, float32", "port", [row.port and row.port.largest for row in rows]),
+        ("TensorFlow, float32", "reference", [row.reference and row.reference.largest for row in rows]),
+        ("limit of the port's float32", "limit", [row.allowed and row.allowed.largest for row in rows]),
+        ("port, float64", "function", [row.function for row in rows]),
+        ("limit in float64", "limit", [row.function_limit if row.function is not None else None for row in rows]),
+    ]
+    figures = [(label, style, values) for label, style, values in figures if any(v is not None for v in values)]
+    known = [v for _, _, values in figures for v in values if v is not None and v > 0 and math.isfinite(v)] or [1.0]
+    low, high = math.floor(math.log10(min(known))), math.ceil(math.log10(max(known)))
+    if any(v is not None and not math.isfinite(v) for _, _, values in figures for v in values) or low == high:
+        high += 1
     step = (PLOT_WIDTH - MARGIN - 16) / max(1, len(rows) - 1)
 
     def height(value: float) -> float:
         exponent = high if not math.isfinite(value) else math.log10(value) if value > 0 else low
         return round(16 + (high - max(exponent, low)) / (high - low) * (PLOT_HEIGHT - 48), 1)
 
+    def points(label: str, style: str, values: list[float | None]) -> list[Point]:
+        return [
+            Point(
+                round(MARGIN + i * step, 1),
+                height(value),
+                style != "port" or row.passed,
+                f"{row.endpoint}, {label}: {value:.1e}",
+            )
+            for i, (row, value) in enumerate(zip(rows, values, strict=True))
+            if value is not None
+        ]
+
+    spacing = max(1, (high - low) // 8)
     return {
         "width": PLOT_WIDTH,
         "height": PLOT_HEIGHT,
         "margin": MARGIN,
         "floor": height(10.0**low),
-        "grid": [(height(10.0**exponent), f"1e{exponent}") for exponent in range(low, high + 1)],
-        "limit": [(round(MARGIN + i * step, 1), height(row.tolerance)) for i, row in enumerate(rows)],
-        "points": [
-            Point(
-                round(MARGIN + i * step, 1),
-                height(row.max_rel),
-                row.passed,
-                f"{row.endpoint}: {row.max_rel:.1e} (limit {row.tolerance:.0e})",
-            )
-            for i, row in enumerate(rows)
-        ],
+        "grid": [(height(10.0**exponent), f"1e{exponent}") for exponent in range(low, high + 1, spacing)],
+        "series": [Series(label, style, points(label, style, values)) for label, style, values in figures],
+        "rings": [(round(MARGIN + i * step, 1), height(row.distance)) for i, row in enumerate(rows) if not row.passed],
     }
 
 

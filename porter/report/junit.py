@@ -4,28 +4,50 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
+from porter.parity.compare import Row
 from porter.parity.verdict import Verdict
 
 
 def junit_xml(verdict: Verdict) -> bytes:
     """The whole document, UTF-8."""
     rows = verdict.worst_rows()
-    failures = sum(not row.passed for row in rows)
+    failures = sum(not row.passed for row in rows) + len(verdict.changed)
     suite = ElementTree.Element(
         "testsuite",
         name=f"mnv3-port verify {verdict.variant}",
-        tests=str(len(rows)),
+        tests=str(len(rows) + len(verdict.changed)),
         failures=str(failures),
         errors="0",
     )
     properties = ElementTree.SubElement(suite, "properties")
     for name, value in {"reference": verdict.reference, "dtype": verdict.dtype, **verdict.environment}.items():
         ElementTree.SubElement(properties, "property", name=name, value=value)
+    ElementTree.SubElement(properties, "property", name="verdict", value=verdict.sentence())
+    for cause in verdict.causes:
+        ElementTree.SubElement(properties, "property", name="cause", value=" and ".join(cause.names))
     for row in rows:
         case = ElementTree.SubElement(suite, "testcase", classname=verdict.variant, name=row.endpoint, time="0")
-        text = f"max rel {row.max_rel:.3e} (limit {row.tolerance:.0e}) on {row.sample}, worst at {list(row.worst)}"
+        text = f"{_figures(row)} on {row.sample}, worst at {list(row.worst)}"
         if row.passed:
             ElementTree.SubElement(case, "system-out").text = text
         else:
             ElementTree.SubElement(case, "failure", message=text)
+    for name in verdict.changed:
+        case = ElementTree.SubElement(suite, "testcase", classname=verdict.variant, name=name, time="0")
+        ElementTree.SubElement(case, "failure", message="its values are not the checkpoint's")
     return ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
+
+
+def _figures(row: Row) -> str:
+    said = []
+    if row.port_name:
+        said.append(f"in the port: {row.port_name}")
+    if row.function is not None:
+        said.append(f"float64 {row.function:.3e} (limit {row.function_limit:.0e})")
+    if row.port is not None and row.reference is not None and row.allowed is not None:
+        said.append(
+            f"float32 {row.port.largest:.3e}, the reference's {row.reference.largest:.3e} "
+            f"(limit {row.allowed.largest:.0e}); "
+            f"rms {row.port.rms:.3e}, {row.reference.rms:.3e} (limit {row.allowed.rms:.0e})"
+        )
+    return "; ".join(said)

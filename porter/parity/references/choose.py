@@ -3,98 +3,134 @@
 from __future__ import annotations
 
 import importlib.util
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from porter.conversion import Port
 from porter.errors import ParityError
+from porter.images import Size
 from porter.loaders import Checkpoint
-from porter.parity.references.reference import Reference
+from porter.parity.references.child import in_child
+from porter.parity.references.recorded import recorded
+from porter.parity.references.reference import Endpoints, Reference
+from porter.parity.references.wire import Request
+from porter.writers.bundle import write_bundle
 
 KINDS = ("frozen", "meta", "keras", "tflite", "tf.nn")
 RECORDED_NAME = "expected.npz"
+COPY = "model"
+
+# Memory of the process that runs a reference, beyond TensorFlow itself. Measured on large_100: 0.4 GiB for the threads
+# and kernels of a session; 5 x the file for weights in two precisions and the protocol buffers that carry them; 4 KiB
+# a pixel for all endpoints of one image in two precisions. Each is allowed two to three times over.
+MEMORY, MEMORY_OF_FILE, MEMORY_OF_PIXEL = 1 << 30, 16, 16 << 10
 
 
-def choose_reference(asked: str, port: Port, dtype: str, any_size: bool, fake_quant: bool = False) -> Reference:
+def open_reference(
+    asked: str, port: Port, sizes: tuple[Size, ...] | None = None, fake_quant: bool = False
+) -> Reference:
     """The reference named by ``asked``: one of KINDS, a path to an ``.npz``, or ``auto``.
 
     ``auto`` takes what runs the source itself (a .tflite's interpreter, Keras), else the first of: the frozen
     ``.pb`` beside the checkpoint, its ``.meta``, our ``tf.nn`` graph, and without TensorFlow an ``expected.npz``
-    beside it. What lies beside a checkpoint was made from its averages, so it is no reference for raw weights;
-    float64, ``any_size`` and ``fake_quant`` are for ``tf.nn`` alone (a .tflite of 8 bits
+    beside it. What lies beside a checkpoint was made from its averages, so it is no reference for raw weights.
+    ``sizes`` are those of the images that it will get; fake quantisation is for ``tf.nn`` alone (a .tflite of 8 bits
     quantises in any case). Raises ParityError when there is none.
     """
     if fake_quant and port.checkpoint.format != "tflite":
         if asked not in ("auto", "tf.nn"):
-            raise ParityError(f"reference {asked} knows no fake quantisation; use --reference tf.nn")
-        from porter.parity.references.tf_nn import tf_nn
-
-        return tf_nn(port, dtype, fake_quant)
-    if asked == "auto":
-        return _first(port, dtype, any_size)
-    if asked not in KINDS and not asked.endswith(".npz"):
-        raise ParityError(f"unknown reference {asked!r}: use auto, {', '.join(KINDS)} or a path to an .npz")
-    if dtype == "float64" and asked != "tf.nn":
-        raise ParityError(f"reference {asked} computes in float32; float64 needs --reference tf.nn")
+            raise ParityError(f"reference {asked} knows no fake quantisation; use the reference tf.nn")
+        asked = "tf.nn"
     if asked.endswith(".npz"):
-        return _recorded(Path(asked))
+        return recorded(Path(asked))
+    if asked not in ("auto", *KINDS):
+        raise ParityError(f"unknown reference {asked!r}: use auto, {', '.join(KINDS)} or a path to an .npz")
     if asked in ("keras", "tflite") and port.checkpoint.format != asked:
-        raise ParityError(f"{port.checkpoint.given}: no {asked} file; leave out --reference")
-    return _live(asked, port, dtype)
+        raise ParityError(f"{port.checkpoint.given}: no {asked} file; use another reference")
+    if asked == "auto":
+        asked = _first(port, sizes)
+    if asked.endswith(".npz"):
+        return recorded(Path(asked))
+    return _live(asked, port, sizes or ((port.mapping.input.size,) * 2,), fake_quant)
 
 
-def _first(port: Port, dtype: str, any_size: bool) -> Reference:
+def _first(port: Port, sizes: tuple[Size, ...] | None) -> str:
     checkpoint = port.checkpoint
     if checkpoint.format == "tflite":
-        if dtype == "float64":
-            raise ParityError(f"{checkpoint.given}: its interpreter computes in float32; leave out --dtype")
-        return _live("tflite", port, dtype)
+        return "tflite"
     averaged = checkpoint.format == "graphdef" or checkpoint.weights.startswith("moving averages")
     if importlib.util.find_spec("tensorflow") is not None:
-        if dtype == "float32" and not any_size:
-            if checkpoint.format == "keras" and (port.classes or not port.network.head):
-                return _live("keras", port, dtype)
-            if averaged and _frozen_beside(checkpoint):
-                return _live("frozen", port, dtype)
-            if _meta_beside(checkpoint):
-                return _live("meta", port, dtype)
-        return _live("tf.nn", port, dtype)
+        trained_size = all(size == (port.mapping.input.size,) * 2 for size in sizes or ())
+        whole = port.classes or not port.network.head  # Keras has no network that ends between pooling and classes
+        if checkpoint.format == "keras" and port.mapping.keras and trained_size and whole:
+            return "keras"
+        if averaged and _frozen_beside(checkpoint):
+            return "frozen"
+        return "meta" if _meta_beside(checkpoint) else "tf.nn"
     file = next((f / RECORDED_NAME for f in _folders(checkpoint) if (f / RECORDED_NAME).is_file()), None)
-    if file is None or dtype != "float32" or not averaged:
+    if file is None or not averaged:
         raise ParityError(
             f"{checkpoint.given}: nothing to compare with: install TensorFlow (pip install 'mnv3-port[tensorflow]') or "
-            "give --reference FILE.npz"
+            "give a recorded reference (.npz)"
         )
-    return _recorded(file)
+    return str(file)
 
 
-def _recorded(path: Path) -> Reference:
-    from porter.parity.references.recorded import recorded
+def _live(kind: str, port: Port, sizes: tuple[Size, ...], fake_quant: bool) -> Reference:
+    checkpoint = port.checkpoint
+    if kind == "keras" and port.mapping.keras is None:
+        raise ParityError(
+            f"{checkpoint.given}: keras.applications has no {port.mapping.variant}; use the reference tf.nn"
+        )
+    if kind != "tflite" and importlib.util.find_spec("tensorflow") is None:
+        raise ParityError(
+            "this reference needs TensorFlow: pip install 'mnv3-port[tensorflow]', or give a recorded reference (.npz)"
+        )
+    graph = _frozen_beside(checkpoint) if kind == "frozen" else None
+    if kind == "frozen" and graph is None:
+        raise ParityError(f"{checkpoint.given}: not one frozen .pb beside it; use the reference tf.nn")
+    if kind == "meta" and not _meta_beside(checkpoint):
+        raise ParityError(f"{checkpoint.path}.meta: no such file; use the reference tf.nn")
+    files = [graph] if graph else checkpoint.files
+    memory = MEMORY + MEMORY_OF_FILE * sum(path.stat().st_size for path in files)
+    memory += MEMORY_OF_PIXEL * max(height * width for height, width in sizes)
+    copy = _copy(port) if checkpoint.remote else None
+    request = Request(
+        kind=kind,
+        path=str((Path(copy.name) / COPY if copy else checkpoint.path).absolute()),
+        given=checkpoint.given,
+        weights="auto" if copy else checkpoint.choice,
+        mapping=port.mapping,
+        memory=memory,
+        graph=str(graph.absolute()) if graph else None,
+        fake_quant=fake_quant,
+    )
+    reference = in_child(request)
+    return reference if copy is None else replace(reference, run=_keeping(copy, reference))
 
-    return recorded(path)
+
+def _keeping(copy: tempfile.TemporaryDirectory[str], reference: Reference) -> Callable[..., Endpoints]:
+    """``reference.run``, which keeps the ``copy`` that it reads."""
+
+    def run(images: np.ndarray, names: Sequence[str]) -> Endpoints:
+        assert copy
+        return reference.run(images, names)
+
+    return run
 
 
-def _live(kind: str, port: Port, dtype: str) -> Reference:
-    checkpoint, network, scope = port.checkpoint, port.network, port.mapping.scope
-    if kind == "keras":
-        from porter.parity.references.keras_model import keras_model
-
-        return keras_model(port)
-    if kind == "tflite":
-        from porter.parity.references.interpreter import interpreter
-
-        return interpreter(port)
-    from porter.parity.references import graphs, tf_nn
-
-    if kind == "tf.nn":
-        return tf_nn.tf_nn(port, dtype)
-    if kind == "meta":
-        if not _meta_beside(checkpoint):
-            raise ParityError(f"{checkpoint.path}.meta: no such file; use --reference tf.nn")
-        return graphs.meta_graph(checkpoint, network, scope)
-    frozen = _frozen_beside(checkpoint)
-    if frozen is None:
-        raise ParityError(f"{checkpoint.given}: not one frozen .pb beside it; use --reference tf.nn")
-    return graphs.frozen_graph(frozen, network, scope)
+def _copy(port: Port) -> tempfile.TemporaryDirectory[str]:
+    """The variables of a remote checkpoint that the port needs, in a local one."""
+    folder = tempfile.TemporaryDirectory(prefix="mnv3-port-")
+    ranges = [f"{name}/{end}" for name in port.plan.ranges.values() for end in ("min", "max")]
+    names = [*(step.source for step in port.plan.steps), *ranges]
+    port.checkpoint.prefetch(names)
+    write_bundle(Path(folder.name) / COPY, {name: port.checkpoint[name].read() for name in names})
+    return folder
 
 
 def _folders(checkpoint: Checkpoint) -> list[Path]:
@@ -107,7 +143,7 @@ def _frozen_beside(checkpoint: Checkpoint) -> Path | None:
     if checkpoint.format == "graphdef":
         return checkpoint.path
     graphs = [path for folder in _folders(checkpoint) for path in sorted(folder.glob("*.pb"))]
-    return graphs[0] if len(graphs) == 1 else None
+    return graphs[0] if len(graphs) == 1 and graphs[0].name != "saved_model.pb" else None
 
 
 def _meta_beside(checkpoint: Checkpoint) -> bool:

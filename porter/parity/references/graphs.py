@@ -1,96 +1,135 @@
-"""Original TensorFlow graphs as references: the frozen ``.pb``, and the ``.meta`` with its checkpoint."""
+"""Original TensorFlow graphs as references, in float64 and float32: the frozen ``.pb``, the ``.meta`` with its weights.
+
+The graph is cut at the first convolution: it is given what the network gets, whatever preprocessing comes before it,
+and images of any size.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from porter.conversion import Port
 from porter.errors import ParityError
-from porter.loaders import Checkpoint
 from porter.mapping.network import Network
-from porter.parity.references.live_tensorflow import tensorflow
-from porter.parity.references.reference import Endpoints, Reference
-
-RECENT = 3  # endpoints that the next one may need: a block's input, its expansion, its depthwise output
-
-
-def frozen_graph(path: Path, network: Network, scope: str) -> Reference:
-    """The frozen graph ``path`` run by TensorFlow. Raises ParityError when it is not this network's."""
-    tf = tensorflow()
-    definition = tf.compat.v1.GraphDef()
-    try:
-        definition.ParseFromString(path.read_bytes())
-        graph = tf.Graph()
-        with graph.as_default():
-            tf.import_graph_def(definition, name="")
-    except Exception as error:  # TensorFlow raises protobuf's and its own kinds
-        raise ParityError(f"{path}: not a frozen graph that TensorFlow can load ({error})") from error
-    return _reference(f"frozen graph ({path.name})", str(path), graph, _session(tf, graph), network, scope)
+from porter.parity.references.graph_float64 import in_float64, pooling_everything
+from porter.parity.references.graph_guard import READS, guarded, node_of
+from porter.parity.references.live_tensorflow import stored_values, tensorflow
+from porter.parity.references.reference import Endpoints, Reference, Values, noise_between
 
 
-def meta_graph(checkpoint: Checkpoint, network: Network, scope: str) -> Reference:
-    """The ``.meta`` graph beside ``checkpoint``, its variables restored by TensorFlow from the same weights.
+def frozen_graph(path: Path, port: Port) -> Reference:
+    """The frozen graph ``path``. Raises ParityError when it is not the port's network, or not harmless."""
+    definition = _parsed(path, tensorflow().compat.v1.GraphDef())
+    return _reference(f"frozen graph ({path.name})", str(path), definition, port, {})
 
-    Raises ParityError when the graph is one for training, or another network's.
+
+def meta_graph(port: Port) -> Reference:
+    """The ``.meta`` graph beside the port's checkpoint, its variables replaced by the values that the port has.
+
+    Raises ParityError when the graph is one for training, another network's, or not harmless.
     """
-    tf = tensorflow()
+    checkpoint = port.checkpoint
     path = checkpoint.path.with_name(checkpoint.path.name + ".meta")
-    graph = tf.Graph()
+    definition = _parsed(path, tensorflow().compat.v1.MetaGraphDef()).graph_def
+    stored = stored_values(checkpoint)
+    values = {name: stored(variable.name) for name, variable in checkpoint.items() if variable.dtype == "float32"}
+    return _reference(f"meta graph ({path.name})", str(path), definition, port, values)
+
+
+def _parsed(path: Path, proto: Any) -> Any:
+    from google.protobuf.message import DecodeError
+
     try:
-        with graph.as_default():
-            tf.compat.v1.train.import_meta_graph(str(path))
-            variables = {v.op.name: v for v in tf.compat.v1.global_variables()}
-            stored = {v.stored_as: variables[name] for name, v in checkpoint.items() if name in variables}
-            session = _session(tf, graph)
-            tf.compat.v1.train.Saver(stored).restore(session, str(checkpoint.path))
-    except Exception as error:
-        raise ParityError(f"{path}: not a graph that TensorFlow can restore ({error})") from error
-    norms = [op for op in graph.get_operations() if op.type.startswith("FusedBatchNorm")]
-    if any(op.get_attr("is_training") for op in norms):
-        raise ParityError(f"{path}: is the graph for training (batch statistics); use --reference tf.nn")
-    return _reference(f"meta graph ({path.name})", str(path), graph, session, network, scope)
+        proto.ParseFromString(path.read_bytes())
+    except (OSError, DecodeError) as error:
+        raise ParityError(f"{path}: not a graph that TensorFlow can load ({error})") from error
+    return proto
 
 
-def _session(tf: Any, graph: Any) -> Any:
-    """A session that runs the graph as it is: optimising it anew for every fetch would take longest of all."""
+def _reference(name: str, path: str, definition: Any, port: Port, values: dict[str, np.ndarray]) -> Reference:
+    network, scope = port.network, port.mapping.scope
+    present = {node.name for node in definition.node}
+    found = {
+        endpoint: next((c for c in candidates if c in present), None)
+        for endpoint, candidates in endpoint_operations(network, scope).items()
+    }
+    operations = {endpoint: operation for endpoint, operation in found.items() if operation}
+    if not operations:
+        raise ParityError(f"{path}: holds no endpoint of {port.mapping.variant} under {scope}; use the reference tf.nn")
+    cut = _input_of_stem(definition, port, path)
+    graph = guarded(definition, operations.values(), cut, path, values)
+    sessions: dict[tuple[int, ...], dict[str, Any]] = {}
+
+    def sessions_for(size: tuple[int, ...]) -> dict[str, Any]:
+        window = tuple(-(-side // network.total_stride) for side in size)
+        if window not in sessions:
+            fitting = pooling_everything(graph, f"{scope}/AvgPool2D/AvgPool", window)
+            sessions.clear()  # those of one size at a time
+            sessions[window] = {"float32": _session(fitting, path), "float64": _session(in_float64(fitting), path)}
+        return sessions[window]
+
+    def compute(images: np.ndarray, dtype: str, names: Sequence[str]) -> list[np.ndarray]:
+        fetches = [f"{operations[name]}:0" for name in names]
+        try:
+            session = sessions_for(images.shape[1:3])[dtype]
+            found: list[np.ndarray] = session.run(fetches, {f"{node_of(cut)}:0": images.astype(dtype)})
+            return found
+        except ParityError:
+            raise
+        except Exception as error:  # TensorFlow has many kinds
+            reason = str(error).splitlines()[0]
+            raise ParityError(f"{path}: TensorFlow cannot run it at {images.shape[1:3]} ({reason})") from error
+
+    def run(images: np.ndarray, names: Sequence[str]) -> Endpoints:
+        have = [name for name in names if name in operations]
+        yield from paired(have, compute(images, "float64", have), compute(images, "float32", have))
+
+    return Reference(name, run, missing=tuple(endpoint for endpoint, operation in found.items() if not operation))
+
+
+def paired(names: Sequence[str], exact: list[np.ndarray], single: list[np.ndarray]) -> Iterator[tuple[str, Values]]:
+    """Endpoints from lists of their values in float64 and float32."""
+    for name, double, rounded in zip(names, exact, single, strict=True):
+        yield name, Values(double, noise_between(rounded, double))
+
+
+def _session(graph: Any, path: str) -> Any:
+    """A session that runs the graph as it is: optimising it would change what is measured, and take longest of all."""
+    tf = tensorflow()
     config = tf.compat.v1.ConfigProto()
     config.graph_options.rewrite_options.disable_meta_optimizer = True
     config.graph_options.optimizer_options.opt_level = tf.compat.v1.OptimizerOptions.L0
-    return tf.compat.v1.Session(graph=graph, config=config)
+    loaded = tf.Graph()
+    try:
+        with loaded.as_default():
+            tf.import_graph_def(graph, name="")
+    except Exception as error:  # TensorFlow raises protobuf's and its own kinds
+        raise ParityError(f"{path}: not a graph that TensorFlow can load ({error})") from error
+    return tf.compat.v1.Session(graph=loaded, config=config)
 
 
-def _reference(name: str, path: str, graph: Any, session: Any, network: Network, scope: str) -> Reference:
-    operations = {operation.name: operation for operation in graph.get_operations()}
-    inputs = [op for op in operations.values() if op.type == "Placeholder" and op.outputs[0].shape.rank == 4]
-    if len(inputs) != 1:
-        raise ParityError(f"{path}: {len(inputs)} image inputs in the graph, expected one; use --reference tf.nn")
-    image = inputs[0].outputs[0]
-    tensors = {}
-    for endpoint, candidates in _endpoint_operations(network, scope):
-        operation = next((operations[c] for c in candidates if c in operations), None)
-        if operation is None:
-            raise ParityError(f"{path}: no operation for endpoint {endpoint} (looked for {', '.join(candidates)})")
-        tensors[endpoint] = operation.outputs[0]
-
-    def run(images: np.ndarray, names: Sequence[str]) -> Endpoints:
-        # Each endpoint from those just before it, so that one layer is computed (and held) at a time
-        recent: dict[Any, np.ndarray] = {}
-        for name in names:
-            if name in tensors:
-                tensor = tensors[name]
-                if tensor not in recent:
-                    values = session.run(tensor, {image: images, **recent})
-                    recent = {**dict(list(recent.items())[-RECENT:]), tensor: values}
-                yield name, recent[tensor]
-
-    height, width = image.shape[1:3]
-    return Reference(name, run, size=(int(height), int(width)))
+def _input_of_stem(definition: Any, port: Port, path: str) -> str:
+    """The tensor that the first convolution takes: that with the weights of the first step of the plan."""
+    weights = port.plan.steps[0].source
+    named = {weights}
+    for node in definition.node:  # frozen variables keep the Identity that read them
+        if (node.op == "Identity" or node.op in READS) and node.input and node_of(node.input[0]) in named:
+            named.add(node.name)
+    users = [
+        node for node in definition.node
+        if node.op == "Conv2D" and len(node.input) > 1 and node_of(node.input[1]) in named
+    ]  # fmt: skip
+    if len(users) != 1:
+        raise ParityError(f"{path}: {len(users)} convolutions use {weights}, expected one; use the reference tf.nn")
+    source: str = users[0].input[0]
+    return source
 
 
-def _endpoint_operations(network: Network, scope: str) -> Iterable[tuple[str, list[str]]]:
+def endpoint_operations(network: Network, scope: str) -> dict[str, list[str]]:
     """Endpoint -> names of the operation that gives it, first match counts.
 
     Freezing strips the identities that slim names after endpoints, so what they name comes second.
@@ -100,21 +139,21 @@ def _endpoint_operations(network: Network, scope: str) -> Iterable[tuple[str, li
         return [f"{prefix}/hard_swish/mul_1", f"{prefix}/Relu"]
 
     after = network.endpoint_after_blocks
-    yield "layer_1", activated(f"{scope}/Conv")
+    found = {"layer_1": activated(f"{scope}/Conv")}
     for block in network.blocks:
         at = f"{scope}/{block.scope}"
         if block.expands:
-            yield f"{block.endpoint}/expansion_output", [f"{at}/expansion_output", *activated(f"{at}/expand")]
+            found[f"{block.endpoint}/expansion_output"] = [f"{at}/expansion_output", *activated(f"{at}/expand")]
         if block.depthwise:
-            yield f"{block.endpoint}/depthwise_output", [f"{at}/depthwise_output", *activated(f"{at}/depthwise")]
+            found[f"{block.endpoint}/depthwise_output"] = [f"{at}/depthwise_output", *activated(f"{at}/depthwise")]
         output = [f"{at}/output", f"{at}/add", f"{at}/project/BatchNorm/FusedBatchNormV3"]
-        yield f"{block.endpoint}/output", output
-        yield block.endpoint, output
-    yield after(0), activated(f"{scope}/Conv_1")
+        found[f"{block.endpoint}/output"] = found[block.endpoint] = output
+    found[after(0)] = activated(f"{scope}/Conv_1")
     if network.pools_in_layers:
-        yield after(1), [f"{scope}/AvgPool2D/AvgPool"]
+        found[after(1)] = [f"{scope}/AvgPool2D/AvgPool"]
     if network.head:
-        yield after(2), activated(f"{scope}/Conv_2")
-    yield "global_pool", [f"{scope}/Logits/AvgPool2D"]
-    yield "Logits", [f"{scope}/Logits/output", f"{scope}/Logits/Squeeze"]
-    yield "Predictions", [f"{scope}/Predictions/Reshape_1", f"{scope}/Predictions/Softmax"]
+        found[after(2)] = activated(f"{scope}/Conv_2")
+    found["global_pool"] = [f"{scope}/Logits/AvgPool2D"]
+    found["Logits"] = [f"{scope}/Logits/output", f"{scope}/Logits/Squeeze"]
+    found["Predictions"] = [f"{scope}/Predictions/Reshape_1", f"{scope}/Predictions/Softmax"]
+    return found

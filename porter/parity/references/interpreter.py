@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,10 +13,10 @@ from porter.conversion import Port
 from porter.errors import ParityError
 from porter.loaders.tflite import constant, output_tensors, values_of
 from porter.loaders.tflite_graph import Graph, read_graph
+from porter.mapping.endpoints import endpoint_modules
 from porter.mapping.rules import module_outputs
-from porter.network.endpoints import endpoint_modules
-from porter.parity.references.live_tensorflow import tensorflow
-from porter.parity.references.reference import Endpoints, Reference
+from porter.parity.references.live_tensorflow import tensorflow, tflite_package
+from porter.parity.references.reference import Endpoints, Reference, Values, noise_between
 
 
 class InputScale(NamedTuple):
@@ -32,7 +33,7 @@ def interpreter(port: Port) -> Reference:
     """
     path = port.checkpoint.path
     graph = read_graph(path)
-    runner = _load(path)
+    runner = _load(path.read_bytes(), path, builtin=True)
     details = runner.get_input_details()[0]
     scale, zero_point = details["quantization"]
     preprocessing = input_scale(graph, path)
@@ -48,7 +49,8 @@ def interpreter(port: Port) -> Reference:
         tensors["Predictions"] = graph.outputs[0]
 
     def quantized(images: np.ndarray) -> np.ndarray:
-        return np.clip(np.round(images / scale) + zero_point, 0, 255)
+        levels = np.iinfo(details["dtype"])
+        return np.clip(np.round(images / scale) + zero_point, levels.min, levels.max)
 
     def prepare(images: np.ndarray) -> np.ndarray:
         """``images`` as the network gets them: after rounding to 8 bits, or the graph's own preprocessing."""
@@ -62,38 +64,74 @@ def interpreter(port: Port) -> Reference:
     def unscaled(images: np.ndarray) -> np.ndarray:
         return ((images - preprocessing.offset) / preprocessing.factor).astype(np.float32)
 
+    def computed(interpreter: Any, image: np.ndarray, names: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image)
+        interpreter.invoke()
+        for name in names:
+            values = _dequantized(interpreter.get_tensor(tensors[name]), graph, tensors[name])
+            yield name, values.reshape(1, -1) if name in ("Logits", "Predictions") else values
+
     def run(images: np.ndarray, names: Sequence[str]) -> Endpoints:
-        given = quantized(images) if scale else unscaled(images)
-        rows: dict[str, list[np.ndarray]] = {name: [] for name in names if name in tensors}
-        for image in given.astype(details["dtype"]):
-            runner.set_tensor(details["index"], image[None])
-            runner.invoke()
-            for name, values in rows.items():
-                values.append(_dequantized(runner.get_tensor(tensors[name]), graph, tensors[name]))
-        for name in list(rows):
+        given = (quantized(images) if scale else unscaled(images)).astype(details["dtype"])
+        have = [name for name in names if name in tensors]
+        rows: dict[str, list[np.ndarray]] = {name: [] for name in have}
+        others: dict[str, list[np.ndarray]] = {name: [] for name in have}
+        for image in given:
+            for name, values in computed(runner, image[None], have):
+                rows[name].append(values)
+            for name, values in computed(twin, image[None], have) if twin else ():
+                others[name].append(values)
+        for name in have:
             found = np.concatenate(rows.pop(name))
-            yield name, found.reshape(len(images), -1) if name in ("Logits", "Predictions") else found
+            yield name, Values(found, noise_between(np.concatenate(others.pop(name)), found) if twin else None)
 
     height, width = details["shape"][1:3]
-    return Reference(f"interpreter ({path.name})", run, size=(int(height), int(width)), prepare=prepare)
+    twin = None if scale else _load(_with_outputs(path, sorted(set(tensors.values()))), path, builtin=False)
+    return Reference(
+        f"interpreter ({path.name})",
+        run,
+        precision="levels" if scale else "float32",
+        size=(int(height), int(width)),
+        prepare=prepare,
+        missing=tuple(name for name in endpoint_modules(port.network, port.classes) if name not in tensors),
+        versions={"litert": litert_version()},
+    )
 
 
-def _load(path: Path) -> Any:
-    options = {}
+def litert_version() -> str:
+    """The version of the package whose interpreter runs."""
     try:
-        from ai_edge_litert import interpreter as lite
-    except ImportError:
-        lite = tensorflow().lite
-        resolver = lite.experimental.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-    else:
+        return version("ai-edge-litert")
+    except PackageNotFoundError:
+        return f"tensorflow {tensorflow().__version__}"
+
+
+def _load(content: bytes, path: Path, builtin: bool) -> Any:
+    """An interpreter of ``content``; ``builtin`` kernels keep every tensor, XNNPACK's the outputs alone."""
+    lite, _ = tflite_package()
+    options: dict[str, Any] = {}
+    if builtin:
         resolver = lite.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-    options = {"experimental_preserve_all_tensors": True, "experimental_op_resolver_type": resolver}
+        options = {"experimental_preserve_all_tensors": True, "experimental_op_resolver_type": resolver}
     try:
-        runner = lite.Interpreter(str(path), **options)
+        runner = lite.Interpreter(model_content=content, **options)
         runner.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         raise ParityError(f"{path}: the interpreter does not take it ({error})") from error
     return runner
+
+
+def _with_outputs(path: Path, positions: list[int]) -> bytes:
+    """The model ``path`` with the tensors at ``positions`` as its outputs."""
+    import flatbuffers
+
+    _, schema = tflite_package()
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(path.read_bytes(), 0))
+    model.subgraphs[0].outputs = np.array(positions, np.int32)
+    model.signatureDefs = None  # they name the outputs that there were
+    builder = flatbuffers.Builder(path.stat().st_size)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
 
 
 def _dequantized(values: np.ndarray, graph: Graph, position: int) -> np.ndarray:

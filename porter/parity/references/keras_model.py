@@ -9,8 +9,9 @@ import numpy as np
 
 from porter.conversion import Port
 from porter.errors import ParityError
+from porter.mapping.schema import Keras
 from porter.parity.references.live_tensorflow import tensorflow
-from porter.parity.references.reference import Endpoints, Reference
+from porter.parity.references.reference import Endpoints, Reference, Values, noise_between
 
 
 def keras_model(port: Port) -> Reference:
@@ -23,11 +24,33 @@ def keras_model(port: Port) -> Reference:
 
     path, spec, size = port.checkpoint.path, port.mapping.keras, port.mapping.input.size
     if spec is None:
-        raise ParityError(f"{path}: keras.applications has no {port.mapping.variant}; use --reference tf.nn")
-    build = getattr(keras.applications, spec.model)
+        raise ParityError(f"{path}: keras.applications has no {port.mapping.variant}; use the reference tf.nn")
     top = port.classes > 0
+    taps = {}
+    for dtype in ("float64", "float32"):
+        taps[dtype] = _tapped(keras, port, spec, size, dtype)
+
+    def run(images: np.ndarray, names: Sequence[str]) -> Endpoints:
+        exact, single = (
+            dict(zip(taps[dtype][0], taps[dtype][1](images.astype(dtype), training=False), strict=True))
+            for dtype in ("float64", "float32")
+        )
+        for name in names:
+            if name in exact:
+                double = np.asarray(exact.pop(name))
+                yield name, Values(double, noise_between(np.asarray(single.pop(name)), double))
+
+    missing = () if top else ("Logits", "Predictions")
+    return Reference(f"Keras {keras.__version__} ({path.name})", run, size=(size, size), missing=missing)
+
+
+def _tapped(keras: Any, port: Port, spec: Keras, size: int, dtype: str) -> tuple[list[str], Any]:
+    """Names of endpoints and the model that gives them, computing in ``dtype``."""
+    path, top = port.checkpoint.path, port.classes > 0
+    before = keras.config.dtype_policy()
     try:
-        model = build(
+        keras.config.set_dtype_policy(dtype)
+        model = getattr(keras.applications, spec.model)(
             input_shape=(size, size, port.network.channels),
             alpha=spec.alpha,
             minimalistic=spec.minimalistic,
@@ -36,20 +59,14 @@ def keras_model(port: Port) -> Reference:
             classes=port.classes or 1,
             include_preprocessing=False,
         )
-        model.load_weights(str(path))
+        model.load_weights(str(path))  # weights alone: a stored configuration, which may hold code, is not read
     except Exception as error:  # Keras raises every kind
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ParityError(f"{path}: Keras cannot load it ({reason}); use --reference tf.nn") from error
+        raise ParityError(f"{path}: Keras cannot load it ({reason}); use the reference tf.nn") from error
+    finally:
+        keras.config.set_dtype_policy(before)
     outputs = dict(_endpoints(model, port, top))
-    taps = keras.Model(model.input, list(outputs.values()))
-
-    def run(images: np.ndarray, names: Sequence[str]) -> Endpoints:
-        found = dict(zip(outputs, taps(images, training=False), strict=True))
-        for name in names:
-            if name in found:
-                yield name, np.asarray(found.pop(name))
-
-    return Reference(f"Keras {keras.__version__} ({path.name})", run, size=(size, size))
+    return list(outputs), keras.Model(model.input, list(outputs.values()))
 
 
 def _endpoints(model: Any, port: Port, top: bool) -> list[tuple[str, Any]]:

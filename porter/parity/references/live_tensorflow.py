@@ -1,11 +1,15 @@
-"""The one place that imports TensorFlow."""
+"""The one place that imports TensorFlow, and TensorFlow's own reader of checkpoints."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from porter.errors import ParityError
+from porter.loaders import Checkpoint
 
 
 def tensorflow() -> Any:
@@ -15,6 +19,26 @@ def tensorflow() -> Any:
         import tensorflow as tf
     except ImportError as error:
         raise ParityError(
-            "this reference needs TensorFlow: pip install 'mnv3-port[tensorflow]', or give --reference FILE.npz"
+            "this reference needs TensorFlow: pip install 'mnv3-port[tensorflow]', or give a recorded reference (.npz)"
         ) from error
     return tf
+
+
+def stored_values(checkpoint: Checkpoint) -> Callable[[str], np.ndarray]:
+    """The values of a variable by its plain name, read by TensorFlow where it can read the file."""
+    if checkpoint.format == "bundle":
+        reader = tensorflow().train.load_checkpoint(str(checkpoint.path))
+        return lambda name: reader.get_tensor(checkpoint[name].stored_as)
+    return lambda name: checkpoint[name].read()
+
+
+def tflite_package() -> tuple[Any, Any]:
+    """The interpreter's module and that of the ``.tflite`` schema: LiteRT's, or TensorFlow's. Raises ParityError."""
+    try:
+        from ai_edge_litert import interpreter, schema_py_generated
+    except ImportError:
+        interpreter = tensorflow().lite
+        from tensorflow.lite.python import schema_py_generated
+
+        interpreter.OpResolverType = interpreter.experimental.OpResolverType
+    return interpreter, schema_py_generated

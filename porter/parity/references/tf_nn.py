@@ -17,27 +17,39 @@ from porter.conversion import Port
 from porter.errors import ParityError
 from porter.mapping.network import Block, Network
 from porter.mapping.rules import expected_variables
-from porter.parity.references.live_tensorflow import tensorflow
-from porter.parity.references.reference import Endpoints, Reference
+from porter.parity.references.live_tensorflow import stored_values, tensorflow
+from porter.parity.references.reference import Endpoints, Reference, Values, noise_between
 
 Fetch = Callable[[str], Any]
 Layers = Iterator[tuple[str, Any]]  # endpoint, TensorFlow tensor NHWC
 Quantize = Callable[[str, Any], Any]  # (module or entry, tensor) -> tensor
 
 
-def tf_nn(port: Port, dtype: str, fake_quant: bool = False) -> Reference:
-    """The reference for the port's checkpoint; other arguments and errors as for ``graph``."""
+def tf_nn(port: Port, fake_quant: bool = False) -> Reference:
+    """The reference for the port's checkpoint, in float64 and float32; arguments and errors as for ``graph``."""
     tf = tensorflow()
-    forward = graph(port, dtype, fake_quant)
+    if fake_quant:
+        return Reference("tf.nn graph, fake quantisation", _levels(tf, graph(port, "float64", fake_quant)), "levels")
+    exact, single = graph(port, "float64"), graph(port, "float32")
 
     def run(images: np.ndarray, names: Sequence[str]) -> Endpoints:
         with tf.device("/CPU:0"):
-            for name, tensor in forward(tf.constant(images.astype("float64" if fake_quant else dtype))):
+            pairs = zip(exact(tf.constant(images.astype("float64"))), single(tf.constant(images)), strict=True)
+            for (name, double), (_, rounded) in pairs:
                 if name in names:
-                    yield name, tensor.numpy()
+                    yield name, Values(double.numpy(), noise_between(rounded.numpy(), double.numpy()))
 
-    name = "tf.nn graph, fake quantisation" if fake_quant else f"tf.nn graph ({dtype})"
-    return Reference(name, run, dtype="float32" if fake_quant else dtype)
+    return Reference("tf.nn graph", run)
+
+
+def _levels(tf: Any, forward: Callable[[Any], Layers]) -> Callable[[np.ndarray, Sequence[str]], Endpoints]:
+    def run(images: np.ndarray, names: Sequence[str]) -> Endpoints:
+        with tf.device("/CPU:0"):
+            for name, tensor in forward(tf.constant(images.astype("float64"))):
+                if name in names:
+                    yield name, Values(tensor.numpy())
+
+    return run
 
 
 def graph(port: Port, dtype: str, fake_quant: bool = False) -> Callable[[Any], Layers]:
@@ -49,20 +61,17 @@ def graph(port: Port, dtype: str, fake_quant: bool = False) -> Callable[[Any], L
     """
     checkpoint, network, mapping = port.checkpoint, port.network, port.mapping
     if network.folded:
-        raise ParityError(f"{checkpoint.given}: has no batch norms, and a graph of its own; use --reference tflite")
+        raise ParityError(f"{checkpoint.given}: has no batch norms, and a graph of its own; use the reference tflite")
     if fake_quant and not port.plan.ranges:
-        raise ParityError(f"{checkpoint.given}: holds no ranges of fake quantisation; leave out --fake-quant")
+        raise ParityError(
+            f"{checkpoint.given}: holds no ranges of fake quantisation; compare it without fake quantisation"
+        )
     tf = tensorflow()
     # Where another tool named the variables, its names for slim's
     slim = expected_variables(msgspec.structs.replace(mapping, names={}, variables={}), network, port.classes)
     ours = expected_variables(mapping, network, port.classes)
     names = {theirs.source: own.source for theirs, own in zip(slim, ours, strict=True)}
-    stored: Callable[[str], np.ndarray]
-    if checkpoint.format == "bundle" and not checkpoint.remote:
-        reader = tf.train.load_checkpoint(str(checkpoint.path))
-        stored = lambda name: reader.get_tensor(checkpoint[name].stored_as)  # noqa: E731
-    else:
-        stored = lambda name: checkpoint[name].read()  # noqa: E731
+    stored = stored_values(checkpoint)
 
     def fetch(name: str) -> Any:
         values = stored(names["/".join(filter(None, (mapping.scope, name)))])

@@ -1,0 +1,1 @@
+"""What is checked: our network with a port's weights, any other module, exported file or TensorFlow source."""

@@ -1,0 +1,42 @@
+"""From what a person names to the candidate that is checked."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from porter.artifacts.files import SUFFIXES
+from porter.conversion import PathLike, Port
+from porter.errors import ParityError
+from porter.parity.candidates.candidate import Candidate
+from porter.parity.candidates.own import artifact, converted
+
+
+def open_candidate(
+    named: PathLike | None, port: Port, mapping: PathLike | None, weights_file: PathLike | None
+) -> Candidate:
+    """The candidate ``named``; what ``port`` converts to where it is None.
+
+    ``.pth`` and ``.safetensors`` (state dicts of our class or timm's), ``timm:NAME`` (with ``weights_file``, a state
+    dict), ``package.module:callable`` or ``file.py:callable`` (which runs that code and gives an ``nn.Module``),
+    ``.onnx``, ``.pt2``, and any TensorFlow source. Raises PorterError.
+    """
+    if named is None:
+        return converted(port)
+    text = os.fspath(named)
+    kind, colon, name = text.partition(":")
+    if weights_file is not None and kind != "timm":
+        raise ParityError(f"{text}: a weights file goes with timm:NAME alone")
+    if text.endswith(SUFFIXES):
+        return artifact(Path(text), port, mapping)
+    from porter.parity.candidates import foreign
+
+    if kind == "timm" and colon:
+        return foreign.timm_model(name, None if weights_file is None else Path(weights_file), port)
+    if text.endswith(".onnx"):
+        return foreign.onnx_file(Path(text))
+    if text.endswith(".pt2"):
+        return foreign.exported_program(Path(text))
+    if colon and "://" not in text and name.isidentifier() and not Path(text).exists():
+        return foreign.called(text, port)
+    return foreign.tensorflow_source(text)

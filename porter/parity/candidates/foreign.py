@@ -1,0 +1,234 @@
+"""Ports that are not ours: modules of any class with their own names, exported files, other TensorFlow sources."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from porter.artifacts.files import Artifact, load_artifact
+from porter.conversion import Port, plan_port
+from porter.errors import ArtifactError, ParityError, PorterError
+from porter.images import Size
+from porter.loaders.checkpoint import sha256
+from porter.mapping.endpoints import CLASS_ENDPOINTS, endpoint_names
+from porter.mapping.plan import ArtifactLayout
+from porter.network.timm_import import import_timm
+from porter.parity.candidates.candidate import Candidate, Output, Outputs, Question
+from porter.parity.candidates.own import unrounded
+from porter.parity.references.choose import open_reference
+
+LAYOUTS = get_args(ArtifactLayout)
+SOFTMAX = "softmax of its output"
+
+
+def timm_model(name: str, weights_file: Path | None, port: Port) -> Candidate:
+    """timm's model ``name`` with the state dict ``weights_file`` (strict), or its own weights. Raises ParityError."""
+    try:
+        timm = import_timm()
+    except (ImportError, RuntimeError) as error:
+        raise ParityError(f"timm:{name}: timm cannot be imported ({error})") from error
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=weights_file is None)
+        if weights_file is not None:
+            model.load_state_dict(load_artifact(weights_file).tensors, strict=True)
+    except PorterError:
+        raise
+    except Exception as error:  # unknown names, hubs out of reach, files that do not fit
+        reason = " ".join(str(error).split())
+        raise ParityError(f"timm:{name}: timm cannot make it ({reason[:200]})") from error
+    found = module(f"timm:{name}", model, port)
+    return found if weights_file is None else replace(found, digests={weights_file.name: sha256(weights_file)})
+
+
+def called(name: str, port: Port) -> Candidate:
+    """What ``package.module:callable`` or ``file.py:callable`` returns, an ``nn.Module``. This runs its code.
+
+    Raises ParityError where there is none.
+    """
+    place, _, attribute = name.rpartition(":")
+    try:
+        make = getattr(_imported(place), attribute)
+        model = make()
+    except Exception as error:  # it is somebody's code
+        raise ParityError(f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(model, nn.Module):
+        raise ParityError(f"{name}: gives {type(model).__name__}, not an nn.Module")
+    return module(name, model, port)
+
+
+def _imported(place: str) -> Any:
+    if not place.endswith(".py"):
+        return importlib.import_module(place)
+    spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+    assert spec is not None
+    assert spec.loader is not None
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+def module(name: str, model: nn.Module, port: Port) -> Candidate:
+    """Any ``nn.Module`` of (N, 3, H, W) images, hooked at every submodule, in float32 and float64.
+
+    Where its state dict has the entries that a port of the source has, and their values, it has the source's unrounded
+    weights in float64; else its own, in which constants may be folded and rounded.
+    """
+    single = model.eval().float()
+    unrounded = _unrounded_state(single, port)
+    exact = copy.deepcopy(single).double()
+    if unrounded is not None:
+        exact.load_state_dict(unrounded)
+
+    def run(images: np.ndarray, questions: frozenset[Question]) -> Outputs:
+        inputs = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+        doubles = _hooked(exact, inputs.double(), name) if "function" in questions else []
+        singles = _hooked(single, inputs, name) if "rounding" in questions else []
+        for position, (own_name, _) in enumerate(doubles or singles):
+            exact_one, single_one = (side[position][1] if side else None for side in (doubles, singles))
+            yield own_name, Output(exact_one, single_one)
+        last = [side[-1][1] if side else None for side in (doubles, singles)]
+        if all(values is None or (values.ndim == 2 and not _are_chances(values)) for values in last):
+            exact_one, single_one = (None if values is None else _softmax(values) for values in last)
+            yield SOFTMAX, Output(exact_one, single_one)
+
+    return Candidate(name, run, foreign=True, rounded_weights=unrounded is None)
+
+
+def _unrounded_state(model: nn.Module, port: Port) -> dict[str, Tensor] | None:
+    tensors = model.state_dict()
+    for layout in LAYOUTS:
+        try:
+            found, changed = unrounded(Artifact(tensors, None), port, layout)
+        except ArtifactError:  # another class
+            return None
+        if not changed:
+            return found
+    return None
+
+
+def _hooked(model: nn.Module, inputs: Tensor, name: str) -> list[tuple[str, np.ndarray]]:
+    """The outputs of all submodules, NHWC, in the order in which they end; the module's own last, named ``""``."""
+    found: list[tuple[str, np.ndarray]] = []
+
+    def keep(own_name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.ndim in (2, 4):
+                # A copy: what follows may work in place
+                values = output.detach().permute(0, 2, 3, 1) if output.ndim == 4 else output.detach()
+                found.append((own_name, values.cpu().numpy().copy()))
+
+        return hook
+
+    handles = [child.register_forward_hook(keep(own_name)) for own_name, child in model.named_modules()]
+    try:
+        with torch.no_grad():
+            model(inputs)
+    except Exception as error:  # it is somebody's code
+        reason = " ".join(str(error).split())[:200]
+        raise ParityError(f"{name}: does not run on images of {list(inputs.shape)} ({reason})") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not found or found[-1][0] != "":
+        raise ParityError(f"{name}: does not give one tensor (N, classes) or (N, C, H, W)")
+    return found
+
+
+def onnx_file(path: Path) -> Candidate:
+    """An ONNX file in ONNX Runtime: its logits, or its predictions, in float32. Raises ParityError."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ParityError(f"{path}: ONNX files need pip install 'mnv3-port[onnx]' ({error})") from error
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime has kinds of its own
+        raise ParityError(f"{path}: ONNX Runtime does not take it ({' '.join(str(error).split())[:200]})") from error
+    [given, *others] = session.get_inputs()
+    if others or len(given.shape) != 4:
+        raise ParityError(f"{path}: takes {len(others) + 1} inputs of shape {given.shape}, not one of images")
+    channels_last = given.shape[-1] == 3
+    sides = given.shape[1:3] if channels_last else given.shape[2:]
+
+    def compute(images: np.ndarray) -> list[np.ndarray]:
+        batch = images if channels_last else np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+        found: list[np.ndarray] = session.run(None, {given.name: batch})
+        return found
+
+    size = (sides[0], sides[1]) if all(isinstance(side, int) for side in sides) else None
+    return _of_outputs(path, compute, size)
+
+
+def exported_program(path: Path) -> Candidate:
+    """A ``.pt2`` (torch.export) of (N, 3, H, W) images: its output. Raises ParityError."""
+    try:
+        program = torch.export.load(path)
+    except Exception as error:  # torch has every kind for damaged bytes
+        raise ParityError(f"{path}: not a program that torch.export loads ({str(error)[:200]})") from error
+    given = next(iter(program.example_inputs[0]), None) if program.example_inputs else None
+    model = program.module()
+
+    def compute(images: np.ndarray) -> list[np.ndarray]:
+        with torch.no_grad():
+            return [model(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()).numpy()]
+
+    size = (int(given.shape[2]), int(given.shape[3])) if isinstance(given, Tensor) and given.ndim == 4 else None
+    return _of_outputs(path, compute, size)
+
+
+def _of_outputs(path: Path, compute: Callable[[np.ndarray], list[np.ndarray]], size: Size | None) -> Candidate:
+    def run(images: np.ndarray, _questions: frozenset[Question]) -> Outputs:
+        try:
+            outputs = compute(images)
+        except Exception as error:  # runtimes have kinds of their own
+            reason = " ".join(str(error).split())[:200]
+            raise ParityError(f"{path}: does not run on images of {images.shape[1:3]} ({reason})") from error
+        for values in outputs:
+            if values.ndim == 2:
+                yield _class_endpoint(values), Output(None, values)
+
+    return Candidate(str(path), run, frozenset(("rounding",)), size=size, digests={path.name: sha256(path)})
+
+
+def _class_endpoint(values: np.ndarray) -> str:
+    """What (N, classes) are."""
+    logits, predictions = CLASS_ENDPOINTS
+    return predictions if _are_chances(values) else logits
+
+
+def _are_chances(values: np.ndarray) -> bool:
+    """Whether (N, classes) are probabilities, which add up to 1."""
+    return bool(values.min() >= 0 and np.allclose(values.sum(1), 1, atol=1e-3))
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    return powers / powers.sum(1, keepdims=True)
+
+
+def tensorflow_source(path: str) -> Candidate:
+    """Another TensorFlow source: its own graph, or the interpreter of a ``.tflite``. Raises PorterError."""
+    port = plan_port(path)
+    reference = open_reference("auto", port)
+
+    def run(images: np.ndarray, _questions: frozenset[Question]) -> Outputs:
+        for name, (values, noise) in reference.run(images, endpoint_names(port.network, port.classes)):
+            if reference.precision == "float64":
+                yield name, Output(values, None, noise)
+            else:
+                yield name, Output(None, values)
+
+    answers: frozenset[Question] = frozenset(("rounding",))
+    if reference.precision == "float64":
+        answers |= {"function"}
+    name = f"{path} ({reference.name})"
+    return Candidate(name, run, answers, size=reference.size, digests=port.checkpoint.digests())

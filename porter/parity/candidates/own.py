@@ -1,0 +1,173 @@
+"""Our own network as the candidate: what ``convert`` would write, or an artifact of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from porter.artifacts.files import Artifact, load_artifact
+from porter.conversion import PathLike, Port, plan_opened
+from porter.create import create_model
+from porter.errors import ArtifactError, ParityError
+from porter.loaders.checkpoint import sha256
+from porter.mapping.carry_out import carry_out
+from porter.mapping.plan import ArtifactLayout, Plan
+from porter.network.deployment import Deployed, deploy
+from porter.network.endpoints import capture
+from porter.network.mobilenet_v3 import MobileNetV3
+from porter.parity.candidates.candidate import Candidate, Output, Outputs, Question
+from porter.parity.streams import streamed
+
+# A weight that was rounded to float32 once more (by folding a constant into it) is off by half a unit in its last
+# place; by a whole one where it was rounded twice
+ROUNDED = 2.0**-23
+SMALLEST = 2.0**-149  # of float32
+
+
+def converted(port: Port) -> Candidate:
+    """The port in memory, as ``convert`` would write it."""
+    found = in_both_precisions("", ported_model(port, "float32"), ported_model(port, "float64"))
+    return replace(found, planned=True)
+
+
+def artifact(path: Path, port: Port, mapping: PathLike | None) -> Candidate:
+    """The artifact ``path``, whose weights should be those of ``port``'s checkpoint.
+
+    In float64 it has the checkpoint's own weights where its own are these, rounded to float32 (folding the gate or
+    batch norms rounds); that rounding counts as its float32's. Raises ArtifactError where it does not fit.
+    """
+    stored = load_artifact(path)
+    single = create_model(port.mapping.variant, path, mapping=mapping)
+    assert isinstance(single, MobileNetV3)
+    metadata = stored.metadata
+    exact_tensors, changed = unrounded(stored, port, "slim" if metadata and metadata.layout == "slim" else "timm")
+    exact = MobileNetV3(single.network, single.num_classes).double()
+    exact.load_state_dict(exact_tensors)
+    found = in_both_precisions(str(path), single, exact.eval())
+    return replace(found, changed=tuple(changed), planned=not changed, digests={path.name: sha256(path)})
+
+
+def recorded_artifact(path: Path, variant: str) -> Candidate:
+    """The artifact ``path`` on its own, its source out of reach. Batch norms that are folded stay rounded."""
+    single, exact = create_model(variant, path), create_model(variant, path, layout="slim")
+    assert isinstance(single, MobileNetV3)
+    assert isinstance(exact, MobileNetV3)
+    found = in_both_precisions(str(path), single, exact.double())
+    return replace(found, rounded_weights=single.network.folded, digests={path.name: sha256(path)})
+
+
+def quantised(model: MobileNetV3, name: str) -> Candidate:
+    """A model with fake quantisation, which computes levels."""
+
+    def run(images: np.ndarray, _questions: frozenset[Question]) -> Outputs:
+        for endpoint, tensor in streamed(_computation(model, images)):
+            yield endpoint, Output(_nhwc(tensor), None)
+
+    return Candidate(name, run, frozenset(("function",)), model=model)
+
+
+def deployed(candidate: Candidate) -> Candidate:
+    """``candidate`` with its float32 computed by the form for inference. Raises ParityError where there is none."""
+    model = candidate.model
+    assert model is not None
+
+    def run(images: np.ndarray, questions: frozenset[Question]) -> Outputs:
+        try:
+            fast = deploy(model, (images.shape[1], images.shape[2]))
+        except ValueError as error:
+            raise ParityError(f"{candidate.name or 'the port'}: {error}") from error
+        singles = streamed(_computation(fast, images))
+        for name, output in candidate.run(images, questions):
+            _, single = next(singles)
+            yield name, output._replace(single=_nhwc(single))
+
+    return replace(candidate, name=f"{candidate.name or 'the port'}, deployed", run=run, deployed=True)
+
+
+def ported_model(port: Port, dtype: Any) -> MobileNetV3:
+    """The port in memory, as ``convert`` would write it, in ``dtype`` (float32 or float64); in eval mode."""
+    model = MobileNetV3(port.target_network, port.plan.num_classes).to(getattr(torch, dtype))
+    tensors = carry_out(port.plan, port.checkpoint, dtype).tensors
+    model.load_state_dict({name: torch.from_numpy(values) for name, values in tensors.items()})
+    return model.eval()
+
+
+def in_both_precisions(name: str, single: MobileNetV3, exact: MobileNetV3) -> Candidate:
+    """A candidate that runs ``single`` (float32) and ``exact`` (float64) side by side."""
+
+    def run(images: np.ndarray, questions: frozenset[Question]) -> Outputs:
+        runs: dict[Question, MobileNetV3] = {"function": exact, "rounding": single}
+        streams = {
+            question: streamed(_computation(runs[question], images)) for question in runs if question in questions
+        }
+        for together in zip(*streams.values(), strict=True):
+            outputs = {question: _nhwc(tensor) for question, (_, tensor) in zip(streams, together, strict=True)}
+            yield together[0][0], Output(outputs.get("function"), outputs.get("rounding"))
+
+    return Candidate(name, run, model=single)
+
+
+def unrounded(artifact: Artifact, port: Port, layout: ArtifactLayout) -> tuple[dict[str, Tensor], list[str]]:
+    """The state dict of ``artifact`` in float64, and the entries that are not the checkpoint's in ``layout``.
+
+    Values that are the checkpoint's rounded to float32 are replaced by these. Raises ArtifactError where entries are
+    missing or have other shapes.
+    """
+    planned = carry_out(_plan_like(artifact, port, layout), port.checkpoint, "float64").tensors
+    _refuse_others(artifact.tensors, planned)
+    tensors: dict[str, Tensor] = {}
+    changed = []
+    for name, ours in planned.items():
+        if name not in artifact.tensors or not np.issubdtype(ours.dtype, np.floating):  # counters of batches
+            tensors[name] = artifact.tensors.get(name, torch.from_numpy(ours))
+            continue
+        theirs = artifact.tensors[name].double().numpy()
+        same = np.abs(theirs - ours) <= ROUNDED * np.abs(ours) + SMALLEST
+        if not same.all():
+            changed.append(name)
+        tensors[name] = torch.from_numpy(np.where(same, ours, theirs))
+    return tensors, changed
+
+
+def _plan_like(artifact: Artifact, port: Port, layout: ArtifactLayout) -> Plan:
+    """The plan that makes what ``artifact`` is: its classes, and its batch norms or none."""
+    classes = len(artifact.tensors.get("classifier.bias", ()))
+    fold_bn = "conv_stem.bias" in artifact.tensors
+    background = classes == port.classes
+    return plan_opened(port.checkpoint, port.mapping, layout=layout, keep_background=background, fold_bn=fold_bn).plan
+
+
+def _refuse_others(found: Mapping[str, Tensor], planned: Mapping[str, np.ndarray]) -> None:
+    problems = [f"{n}: missing" for n in planned if n not in found and not n.endswith("num_batches_tracked")]
+    problems += [f"{n}: the checkpoint has no such entry" for n in found if n not in planned]
+    problems += [
+        f"{n}: shape {list(found[n].shape)}, the checkpoint gives {list(values.shape)}"
+        for n, values in planned.items()
+        if n in found and tuple(found[n].shape) != values.shape
+    ]
+    if problems:
+        raise ArtifactError(f"the artifact is not a port of the checkpoint ({len(problems)} problems):", problems[:20])
+
+
+def _computation(
+    model: MobileNetV3 | Deployed, images: np.ndarray
+) -> Callable[[Callable[[tuple[str, Tensor]], None]], None]:
+    inputs = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    dtype = torch.float32 if isinstance(model, Deployed) else next(model.parameters()).dtype
+
+    def produce(give: Callable[[tuple[str, Tensor]], None]) -> None:
+        with torch.no_grad(), capture(model, lambda name, tensor: give((name, tensor))):
+            model(inputs.to(dtype))
+
+    return produce
+
+
+def _nhwc(tensor: Tensor) -> np.ndarray:
+    found: np.ndarray = (tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor).numpy()
+    return found

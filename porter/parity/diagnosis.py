@@ -1,0 +1,226 @@
+"""Why a port differs: the mistakes that ports are known to make, made on our own network as well, one or two at a time.
+
+Where our network with a mistake gives what the port gives, down to rounding, the mistake is named.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import types
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from porter.conversion import Port, plan_opened, plan_port
+from porter.images import Size
+from porter.network.blocks import Gate, SqueezeExcite
+from porter.network.mobilenet_v3 import MobileNetV3
+from porter.network.same_padding import SameConv2d
+from porter.parity.candidates.own import ported_model
+from porter.parity.verdict import Cause
+
+# A mistake explains a difference that it brings down to what float32 weights round (in float64; a port's weights may
+# be folded), or to what float32 computations err, and that it makes at least a hundred, or ten, times smaller:
+# a mistake of little effect does not explain a difference that is small already.
+EXPLAINED = {"exact": (1e-6, 1e-2), "single": (2e-5, 1e-1)}
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+TF_CLASSES = 1001  # slim's, background first
+
+
+class Mistake(NamedTuple):
+    """What a port may do otherwise than the original: to the network, to its images, to its logits."""
+
+    name: str
+    change: Callable[[MobileNetV3], None] = lambda _model: None
+    images: Callable[[Tensor], Tensor] = lambda images: images
+    class_shift: int = 0
+
+
+class Target(NamedTuple):
+    """Logits (N, classes) to explain; ``exact`` where they were computed in float64."""
+
+    logits: np.ndarray
+    exact: bool
+
+
+def diagnose(port: Port, target: Target, images: np.ndarray) -> list[Cause]:
+    """The one or two mistakes that make our network give ``target`` for ``images`` (N, H, W, C); empty where none do.
+
+    Where the target is our network's own output already, there is nothing to explain.
+    """
+    whole = plan_opened(port.checkpoint, port.mapping, layout="slim", keep_background=True)
+    inputs = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    models = {dtype: ported_model(whole, dtype) for dtype in ("float32", "float64")}
+
+    def distance(mistakes: tuple[Mistake, ...], dtype: str) -> float:
+        model, given, shift = copy.deepcopy(models[dtype]), inputs.to(getattr(torch, dtype)), 0
+        for mistake in mistakes:
+            mistake.change(model)
+            given = mistake.images(given)
+            shift += mistake.class_shift
+        with torch.no_grad():
+            logits = _classes(model(given).numpy(), target.logits.shape[1], shift)
+        if logits is None:
+            return np.inf
+        return float(np.abs(logits - target.logits).max() / (np.abs(target.logits).max() or 1.0))
+
+    precision = "exact" if target.exact else "single"
+    before = distance((), "float64")
+    limit, share = EXPLAINED[precision]
+    enough = min(limit, share * before)
+    known = list(_mistakes(port, images.shape[1:3]))
+    for count in (1, 2):
+        # Screened in float32, which is faster; its own rounding, 1e-5 at most, must not hide an explanation
+        tried = sorted(
+            (distance(mistakes, "float32"), number, mistakes)
+            for number, mistakes in enumerate(itertools.combinations(known, count))
+        )
+        found = [
+            Cause(tuple(mistake.name for mistake in mistakes), before, after)
+            for rough, _, mistakes in tried[:5]
+            if rough <= max(enough, EXPLAINED["single"][0]) and (after := distance(mistakes, "float64")) <= enough
+        ]
+        if found:
+            return [min(found, key=lambda cause: cause.after)]
+    return []
+
+
+def _classes(logits: np.ndarray, wanted: int, shift: int) -> np.ndarray | None:
+    """The checkpoint's ``logits``, background first, as a port of ``wanted`` classes numbers them."""
+    if wanted == logits.shape[1]:
+        return np.roll(logits, shift, axis=1)
+    if wanted == logits.shape[1] - 1 and logits.shape[1] == TF_CLASSES:
+        return logits[:, 1:] if shift == 0 else logits[:, :-1] if shift == 1 else np.roll(logits[:, 1:], shift, axis=1)
+    return None
+
+
+def _mistakes(port: Port, size: tuple[int, ...]) -> Iterator[Mistake]:
+    yield Mistake("symmetric padding", _symmetric_padding)
+    yield Mistake("squeeze-excite gate of 1/6", _each(Gate, lambda gate: setattr(gate, "slope", 1 / 6)))
+    yield Mistake("batch norm epsilon 1e-5", _each(nn.BatchNorm2d, lambda norm: setattr(norm, "eps", 1e-5)))
+    yield from _other_weights(port)
+    yield Mistake("classes shifted by one", class_shift=1)
+    yield Mistake("classes shifted by one, downwards", class_shift=-1)
+    yield from _input_mistakes(port, size)
+    yield Mistake("pooling behind the head convolution", _pool_behind_head)
+    yield Mistake("h-swish inside squeeze-excite", _each(SqueezeExcite, lambda se: _set(se, act1=nn.Hardswish())))
+    yield Mistake("swish inside squeeze-excite", _each(SqueezeExcite, lambda se: _set(se, act1=nn.SiLU())))
+    yield Mistake("sigmoid as squeeze-excite gate", _each(SqueezeExcite, lambda se: _set(se, gate=nn.Sigmoid())))
+    yield Mistake("an activation behind squeeze-excite", _activation_behind_gate)
+    yield Mistake("squeeze-excite before the activation", _gate_before_activation)
+    yield Mistake("h-swish as swish", lambda model: _replace(model, nn.Hardswish, nn.SiLU))
+    yield Mistake("h-swish as ReLU", lambda model: _replace(model, nn.Hardswish, nn.ReLU))
+    yield Mistake("kernels with height and width exchanged", _exchanged_kernels)
+    yield Mistake("weights rounded to float16", lambda model: _rounded(model, torch.float16))
+    yield Mistake("weights rounded to bfloat16", lambda model: _rounded(model, torch.bfloat16))
+
+
+def _input_mistakes(port: Port, size: tuple[int, ...]) -> Iterator[Mistake]:
+    mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    yield Mistake("input in [0, 1]", images=lambda x: (x + 1) / 2)
+    yield Mistake("input in 0..255", images=lambda x: (x + 1) * 127.5)
+    yield Mistake("ImageNet mean and std", images=lambda x: ((x + 1) / 2 - mean) / std)
+    yield Mistake("input taken for [0, 1] and rescaled", images=lambda x: x * 2 - 1)
+    yield Mistake("input taken for 0..255 and rescaled", images=lambda x: x / 127.5 - 1)
+    yield Mistake("input taken for [0, 1], ImageNet mean and std", images=lambda x: (x - mean) / std)
+    yield Mistake("BGR", images=lambda x: x.flip(1))
+    trained: Size = (port.mapping.input.size,) * 2
+    if tuple(size) != trained:
+        yield Mistake("bilinear resize without antialiasing", images=lambda x: _resized(x, trained, False))
+        yield Mistake("bilinear resize with antialiasing", images=lambda x: _resized(x, trained, True))
+
+
+def _resized(x: Tensor, size: Size, antialias: bool) -> Tensor:
+    return F.interpolate(x, size, mode="bilinear", antialias=antialias)
+
+
+def _other_weights(port: Port) -> Iterator[Mistake]:
+    """The raw weights where the port has averages, or the other way round."""
+    checkpoint = port.checkpoint
+    raw = any(reason.startswith("raw value") for reason in checkpoint.set_aside.values())
+    averages = any(reason.startswith("moving average") for reason in checkpoint.set_aside.values())
+    if not (raw or averages) or checkpoint.remote:
+        return
+    other = plan_port(checkpoint.path, weights="raw" if raw else "ema", layout="slim", keep_background=True)
+    state = ported_model(other, "float64").state_dict()
+
+    def change(model: MobileNetV3) -> None:
+        model.load_state_dict(state)
+
+    yield Mistake("raw weights instead of their averages" if raw else "averages instead of raw weights", change)
+
+
+def _symmetric_padding(model: MobileNetV3) -> None:
+    for conv in model.modules():
+        if isinstance(conv, SameConv2d):
+            conv.pads_itself = True
+            conv.padding = tuple((kernel - 1) // 2 for kernel in conv.kernel_size)
+
+
+def _each(kind: type[nn.Module], change: Callable[[nn.Module], None]) -> Callable[[MobileNetV3], None]:
+    def change_all(model: MobileNetV3) -> None:
+        for module in list(model.modules()):
+            if isinstance(module, kind):
+                change(module)
+
+    return change_all
+
+
+def _set(module: nn.Module, **children: nn.Module) -> None:
+    for name, child in children.items():
+        setattr(module, name, child)
+
+
+def _replace(model: nn.Module, kind: type[nn.Module], by: Callable[[], nn.Module]) -> None:
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, kind):
+                setattr(parent, name, by())
+
+
+def _pool_behind_head(model: MobileNetV3) -> None:
+    if not model.network.head:
+        return
+    head, act = model.conv_head, model.act2
+
+    def forward_head(self: MobileNetV3, x: Tensor) -> Tensor:
+        assert isinstance(head, nn.Conv2d)
+        x = act(F.conv2d(x, head.weight, head.bias))
+        return self.classifier(self.global_pool(x).flatten(1))
+
+    model.forward_head = types.MethodType(forward_head, model)  # type: ignore[method-assign]
+
+
+def _gated_blocks(model: MobileNetV3) -> Iterator[tuple[Any, str]]:
+    """Blocks with squeeze-excite, and the name of the activation before it."""
+    for block in model.modules():
+        if isinstance(getattr(block, "se", None), SqueezeExcite):
+            yield block, "act2" if hasattr(block, "act2") else "act1"
+
+
+def _activation_behind_gate(model: MobileNetV3) -> None:
+    for block, name in _gated_blocks(model):
+        _set(block, se=nn.Sequential(block.se, copy.deepcopy(getattr(block, name))))
+
+
+def _gate_before_activation(model: MobileNetV3) -> None:
+    for block, name in _gated_blocks(model):
+        _set(block, se=nn.Sequential(block.se, getattr(block, name)), **{name: nn.Identity()})
+
+
+def _exchanged_kernels(model: MobileNetV3) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.weight.data = module.weight.data.transpose(2, 3).contiguous()
+
+
+def _rounded(model: MobileNetV3, dtype: torch.dtype) -> None:
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype).to(tensor.dtype)

@@ -1,0 +1,150 @@
+"""References that run in a process of their own: TensorFlow, Keras and the interpreter never run in ours."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+
+import msgspec
+import numpy as np
+
+from porter.errors import ParityError
+from porter.images import Size
+from porter.parity.references.reference import Endpoints, Noise, Precision, Reference, Values
+from porter.parity.references.wire import Closed, Header, Request, receive, send
+
+# An answer is one image's endpoint at most. large_100 at 224 x 224 takes 0.25 s in both precisions on two cores: this
+# is what an image of 20 million pixels takes, or a machine a hundred times as slow.
+SECONDS = 120
+# Importing TensorFlow takes 4 s from a cold disk
+SECONDS_TO_START = 120
+
+# No layer of these networks has more values than so many times its image: EdgeTPU's first expansion has 8 times
+LARGEST_ENDPOINT = 64
+SMALL = 1 << 20  # bytes, of images of a few pixels
+
+
+class About(msgspec.Struct, frozen=True):
+    """What a reference says of itself; see Reference."""
+
+    name: str
+    precision: Precision
+    size: Size | None
+    missing: tuple[str, ...]
+    versions: dict[str, str]
+
+
+class Child:
+    """The process that runs one reference, and the connection to it."""
+
+    def __init__(self, request: Request) -> None:
+        self.given = request.given
+        with_tensorflow = request.kind != "tflite"
+        try:
+            self.connection = _connect(with_tensorflow)
+        except OSError:  # the server was killed
+            server.cache_clear()
+            self.connection = _connect(with_tensorflow)
+        self.connection.settimeout(SECONDS_TO_START)
+        self.pid = 0
+        self.pid = self.receive(0)[0].pid
+        send(self.connection, request)
+
+    def receive(self, most: int) -> tuple[Header, np.ndarray | None]:
+        """The next message. Raises ParityError with what the process said, or that it ended or took too long."""
+        try:
+            header, array = receive(self.connection, most)
+        except TimeoutError as error:
+            self.end()
+            raise ParityError(f"{self.given}: running it takes more than {SECONDS} s; stopped") from error
+        except (Closed, OSError, ValueError, msgspec.MsgspecError) as error:
+            self.end()
+            raise ParityError(
+                f"{self.given}: the process that ran it crashed or took more memory than it may; a damaged or hostile "
+                "file? compare with another reference"
+            ) from error
+        if header.kind == "failed":
+            raise ParityError(header.text)
+        return header, array
+
+    def ready(self) -> About:
+        """Wait until the reference is built."""
+        header, _ = self.receive(0)
+        self.connection.settimeout(SECONDS)
+        return msgspec.convert(header.about, About)
+
+    def run(self, images: np.ndarray, names: Sequence[str]) -> Endpoints:
+        self._ask(Header("run", names=list(names), dtype=str(images.dtype), shape=list(images.shape)), images)
+        most = 8 * LARGEST_ENDPOINT * images.size + SMALL
+        while True:
+            header, values = self.receive(most)
+            if values is None:
+                return
+            yield header.name, Values(values, header.noise and Noise(*header.noise))
+
+    def prepare(self, images: np.ndarray) -> np.ndarray:
+        self._ask(Header("prepare", dtype=str(images.dtype), shape=list(images.shape)), images)
+        _, prepared = self.receive(16 * images.size)
+        assert prepared is not None
+        return prepared
+
+    def _ask(self, header: Header, images: np.ndarray) -> None:
+        with suppress(Closed):  # what it said before it ended is still to be received
+            send(self.connection, header, images)
+
+    def end(self) -> None:
+        """Stop the process, whatever it does."""
+        if self.pid:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+        self.connection.close()
+
+
+def in_child(request: Request) -> Reference:
+    """The reference that ``request`` asks for, in a process of its own. Raises ParityError."""
+    child = Child(request)
+    about = child.ready()
+    quantised = about.precision == "levels" or request.kind == "tflite"
+    return Reference(
+        name=about.name,
+        run=child.run,
+        precision=about.precision,
+        size=about.size,
+        prepare=child.prepare if quantised else lambda images: images,
+        missing=about.missing,
+        versions=about.versions,
+    )
+
+
+@functools.cache
+def server(with_tensorflow: bool) -> socket.socket:
+    """The connection to the process that forks one for each reference; started at the first call.
+
+    Called early, TensorFlow is imported there while this process imports torch.
+    """
+    ours, theirs = socket.socketpair()
+    command = [sys.executable, "-P", "-m", "porter.parity.references.server", str(theirs.fileno())]
+    subprocess.Popen(  # ends when our end of the connection is closed, as it is when we end
+        [*command, "tensorflow" if with_tensorflow else "-"],
+        pass_fds=[theirs.fileno()],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""},
+        start_new_session=True,
+    )
+    theirs.close()
+    return ours
+
+
+def _connect(with_tensorflow: bool) -> socket.socket:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        socket.send_fds(server(with_tensorflow), [b"+"], [theirs.fileno()])
+    return ours

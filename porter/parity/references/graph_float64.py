@@ -1,0 +1,107 @@
+"""A graph of float32 operations written again in float64: the function that its code defines, without the rounding.
+
+Weights are what they are, float32 numbers. Constants of the code (0.16667, 1/6, epsilon) were rounded to float32 when
+the graph was written: they become again the decimal or the fraction that was rounded.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from porter.parity.references.graph_guard import constant
+from porter.parity.references.live_tensorflow import tensorflow
+
+FLOAT, DOUBLE = 1, 2  # DT_FLOAT, DT_DOUBLE of tensorflow/core/framework/types.proto
+# Fractions that code writes, such as 1 / 6: a denominator beyond it would make a decimal such as 0.16667 a fraction
+LARGEST_DENOMINATOR = 64
+
+
+def in_float64(graph: Any) -> Any:
+    """``graph`` (as ``guarded`` gives it) with every float32 tensor in float64, under the same names.
+
+    Batch norms, whose fused operation TensorFlow does not have in float64, become additions and multiplications.
+    """
+    double = type(graph)()
+    double.versions.CopyFrom(graph.versions)
+    scalars = _arithmetic_scalars(graph)
+    for node in graph.node:
+        if node.op.startswith("FusedBatchNorm"):
+            _batch_norm(double, node)
+            continue
+        copy = double.node.add()
+        copy.CopyFrom(node)
+        if node.op == "Const" and node.attr["dtype"].type == FLOAT:
+            values = tensorflow().make_ndarray(node.attr["value"].tensor)
+            exact = np.float64(as_written(values.reshape(())[()])) if node.name in scalars else None
+            constant(copy, values.astype(np.float64) if exact is None else np.full(values.shape, exact))
+            continue
+        for value in copy.attr.values():
+            if value.type == FLOAT:
+                value.type = DOUBLE
+    return double
+
+
+def as_written(value: np.float32) -> float:
+    """The number that code meant by a constant: a small fraction or the shortest decimal that rounds to ``value``."""
+    if not np.isfinite(value):
+        return float(value)
+    fraction = Fraction(float(value)).limit_denominator(LARGEST_DENOMINATOR)
+    if np.float32(fraction.numerator / fraction.denominator) == value:
+        return fraction.numerator / fraction.denominator
+    return float(np.format_float_positional(value, unique=True, trim="0"))
+
+
+def _arithmetic_scalars(graph: Any) -> set[str]:
+    """Constants of one value that are no weights: those that additions, multiplications and the like take."""
+    arithmetic = ("Add", "AddV2", "Sub", "Mul", "RealDiv", "Maximum", "Minimum")
+    taken = {source.split(":")[0] for node in graph.node if node.op in arithmetic for source in node.input}
+    single = set()
+    for node in graph.node:
+        if node.op == "Const" and node.name in taken:
+            sides = [dim.size for dim in node.attr["value"].tensor.tensor_shape.dim]
+            if all(side == 1 for side in sides):
+                single.add(node.name)
+    return single
+
+
+def _batch_norm(graph: Any, node: Any) -> None:
+    """``x * factor + (offset - mean * factor)``, factor = scale / sqrt(variance + epsilon); the last has the name."""
+    image, scale, offset, mean, variance = list(node.input)[:5]
+    epsilon = as_written(np.float32(node.attr["epsilon"].f))
+    at = f"{node.name}/float64"
+
+    def add(name: str, operation: str, *inputs: str) -> str:
+        made = graph.node.add(name=name, op=operation, input=inputs)
+        made.attr["T"].type = DOUBLE
+        return name
+
+    constant(graph.node.add(name=f"{at}/epsilon"), np.float64(epsilon))
+    widened = add(f"{at}/widened", "AddV2", variance, f"{at}/epsilon")
+    factor = add(f"{at}/factor", "Mul", add(f"{at}/rsqrt", "Rsqrt", widened), scale)
+    shift = add(f"{at}/shift", "Sub", offset, add(f"{at}/mean", "Mul", mean, factor))
+    add(node.name, "AddV2", add(f"{at}/scaled", "Mul", image, factor), shift)
+
+
+def pooling_everything(graph: Any, name: str, window: tuple[int, ...]) -> Any:
+    """``graph`` with the average pooling ``name`` over the whole map, unless its window is that (``window``) already.
+
+    A stored graph pools with a window that fits its training size alone; at others it is the mean that is meant.
+    """
+    pool = next((node for node in graph.node if node.name == name and node.op == "AvgPool"), None)
+    if pool is None or tuple(pool.attr["ksize"].list.i[1:3]) == window:
+        return graph
+    changed = type(graph)()
+    changed.CopyFrom(graph)
+    node = next(node for node in changed.node if node.name == name)
+    dtype = node.attr["T"].type
+    constant(changed.node.add(name=f"{name}/axes"), np.array([1, 2], np.int32))
+    node.op = "Mean"
+    node.input.append(f"{name}/axes")
+    node.attr.clear()
+    node.attr["T"].type = dtype
+    node.attr["Tidx"].type = 3  # DT_INT32
+    node.attr["keep_dims"].b = True
+    return changed

@@ -1,0 +1,128 @@
+"""The process that runs references: it imports TensorFlow once, then forks a process for each reference.
+
+What a stranger's graph does, it does there, with limits on memory and on processor time, and nothing of it is left
+for the next reference. Run by porter.parity.references.child.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+
+from porter.conversion import Port, plan_opened
+from porter.errors import ParityError, PorterError
+from porter.limits import limit_memory
+from porter.loaders.checkpoint import open_checkpoint
+from porter.parity.references.reference import Reference
+from porter.parity.references.wire import Closed, Header, Request, receive, receive_bytes, send
+
+MAX_IMAGES = 1 << 32  # bytes of a batch; they come from our own side
+
+
+def main() -> None:
+    """Serve connections that come over the socket ``argv[1]``, until it is closed."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forked ones
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the check that is interrupted closes its connections
+    if sys.argv[2] == "tensorflow":
+        from porter.parity.references.live_tensorflow import tensorflow
+
+        with suppress(ParityError):  # each reference that needs it says so
+            tensorflow()
+    while True:
+        data, descriptors, _, _ = socket.recv_fds(control, 1, 1)
+        if not data:
+            return
+        if os.fork() == 0:
+            control.close()
+            code = 1
+            try:
+                _serve(socket.socket(fileno=descriptors[0]))
+                code = 0
+            except Closed:
+                code = 0
+            finally:
+                os._exit(code)
+        os.close(descriptors[0])
+
+
+def _serve(connection: socket.socket) -> None:
+    send(connection, Header("started", pid=os.getpid()))
+    encoded, _ = receive_bytes(connection, 0)
+    request = msgspec.msgpack.decode(encoded, type=Request)
+    try:
+        limit_memory(request.memory)
+        reference = build(request)
+        about = {
+            "name": reference.name,
+            "precision": reference.precision,
+            "size": reference.size,
+            "missing": reference.missing,
+            "versions": reference.versions or _versions(),
+        }
+        send(connection, Header("ready", about=about))
+        while True:
+            _answer(connection, reference)
+    except PorterError as error:
+        send(connection, Header("failed", text=str(error)))
+    except Closed:
+        raise
+    except MemoryError:
+        send(connection, Header("failed", text=f"{request.given}: running it takes more memory than it may"))
+    except Exception as error:  # TensorFlow, Keras and the interpreter have every kind for a damaged file
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        send(connection, Header("failed", text=f"{request.given}: cannot be run ({reason[:300]})"))
+
+
+def _answer(connection: socket.socket, reference: Reference) -> None:
+    header, images = receive(connection, MAX_IMAGES)
+    assert images is not None
+    if header.kind == "prepare":
+        prepared = reference.prepare(images)
+        send(connection, Header("values", dtype=str(prepared.dtype), shape=list(prepared.shape)), prepared)
+        return
+    for name, (values, noise) in reference.run(images, header.names):
+        about = Header("values", name, dtype=str(values.dtype), shape=list(values.shape), noise=noise)
+        send(connection, about, values)
+    send(connection, Header("done"))
+
+
+def build(request: Request) -> Reference:
+    """The reference that ``request`` asks for, in this process. Raises PorterError."""
+    port = _port(request)
+    if request.kind == "keras":
+        from porter.parity.references.keras_model import keras_model
+
+        return keras_model(port)
+    if request.kind == "tflite":
+        from porter.parity.references.interpreter import interpreter
+
+        return interpreter(port)
+    if request.kind == "tf.nn":
+        from porter.parity.references.tf_nn import tf_nn
+
+        return tf_nn(port, request.fake_quant)
+    from porter.parity.references.graphs import frozen_graph, meta_graph
+
+    return meta_graph(port) if request.graph is None else frozen_graph(Path(request.graph), port)
+
+
+def _port(request: Request) -> Port:
+    opened = replace(open_checkpoint(request.path, request.weights), given=request.given)
+    return plan_opened(opened, request.mapping)
+
+
+def _versions() -> dict[str, str]:
+    module = sys.modules.get("tensorflow")
+    return {"tensorflow": module.__version__} if module else {}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Messages between a check and the process that runs its reference: a msgpack header and the bytes of an array."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from porter.loaders.weights import Weights
+from porter.mapping.schema import VariantMapping
+
+LENGTHS = struct.Struct("<IQ")  # of the header, of the array
+MAX_HEADER = 1 << 20
+
+
+class Request(msgspec.Struct, frozen=True):
+    """What to run: ``kind`` is one of choose.KINDS, ``path`` the checkpoint, named ``given`` in messages.
+
+    ``graph`` is the frozen graph to run, where the checkpoint lies in another file. ``memory`` bounds the bytes that
+    the process may take beyond what it has at its start.
+    """
+
+    kind: str
+    path: str
+    given: str
+    weights: Weights
+    mapping: VariantMapping
+    memory: int
+    graph: str | None = None
+    fake_quant: bool = False
+
+
+class Header(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What comes with an array (``dtype``, ``shape``), or alone.
+
+    ``kind``: ``started`` (``pid``), ``ready`` (``about``), ``run`` or ``prepare`` (with images), ``values``
+    (``name``, ``noise``), ``done``, ``failed`` (``text``).
+    """
+
+    kind: str
+    name: str = ""
+    names: list[str] = []
+    dtype: str = ""
+    shape: list[int] = []
+    noise: tuple[float, float] | None = None
+    text: str = ""
+    pid: int = 0
+    about: dict[str, Any] = {}
+
+
+class Closed(Exception):
+    """The other side has gone."""
+
+
+def send(connection: socket.socket, header: Header | Request, array: np.ndarray | None = None) -> None:
+    """Send ``header``; with ``array``, which it must describe. Raises Closed."""
+    encoded = msgspec.msgpack.encode(header)
+    payload = b"" if array is None else np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+    try:
+        connection.sendall(LENGTHS.pack(len(encoded), len(payload)) + encoded)
+        connection.sendall(payload)
+    except OSError as error:
+        raise Closed(str(error)) from error
+
+
+def receive_bytes(connection: socket.socket, most: int) -> tuple[bytes, memoryview]:
+    """The next header, not decoded, and its array's bytes, which may be ``most``. Raises Closed or ValueError."""
+    header, payload = LENGTHS.unpack(_exactly(connection, LENGTHS.size))
+    if header > MAX_HEADER or payload > most:
+        raise ValueError(f"a message of {header} and {payload} bytes")
+    return bytes(_exactly(connection, header)), _exactly(connection, payload)
+
+
+def receive(connection: socket.socket, most: int) -> tuple[Header, np.ndarray | None]:
+    """The next message. Raises Closed where the other side has gone, ValueError where it makes no sense."""
+    encoded, payload = receive_bytes(connection, most)
+    header = msgspec.msgpack.decode(encoded, type=Header)
+    if not header.dtype:
+        return header, None
+    if header.dtype not in ("float32", "float64"):
+        raise ValueError(f"an array of {header.dtype}")
+    return header, np.frombuffer(payload, header.dtype).reshape(header.shape)
+
+
+def _exactly(connection: socket.socket, size: int) -> memoryview:
+    data = memoryview(bytearray(size))
+    done = 0
+    while done < size:
+        count = connection.recv_into(data[done:])
+        if not count:
+            raise Closed("the connection ended")
+        done += count
+    return data

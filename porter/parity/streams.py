@@ -1,0 +1,62 @@
+"""Two computations side by side: each hands over its results one at a time, when they are asked for."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+
+class _Stopped(Exception):
+    """Nobody wants the rest."""
+
+
+def streamed(produce: Callable[[Callable[[Item], None]], None]) -> Iterator[Item]:
+    """What ``produce(give)`` gives, one at a time: it waits inside ``give`` until the next one is asked for.
+
+    So results that are overwritten later, or that are too many to keep, can be compared as they come. ``produce`` runs
+    in a thread of its own, which ends with the iterator; what it raises is raised here.
+    """
+    given: queue.SimpleQueue[tuple[bool, Item | BaseException | None]] = queue.SimpleQueue()
+    wanted = threading.Semaphore(0)
+    stopped = False
+
+    def wait() -> None:
+        wanted.acquire()
+        if stopped:
+            raise _Stopped
+
+    def give(item: Item) -> None:
+        given.put((True, item))
+        del item
+        wait()
+
+    def work() -> None:
+        try:
+            wait()
+            produce(give)
+            given.put((False, None))
+        except _Stopped:
+            pass
+        except BaseException as error:
+            given.put((False, error))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while True:
+            wanted.release()
+            more, item = given.get()
+            if isinstance(item, BaseException):
+                raise item
+            if not more:
+                return
+            yield item  # type: ignore[misc]
+            del item
+    finally:
+        stopped = True
+        wanted.release()
+        thread.join()
