@@ -11,8 +11,9 @@ import math
 import mmap
 import struct
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from porter.errors import CheckpointError
 from porter.loaders.tflite_graph import SIZES, Graph, Operator, Tensor, read_graph
@@ -55,10 +56,11 @@ def read_tflite(path: Path) -> Contents:
         number += 1
     if not variables:
         raise CheckpointError(f"{path}: a .tflite without weights in it")
-    makers = {operator.outputs[0]: operator for operator in graph.operators if operator.outputs}
+    makers = {operator.outputs[0]: number for number, operator in enumerate(graph.operators) if operator.outputs}
     for name, position in output_tensors(graph).items():
-        for field, value in _quantization(graph, position, makers.get(position)).items():
-            variables[f"{name}/{field}"] = _given(f"{name}/{field}", (), value, path)
+        for field, value in _quantization(graph, position, makers).items():
+            shape = (len(value),) if isinstance(value, list) else ()
+            variables[f"{name}/{field}"] = _given(f"{name}/{field}", shape, value, path)
     return Contents(variables, [path], gate=_gate(graph, path))
 
 
@@ -127,24 +129,38 @@ def _variable(name: str, tensor: Tensor, shape: tuple[int, ...], path: Path, fus
     return Variable(name, shape, "float32", tensor.name, str(path), load, fused)
 
 
-def _given(name: str, shape: tuple[int, ...], value: float, path: Path, fused: str | None = None) -> Variable:
+def _given(name: str, shape: tuple[int, ...], value: Any, path: Path, fused: str | None = None) -> Variable:
     def load() -> np.ndarray:
         import numpy as np
 
-        return np.full(shape, value)
+        return np.full(shape, value, np.float64)
 
     return Variable(name, shape, "float64", name, str(path), load, fused)
 
 
-def _quantization(graph: Graph, position: int, maker: Operator | None) -> dict[str, float]:
-    """The fields of porter.mapping.ranges.Range for a tensor that ``maker`` computes; none where it is float."""
+def _quantization(graph: Graph, position: int, makers: Mapping[int, int]) -> dict[str, Any]:
+    """The fields of porter.mapping.ranges.Range for a tensor; none where it is float.
+
+    ``makers`` are the numbers of the operators that compute tensors.
+    """
     found = _limits(graph.tensors[position])
-    if not found or maker is None:
+    if not found or position not in makers:
         return found
+    maker = graph.operators[makers[position]]
     inputs = [graph.tensors[i] for i in maker.inputs[:2] if i >= 0]
     if maker.kind == "hard_swish":
         source = _limits(inputs[0]) if inputs else {}
         found |= {f"input_{field}": source[field] for field in ("min", "scale") if source}
+    elif maker.kind == "mean" and inputs and len(inputs[0].scales) == 1:
+        found |= {"input_scale": inputs[0].scales[0], "input_zero": float(inputs[0].zero_points[0])}
+    elif maker.kind == "add" and [(len(tensor.scales), tensor.size) for tensor in inputs] == [(1, 0), (1, 0)]:
+        # What was computed last is the branch; the block's input was there before it
+        skip, branch = sorted(maker.inputs[:2], key=lambda i: makers.get(i, -1))
+        found |= {"skip_scale": graph.tensors[skip].scales[0], "branch_scale": graph.tensors[branch].scales[0]}
+    elif maker.kind in WITH_WEIGHTS and len(inputs[0].scales) == 1 < len(inputs[1].scales):
+        units = [inputs[0].scales[0] * scale for scale in inputs[1].scales]
+        multipliers = [unit / found["scale"] for unit in units]
+        found |= {"unit": units, "multiplier": multipliers, "ties_away": 0.0}
     elif maker.kind in (*WITH_WEIGHTS, "mul") and [len(tensor.scales) for tensor in inputs] == [1, 1]:
         unit = _float32(inputs[0].scales[0] * inputs[1].scales[0])
         multiplier = unit / found["scale"]
@@ -156,7 +172,7 @@ def _quantization(graph: Graph, position: int, maker: Operator | None) -> dict[s
     return found
 
 
-def _limits(tensor: Tensor) -> dict[str, float]:
+def _limits(tensor: Tensor) -> dict[str, Any]:
     if tensor.dtype not in LEVELS or len(tensor.scales) != 1 or not 0 < tensor.scales[0] < math.inf:
         return {}
     low, high = ((level - tensor.zero_points[0]) * tensor.scales[0] for level in LEVELS[tensor.dtype])

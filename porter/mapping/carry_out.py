@@ -51,13 +51,18 @@ def carry_out(plan: Plan, checkpoint: Checkpoint, dtype: Literal["float32", "flo
             if lost:
                 nudges[step.target] = lost
     in_order = {name: tensors[name] if name in tensors else np.zeros((), np.int64) for name in plan.targets}
-    ranges = {at: _range(checkpoint, name) for at, name in plan.ranges.items()}
+    dropped = {step.target.rpartition(".")[0]: step.drop_class for step in plan.steps if step.drop_class is not None}
+    ranges = {at: _range(checkpoint, name, dropped.get(at)) for at, name in plan.ranges.items()}
     return Ported(in_order, nudges, ranges)
 
 
-def _range(checkpoint: Checkpoint, name: str) -> Range:
+def _range(checkpoint: Checkpoint, name: str, drop_class: int | None) -> Range:
+    """The range ``name``; of what it has for each channel, that of ``drop_class`` is left out."""
     found = {field: checkpoint.get(f"{name}/{field}") for field in FIELDS}
-    numbers = {field: float(variable.read()) for field, variable in found.items() if variable is not None}
+    numbers = {field: variable.read().tolist() for field, variable in found.items() if variable is not None}
+    for values in numbers.values():
+        if drop_class is not None and isinstance(values, list):
+            del values[drop_class]
     low, high = numbers["min"], numbers["max"]
     if not -FLOAT32_MAX <= low <= 0 <= high <= FLOAT32_MAX or low == high:
         raise CheckpointError(

@@ -9,19 +9,24 @@ class Range(Struct, frozen=True, omit_defaults=True):
     """Limits of one tensor, in the float values that the levels stand for; training knows no more.
 
     The rest is TensorFlow Lite's integer arithmetic. ``scale`` is the distance of levels as stored. A kernel adds up
-    integers that stand for ``unit`` each and brings them to levels with the fixed-point ``multiplier``, rounding
-    ties away from zero or (``ties_away`` 0) upwards. Hard swish works on levels of its input, ``input_scale`` apart
-    from ``input_min`` on.
+    integers that stand for ``unit`` each and brings them to levels with the fixed-point ``multiplier`` (one of each for
+    every channel, where the weights have a scale for every channel), rounding ties away from zero or (``ties_away`` 0)
+    upwards. Hard swish works on levels of its input, ``input_scale`` apart
+    from ``input_min`` on; a mean, on levels ``input_scale`` apart of which number ``input_zero`` stands for 0. An addition works on levels of the block's input, ``skip_scale`` apart, and of its last
+    convolution, ``branch_scale`` apart.
     """
 
     min: float
     max: float
     scale: float | None = None
-    unit: float | None = None
-    multiplier: float | None = None
+    unit: float | list[float] | None = None
+    multiplier: float | list[float] | None = None
     ties_away: float = 0.0
     input_min: float | None = None
     input_scale: float | None = None
+    input_zero: float | None = None
+    skip_scale: float | None = None
+    branch_scale: float | None = None
 
 
 FIELDS = Range.__struct_fields__

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -35,6 +36,11 @@ def fake_quantize(model: nn.Module, ranges: Mapping[str, Range]) -> None:
         elif limits.input_min is not None and limits.input_scale is not None:
             hook = _looked_up(hard_swish_table(limits), limits.input_min, limits.input_scale)
             model.get_submodule(name).register_forward_hook(hook)
+        elif limits.input_zero is not None and limits.input_scale is not None:
+            hook = _averaged(limits, limits.input_scale, round(limits.input_zero))
+            model.get_submodule(name).register_forward_hook(hook)
+        elif limits.skip_scale is not None and limits.branch_scale is not None:
+            model.get_submodule(name).register_forward_hook(_added(limits, limits.skip_scale, limits.branch_scale))
         else:
             hooked = model.get_submodule(name)
             hooked.register_forward_hook(lambda _module, _args, out, limits=limits: quantized(out, limits))
@@ -53,16 +59,26 @@ def quantized(x: Tensor, limits: Range) -> Tensor:
         zero = round(-low / scale)
         levels = torch.floor((torch.clamp(exact, low, high) - low) / scale - zero + 0.5)
         return (levels * scale).to(x.dtype)
-    fraction, exponent = math.frexp(limits.multiplier)
-    total = torch.round(x / limits.unit).long()
-    levels = (total * round(fraction * 2**31) + (1 << 30)) >> 31
-    if exponent > 0:
-        levels = levels << exponent
-    elif exponent < 0:
-        mask = (1 << -exponent) - 1
-        half = (mask >> 1) + (levels < 0) * int(limits.ties_away)
-        levels = (levels >> -exponent) + ((levels & mask) > half)
+    unit, multiplier = (_by_channel(value, x) for value in (limits.unit, limits.multiplier))
+    levels = _requantized(torch.round(x / unit).long(), multiplier, int(limits.ties_away))
     return torch.clamp(levels.double() * scale, low, high)
+
+
+def _requantized(total: Tensor, multiplier: Tensor, ties_away: int) -> Tensor:
+    """``total`` (int64) times ``multiplier`` (float64) in 31-bit fixed point, ties upwards, or away from zero."""
+    fraction, exponent = torch.frexp(multiplier)
+    levels = (total * torch.round(fraction * 2**31).long() + (1 << 30)) >> 31
+    levels = levels << exponent.clamp(min=0)
+    right = (-exponent).clamp(min=0).long()
+    mask = (torch.ones_like(right) << right) - 1
+    half = (mask >> 1) + (levels < 0) * ties_away
+    return (levels >> right) + ((levels & mask) > half)
+
+
+def _by_channel(value: float | list[float], x: Tensor) -> Tensor:
+    """A number, or one for each channel of ``x`` (N, C, ...), so that it multiplies ``x``."""
+    values = torch.tensor(value, dtype=torch.float64)
+    return values if values.ndim == 0 else values.reshape(-1, *[1] * (x.ndim - 2))
 
 
 def nudged(limits: Range) -> tuple[float, float]:
@@ -73,6 +89,66 @@ def nudged(limits: Range) -> tuple[float, float]:
     scale = (high - low) / 255
     zero = torch.clamp(torch.floor(-low / scale + 0.5), 0, 255)
     return float(-zero * scale), float(scale)
+
+
+def _averaged(
+    limits: Range, input_scale: float, input_zero: int
+) -> Callable[[nn.Module, tuple[Tensor], Tensor], Tensor]:
+    """The mean over a map as TensorFlow Lite's integer kernel makes it (Mean of optimized/integer_ops/mean.h).
+
+    It sums levels, zero and all, and takes what the zeros have contributed away behind the rounding.
+    """
+    low, scale = nudged(limits)
+    zero = math.copysign(math.floor(abs(input_zero * input_scale / scale) + 0.5), input_zero)
+
+    def hook(_module: nn.Module, args: tuple[Tensor], _out: Tensor) -> Tensor:
+        count = args[0].shape[2] * args[0].shape[3]
+        total = (torch.round(args[0] / input_scale).long() + input_zero).sum((2, 3), keepdim=True)
+        share = float(np.float32(input_scale) / (np.float32(count) * np.float32(scale)))
+        levels = _requantized(total, torch.tensor(share, dtype=torch.float64), ties_away=0) - zero
+        return torch.clamp(levels.double() * scale, low, low + 255 * scale)
+
+    return hook
+
+
+def _added(
+    limits: Range, skip: float, branch: float
+) -> Callable[[nn.Module, tuple[Tensor], Tensor], Tensor]:
+    """A block's output as TensorFlow Lite's integer addition makes it (AddElementwise of kernels/internal/add.h).
+
+    Both inputs, in levels ``skip`` and ``branch`` apart, are brought to one scale with 20 more bits and added there.
+    """
+    low, scale = nudged(limits)
+    common = 2 * max(skip, branch)
+    multipliers = [_fixed_point(value / common) for value in (skip, branch)]
+    out_multiplier = _fixed_point(common / ((1 << 20) * scale))
+
+    def hook(_module: nn.Module, args: tuple[Tensor], out: Tensor) -> Tensor:
+        levels = (torch.round(args[0] / skip).long(), torch.round((out - args[0]) / branch).long())
+        total = sum(
+            _multiplied(level << 20, multiplier) for level, multiplier in zip(levels, multipliers, strict=True)
+        )
+        return torch.clamp(_multiplied(total, out_multiplier).double() * scale, low, low + 255 * scale)
+
+    return hook
+
+
+def _fixed_point(value: float) -> tuple[int, int]:
+    """``value`` below 1 as a 31-bit fraction and a shift to the right (QuantizeMultiplierSmallerThanOneExp)."""
+    fraction, exponent = math.frexp(value)
+    multiplier = round(fraction * 2**31)
+    return (multiplier // 2, 1 - exponent) if multiplier == 1 << 31 else (multiplier, -exponent)
+
+
+def _multiplied(x: Tensor, factor: tuple[int, int]) -> Tensor:
+    """MultiplyByQuantizedMultiplierSmallerThanOneExp: both roundings are to the nearest, ties away from zero."""
+    multiplier, shift = factor
+    product = x * multiplier
+    # SaturatingRoundingDoublingHighMul truncates towards zero behind a nudge of the product's sign
+    nudged_product = torch.where(product >= 0, product + (1 << 30), product + 1 - (1 << 30))
+    high = torch.div(nudged_product, 1 << 31, rounding_mode="trunc")
+    mask = (1 << shift) - 1
+    return (high >> shift) + ((high & mask) > (mask >> 1) + (high < 0).long())
 
 
 def _looked_up(outputs: list[float], low: float, scale: float) -> Callable[[nn.Module, tuple[Tensor], Tensor], Tensor]:

@@ -35,7 +35,6 @@ def interpreter(port: Port) -> Reference:
     graph = read_graph(path)
     runner = _load(path.read_bytes(), path, builtin=True)
     details = runner.get_input_details()[0]
-    scale, zero_point = details["quantization"]
     preprocessing = input_scale(graph, path)
     positions = output_tensors(graph)
     names = module_outputs(port.mapping, port.network, port.classes)
@@ -45,18 +44,20 @@ def interpreter(port: Port) -> Reference:
         if found is not None:
             tensors[endpoint] = found
     has_softmax = any(operator.kind == "softmax" for operator in graph.operators)
-    if has_softmax and port.classes and not port.plan.ranges:  # the port's softmax is not quantised
+    quantised = bool(port.plan.ranges)
+    if has_softmax and port.classes and not quantised:  # the port's softmax is not quantised
         tensors["Predictions"] = graph.outputs[0]
+    levels_in = graph.tensors[positions.get("input/quantize", positions["input"])]
 
     def quantized(images: np.ndarray) -> np.ndarray:
-        levels = np.iinfo(details["dtype"])
-        return np.clip(np.round(images / scale) + zero_point, levels.min, levels.max)
+        limits = np.iinfo(levels_in.dtype)
+        return np.clip(np.round(images / levels_in.scales[0]) + levels_in.zero_points[0], limits.min, limits.max)
 
     def prepare(images: np.ndarray) -> np.ndarray:
         """``images`` as the network gets them: after rounding to 8 bits, or the graph's own preprocessing."""
         held: np.ndarray
-        if scale:
-            held = (quantized(images) - zero_point) * np.float32(scale)
+        if quantised:
+            held = (quantized(images) - levels_in.zero_points[0]) * np.float32(levels_in.scales[0])
         else:
             held = unscaled(images) * np.float32(preprocessing.factor) + np.float32(preprocessing.offset)
         return held.astype(np.float32)
@@ -72,7 +73,8 @@ def interpreter(port: Port) -> Reference:
             yield name, values.reshape(1, -1) if name in ("Logits", "Predictions") else values
 
     def run(images: np.ndarray, names: Sequence[str]) -> Endpoints:
-        given = (quantized(images) if scale else unscaled(images)).astype(details["dtype"])
+        takes_levels = details["dtype"] != np.float32
+        given = (quantized(images) if takes_levels else unscaled(images)).astype(details["dtype"])
         have = [name for name in names if name in tensors]
         rows: dict[str, list[np.ndarray]] = {name: [] for name in have}
         others: dict[str, list[np.ndarray]] = {name: [] for name in have}
@@ -86,11 +88,11 @@ def interpreter(port: Port) -> Reference:
             yield name, Values(found, noise_between(np.concatenate(others.pop(name)), found) if twin else None)
 
     height, width = details["shape"][1:3]
-    twin = None if scale else _load(_with_outputs(path, sorted(set(tensors.values()))), path, builtin=False)
+    twin = None if quantised else _load(_with_outputs(path, sorted(set(tensors.values()))), path, builtin=False)
     return Reference(
         f"interpreter ({path.name})",
         run,
-        precision="levels" if scale else "float32",
+        precision="levels" if quantised else "float32",
         size=(int(height), int(width)),
         prepare=prepare,
         missing=tuple(name for name in endpoint_modules(port.network, port.classes) if name not in tensors),
