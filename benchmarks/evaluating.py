@@ -17,8 +17,8 @@ from timing import RESULTS, SHARED, interleaved, table, write_result
 import porter
 from porter.conversion import convert
 from porter.evaluation.run import evaluate
-from porter.network.timm_import import import_timm
 from porter.mapping.state_dict import layers
+from porter.network.timm_import import import_timm
 
 REAL = SHARED.parent / "real"
 BATCH = 32

@@ -10,8 +10,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from porter.mapping.files import VARIANTS, load_variant  # noqa: E402
-from porter.network.timm_import import import_timm  # noqa: E402
+from porter.mapping.files import VARIANTS, load_variant
+from porter.network.timm_import import import_timm
 
 timm = import_timm()
 recorded = {

@@ -220,3 +220,69 @@ def test_demo_folder_is_no_tflite(tmp_path, run):
     ran = run("verify", folder, "--reference", "tflite")
     assert ran.code == 2
     assert "no tflite file; use another reference" in ran.err
+
+
+def eight_bits(tf, converter, low, whole=True):
+    """Post-training quantisation as today's converter does it: int8, a scale for each channel of the weights."""
+    random = np.random.default_rng(0)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.representative_dataset = lambda: (
+        [random.uniform(low, low + 2 if low else 255, (1, 224, 224, 3)).astype("f")] for _ in range(4)
+    )
+    if whole:
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        converter.inference_input_type = converter.inference_output_type = tf.int8
+    return converter.convert()
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["8 bits in and out", "float in and out"])
+@pytest.mark.parametrize(
+    "variant",
+    [
+        "small_075",
+        "edgetpu_075",
+        *(pytest.param(v, marks=pytest.mark.slow) for v in ("small_minimal_100", "large_100")),
+    ],
+)
+def test_int8_level_for_level(tf, tmp_path, run, variant, whole):
+    """Every layer as the interpreter's integer kernels compute it, background and all, or dropped."""
+    from porter.writers.bundle import write_bundle
+
+    write_bundle(tmp_path / "model-1", demo_variables(variant))
+    forward = graph(plan_port(tmp_path / "model-1"), "float32")
+
+    @tf.function(input_signature=[tf.TensorSpec((1, 224, 224, 3), tf.float32)])
+    def network(images):
+        return dict(forward(images))["Predictions"]
+
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([network.get_concrete_function()])
+    path = tmp_path / "int8.tflite"
+    path.write_bytes(eight_bits(tf, converter, -1, whole))
+    for options in ([], ["--keep-background"]):
+        ran = run("verify", path, *options)
+        assert ran.code == 0, ran.out
+        assert f"PARITY     {variant}: the same levels of 8 bits" in ran.out
+    if variant == "small_075":
+        assert run("convert", path, "-o", tmp_path / "a.pth").code == 0
+        assert run("verify", path, tmp_path / "a.pth").code == 0
+
+
+def test_int8_of_keras(tf, tmp_path, run):
+    """Its preprocessing is of 8 bits too, and its gate of 1/6 rounds between its operations."""
+    from test_keras import build
+
+    path = tmp_path / "keras.tflite"
+    converter = tf.lite.TFLiteConverter.from_keras_model(build(tf.keras, "small_075"))
+    path.write_bytes(eight_bits(tf, converter, 0, whole=False))
+    ran = run("verify", path)
+    assert ran.code == 0, ran.out
+
+
+@pytest.mark.parametrize("name", [EIGHT_BIT.name, "mobilenet_edgetpu_224_1.0_uint8.tflite"])
+def test_the_authors_eight_bits(real, run, name):
+    ran = run("verify", real / name)
+    assert ran.code == 0, ran.out
+    assert "the same levels of 8 bits" in ran.out
+    ran = run("verify", real / name, "--images", real / "images")
+    assert ran.code == 0, ran.out
+    assert "top-1 32/32, top-5 32/32" in ran.out

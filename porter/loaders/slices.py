@@ -50,7 +50,7 @@ def place(extents: Extents, shape: Shape, what: str) -> tuple[slice, ...]:
 
 
 def assemble(parts: Sequence[Part], shape: Shape, dtype: str, what: str) -> Callable[[], np.ndarray]:
-    """A reader of the whole variable. Raises CheckpointError unless ``parts`` tile ``shape``: all, and nothing twice."""
+    """A reader of the whole variable. Raises CheckpointError unless ``parts`` tile ``shape``, each value once."""
     _check_tiling([part.where for part in parts], shape, what)
 
     def read() -> np.ndarray:

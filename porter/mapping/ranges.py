@@ -12,8 +12,9 @@ class Range(Struct, frozen=True, omit_defaults=True):
     integers that stand for ``unit`` each and brings them to levels with the fixed-point ``multiplier`` (one of each for
     every channel, where the weights have a scale for every channel), rounding ties away from zero or (``ties_away`` 0)
     upwards. Hard swish works on levels of its input, ``input_scale`` apart
-    from ``input_min`` on; a mean, on levels ``input_scale`` apart of which number ``input_zero`` stands for 0. An addition works on levels of the block's input, ``skip_scale`` apart, and of its last
-    convolution, ``branch_scale`` apart.
+    from ``input_min`` on; a mean, on levels ``input_scale`` apart of which number ``input_zero`` stands for 0. An
+    addition works on levels of the block's input, ``skip_scale`` apart, and of its last convolution, ``branch_scale``
+    apart.
     """
 
     min: float

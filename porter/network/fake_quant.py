@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from porter.mapping.ranges import Range
+from porter.network.blocks import Gate
 
 INPUT = "input"  # the range of the image
 
@@ -25,6 +26,8 @@ def fake_quantize(model: nn.Module, ranges: Mapping[str, Range]) -> None:
     for module in model.modules():
         if isinstance(module, (nn.ReLU, nn.Hardswish)):
             module.inplace = False  # the hooks below look at inputs
+        elif isinstance(module, Gate):
+            module.fused = False  # and at what lies between its operations
     model.register_forward_pre_hook(lambda _module, args: (args[0].double(),))
     for name, limits in ranges.items():
         if name == INPUT:
@@ -111,9 +114,7 @@ def _averaged(
     return hook
 
 
-def _added(
-    limits: Range, skip: float, branch: float
-) -> Callable[[nn.Module, tuple[Tensor], Tensor], Tensor]:
+def _added(limits: Range, skip: float, branch: float) -> Callable[[nn.Module, tuple[Tensor], Tensor], Tensor]:
     """A block's output as TensorFlow Lite's integer addition makes it (AddElementwise of kernels/internal/add.h).
 
     Both inputs, in levels ``skip`` and ``branch`` apart, are brought to one scale with 20 more bits and added there.
@@ -125,9 +126,8 @@ def _added(
 
     def hook(_module: nn.Module, args: tuple[Tensor], out: Tensor) -> Tensor:
         levels = (torch.round(args[0] / skip).long(), torch.round((out - args[0]) / branch).long())
-        total = sum(
-            _multiplied(level << 20, multiplier) for level, multiplier in zip(levels, multipliers, strict=True)
-        )
+        first, second = (_multiplied(level << 20, by) for level, by in zip(levels, multipliers, strict=True))
+        total = first + second
         return torch.clamp(_multiplied(total, out_multiplier).double() * scale, low, low + 255 * scale)
 
     return hook

@@ -1,4 +1,4 @@
-"""Why a port differs: the mistakes that ports are known to make, made on our own network as well, one or two at a time.
+"""Why a port differs: the mistakes that ports are known to make, made on our own network as well, three at most.
 
 Where our network with a mistake gives what the port gives, down to rounding, the mistake is named.
 """
@@ -6,7 +6,6 @@ Where our network with a mistake gives what the port gives, down to rounding, th
 from __future__ import annotations
 
 import copy
-import itertools
 import types
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -18,16 +17,21 @@ from torch import Tensor, nn
 
 from porter.conversion import Port, plan_opened, plan_port
 from porter.images import Size
+from porter.mapping.gate import TIMM_GATE
 from porter.network.blocks import Gate, SqueezeExcite
 from porter.network.mobilenet_v3 import MobileNetV3
 from porter.network.same_padding import SameConv2d
 from porter.parity.candidates.own import ported_model
 from porter.parity.verdict import Cause
 
-# A mistake explains a difference that it brings down to what float32 weights round (in float64; a port's weights may
-# be folded), or to what float32 computations err, and that it makes at least a hundred, or ten, times smaller:
-# a mistake of little effect does not explain a difference that is small already.
-EXPLAINED = {"exact": (1e-6, 1e-2), "single": (2e-5, 1e-1)}
+# Over the logits' scale, in float64 and in float32: what is rounding and needs no explanation; what a mistake must
+# bring a difference down to (a port's folded weights may be rounded to float32; float32 computations err by up to
+# 2e-5); and what share of it may be left, for a mistake of little effect does not explain a difference that is small
+# already.
+EXPLAINED = {"exact": (1e-12, 1e-6, 1e-2), "single": (2e-5, 2e-5, 1e-1)}
+
+MOST_AT_ONCE = 3  # timm's and torchvision's own classes make three of these mistakes, and no more
+EXTENDED = 12
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TF_CLASSES = 1001  # slim's, background first
@@ -37,7 +41,7 @@ class Mistake(NamedTuple):
     """What a port may do otherwise than the original: to the network, to its images, to its logits."""
 
     name: str
-    change: Callable[[MobileNetV3], None] = lambda _model: None
+    change: Callable[[MobileNetV3], None] | None = None
     images: Callable[[Tensor], Tensor] = lambda images: images
     class_shift: int = 0
 
@@ -50,7 +54,7 @@ class Target(NamedTuple):
 
 
 def diagnose(port: Port, target: Target, images: np.ndarray) -> list[Cause]:
-    """The one or two mistakes that make our network give ``target`` for ``images`` (N, H, W, C); empty where none do.
+    """The mistakes, three at most, that make our network give ``target`` for ``images`` (N, H, W, C); empty if none do.
 
     Where the target is our network's own output already, there is nothing to explain.
     """
@@ -58,37 +62,61 @@ def diagnose(port: Port, target: Target, images: np.ndarray) -> list[Cause]:
     inputs = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
     models = {dtype: ported_model(whole, dtype) for dtype in ("float32", "float64")}
 
+    networks: dict[tuple[str, ...], MobileNetV3] = {}
+
+    def changed(mistakes: tuple[Mistake, ...], dtype: str) -> MobileNetV3:
+        """Our network with these mistakes; kept where it is one, for pairs begin with it."""
+        changes = tuple(mistake for mistake in mistakes if mistake.change is not None)
+        if not changes:
+            return models[dtype]
+        key = (dtype, *(mistake.name for mistake in changes))
+        if key not in networks:
+            model = copy.deepcopy(changed(changes[:-1], dtype))
+            assert changes[-1].change is not None
+            changes[-1].change(model)
+            if len(changes) > 1:
+                return model
+            networks[key] = model
+        return networks[key]
+
     def distance(mistakes: tuple[Mistake, ...], dtype: str) -> float:
-        model, given, shift = copy.deepcopy(models[dtype]), inputs.to(getattr(torch, dtype)), 0
+        given = inputs.to(getattr(torch, dtype))
         for mistake in mistakes:
-            mistake.change(model)
             given = mistake.images(given)
-            shift += mistake.class_shift
         with torch.no_grad():
-            logits = _classes(model(given).numpy(), target.logits.shape[1], shift)
+            shift = sum(mistake.class_shift for mistake in mistakes)
+            logits = _classes(changed(mistakes, dtype)(given).numpy(), target.logits.shape[1], shift)
         if logits is None:
             return np.inf
         return float(np.abs(logits - target.logits).max() / (np.abs(target.logits).max() or 1.0))
 
-    precision = "exact" if target.exact else "single"
+    rounding, limit, share = EXPLAINED["exact" if target.exact else "single"]
     before = distance((), "float64")
-    limit, share = EXPLAINED[precision]
+    if not before > rounding:
+        return []
     enough = min(limit, share * before)
     known = list(_mistakes(port, images.shape[1:3]))
-    for count in (1, 2):
-        # Screened in float32, which is faster; its own rounding, 1e-5 at most, must not hide an explanation
-        tried = sorted(
-            (distance(mistakes, "float32"), number, mistakes)
-            for number, mistakes in enumerate(itertools.combinations(known, count))
-        )
+    tried: list[tuple[Mistake, ...]] = [(mistake,) for mistake in known]
+    for _ in range(MOST_AT_ONCE):
+        # Screened in float32, which is faster; its own rounding must not hide an explanation
+        ranked = sorted(((distance(mistakes, "float32"), number) for number, mistakes in enumerate(tried)))
         found = [
-            Cause(tuple(mistake.name for mistake in mistakes), before, after)
-            for rough, _, mistakes in tried[:5]
-            if rough <= max(enough, EXPLAINED["single"][0]) and (after := distance(mistakes, "float64")) <= enough
+            Cause(tuple(mistake.name for mistake in tried[number]), before, after)
+            for rough, number in ranked[:5]
+            if rough <= max(enough, EXPLAINED["single"][0]) and (after := distance(tried[number], "float64")) <= enough
         ]
         if found:
             return [min(found, key=lambda cause: cause.after)]
+        tried = _one_more(known, [tried[number] for _, number in ranked])
     return []
+
+
+def _one_more(known: list[Mistake], ranked: list[tuple[Mistake, ...]]) -> list[tuple[Mistake, ...]]:
+    """All pairs; of more, only those that begin with one of the pairs that bring the difference down furthest."""
+    begun = ranked if len(ranked[0]) == 1 else ranked[:EXTENDED]
+    more = {frozenset((*mistakes, other)): (*mistakes, other) for mistakes in begun for other in known}
+    ordered = [mistakes for names, mistakes in more.items() if len(names) == len(mistakes)]
+    return [tuple(sorted(mistakes, key=known.index)) for mistakes in ordered]
 
 
 def _classes(logits: np.ndarray, wanted: int, shift: int) -> np.ndarray | None:
@@ -102,7 +130,7 @@ def _classes(logits: np.ndarray, wanted: int, shift: int) -> np.ndarray | None:
 
 def _mistakes(port: Port, size: tuple[int, ...]) -> Iterator[Mistake]:
     yield Mistake("symmetric padding", _symmetric_padding)
-    yield Mistake("squeeze-excite gate of 1/6", _each(Gate, lambda gate: setattr(gate, "slope", 1 / 6)))
+    yield Mistake("squeeze-excite gate of 1/6", _each(Gate, lambda gate: setattr(gate, "slope", TIMM_GATE)))
     yield Mistake("batch norm epsilon 1e-5", _each(nn.BatchNorm2d, lambda norm: setattr(norm, "eps", 1e-5)))
     yield from _other_weights(port)
     yield Mistake("classes shifted by one", class_shift=1)

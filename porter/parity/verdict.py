@@ -13,12 +13,17 @@ from porter.parity.references.reference import Precision
 class Cause(NamedTuple):
     """Known mistakes that explain a difference: the logits' distance from the port before and after making them too.
 
-    ``names`` are one or two of porter.parity.diagnosis; distances are over the logits' scale.
+    ``names`` are of porter.parity.diagnosis; distances are over the logits' scale.
     """
 
     names: tuple[str, ...]
     before: float
     after: float
+
+    @property
+    def what(self) -> str:
+        """The mistakes in words."""
+        return " and ".join(filter(None, (", ".join(self.names[:-1]), self.names[-1])))
 
 
 @dataclass

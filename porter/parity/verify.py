@@ -29,7 +29,7 @@ from porter.parity.compare import RECORDED_ENDPOINTS, RECORDED_LOGITS, SAME_FUNC
 from porter.parity.diagnosis import Target, diagnose
 from porter.parity.evidence import Evidence
 from porter.parity.references.choose import open_reference
-from porter.parity.references.reference import Reference, Values, thin
+from porter.parity.references.reference import Noise, Reference, Values, larger, noise_of_softmax
 from porter.parity.samples import Sample, noise, photos, structured
 from porter.parity.verdict import Cause, Verdict
 
@@ -104,23 +104,22 @@ def verify(
 def _causes(check: Check, sizes: Sequence[Size] | None) -> list[Cause]:
     """What explains the difference: of the port's logits, or of the reference's where the port is as planned."""
     port, candidate, reference = check.port, check.candidate, check.reference
-    if port is None or not port.classes or reference.samples:
+    if port is None or not port.classes:
         return []
     size = reference.size or candidate.size or (sizes[0] if sizes else (port.mapping.input.size,) * 2)
-    sample = noise(size, seed=0)
-    images = reference.prepare(sample.images)
+    images = reference.samples[0].images if reference.samples else noise(size, seed=0).images
+    given = reference.prepare(images)
     target = None
     if candidate.planned:
         values = dict(reference.run(images, ["Logits"])).get("Logits")
         target = values and Target(values.values, exact=reference.precision == "float64")
     else:
-        questions = candidate.answers
-        output = [output for name, output in candidate.run(images, questions) if name in ("", "Logits")][-1:]
-        if output and output[0].exact is not None:
-            target = Target(output[0].exact, exact=True)
-        elif output and output[0].single is not None:
-            target = Target(output[0].single, exact=False)
-    return diagnose(port, target, images) if target and target.logits.ndim == 2 else []
+        outputs = [output for name, output in candidate.run(given, candidate.answers) if name in ("", "Logits")]
+        if outputs and outputs[-1].exact is not None:
+            target = Target(outputs[-1].exact, exact=True)
+        elif outputs and outputs[-1].single is not None:
+            target = Target(outputs[-1].single, exact=False)
+    return diagnose(port, target, given) if target and target.logits.ndim == 2 else []
 
 
 class Check(NamedTuple):
@@ -190,7 +189,7 @@ def open_check(
         fake_quant=fake_quant,
         precision=against.precision,
         rounded_weights=candidate.rounded_weights,
-        missing=list(against.missing),
+        missing=[name for name in endpoint_names(port.network, port.classes) if name in against.missing],
         changed=list(candidate.changed),
     )
     return Check(port, port.mapping, port.network, candidate, against, asked(dtype, candidate, against), verdict)
@@ -235,19 +234,24 @@ def check_sample(check: Check, sample: Sample, evidence: Evidence | None = None)
     Raises ParityError where shapes differ.
     """
     _, mapping, network, candidate, reference, questions, verdict = check
-    images = reference.prepare(sample.images)
     names = endpoint_names(network, classes=1)
-    outputs = candidate.run(images, questions)
-    found = matched(outputs, candidate.foreign, names)
-    for name, values in reference.run(images, names):
+    outputs = candidate.run(reference.prepare(sample.images), questions)
+    logits_noise: Noise | None = None
+    found = matched(outputs, candidate.foreign, names, reference.keep)
+    for name, values in reference.run(sample.images, names):
         fitting = found.at(name, values, mapping.classes.background)
         if fitting is None:
             if name not in verdict.unmatched:
                 verdict.unmatched.append(name)
             continue
         theirs, ours, port_name = fitting
+        if name == "Logits":
+            logits_noise = theirs.noise
+        elif name == "Predictions" and theirs.noise is not None and logits_noise is not None:
+            expected = noise_of_softmax(theirs.values, logits_noise)
+            theirs = theirs._replace(noise=larger(theirs.noise, expected))
         if reference.keep:
-            ours = _thinned(ours, reference.keep)
+            ours = ours.thinned(reference.keep)
         try:
             row = _row(check, name, sample.label, theirs, ours)
         except ValueError as error:
@@ -289,11 +293,6 @@ def _row(check: Check, name: str, label: str, theirs: Values, ours: Output) -> R
     if ours.noise is not None:
         row = row.with_port_noise(ours.noise)
     return row.with_rounded_weights() if check.candidate.rounded_weights else row
-
-
-def _thinned(ours: Output, keep: int) -> Output:
-    exact, single = (None if side is None else thin(side, keep) for side in (ours.exact, ours.single))
-    return ours._replace(exact=exact, single=single)
 
 
 def _agreeing(ours: np.ndarray, theirs: np.ndarray, k: int) -> int:

@@ -35,8 +35,8 @@ def write_exports(
 ) -> dict[str, tuple[Path, float]]:
     """Write each of ``kinds`` beside ``artifact``: kind -> file, and how far its logits are, over their scale.
 
-    All take a batch of any size at the training resolution. Raises NoParityError where one is less exact than it may be,
-    ArtifactError where a package is missing.
+    All take a batch of any size at the training resolution. Raises NoParityError where one is less exact than it may
+    be, ArtifactError where a package is missing.
     """
     if not kinds:
         return {}

@@ -24,7 +24,7 @@ def junit_xml(verdict: Verdict) -> bytes:
         ElementTree.SubElement(properties, "property", name=name, value=value)
     ElementTree.SubElement(properties, "property", name="verdict", value=verdict.sentence())
     for cause in verdict.causes:
-        ElementTree.SubElement(properties, "property", name="cause", value=" and ".join(cause.names))
+        ElementTree.SubElement(properties, "property", name="cause", value=cause.what)
     for row in rows:
         case = ElementTree.SubElement(suite, "testcase", classname=verdict.variant, name=row.endpoint, time="0")
         text = f"{_figures(row)} on {row.sample}, worst at {list(row.worst)}"

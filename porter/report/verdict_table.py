@@ -45,9 +45,7 @@ def outcome_lines(verdict: Verdict) -> list[str]:
 
 def cause_text(cause: Cause) -> str:
     """A cause, with both numbers."""
-    return (
-        f"{' and '.join(cause.names)}: with it, the logits' difference is {cause.after:.1e}, without {cause.before:.1e}"
-    )
+    return f"{cause.what}: with it, the logits' difference is {cause.after:.1e}, without {cause.before:.1e}"
 
 
 def _table(rows: list[Row], foreign: bool) -> Table:

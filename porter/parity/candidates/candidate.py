@@ -10,7 +10,7 @@ import numpy as np
 
 from porter.images import Size
 from porter.network.mobilenet_v3 import MobileNetV3
-from porter.parity.references.reference import Noise
+from porter.parity.references.reference import Noise, thin
 
 Question = Literal["function", "rounding"]
 QUESTIONS: frozenset[Question] = frozenset(("function", "rounding"))
@@ -27,6 +27,11 @@ class Output(NamedTuple):
     single: np.ndarray | None
     noise: Noise | None = None
 
+    def thinned(self, keep: int) -> Output:
+        """The part of it that a recorded reference keeps."""
+        exact, single = (None if side is None else thin(side, keep) for side in (self.exact, self.single))
+        return self._replace(exact=exact, single=single)
+
 
 Outputs = Iterator[tuple[str, Output]]
 
@@ -39,7 +44,8 @@ class Candidate:
     TensorFlow's endpoint names, or, where it is ``foreign``, by names of its own. ``answers`` are the questions that
     it can answer. ``rounded_weights`` tells that its float64 values carry float32's rounding of folded weights.
     ``changed`` are entries of the state dict that are not what the source gives; ``planned`` tells that there are none
-    and the network is ours. ``deployed`` is the form for inference, in float32. ``model`` is our own network, if it is one.
+    and the network is ours. ``deployed`` is the form for inference, in float32. ``model`` is our own network, if it is
+    one.
     """
 
     name: str

@@ -53,8 +53,8 @@ class Named:
 class Foreign:
     """A candidate's outputs under names of its own, all of them kept."""
 
-    def __init__(self, outputs: Outputs) -> None:
-        self.outputs = list(outputs)
+    def __init__(self, outputs: Outputs, keep: int) -> None:
+        self.outputs = [(name, output.thinned(keep) if keep else output) for name, output in outputs]
         self.start = 0  # of what the next endpoint may be
 
     def at(self, name: str, reference: Values, background: int | None) -> Fitting | None:
@@ -84,9 +84,12 @@ class Foreign:
         self.outputs.clear()
 
 
-def matched(outputs: Outputs, foreign: bool, names: Sequence[str]) -> Named | Foreign:
-    """``outputs``, to be asked for by endpoint; ``names`` are all of these in the order of computation."""
-    return Foreign(outputs) if foreign else Named(outputs, names)
+def matched(outputs: Outputs, foreign: bool, names: Sequence[str], keep: int) -> Named | Foreign:
+    """``outputs``, to be asked for by endpoint; ``names`` are all of these in the order of computation.
+
+    Of what the reference keeps a part of, so is that of a foreign port's outputs.
+    """
+    return Foreign(outputs, keep) if foreign else Named(outputs, names)
 
 
 def _fitted(name: str, reference: Values, output: Output, port_name: str | None, background: int | None) -> Fitting:

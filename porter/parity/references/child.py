@@ -82,11 +82,16 @@ class Child:
     def run(self, images: np.ndarray, names: Sequence[str]) -> Endpoints:
         self._ask(Header("run", names=list(names), dtype=str(images.dtype), shape=list(images.shape)), images)
         most = 8 * LARGEST_ENDPOINT * images.size + SMALL
-        while True:
-            header, values = self.receive(most)
-            if values is None:
-                return
-            yield header.name, Values(values, header.noise and Noise(*header.noise))
+        values: np.ndarray | None = images
+        try:
+            while True:
+                header, values = self.receive(most)
+                if values is None:
+                    return
+                yield header.name, Values(values, header.noise and Noise(*header.noise))
+        finally:
+            while values is not None and self.connection.fileno() >= 0:  # nobody wants the rest, but it comes
+                _, values = self.receive(most)
 
     def prepare(self, images: np.ndarray) -> np.ndarray:
         self._ask(Header("prepare", dtype=str(images.dtype), shape=list(images.shape)), images)

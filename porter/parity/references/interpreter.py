@@ -47,23 +47,24 @@ def interpreter(port: Port) -> Reference:
     quantised = bool(port.plan.ranges)
     if has_softmax and port.classes and not quantised:  # the port's softmax is not quantised
         tensors["Predictions"] = graph.outputs[0]
-    levels_in = graph.tensors[positions.get("input/quantize", positions["input"])]
+    stem = next(operator.inputs[0] for operator in graph.operators if operator.kind == "conv_2d")
+    takes_levels = details["dtype"] != np.float32
 
-    def quantized(images: np.ndarray) -> np.ndarray:
-        limits = np.iinfo(levels_in.dtype)
-        return np.clip(np.round(images / levels_in.scales[0]) + levels_in.zero_points[0], limits.min, limits.max)
+    def given(images: np.ndarray) -> np.ndarray:
+        """What the file takes for ``images`` in [-1, 1]: levels of 8 bits, or before its own preprocessing."""
+        if not takes_levels:
+            return ((images - preprocessing.offset) / preprocessing.factor).astype(np.float32)
+        (scale, zero), limits = details["quantization"], np.iinfo(details["dtype"])
+        return np.clip(np.round(images / scale) + zero, limits.min, limits.max).astype(details["dtype"])
 
     def prepare(images: np.ndarray) -> np.ndarray:
-        """``images`` as the network gets them: after rounding to 8 bits, or the graph's own preprocessing."""
-        held: np.ndarray
-        if quantised:
-            held = (quantized(images) - levels_in.zero_points[0]) * np.float32(levels_in.scales[0])
-        else:
-            held = unscaled(images) * np.float32(preprocessing.factor) + np.float32(preprocessing.offset)
-        return held.astype(np.float32)
-
-    def unscaled(images: np.ndarray) -> np.ndarray:
-        return ((images - preprocessing.offset) / preprocessing.factor).astype(np.float32)
+        """``images`` as the network gets them: what the file makes of them before its first convolution."""
+        held = []
+        for image in given(images):
+            runner.set_tensor(details["index"], image[None])
+            runner.invoke()
+            held.append(_dequantized(runner.get_tensor(stem), graph, stem))
+        return np.concatenate(held)
 
     def computed(interpreter: Any, image: np.ndarray, names: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
         interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image)
@@ -73,12 +74,10 @@ def interpreter(port: Port) -> Reference:
             yield name, values.reshape(1, -1) if name in ("Logits", "Predictions") else values
 
     def run(images: np.ndarray, names: Sequence[str]) -> Endpoints:
-        takes_levels = details["dtype"] != np.float32
-        given = (quantized(images) if takes_levels else unscaled(images)).astype(details["dtype"])
         have = [name for name in names if name in tensors]
         rows: dict[str, list[np.ndarray]] = {name: [] for name in have}
         others: dict[str, list[np.ndarray]] = {name: [] for name in have}
-        for image in given:
+        for image in given(images):
             for name, values in computed(runner, image[None], have):
                 rows[name].append(values)
             for name, values in computed(twin, image[None], have) if twin else ():

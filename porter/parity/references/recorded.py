@@ -29,7 +29,7 @@ def record(reference: Reference, images: np.ndarray, names: Sequence[str], keep:
         if noise is not None:
             found[NOISE.format(name)] = np.array(noise)
     file = io.BytesIO()
-    about = {"input": images, "keep": np.array(keep), "precision": np.array(reference.precision)}
+    about = {"input": reference.prepare(images), "keep": np.array(keep), "precision": np.array(reference.precision)}
     np.savez_compressed(file, **about, **found)  # type: ignore[arg-type]
     return file.getvalue()
 

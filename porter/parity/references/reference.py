@@ -40,12 +40,12 @@ Endpoints = Iterator[tuple[str, Values]]
 class Reference:
     """A computation to compare with.
 
-    ``run`` takes (N, H, W, C) images and endpoint names in the order of computation, and gives those that it has,
-    one at a time: a caller that drops them never holds more than one. ``precision`` is that of the values: ``levels``
-    are 8-bit numbers, which a port meets exactly or not at all. ``size`` is the only size it takes, None for any.
-    ``samples`` are its own inputs where it can run no others. ``prepare`` makes of images what its network gets to see.
-    ``keep`` bounds the values recorded per image, 0 where all are there. ``missing`` are endpoints of the network that
-    a graph does not hold; ``versions`` are those of the packages that compute.
+    ``run`` takes (N, H, W, C) images in [-1, 1] and endpoint names in the order of computation, and gives those that it
+    has, one at a time: a caller that drops them never holds more than one. ``precision`` is that of the values:
+    ``levels`` are 8-bit numbers, which a port meets exactly or not at all. ``size`` is the only size it takes, None for
+    any. ``samples`` are its own inputs where it can run no others. ``prepare`` makes of such images what its network
+    gets to see, and a port should. ``keep`` bounds the values recorded per image, 0 where all are there. ``missing``
+    are endpoints of the network that a graph does not hold; ``versions`` are those of the packages that compute.
     """
 
     name: str
@@ -63,6 +63,22 @@ def noise_between(single: np.ndarray, exact: np.ndarray) -> Noise:
     """The error of ``single`` (float32) from ``exact``, of the same shape."""
     difference = single.astype(np.float64) - exact
     return Noise(float(np.sqrt(np.mean(np.square(difference)))), float(np.abs(difference).max(initial=0.0)))
+
+
+def noise_of_softmax(chances: np.ndarray, logits: Noise) -> Noise:
+    """What errors of the logits, independent and of the size ``logits``, make of the probabilities (N, classes).
+
+    Class i errs by p_i (e_i - sum of p_j e_j). Where few classes have all of the probability, the error of one run is
+    the luck of few numbers; this is what it is on average.
+    """
+    squares = np.square(chances)
+    spread = np.sqrt(squares * (np.square(1 - chances) + squares.sum(1, keepdims=True) - squares))
+    return Noise(logits.rms * float(np.sqrt(np.mean(np.square(spread)))), logits.rms * float(spread.max()))
+
+
+def larger(one: Noise, other: Noise) -> Noise:
+    """The larger of both figures of two errors."""
+    return Noise(max(one.rms, other.rms), max(one.largest, other.largest))
 
 
 def thin(values: np.ndarray, keep: int) -> np.ndarray:

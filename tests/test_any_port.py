@@ -1,0 +1,219 @@
+"""Ports that are not ours: their verdicts, where they first differ by both names, and why."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import porter
+from porter.artifacts.files import load_artifact, save_artifact
+from porter.conversion import convert
+
+PORTS = Path(__file__).parent / "ports.py"
+
+
+@pytest.fixture(autouse=True)
+def demo(demo_folder, monkeypatch, tmp_path):
+    monkeypatch.setenv("DEMO", str(demo_folder))
+    path, _ = convert(demo_folder, tmp_path / "demo.pth")
+    monkeypatch.setenv("DEMO_PTH", str(path))
+    return path
+
+
+def verified(run, demo_folder, port, *options):
+    options = options or ("--reference", demo_folder / "expected.npz")
+    return run("verify", demo_folder, f"{PORTS}:{port}" if port.isidentifier() else port, *options)
+
+
+CAUSES = {
+    "bgr": "BGR",
+    "zero_to_one": "input in [0, 1]",
+    "bytes_in": "input in 0..255",
+    "imagenet_mean": "ImageNet mean and std",
+    "takes_bytes": "input taken for 0..255 and rescaled",
+    "swish": "h-swish as swish",
+    "hard_swish_inside": "h-swish inside squeeze-excite",
+    "sigmoid_gate": "sigmoid as squeeze-excite gate",
+    "gate_of_a_sixth": "squeeze-excite gate of 1/6",
+    "small_epsilon": "batch norm epsilon 1e-5",
+    "symmetric_padding": "symmetric padding",
+    "exchanged_kernels": "kernels with height and width exchanged",
+    "half_weights": "weights rounded to float16",
+    "PooledLast": "pooling behind the head convolution",
+    "Shifted": "classes shifted by one",
+    "gate_first": "squeeze-excite before the activation",
+    "activation_behind": "an activation behind squeeze-excite",
+    "resizes": "bilinear resize with antialiasing",
+    "two_at_once": "input in [0, 1] and BGR",
+}
+
+
+@pytest.mark.parametrize("port", CAUSES)
+def test_the_cause_is_named(run, demo_folder, port):
+    ran = verified(run, demo_folder, port)
+    assert ran.code == 1, ran.err
+    found = re.search(r"cause +(.*): with it, the logits' difference is (\S+), without (\S+)", ran.out)
+    assert found, ran.out[-600:]
+    assert found[1] == CAUSES[port]
+    assert float(found[2]) < 1e-6 < float(found[3])
+
+
+@pytest.mark.parametrize("port", ["nobody_knows", "one_weight"])
+def test_none_is_named_where_it_is_not_the_cause(run, demo_folder, port):
+    ran = verified(run, demo_folder, port)
+    assert ran.code == 1
+    assert "NO PARITY" in ran.out
+    assert "cause" not in ran.out
+
+
+def test_no_mistake(run, demo_folder):
+    ran = verified(run, demo_folder, "plain")
+    assert ran.code == 0, ran.out
+    assert "same function (" in ran.out
+
+
+@pytest.mark.tensorflow
+def test_raw_weights_are_named(run, tf, tmp_path):
+    from porter.demo import demo_variables
+    from porter.writers.bundle import write_bundle
+
+    averages = demo_variables("small_075")
+    del averages["global_step"]
+    raw = demo_variables("small_075", seed=1)
+    both = raw | {f"{name}/ExponentialMovingAverage": values for name, values in averages.items()}
+    write_bundle(tmp_path / "model-1", both)
+    convert(tmp_path / "model-1", tmp_path / "raw.pth", weights="raw")
+    ran = run("verify", tmp_path / "model-1", tmp_path / "raw.pth", "--size", "64")
+    assert ran.code == 1
+    assert "cause      raw weights instead of their averages" in ran.out
+
+
+def test_timms_other_class_has_two_mistakes(run, demo_folder, timm):
+    ran = verified(run, demo_folder, "timms_other_class")
+    assert ran.code == 1
+    assert "symmetric padding and batch norm epsilon 1e-5" in ran.out
+
+
+def test_timm_by_name_with_our_weights_and_plain_ones(run, demo_folder, demo, tmp_path, timm):
+    options = ["--reference", demo_folder / "expected.npz"]
+    ran = run("verify", demo_folder, "timm:tf_mobilenetv3_small_075", "--weights-file", demo, *options)
+    assert ran.code == 0, ran.out
+    assert "same function (" in ran.out
+    convert(demo_folder, tmp_path / "slim.pth", layout="slim")
+    ran = run(
+        *("verify", demo_folder, "timm:tf_mobilenetv3_small_075", "--weights-file", tmp_path / "slim.pth", *options)
+    )
+    assert ran.code == 1
+    assert "cause      squeeze-excite gate of 1/6" in ran.out
+    # The first block has the first gate: both sides' names for where it shows
+    assert "first      layer_2/output = blocks.0" in ran.out
+
+
+@pytest.mark.tensorflow
+def test_first_difference_by_both_names(run, tf, demo_folder):
+    """In float32 and float64, against the live graph, and in JSON."""
+    ran = verified(run, demo_folder, "swish", "--reference", "tf.nn", "--size", "65x64", "--json")
+    found = json.loads(ran.out)
+    assert ran.code == 1
+    assert found["first_divergence"] == "layer_1"
+    row = next(row for row in found["rows"] if row["endpoint"] == "layer_2/output")
+    assert row["port_name"] == "net.blocks.0"
+    assert [cause["names"] for cause in found["causes"]] == [["h-swish as swish"]]
+
+
+def test_port_of_other_classes(run, demo_folder, tmp_path):
+    model = porter.create_model("small_075", num_classes=7)
+    torch.save(model.state_dict(), tmp_path / "seven.pth")
+    ran = run("verify", demo_folder, tmp_path / "seven.pth", "--reference", demo_folder / "expected.npz")
+    assert ran.code == 2
+    assert "is not a port of the checkpoint" in ran.err
+    assert "classifier.weight: shape [7, 1024]" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("port", "message"),
+    [
+        ("no_module", "gives int, not an nn.Module"),
+        ("raises", "RuntimeError: somebody's code failed"),
+        ("nothing_of_that_name", "has no attribute 'nothing_of_that_name'"),
+        ("no.such.package:thing", "No module named 'no'"),
+        ("timm:no_such_model", "timm cannot make it"),
+        ("missing.onnx", "missing.onnx"),
+        ("missing.pt2", "missing.pt2"),
+        ("missing.pth", "missing.pth: no such file"),
+        ("missing/folder", "missing/folder: no such file or folder"),
+    ],
+)
+def test_ports_that_cannot_be_opened(run, demo_folder, port, message, timm):
+    ran = verified(run, demo_folder, port)
+    assert ran.code == 2
+    assert message in ran.err
+    assert ran.err.count("\n") == 1
+
+
+def test_code_runs_only_where_it_is_named(run, demo_folder, tmp_path):
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef make(): pass\n")
+    ran = run("verify", demo_folder, tmp_path / "evil.py", "--reference", demo_folder / "expected.npz")
+    assert ran.code == 2
+    assert not (tmp_path / "ran").exists()
+    run("verify", demo_folder, f"{tmp_path / 'evil.py'}:make", "--reference", demo_folder / "expected.npz")
+    assert (tmp_path / "ran").exists()
+
+
+@pytest.mark.tensorflow
+def test_exported_files(run, tf, demo_folder, tmp_path):
+    """ONNX and torch.export answer the second question alone, at the logits."""
+    ran = run("release", demo_folder, "--out", tmp_path / "dist", "--onnx", "--pt2")
+    assert ran.code == 0, ran.err
+    for suffix in ("onnx", "pt2"):
+        [path] = (tmp_path / "dist").glob(f"*.{suffix}")
+        ran = run("verify", demo_folder, path, "--reference", "tf.nn")
+        assert ran.code == 0, ran.out + ran.err
+        assert "float32 as exact as TensorFlow's" in ran.out
+        assert "same function" not in ran.out
+        ran = run("verify", demo_folder, path, "--reference", "tf.nn", "--dtype", "float64")
+        assert ran.code == 2
+        assert "nothing to ask" in ran.err
+
+
+@pytest.mark.tensorflow
+def test_another_tensorflow_source(run, tf, demo_folder, tmp_path):
+    """A frozen graph beside the checkpoint it was made of, and beside one of other weights."""
+    from slim_graph import frozen
+
+    from porter.demo import demo_variables
+
+    for seed, code in ((0, 0), (1, 1)):
+        graph = frozen(tf, demo_variables("small_075", seed=seed))
+        (tmp_path / "g.pb").write_bytes(graph.SerializeToString())
+        ran = run("verify", demo_folder, tmp_path / "g.pb", "--reference", "tf.nn", "--size", "64x97")
+        assert ran.code == code, ran.out
+        if seed == 0:
+            assert "same function (" in ran.out
+            assert "float32 as exact as TensorFlow's" in ran.out
+
+
+def test_a_weight_that_no_image_reaches(run, demo_folder, demo, tmp_path):
+    """Its value is compared as well."""
+    tensors = load_artifact(demo).tensors
+    tensors["blocks.0.0.se.conv_reduce.bias"][3] *= 1.001
+    torch.save(tensors, tmp_path / "a.pth")
+    ran = run("verify", demo_folder, tmp_path / "a.pth", "--reference", demo_folder / "expected.npz", "--json")
+    assert ran.code == 1
+    assert json.loads(ran.out)["changed"] == ["blocks.0.0.se.conv_reduce.bias"]
+
+
+def test_weights_one_rounding_away_are_the_same(run, demo_folder, tmp_path):
+    """Folding rounds once more; what that is off by is float32's, not another function."""
+    path, _ = convert(demo_folder, tmp_path / "a.pth", layout="slim", force=True)
+    tensors, metadata = load_artifact(path)
+    for value in tensors.values():
+        if value.is_floating_point():
+            value.copy_(torch.from_numpy(np.nextafter(value.numpy(), np.float32(np.inf))))
+    save_artifact(path, tensors, metadata, force=True)
+    ran = run("verify", demo_folder, path, "--reference", demo_folder / "expected.npz")
+    assert ran.code == 0, ran.out
+    assert "same function (" in ran.out
