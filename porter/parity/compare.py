@@ -25,6 +25,8 @@ RMS_MULTIPLE, LARGEST_MULTIPLE = 4.0, 8.0
 ULP = 2.0**-23
 RMS_FLOOR, LARGEST_FLOOR = 1 * ULP, 4 * ULP
 
+NO_NOISE = Noise(0.0, 0.0)
+
 # 8 bits: the same level, or another; levels are 1 / 255 of the scale apart, float32 numbers 1e-7
 SAME_LEVEL = 1e-6
 
@@ -144,11 +146,13 @@ def compare(
     exact: np.ndarray | None,
     single: np.ndarray | None,
     function_limit: float = SAME_FUNCTION,
+    inherited: Noise = NO_NOISE,
 ) -> Row:
     """Measure a port against ``reference`` at one endpoint (same shape, NHWC).
 
     ``exact`` are the port's float64 values (or levels), ``single`` its float32 values; None where that question is not
-    asked. Raises ValueError when the shapes differ.
+    asked. ``inherited`` is the largest error, over the scale, that the reference's float32 had at an earlier endpoint:
+    what this one is computed from. Raises ValueError when the shapes differ.
     """
     values, noise = reference.values.astype(np.float64), reference.noise
     for ours in (exact, single):
@@ -161,8 +165,8 @@ def compare(
     if noise is not None:
         theirs = Noise(noise.rms / unit, noise.largest / unit)
         allowed = Noise(
-            RMS_MULTIPLE * max(theirs.rms, RMS_FLOOR),
-            LARGEST_MULTIPLE * max(theirs.largest, LARGEST_FLOOR),
+            RMS_MULTIPLE * max(theirs.rms, inherited.rms, RMS_FLOOR),
+            LARGEST_MULTIPLE * max(theirs.largest, inherited.largest, LARGEST_FLOOR),
         )
     if single is not None and noise is not None:
         difference = np.abs(single.astype(np.float64) - values)

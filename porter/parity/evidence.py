@@ -77,7 +77,7 @@ class Evidence:
         if shown is None or shown.row.passed:
             return True
         known = list(self._furthest)  # in the order of computation, from the first sample
-        return row.endpoint in known and known.index(row.endpoint) < known.index(shown.row.endpoint)
+        return row.endpoint in known and known.index(row.endpoint) <= known.index(shown.row.endpoint)
 
     def classified(self, sample: str, images: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> None:
         """Take note of the logits (N, classes) of a sample."""

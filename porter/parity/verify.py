@@ -25,7 +25,16 @@ from porter.parity.candidates.choose import open_candidate
 from porter.parity.candidates.match import matched
 from porter.parity.candidates.own import deployed as in_deployed_form
 from porter.parity.candidates.own import quantised
-from porter.parity.compare import RECORDED_ENDPOINTS, RECORDED_LOGITS, SAME_FUNCTION, SAME_LEVEL, Row, compare, top_k
+from porter.parity.compare import (
+    NO_NOISE,
+    RECORDED_ENDPOINTS,
+    RECORDED_LOGITS,
+    SAME_FUNCTION,
+    SAME_LEVEL,
+    Row,
+    compare,
+    top_k,
+)
 from porter.parity.diagnosis import Target, diagnose
 from porter.parity.evidence import Evidence
 from porter.parity.references.choose import open_reference
@@ -236,7 +245,7 @@ def check_sample(check: Check, sample: Sample, evidence: Evidence | None = None)
     _, mapping, network, candidate, reference, questions, verdict = check
     names = endpoint_names(network, classes=1)
     outputs = candidate.run(reference.prepare(sample.images), questions)
-    logits_noise: Noise | None = None
+    inherited, logits_noise = NO_NOISE, NO_NOISE
     found = matched(outputs, candidate.foreign, names, reference.keep)
     for name, values in reference.run(sample.images, names):
         fitting = found.at(name, values, mapping.classes.background)
@@ -246,17 +255,18 @@ def check_sample(check: Check, sample: Sample, evidence: Evidence | None = None)
             continue
         theirs, ours, port_name = fitting
         if name == "Logits":
-            logits_noise = theirs.noise
-        elif name == "Predictions" and theirs.noise is not None and logits_noise is not None:
+            logits_noise = theirs.noise or NO_NOISE
+        elif name == "Predictions" and theirs.noise is not None:
             expected = noise_of_softmax(theirs.values, logits_noise)
             theirs = theirs._replace(noise=larger(theirs.noise, expected))
         if reference.keep:
             ours = ours.thinned(reference.keep)
         try:
-            row = _row(check, name, sample.label, theirs, ours)
+            row = _row(check, name, sample.label, theirs, ours, inherited)
         except ValueError as error:
             raise ParityError(f"{verdict.checkpoint}: {error}") from error
         row = row._replace(port_name=port_name)
+        inherited = larger(inherited, row.reference or NO_NOISE)
         verdict.rows.append(row)
         del values, fitting
         shown = ours.exact if ours.single is None or row.same_function is False else ours.single
@@ -281,7 +291,7 @@ def _count(
     verdict.top5_agree += _agreeing(ours, theirs, 5)
 
 
-def _row(check: Check, name: str, label: str, theirs: Values, ours: Output) -> Row:
+def _row(check: Check, name: str, label: str, theirs: Values, ours: Output, inherited: Noise) -> Row:
     limit = SAME_FUNCTION
     if check.reference.precision == "levels":
         limit = SAME_LEVEL
@@ -289,7 +299,7 @@ def _row(check: Check, name: str, label: str, theirs: Values, ours: Output) -> R
         limit = RECORDED_LOGITS if name == "Logits" else RECORDED_ENDPOINTS
     if theirs.noise is None and ours.exact is None:
         ours = ours._replace(exact=ours.single)
-    row = compare(name, label, theirs, ours.exact, ours.single, limit)
+    row = compare(name, label, theirs, ours.exact, ours.single, limit, inherited)
     if ours.noise is not None:
         row = row.with_port_noise(ours.noise)
     return row.with_rounded_weights() if check.candidate.rounded_weights else row

@@ -51,6 +51,7 @@ def parity_html(verdict: Verdict, evidence: Evidence) -> bytes:
     heat = evidence.heat_map
     page = environment.from_string(template).render(
         verdict=verdict,
+        sentence=verdict.sentence()[:1].upper() + verdict.sentence()[1:],
         rows=rows,
         furthest=furthest[0],
         first=first,
