@@ -1,15 +1,22 @@
-"""Writing a file whole or not at all."""
+"""Writing files and folders whole or not at all, whatever happens in between."""
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
+import re
 import secrets
+import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from porter.errors import PorterError
+
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
 def refuse_existing(path: Path, force: bool) -> None:
@@ -25,16 +32,23 @@ def atomic_write(path: Path, force: bool = False) -> Iterator[BinaryIO]:
     """Open a temporary file beside ``path`` and rename it to ``path`` when the block ends well.
 
     On any exception, KeyboardInterrupt included, the temporary file goes and an old ``path`` stays as
-    it was. Raises PorterError when the output exists (without ``force``) or cannot be written.
+    it was. What replaces a file has its permissions. Raises PorterError when the output exists (without ``force``, even
+    if it has come to exist meanwhile) or cannot be written.
     """
     refuse_existing(path, force)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    sweep(path)
+    temporary = temporary_beside(path)
     try:
         with temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        if force:
+            with suppress(FileNotFoundError):
+                temporary.chmod(stat.S_IMODE(path.stat().st_mode))
+            temporary.replace(path)
+        else:
+            _rename_new(temporary, path)
     except OSError as error:
         raise PorterError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
@@ -42,7 +56,72 @@ def atomic_write(path: Path, force: bool = False) -> Iterator[BinaryIO]:
             temporary.unlink()
 
 
+def _rename_new(temporary: Path, path: Path) -> None:
+    """Rename to ``path``, which must not exist: a link fails where a rename would overwrite."""
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        raise PorterError(f"{path}: exists already; choose another output or use --force") from None
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise
+        temporary.rename(path)  # a file system without links
+
+
 def write_bytes(path: Path, data: bytes, force: bool = False) -> None:
     """``atomic_write`` of data that is there already."""
     with atomic_write(path, force) as file:
         file.write(data)
+
+
+def temporary_beside(path: Path) -> Path:
+    """A name beside ``path`` that nobody has; ``sweep`` removes it when this process is gone."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+def sweep(path: Path) -> None:
+    """Remove what runs that were killed have left beside ``path``."""
+    ours = re.compile(re.escape(f".{path.name}.") + r"(\d+)-[0-9a-f]{8}\.tmp")
+    with suppress(OSError):
+        for left in path.parent.iterdir():
+            found = ours.fullmatch(left.name)
+            if found and not _alive(int(found[1])):
+                if left.is_dir() and not left.is_symlink():
+                    shutil.rmtree(left, ignore_errors=True)
+                else:
+                    left.unlink()
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def put_folder(new: Path, place: Path) -> None:
+    """Rename the folder ``new`` to ``place``; a folder that is there goes, and there is one of them at every moment.
+
+    Where the system cannot exchange two folders, there is a moment with none; ``new`` is whole beside it then.
+    """
+    if not place.exists():
+        new.rename(place)
+        return
+    if not _exchange(new, place):
+        old = temporary_beside(place)
+        place.rename(old)
+        new.rename(place)
+        new = old
+    shutil.rmtree(new)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two names in one step (Linux's renameat2); False where the system cannot."""
+    try:
+        exchange = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    return exchange(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0

@@ -40,6 +40,8 @@ def download(
     """
     refuse_existing(output, force)
     part = output.with_name(output.name + ".part")
+    if part.is_symlink() or (part.exists() and not part.is_file()):
+        raise DownloadError(f"{part}: is no plain file; remove it")
     try:
         headers, total = _fetch(url, part, progress)
     except urllib.error.HTTPError as error:
@@ -92,7 +94,10 @@ def _mismatch(path: Path, headers: Message, sha256: str | None) -> str | None:
     for entry in ",".join(headers.get_all("x-goog-hash", [])).split(","):
         name, _, value = entry.strip().partition("=")
         if name in ("md5", "crc32c"):
-            wanted[name] = base64.b64decode(value).hex()
+            try:
+                wanted[name] = base64.b64decode(value, validate=True).hex()
+            except ValueError:
+                return f"the server's digest {name}={value[:40]} is damaged"
     hashes = {name: hashlib.new(name) for name in wanted if name != "crc32c"}
     crc = 0
     with path.open("rb") as file:

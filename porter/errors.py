@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from porter.text import printable
+
 
 class PorterError(Exception):
     """Base of every expected error. The message names the file, the tensor and what to do.
 
-    ``details`` are further offenders of the same kind, one per line.
+    ``details`` are further offenders of the same kind, one per line. What in them would start a line or move the cursor
+    is escaped: names come from files.
     """
 
     exit_code = 2
 
     def __init__(self, message: str, details: Sequence[str] = ()) -> None:
-        super().__init__("\n  ".join([message, *details]))
+        self.message, self.details = printable(message), [printable(detail) for detail in details]
+        super().__init__("\n  ".join([self.message, *self.details]))
+
+    def renamed(self, old: str, new: str) -> PorterError:
+        """The same error with the path ``old`` named ``new``."""
+        return type(self)(self.message.replace(old, new), [detail.replace(old, new) for detail in self.details])
 
 
 class CheckpointError(PorterError):

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 Size = tuple[int, int]  # height, width in pixels
 Preprocessing = Literal["card", "tf", "tf2"]
 PREPROCESSINGS = get_args(Preprocessing)
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # what photos come in; Pillow knows 60 others
+# Resizing brings the shorter side to 256 pixels, and the longer one with it; a panorama is 1 : 10
+MAX_ASPECT = 50
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
@@ -23,9 +26,16 @@ def read_image(path: Path) -> Image:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path) as opened:
+        with Image.open(path, formats=FORMATS) as opened:
+            width, height = opened.size
+            if max(width, height) > MAX_ASPECT * min(width, height):
+                raise PorterError(f"{path}: an image of {width} x {height} pixels; not a photo")
             return opened.convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
+    except PorterError:
+        raise
+    except UnidentifiedImageError as error:
+        raise PorterError(f"{path}: not a readable image ({', '.join(FORMATS)})") from error
+    except Exception as error:  # Pillow's decoders have every kind for damaged bytes
         raise PorterError(f"{path}: not a readable image ({error})") from error
 
 

@@ -46,6 +46,8 @@ def predict(
         inputs = torch.from_numpy(normalized(pixels, spec.mean, spec.std)).permute(2, 0, 1)[None]
         with torch.no_grad():
             found = model(inputs.contiguous()).softmax(1)[0].topk(min(top, model.num_classes))
+        if not found.values.isfinite().all():
+            raise ArtifactError(f"{source}: gives no probabilities for {image} (NaN); are its weights finite?")
         numbers, chances = found.indices.tolist(), found.values.tolist()
         yield image, [Guess(n, labels[n] if labels else None, p) for n, p in zip(numbers, chances, strict=True)]
 

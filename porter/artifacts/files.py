@@ -15,6 +15,7 @@ from porter.atomic import atomic_write, write_bytes
 from porter.errors import ArtifactError
 
 SUFFIXES = (".pth", ".pt", ".safetensors")
+WITHOUT_NUMPY = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 class Artifact(NamedTuple):
@@ -66,11 +67,23 @@ def load_artifact(path: Path) -> Artifact:
     attached = getattr(loaded, "_metadata", {})
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):  # a training script's checkpoint
         loaded = loaded["state_dict"]
-    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+    if not isinstance(loaded, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()
+    ):
         raise ArtifactError(f"{path}: holds no state dict (names -> tensors)")
     entry = attached.get(KEY) if isinstance(attached, dict) else None
-    metadata = decode(entry["json"], str(path)) if isinstance(entry, dict) and "json" in entry else None
-    return Artifact(dict(loaded), metadata)
+    text = entry.get("json") if isinstance(entry, dict) else None
+    metadata = decode(text, str(path)) if isinstance(text, str) else None
+    return Artifact({name: _plain(path, name, value) for name, value in loaded.items()}, metadata)
+
+
+def _plain(path: Path, name: str, value: Tensor) -> Tensor:
+    """A tensor that numpy can look at: no parameter, float32 for types that it does not have. Raises ArtifactError."""
+    value = value.detach()
+    if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_complex():
+        kind = "meta" if value.is_meta else "quantized" if value.is_quantized else str(value.layout)
+        raise ArtifactError(f"{path}: tensor {name}: is {kind}, not an ordinary dense tensor")
+    return value.float() if value.dtype in WITHOUT_NUMPY else value
 
 
 def _safetensors_bytes(tensors: dict[str, Tensor], metadata: Metadata) -> bytes:
@@ -95,4 +108,5 @@ def _load_safetensors(path: Path) -> Artifact:
             text = (file.metadata() or {}).get(KEY)
     except (SafetensorError, OSError) as error:
         raise ArtifactError(f"{path}: not a readable safetensors file ({error})") from error
-    return Artifact(tensors, decode(text, str(path)) if text is not None else None)
+    plain = {name: _plain(path, name, value) for name, value in tensors.items()}
+    return Artifact(plain, decode(text, str(path)) if text is not None else None)

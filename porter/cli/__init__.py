@@ -10,6 +10,7 @@ import click
 
 from porter.cli import check, classify, obtain, port, publish
 from porter.errors import PorterError
+from porter.text import shortened
 
 
 def _debug(context: click.Context, _: click.Parameter, on: bool) -> None:
@@ -78,5 +79,5 @@ def main() -> None:
 def _fail(message: str, code: int, meta: dict[str, Any]) -> None:
     if meta.get("debug"):
         raise
-    click.echo(message, err=True)
+    click.echo("\n".join(shortened(line) for line in message.split("\n")), err=True)
     sys.exit(code)

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from porter.cli.options import FILE, SizeType, port_options, source_options
+from porter.cli.options import FILE, SizeType, echo_lines, port_options, source_options
 
 
 @click.command()
@@ -25,7 +25,7 @@ def inspect(checkpoint: str, variant: str | None, mapping: Path | None, weights:
     else:
         from porter.report.listing import inspection_lines
 
-        click.echo("\n".join(inspection_lines(inspection)))
+        echo_lines(inspection_lines(inspection))
 
 
 @click.command()
@@ -133,5 +133,5 @@ def diff(a: str, b: str, tolerance: float, as_json: bool) -> None:
     else:
         from porter.report.listing import difference_lines
 
-        click.echo("\n".join(difference_lines(found)))
+        echo_lines(difference_lines(found))
     sys.exit(0 if all(d.within(tolerance) for d in found) else 1)

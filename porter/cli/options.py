@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from porter.text import printable
 
 if TYPE_CHECKING:
     from porter.conversion import Port
@@ -69,4 +71,9 @@ def print_port(port: Port, variant: str | None) -> None:
     from porter.report.listing import port_lines
 
     opened = port.checkpoint
-    click.echo("\n".join(port_lines(port.plan, f"{opened.place} ({opened.format})", opened.weights, variant is None)))
+    echo_lines(port_lines(port.plan, f"{opened.place} ({opened.format})", opened.weights, variant is None))
+
+
+def echo_lines(lines: Iterable[str]) -> None:
+    """Print ``lines``, names from files in them made harmless."""
+    click.echo("\n".join(map(printable, lines)))

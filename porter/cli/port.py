@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from porter.cli.options import FILE, port_options, print_port, reading_options
+from porter.cli.options import FILE, echo_lines, port_options, print_port, reading_options
 
 
 @click.command()
@@ -36,7 +36,7 @@ def convert(
         from porter.report.listing import plan_lines
 
         port = plan_port(checkpoint[0], variant, **options)
-        click.echo("\n".join(plan_lines(port.plan)))
+        echo_lines(plan_lines(port.plan))
         print_port(port, variant)
         return
     from porter.conversion import convert

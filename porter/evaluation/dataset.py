@@ -13,6 +13,7 @@ from porter.images import SUFFIXES
 from porter.labels import imagenet_labels
 
 WORDNET_ID = re.compile(r"n\d{8}")
+NUMBER = re.compile(r"[0-9]{1,6}")  # of a class
 
 
 class Photo(NamedTuple):
@@ -64,12 +65,16 @@ def _listed(data: Path, labels: Path) -> Iterator[Photo]:
             rows = [row for row in csv.reader(opened) if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise PorterError(f"{labels}: not a readable CSV ({error})") from error
+    seen: set[Path] = set()
     for line, row in enumerate(rows, 1):
         label = (row[1].split() or [""])[0] if len(row) > 1 else ""
-        if label not in numbers and not label.isdigit():
+        if label not in numbers and not NUMBER.fullmatch(label):
             if line == 1:
                 continue
             raise PorterError(f"{labels}: line {line}: {row!r} is not `file,label` with a WordNet id or class number")
         if row[0] not in files:
             raise PorterError(f"{labels}: line {line}: {data / row[0]}: no such image")
+        if files[row[0]] in seen:
+            raise PorterError(f"{labels}: line {line}: {row[0]} stands there twice")
+        seen.add(files[row[0]])
         yield Photo(files[row[0]], numbers[label] if label in numbers else int(label))

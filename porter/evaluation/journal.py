@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import TextIO
 
+import msgspec
+
+from porter.atomic import write_bytes
 from porter.errors import PorterError
 from porter.evaluation.result import Seen
 
@@ -23,12 +26,14 @@ def read_journal(folder: Path, header: dict[str, object]) -> dict[int, list[Seen
         if folder.exists() and any(folder.iterdir()):
             raise PorterError(f"{folder}: holds other files; name an empty folder for --resume")
         folder.mkdir(parents=True, exist_ok=True)
-        start.write_text(json.dumps(header, indent=1) + "\n")
+        write_bytes(start, (json.dumps(header, indent=1) + "\n").encode(), force=True)
         return {}
     try:
         known = json.loads(start.read_text())
     except ValueError as error:
         raise PorterError(f"{start}: not readable ({error}); remove the folder to start again") from error
+    if not isinstance(known, dict):
+        raise PorterError(f"{start}: is no journal of an evaluation; remove the folder to start again")
     if known != header:
         changed = ", ".join(sorted(key for key in {*known, *header} if known.get(key) != header.get(key)))
         raise PorterError(f"{folder}: is of another evaluation ({changed} differ); name another folder for --resume")
@@ -36,10 +41,11 @@ def read_journal(folder: Path, header: dict[str, object]) -> dict[int, list[Seen
     for path in sorted(folder.glob("*.jsonl")):
         for line in path.read_text().splitlines():
             try:
-                number, rows = json.loads(line)
-            except ValueError:
+                number, rows = msgspec.json.decode(line, type=tuple[int, list[Seen]])
+            except msgspec.DecodeError:  # cut short, or nothing of ours
                 continue
-            batches[number] = [Seen(*row) for row in rows]
+            if rows:
+                batches[number] = rows
     return batches
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import lzma
 import shutil
 import stat
@@ -19,6 +20,22 @@ from porter.errors import CheckpointError
 
 # A released tarball holds at most 130 MB; anything far beyond is not one of them.
 MAX_UNPACKED = 4 << 30
+MAX_NAME = 1 << 16  # bytes of a member's name, or of its extended header
+
+
+class _TarInfo(tarfile.TarInfo):
+    """Refuses names and headers that are read into memory before anybody sees them."""
+
+    def _proc_gnulong(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        return super()._proc_gnulong(self._short(archive))  # type: ignore[misc]
+
+    def _proc_pax(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        return super()._proc_pax(self._short(archive))  # type: ignore[misc]
+
+    def _short(self, archive: tarfile.TarFile) -> tarfile.TarFile:
+        if self.size > MAX_NAME:
+            raise tarfile.ReadError(f"a name of {self.size} bytes")
+        return archive
 
 
 class _Member(NamedTuple):
@@ -42,7 +59,9 @@ def unpack(path: Path) -> tempfile.TemporaryDirectory[str]:
         for member in _members(path):
             name = PurePosixPath(member.name.replace("\\", "/"))
             if not member.plain or name.is_absolute() or ".." in name.parts or ":" in name.parts[0]:
-                raise CheckpointError(f"{path}: refusing member {member.name!r}: a link, a device or an unsafe path")
+                raise CheckpointError(
+                    f"{path}: refusing member {member.name[:100]!r}: a link, a device or an unsafe path"
+                )
             total += member.size
             if total > MAX_UNPACKED:
                 raise CheckpointError(f"{path}: unpacks to more than {MAX_UNPACKED >> 30} GiB; not a released tarball")
@@ -68,6 +87,8 @@ def unpack(path: Path) -> tempfile.TemporaryDirectory[str]:
         struct.error,
     ) as error:
         folder.cleanup()
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise CheckpointError(f"{path}: cannot be unpacked into {folder.name}: {error.strerror}") from error
         raise CheckpointError(f"{path}: damaged archive ({error}); fetch it again") from error
     except BaseException:
         folder.cleanup()
@@ -83,7 +104,7 @@ def _members(path: Path) -> Iterator[_Member]:
                     kind = stat.S_IFMT(info.external_attr >> 16)
                     yield _Member(info.filename, info.file_size, kind in (0, stat.S_IFREG), partial(packed.open, info))
         return
-    with tarfile.open(path, "r:gz") as archive:
+    with tarfile.open(path, "r:gz", tarinfo=_TarInfo) as archive:
         for member in archive:
             if not member.isdir():
                 yield _Member(member.name, member.size, member.isfile(), partial(archive.extractfile, member))

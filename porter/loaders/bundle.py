@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from porter.errors import CheckpointError
 from porter.loaders import dtypes
+from porter.loaders.bounds import check_total
 from porter.loaders.bundle_index import Entry, EntryParser, Index, read_index, shard_path
 from porter.loaders.crc import masked_crc32c
 from porter.loaders.object_graph import OBJECT_GRAPH_KEY, Resolved, resolve_names
@@ -47,6 +48,7 @@ def read_bundle(prefix: Path, fetch: Fetch | None = None, checksums: bool = True
         variables = {variable.name: variable for variable in bundle.variables()}
     graph = bundle.object_graph()
     names = resolve_names(variables, graph, str(index.path)) if graph is not None else Resolved(variables, {})
+    check_total(names.variables.values(), [index.path, *bundle.paths], str(index.path))
     files = [index.path, *(() if fetch else bundle.paths)]
     return Contents(names.variables, files, names.set_aside, prefetch=bundle.prefetch)
 
@@ -63,6 +65,15 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
+def _identity(path: Path) -> tuple[int, ...] | None:
+    """What changes when somebody replaces or rewrites the file; None where it is missing."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_ino, found.st_mtime_ns
+
+
 class _Bundle:
     """What all variables of one bundle share: the index entries and the shards."""
 
@@ -75,6 +86,7 @@ class _Bundle:
         self.ready: dict[Extent, bytes] = {}  # fetched, not yet read
         self.paths = [shard_path(prefix, number, index.shards) for number in range(index.shards)]
         self.shards: dict[int, FileIO] = {}  # open ones
+        self.known = {} if fetch else {path: _identity(path) for path in self.paths}
         self.reading = threading.Lock()  # a shard has one position
         self.parse = EntryParser(self.index, self.paths, [self._size(path) for path in self.paths])
 
@@ -152,6 +164,8 @@ class _Bundle:
             raise CheckpointError(
                 f"{path}: tensor {name}: checksum mismatch, the data is damaged; fetch the file again"
             )
+        if not self.fetch and _identity(path) != self.known[path]:
+            raise CheckpointError(f"{path}: has changed while it was read; try again")
         stored = dtypes.to_numpy(entry.dtype)
         if not self.big_endian:
             return np.frombuffer(data, stored).reshape(entry.shape)

@@ -11,6 +11,7 @@ import msgspec
 
 from porter.errors import CheckpointError
 from porter.loaders import dtypes, protos
+from porter.loaders.bounds import check_shape
 from porter.loaders.slices import Extents, Shape, extents_of
 from porter.loaders.table import read_table
 
@@ -18,6 +19,7 @@ VERSION = 1  # kTensorBundleVersion
 HEADER_KEY = b""
 BIG_ENDIAN = 1  # BundleHeaderProto.Endianness.BIG
 _MAX_SHARDS = 99_999  # five digits in the file name
+MAX_SHAPE = 1024  # bytes of a TensorShapeProto; a dimension takes up to 12
 
 
 class Index(NamedTuple):
@@ -101,9 +103,11 @@ class EntryParser:
 
     def _kind(self, stored: tuple[int, bytes], name: str) -> _Kind:
         number, data = stored
-        shape = protos.shape_of(protos.parse(protos.TensorShapeProto, data, self.index, f"the shape of {name}"))
-        if min(shape, default=0) < 0:
-            raise CheckpointError(f"{self.index}: tensor {name}: impossible shape {shape}")
+        what = f"{self.index}: tensor {name}"
+        if len(data) > MAX_SHAPE:
+            raise CheckpointError(f"{what}: impossible shape, of {len(data)} bytes; damaged")
+        found = protos.shape_of(protos.parse(protos.TensorShapeProto, data, self.index, f"the shape of {name}"))
+        shape = check_shape(found, what)
         dtype = dtypes.name_of(number)
         item = dtypes.ITEM_SIZES.get(dtype)
         kind = _Kind(dtype, shape, item * math.prod(shape) if item is not None else None)

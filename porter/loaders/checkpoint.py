@@ -16,11 +16,13 @@ import msgspec
 
 from porter.errors import CheckpointError
 from porter.loaders.archive import unpack
+from porter.loaders.bounds import check_total
 from porter.loaders.bundle import read_bundle
 from porter.loaders.locate import Source, locate, step_of
 from porter.loaders.remote import is_url, mirror
 from porter.loaders.variable import Contents, Variable
 from porter.loaders.weights import SUFFIX, Weights, select_weights
+from porter.text import printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,7 +93,7 @@ class Checkpoint(Mapping[str, Variable]):
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of each file, by file name."""
-        return {path.name: sha256(path) for path in self.files}
+        return {printable(path.name): sha256(path) for path in self.files}
 
 
 def open_checkpoint(path: str | os.PathLike[str], weights: Weights = "auto", checksums: bool = True) -> Checkpoint:
@@ -104,15 +106,22 @@ def open_checkpoint(path: str | os.PathLike[str], weights: Weights = "auto", che
     """
     remote = mirror(str(path)) if is_url(path) else None
     here = remote.path if remote else Path(path)
-    with _naming(str(here), str(path)):
+    with _naming(str(here) if remote else "", str(path)):
         source = locate(here, weights)
-        temporary = remote.folder if remote else None
-        if source.kind == "archive":
+    temporary = remote.folder if remote else None
+    copy = str(here) if remote else ""
+    if source.kind == "archive":
+        with _naming(copy, str(path)):
             temporary = unpack(source.path)
-            source = locate(Path(temporary.name) / source.path.name, weights)
-            remote = None  # all of it has come
-        fetch = remote.fetch if remote else None
+        copy = str(Path(temporary.name) / source.path.name)
+        with _naming(copy, str(path)):
+            source = locate(Path(copy), weights)
+        remote = None  # all of it has come
+    fetch = remote.fetch if remote else None
+    with _naming(copy, str(path)):
         contents = read_bundle(source.path, fetch, checksums) if source.kind == "bundle" else _read(source)
+        if source.kind != "bundle":  # whose shards may be stand-ins; it looks itself
+            check_total(contents.variables.values(), contents.files, str(source.path))
     averaged = source.kind == "bundle" and source.path.parent.name == "ema"
     variables = contents.variables
     if temporary:
@@ -135,14 +144,14 @@ def open_checkpoint(path: str | os.PathLike[str], weights: Weights = "auto", che
 
 
 @contextmanager
-def _naming(here: str, given: str) -> Iterator[None]:
-    """Errors name what was ``given`` instead of the temporary copy of it."""
+def _naming(copy: str, given: str) -> Iterator[None]:
+    """Errors name what was ``given`` instead of a temporary ``copy`` of it; ``copy`` is empty where there is none."""
     try:
         yield
     except CheckpointError as error:
-        if here == given:
+        if not copy:
             raise
-        raise CheckpointError(str(error).replace(here, given)) from error
+        raise error.renamed(copy, given) from error
 
 
 def _read(source: Source) -> Contents:

@@ -7,6 +7,7 @@ from typing import Any
 
 from porter.errors import CheckpointError
 from porter.loaders import dtypes, protos
+from porter.loaders.bounds import check_shape
 from porter.loaders.tensor_proto import tensor_values
 from porter.loaders.variable import Contents, Variable
 
@@ -22,13 +23,21 @@ _WEIGHT_INPUTS = {
 }
 
 
+# The key of a GraphDef's first field: node, library, version or versions
+FIRST_BYTES = (b"\x0a", b"\x12", b"\x18", b"\x22")
+
+
 def read_graphdef(path: Path) -> Contents:
     """Open the frozen graph ``path`` and return its weights under the variables' names.
 
     Raises CheckpointError when the file is no GraphDef or holds no weights.
     """
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(1)
+            if data not in FIRST_BYTES:  # before gigabytes are read
+                raise CheckpointError(f"{path}: not a frozen graph, nor anything else that holds a checkpoint")
+            data += file.read()
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from error
     graph = protos.parse(protos.GraphDef, data, str(path), "the file is not a frozen graph, or it")
@@ -58,6 +67,6 @@ def _variable(node: Any, path: Path) -> Variable:
     proto = next((attr.value.tensor for attr in node.attr if attr.key == b"value"), None)
     if proto is None:
         raise CheckpointError(f"{path}: tensor {name}: a constant without a value; the graph is damaged")
-    shape, dtype = protos.shape_of(proto.tensor_shape), dtypes.name_of(proto.dtype)
-    what = f"{path}: tensor {name}"
+    what, dtype = f"{path}: tensor {name}", dtypes.name_of(proto.dtype)
+    shape = check_shape(protos.shape_of(proto.tensor_shape), what)
     return Variable(name, shape, dtype, name, str(path), lambda: tensor_values(proto, shape, dtype, what))

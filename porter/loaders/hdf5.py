@@ -19,8 +19,7 @@ import h5py
 
 from porter.errors import CheckpointError
 from porter.limits import limit_memory
-
-SLACK = 64 << 20  # bytes of memory beyond 4 x the file
+from porter.loaders.bounds import allowance, check_shape
 
 # saving_lib numbers a layer's variables; these are the names by the layer's class, in the order of their numbers.
 _VARIABLES = {
@@ -43,7 +42,7 @@ def dump(path: Path, folder: Path, layer_names: dict[str, str]) -> None:
         with (folder / "values").open("wb") as values:
             for name, dataset in found:
                 unique = dataset.name.strip("/") if name in variables else name
-                _check(dataset, path)
+                _check(dataset, path, values.tell())
                 array = dataset[()]
                 plain = array.astype(array.dtype.newbyteorder("<"), copy=False)
                 variables[unique] = {
@@ -57,13 +56,15 @@ def dump(path: Path, folder: Path, layer_names: dict[str, str]) -> None:
     (folder / "listing.json").write_text(json.dumps({"variables": variables, "optimizer": optimizer}))
 
 
-def _check(dataset: h5py.Dataset, path: Path) -> None:
+def _check(dataset: h5py.Dataset, path: Path, before: int) -> None:
+    """Refuse what is no plain number, or is more than the file can hold with the ``before`` bytes already read."""
     stored, shape = dataset.name.strip("/"), dataset.shape or ()
     if dataset.dtype.kind not in "fiu" or dataset.external or dataset.is_virtual:
         raise CheckpointError(
             f"{path}: tensor {stored}: {dataset.dtype} values, or values outside the file; only plain numbers are read"
         )
-    if math.prod(shape) * dataset.dtype.itemsize > 4 * path.stat().st_size:
+    check_shape(shape, f"{path}: tensor {stored}")
+    if before + math.prod(shape) * dataset.dtype.itemsize > allowance(path.stat().st_size):
         raise CheckpointError(
             f"{path}: tensor {stored}: shape {shape} in a file of {path.stat().st_size} bytes; the file is damaged"
         )
@@ -123,7 +124,7 @@ def main() -> None:
     """What ``python -m`` runs: exit code 2 and one line where the file is damaged."""
     path, folder = Path(sys.argv[1]), Path(sys.argv[2])
     names = json.loads(sys.stdin.read() or "{}")
-    limit_memory(4 * path.stat().st_size + SLACK)
+    limit_memory(allowance(path.stat().st_size))
     try:
         dump(path, folder, names)
     except CheckpointError as error:

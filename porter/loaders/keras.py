@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from porter.errors import CheckpointError
+from porter.loaders.bounds import allowance
 from porter.loaders.variable import Contents, Variable
 
 if TYPE_CHECKING:
     import numpy as np
 
 WEIGHTS_MEMBER, CONFIG_MEMBER = "model.weights.h5", "config.json"
-SLACK = 64 << 20  # bytes that anything may unpack to beyond 4 x the file
+MAX_CONFIG = 2 << 20  # bytes; that of large_100 has 200 KB, and lists in lists take 25 times their text in memory
 SECONDS = 15.0  # for libhdf5, and another for each RATE bytes
 RATE = 10 << 20
 
@@ -83,11 +84,11 @@ def _reading(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path}: not a readable Keras file ({' '.join(str(error).split())})") from error
 
 
-def _member(path: Path, name: str) -> bytes:
+def _member(path: Path, name: str, most: int | None = None) -> bytes:
     """The content of a zip member, refused where it unpacks to far more than the file."""
     with zipfile.ZipFile(path) as archive:
         info = archive.getinfo(name)
-        limit = 4 * path.stat().st_size + SLACK
+        limit = allowance(path.stat().st_size) if most is None else most
         with archive.open(info) as member:
             data = member.read(limit + 1)
     if len(data) > limit:
@@ -99,7 +100,7 @@ def _layer_names(path: Path) -> dict[str, str]:
     """``conv2d_3`` -> the layer's name, from the configuration in a ``.keras``; empty without one."""
     if not zipfile.is_zipfile(path):
         return {}
-    config = json.loads(_member(path, CONFIG_MEMBER))
+    config = json.loads(_member(path, CONFIG_MEMBER, MAX_CONFIG))
     counts: Counter[str] = Counter()
     names: dict[str, str] = {}
     for layer in config["config"]["layers"]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from porter.errors import CheckpointError
-from porter.loaders import protos
 from porter.loaders.keras import WEIGHTS_MEMBER
 from porter.loaders.table import FOOTER_SIZE, is_table
 from porter.loaders.v1 import SHARDED
@@ -17,6 +17,7 @@ from porter.loaders.weights import Weights
 GZIP_MAGIC = b"\x1f\x8b"
 ZIP_MAGIC = b"PK"
 HDF5_MAGIC = b"\x89HDF"
+MAX_STATE = 1 << 20  # of a `checkpoint` file: a line for each checkpoint of a training run
 TFLITE_IDENTIFIER = b"TFL3"  # bytes 4 to 8
 
 
@@ -42,6 +43,8 @@ def locate(path: Path, weights: Weights = "auto") -> Source:
         return _in_folder(path, weights)
     if path.is_file():
         return _from_file(path)
+    if path.exists():
+        raise CheckpointError(f"{path}: neither a file nor a folder; name one")
     if path.with_name(path.name + ".index").is_file():
         return Source("bundle", path)
     shards = path.parent.glob(f"{path.name}-?????-of-?????") if path.parent.is_dir() else ()
@@ -140,15 +143,13 @@ def _chosen(folder: Path, candidates: list[Path]) -> Path:
 
     A stale absolute path in that file counts by its last part.
     """
-    from google.protobuf import text_format
-
     name = ""
-    try:
-        text = (folder / "checkpoint").read_text("utf-8")
-        state = text_format.Parse(text, protos.CheckpointState(), allow_unknown_field=True)
-        name = Path(state.model_checkpoint_path).name
-    except (OSError, UnicodeDecodeError, text_format.ParseError):  # no usable file: the folder's content decides
-        pass
+    with suppress(OSError, UnicodeDecodeError):  # no usable file: the folder's content decides
+        if (folder / "checkpoint").is_file():
+            with (folder / "checkpoint").open("rb") as file:
+                text = file.read(MAX_STATE).decode()
+            named = re.search(r'^\s*model_checkpoint_path: *"([^"\n]*)"', text, re.MULTILINE)
+            name = Path(named[1]).name if named else ""
     return next((path for path in candidates if path.name == name), max(candidates, key=lambda p: step_of(p) or -1))
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from porter.errors import CheckpointError
+from porter.loaders.bounds import allowance
 from porter.loaders.crc import masked_crc32c
 
 MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")  # kTableMagicNumber
@@ -17,10 +19,11 @@ FOOTER_SIZE = 48  # two block handles padded to 40 bytes, then the magic number
 TRAILER_SIZE = 5  # block type and masked CRC32C
 NO_COMPRESSION, SNAPPY = 0, 1
 
-Data = bytes | memoryview  # slices of small files are quicker as bytes, those of large ones as views
+Data = Any  # bytes, or a view of a file that gives bytes
 
 # A block is 4 KiB unless one entry is larger; no honest index block of 10^6 variables comes near this.
 _MAX_BLOCK_SIZE = 1 << 28
+MAX_KEYS = 1 << 28  # bytes of the keys of one block
 
 
 def is_table(data: Data) -> bool:
@@ -30,9 +33,12 @@ def is_table(data: Data) -> bool:
 
 def read_table(data: bytes, file: str) -> Iterator[tuple[bytes, bytes]]:
     """Yield every (key, value) in key order. Raises CheckpointError naming ``file`` on any damage."""
+    keys = 0
     with _located(file):
         for _, handle in _block_handles(data, file):
-            yield from _entries(_read_block(data, handle, file))
+            for key, value in _entries(_read_block(data, handle, file), allowance(len(data)) - keys):
+                keys += len(key)
+                yield key, value
 
 
 def look_up(data: Data, key: bytes, file: str) -> bytes | None:
@@ -50,8 +56,13 @@ def _block_handles(data: Data, file: str) -> Iterator[tuple[bytes, tuple[int, in
     footer = bytes(data[-FOOTER_SIZE:])
     _, position = _handle(footer, 0)  # the metaindex block, which TensorFlow leaves empty
     index_handle, _ = _handle(footer, position)
+    end = 0
     for last_key, value in _entries(_read_block(data, index_handle, file)):
-        yield last_key, _handle(value, 0)[0]
+        handle = _handle(value, 0)[0]
+        if handle[0] < end:
+            raise _Malformed("two of its blocks overlap")
+        end = sum(handle)
+        yield last_key, handle
 
 
 @contextmanager
@@ -93,7 +104,8 @@ def _unsnap(block: Data) -> bytes:
         raise _Malformed(f"snappy: {error}") from error
 
 
-def _entries(block: bytes) -> list[tuple[bytes, bytes]]:
+def _entries(block: bytes, most: int = MAX_KEYS) -> list[tuple[bytes, bytes]]:
+    """The entries of a block, whose keys may have ``most`` bytes together: they share prefixes, and memory does not."""
     restarts = int.from_bytes(block[-4:], "little") if len(block) >= 4 else 0
     end = len(block) - 4 * (restarts + 1)
     if end < 0:
@@ -111,6 +123,9 @@ def _entries(block: bytes) -> list[tuple[bytes, bytes]]:
         if shared > len(key) or middle + length > end:
             raise _Malformed("an entry runs past its block")
         previous, key = key, key[:shared] + block[position:middle]
+        most -= len(key)
+        if most < 0:
+            raise _Malformed("its keys are longer than the file allows")
         if key <= previous and entries:
             raise _Malformed("keys are out of order")
         position = middle + length

@@ -8,7 +8,6 @@ and where that is quantised, its range is ``.../min``, ``.../max`` and the other
 from __future__ import annotations
 
 import math
-import mmap
 import struct
 from collections import Counter
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from porter.errors import CheckpointError
+from porter.loaders.file_view import FileView
 from porter.loaders.tflite_graph import SIZES, Graph, Operator, Tensor, read_graph
 from porter.loaders.variable import Contents, Variable
 
@@ -94,8 +94,7 @@ def constant(graph: Graph, inputs: tuple[int, ...], position: int) -> Tensor | N
     index = inputs[position] if position < len(inputs) else -1
     if index < 0:
         return None
-    source = next((o for o in graph.operators if o.kind == "dequantize" and index in o.outputs), None)
-    tensor = graph.tensors[source.inputs[0] if source and source.inputs else index]
+    tensor = graph.tensors[graph.dequantized.get(index, index)]
     return tensor if tensor.size else None
 
 
@@ -105,11 +104,8 @@ def values_of(tensor: Tensor, path: Path) -> np.ndarray:
 
     if tensor.dtype not in SIZES:
         raise CheckpointError(f"{path}: tensor {tensor.name}: {tensor.dtype} values cannot be read")
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        stored = np.frombuffer(
-            data[tensor.start : tensor.start + tensor.size], np.dtype(tensor.dtype).newbyteorder("<")
-        )
-    stored = stored.reshape(tensor.shape)
+    data = FileView(path)[tensor.start : tensor.start + tensor.size]
+    stored = np.frombuffer(data, np.dtype(tensor.dtype).newbyteorder("<")).reshape(tensor.shape)
     if not tensor.scales:
         return stored.astype(np.float32)
     shape = [1] * stored.ndim

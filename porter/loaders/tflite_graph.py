@@ -9,6 +9,7 @@ import math
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +36,7 @@ TYPES = {
 }
 SIZES = {"float32": 4, "float16": 2, "int32": 4, "uint8": 1, "int64": 8, "bool": 1, "int16": 2, "int8": 1, "float64": 8}
 ACTIVATIONS = {0: None, 1: "relu", 2: "relu_n1_to_1", 3: "relu6"}
+MIN_NUMBERS = 1 << 16  # more than the operators and tensors of any network here have
 # Operator -> position of the fused activation among its options
 _ACTIVATION_FIELD = {"conv_2d": 3, "depthwise_conv_2d": 4, "fully_connected": 0, "add": 0, "mul": 0, "sub": 0}
 
@@ -73,13 +75,18 @@ class Graph:
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
 
+    @cached_property
+    def dequantized(self) -> dict[int, int]:
+        """Tensors that a ``dequantize`` makes -> what it makes them of."""
+        return {o.outputs[0]: o.inputs[0] for o in self.operators if o.kind == "dequantize" and o.inputs and o.outputs}
+
 
 def read_graph(path: Path) -> Graph:
     """Read ``path``. Raises CheckpointError when it is damaged."""
     try:
         data = path.read_bytes()
         root = struct.unpack_from("<I", data)[0]
-        return _graph(_Node(Table(data, root)))
+        return _graph(_Node(Table(data, root), [len(data) // 4 + MIN_NUMBERS]))
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from error
     except (struct.error, IndexError, KeyError, ValueError, TypeError, OverflowError, UnicodeDecodeError) as error:
@@ -90,8 +97,9 @@ def read_graph(path: Path) -> Graph:
 class _Node:
     """A FlatBuffers table whose fields are asked for by position."""
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: Table, left: list[int]) -> None:
         self.table = table
+        self.left = left  # numbers and children that may still be asked for; vectors may be shared, memory is not
 
     def _offset(self, position: int) -> int:
         offset: int = self.table.Offset(4 + 2 * position)
@@ -103,7 +111,9 @@ class _Node:
 
     def child(self, position: int) -> _Node | None:
         offset = self._offset(position)
-        return _Node(Table(self.table.Bytes, self.table.Indirect(offset + self.table.Pos))) if offset else None
+        if not offset:
+            return None
+        return _Node(Table(self.table.Bytes, self.table.Indirect(offset + self.table.Pos)), self.left)
 
     def text(self, position: int) -> str:
         offset = self._offset(position)
@@ -121,12 +131,19 @@ class _Node:
 
     def numbers(self, position: int, code: str) -> tuple[Any, ...]:
         start, length = self._vector(position, struct.calcsize(f"<{code}"))
+        self._take(length)
         return struct.unpack_from(f"<{length}{code}", self.table.Bytes, start)
 
     def children(self, position: int) -> Iterator[_Node]:
         start, length = self._vector(position, 4)
+        self._take(length)
         for index in range(length):
-            yield _Node(Table(self.table.Bytes, self.table.Indirect(start + 4 * index)))
+            yield _Node(Table(self.table.Bytes, self.table.Indirect(start + 4 * index)), self.left)
+
+    def _take(self, count: int) -> None:
+        self.left[0] -= count
+        if self.left[0] < 0:
+            raise ValueError("its vectors are shared, and longer together than the file")
 
     def content(self, position: int) -> tuple[int, int]:
         return self._vector(position, 1)

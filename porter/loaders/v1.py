@@ -6,7 +6,6 @@ Under the empty key each file lists its tensors and slices; each slice's values 
 
 from __future__ import annotations
 
-import mmap
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from porter.errors import CheckpointError
 from porter.loaders import dtypes, protos
+from porter.loaders.bounds import check_shape
+from porter.loaders.file_view import FileView
 from porter.loaders.ordered_code import slice_key
 from porter.loaders.slices import Extent, Part, assemble, extents_of, place, shape_of_slices
 from porter.loaders.table import look_up
@@ -39,7 +40,8 @@ def read_v1(path: Path) -> Contents:
             name = tensor.name.decode(errors="replace")
             what, shape = f"{file}: tensor {name}", protos.shape_of(tensor.shape)
             first, parts, _ = found.setdefault(name, (tensor, [], file))
-            if protos.shape_of(first.shape) != shape or first.type != tensor.type or min(shape, default=0) < 0:
+            check_shape(shape, what)
+            if protos.shape_of(first.shape) != shape or first.type != tensor.type:
                 raise CheckpointError(f"{what}: shards disagree about its shape or dtype, or it is impossible")
             for proto in tensor.slice:
                 extents = extents_of(proto)
@@ -67,7 +69,7 @@ def shard_files(path: Path) -> list[Path]:
 
 
 def _meta(file: Path) -> Any:
-    stored = look_up(_map(file), META_KEY, str(file))
+    stored = look_up(FileView(file), META_KEY, str(file))
     record = protos.parse(protos.SavedTensorSlices, stored or b"", str(file), "the list of its tensors")
     if not record.meta.tensor:
         raise CheckpointError(f"{file}: no list of tensors in it: not a V1 checkpoint (a renamed .index?)")
@@ -79,18 +81,10 @@ def _reader(
 ) -> Callable[[], np.ndarray]:
     def read() -> np.ndarray:
         what = f"{file}: tensor {name}"
-        stored = look_up(_map(file), slice_key(name, extents), str(file))
+        stored = look_up(FileView(file), slice_key(name, extents), str(file))
         if stored is None:
             raise CheckpointError(f"{what}: slice {extents} is missing; the file is damaged")
         record = protos.parse(protos.SavedTensorSlices, stored, str(file), f"tensor {name}")
         return tensor_values(record.data.data, shape, dtypes.name_of(dtype), what)
 
     return read
-
-
-def _map(file: Path) -> memoryview:
-    try:
-        with file.open("rb") as opened:
-            return memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: cannot be read: {error}") from error

@@ -51,6 +51,12 @@ def carry_out(plan: Plan, checkpoint: Checkpoint, dtype: Literal["float32", "flo
             if lost:
                 nudges[step.target] = lost
     in_order = {name: tensors[name] if name in tensors else np.zeros((), np.int64) for name in plan.targets}
+    for name, values in in_order.items():
+        if not np.isfinite(values).all():
+            raise CheckpointError(
+                f"{checkpoint.given}: entry {name}: folding gives values that are NaN or infinite; weights beyond "
+                "float32, or a variance below 0?"
+            )
     dropped = {step.target.rpartition(".")[0]: step.drop_class for step in plan.steps if step.drop_class is not None}
     ranges = {at: _range(checkpoint, name, dropped.get(at)) for at, name in plan.ranges.items()}
     return Ported(in_order, nudges, ranges)

@@ -28,6 +28,7 @@ VARIANTS = (
     "edgetpu_075",
     "edgetpu_100",
 )
+PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")  # it becomes the name of a file
 Names = Literal["slim", "keras", "keras2", "keras_unnamed", "tflite"]
 
 
@@ -99,7 +100,11 @@ def _with_line(message: str, document: Document) -> str:
 
 
 def _check(mapping: VariantMapping, document: Document) -> None:
-    """What types cannot say: the table makes a network, and the rules can be expanded over it."""
+    """What types cannot say: names are plain, the table makes a network, and the rules can be expanded over it."""
+    for field, name in (("variant", mapping.variant), ("timm", mapping.timm)):
+        if name is not None and not PLAIN_NAME.fullmatch(name):
+            at = document.where(f"$.{field}")
+            raise MappingError(f"{at}: {field}: {name[:60]!r} is no plain name (letters, digits, _ . -)")
     try:
         network = build_network(mapping)
         expected_variables(mapping, network, classes=1)

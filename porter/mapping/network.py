@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from fractions import Fraction
 
 from porter.mapping.schema import Activation, BlockKind, VariantMapping
+
+# What a mapping file may ask for; the largest network of the paper has 1,280 channels, 15 blocks and expansions of 8
+MOST, MOST_COUNT, MOST_BLOCKS = 1024, 65_536, 256
+NUMBER = re.compile(r"[0-9]{1,6}(\.[0-9]{1,12})?(/[0-9]{1,6})?")
 
 # Fused?, expansion 1? -> kind
 KINDS: dict[tuple[bool, bool], BlockKind] = {
@@ -110,6 +115,7 @@ def build_network(mapping: VariantMapping) -> Network:
     """Apply multiplier and expansions. Raises ValueError, ``key: what is wrong``, on an impossible table."""
     table, divisor = mapping.network, mapping.definition.divisor
     definition = mapping.definition
+    _check_numbers(mapping)
 
     def scaled(count: int) -> int:
         return make_divisible(count * table.multiplier, divisor)
@@ -123,12 +129,15 @@ def build_network(mapping: VariantMapping) -> Network:
             raise ValueError(f"{key}.stage: stages count up from 0 without gaps, {row.stage} follows {last_stage}")
         if row.kernel % 2 == 0 or row.kernel < 1 or row.stride < 1 or row.out < 1:
             raise ValueError(f"{key}: kernel must be odd, stride and out positive")
+        written = str(row.expansion)
         try:
-            expansion = Fraction(str(row.expansion))
-        except (ValueError, ZeroDivisionError):
-            raise ValueError(f"{key}.expansion: {row.expansion!r} is no number or fraction such as 72/16") from None
-        if expansion < 1:
-            raise ValueError(f"{key}.expansion: {row.expansion} is below 1")
+            expansion = Fraction(written) if NUMBER.fullmatch(written) else None
+        except ZeroDivisionError:
+            expansion = None
+        if expansion is None:
+            raise ValueError(f"{key}.expansion: {written[:40]!r} is no number or fraction such as 72/16")
+        if not 1 <= expansion <= MOST:
+            raise ValueError(f"{key}.expansion: {written} is not between 1 and {MOST}")
         expanded = channels if expansion == 1 else make_divisible(float(channels * expansion), divisor)
         position = sum(block.stage == row.stage for block in blocks)
         names = mapping.block
@@ -173,6 +182,35 @@ def build_network(mapping: VariantMapping) -> Network:
         dropout=definition.dropout,
         folded=mapping.folded,
     )
+
+
+def _check_numbers(mapping: VariantMapping) -> None:
+    """Numbers that no network has end in a message, not in an absurd amount of memory."""
+    table, definition, spec = mapping.network, mapping.definition, mapping.input
+    if len(table.blocks) > MOST_BLOCKS:
+        raise ValueError(f"network.blocks: {len(table.blocks)} blocks; at most {MOST_BLOCKS}")
+    counts = {"input.size": spec.size, "input.channels": spec.channels, "definition.divisor": definition.divisor}
+    counts |= {"network.stem.out": table.stem.out, "network.last.out": table.last.out}
+    counts |= {"network.stem.kernel": table.stem.kernel, "network.stem.stride": table.stem.stride}
+    if table.head:
+        counts["network.head.out"] = table.head.out
+    for index, row in enumerate(table.blocks):
+        at = f"network.blocks[{index}]"
+        counts |= {f"{at}.out": row.out, f"{at}.kernel": row.kernel, f"{at}.stride": row.stride}
+    for key, count in counts.items():
+        if not 1 <= count <= MOST_COUNT:
+            raise ValueError(f"{key}: {count} is not between 1 and {MOST_COUNT}")
+    numbers = {"network.multiplier": table.multiplier, "definition.gate": definition.gate, "input.crop": spec.crop}
+    numbers |= {"definition.batch_norm.epsilon": definition.batch_norm.epsilon}
+    for key, number in numbers.items():
+        if not 0 < number <= MOST:
+            raise ValueError(f"{key}: {number} is not a number above 0 and up to {MOST}")
+    if not (0 <= definition.dropout <= 1 and 0 <= definition.batch_norm.decay <= 1):
+        raise ValueError("definition: dropout and decay lie between 0 and 1")
+    if len(spec.mean) != spec.channels or len(spec.std) != spec.channels:
+        raise ValueError(f"input: mean and std have a number for each of the {spec.channels} channels")
+    if not all(math.isfinite(x) for x in (*spec.mean, *spec.std)) or 0 in spec.std:
+        raise ValueError("input: mean and std are finite, and std is not 0")
 
 
 def make_divisible(value: float, divisor: int) -> int:

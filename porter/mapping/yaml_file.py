@@ -26,32 +26,66 @@ class Document(NamedTuple):
         return self.lines[path]
 
 
+MAX_BYTES = 1 << 20  # of one file; the largest of ours has 11 KB
+MAX_NODES, MAX_DEPTH = 20_000, 24  # of one file, aliases counted wherever they stand; ours have 1,500 and 8
+MAX_BASES = 32  # files read for one mapping
+
+
+class _Reading:
+    """What reading one mapping has taken so far: a file may ask for no more than there is."""
+
+    def __init__(self, find: Find) -> None:
+        self.find, self.files, self.nodes = find, 0, 0
+
+    def file(self, path: Path) -> str:
+        self.files += 1
+        if self.files > MAX_BASES:
+            raise MappingError(f"{path}: more than {MAX_BASES} files by way of `base:`")
+        if not path.is_file():
+            raise MappingError(f"{path}: {'is no file' if path.exists() else 'No such file or directory'}")
+        try:
+            with path.open("rb") as file:
+                data = file.read(MAX_BYTES + 1)
+            if len(data) > MAX_BYTES:
+                raise MappingError(f"{path}: longer than {MAX_BYTES} bytes; no mapping file is")
+            return data.decode()
+        except OSError as error:
+            raise MappingError(f"{path}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise MappingError(f"{path}: not readable as YAML: {error}") from error
+
+    def node(self, place: str, depth: int) -> None:
+        self.nodes += 1
+        if self.nodes > MAX_NODES or depth > MAX_DEPTH:
+            raise MappingError(f"{place}: more than {MAX_NODES} values, or nested deeper than {MAX_DEPTH}")
+
+
 def read_yaml(path: Path, find: Find) -> Document:
     """Read ``path``; the files its ``base:`` names, found by ``find(name, path)``, come below it in their order.
 
     Raises MappingError with file and line.
     """
-    return _read(path, find, ())
+    return _read(path, _Reading(find), ())
 
 
-def _read(path: Path, find: Find, seen: tuple[Path, ...]) -> Document:
+def _read(path: Path, reading: _Reading, seen: tuple[Path, ...]) -> Document:
     if path in seen:
         raise MappingError(f"{path}: its base leads back to itself")
+    text = reading.file(path)
     try:
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(path.read_text("utf-8"))
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
         node = loader.get_single_node()
-    except OSError as error:
-        raise MappingError(f"{path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise MappingError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(node, yaml.MappingNode):
         raise MappingError(f"{path}:1: a mapping file is a YAML mapping (key: value)")
     lines: dict[str, str] = {}
-    content = _value(loader, node, "$", path, lines)
+    reading.nodes = 0
+    content = _value(loader, node, "$", path, lines, reading)
     bases = content.pop("base", [])
     document = Document({}, {})
     for base in bases if isinstance(bases, list) else [bases]:
-        document = overlay(document, _read(find(str(base), path), find, (*seen, path)))
+        document = overlay(document, _read(reading.find(str(base), path), reading, (*seen, path)))
     return overlay(document, Document(content, lines))
 
 
@@ -60,18 +94,27 @@ def overlay(below: Document, above: Document) -> Document:
     return Document(_merge(below.content, above.content), below.lines | above.lines)
 
 
-def _value(loader: Any, node: yaml.Node, at: str, path: Path, lines: dict[str, str]) -> Any:
+def _value(
+    loader: Any, node: yaml.Node, at: str, path: Path, lines: dict[str, str], reading: _Reading, depth: int = 0
+) -> Any:
     lines[at] = f"{path}:{node.start_mark.line + 1}"
+    reading.node(lines[at], depth)
     if isinstance(node, yaml.SequenceNode):
-        return [_value(loader, child, f"{at}[{i}]", path, lines) for i, child in enumerate(node.value)]
+        children = enumerate(node.value)
+        return [_value(loader, child, f"{at}[{i}]", path, lines, reading, depth + 1) for i, child in children]
     if not isinstance(node, yaml.MappingNode):
-        return loader.construct_object(node)
+        try:
+            return loader.construct_object(node)
+        except (yaml.YAMLError, ValueError, OverflowError) as error:
+            raise MappingError(f"{lines[at]}: {' '.join(str(error).split())}") from error
     result: dict[str, Any] = {}
     for key_node, child in node.value:
         key = key_node.value
+        if not isinstance(key, str):
+            raise MappingError(f"{path}:{key_node.start_mark.line + 1}: a key is a plain name, not a list or mapping")
         if key in result:
             raise MappingError(f"{path}:{key_node.start_mark.line + 1}: key {key!r} stands twice")
-        result[key] = _value(loader, child, f"{at}.{key}", path, lines)
+        result[key] = _value(loader, child, f"{at}.{key}", path, lines, reading, depth + 1)
     return result
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from porter.atomic import put_folder, sweep, temporary_beside
 from porter.errors import PorterError
 from porter.loaders.checkpoint import sha256
 
@@ -23,24 +23,23 @@ def staged(folder: Path, force: bool) -> Iterator[Path]:
 
     With ``force`` an earlier release goes. Raises PorterError where ``folder`` is something else, or cannot be written.
     """
+    if folder.exists() and folder.samefile(Path.cwd()):
+        raise PorterError(f"{folder}: is the folder you are in; name another one")
+    folder = folder.resolve()  # a link stays a link: what it leads to is replaced
     if folder.is_file():
-        raise PorterError(f"{folder}: is a file; name a folder for --out")
+        raise PorterError(f"{folder}: is a file; name a folder for the release")
     if folder.is_dir() and any(folder.iterdir()):
         if not (folder / CHECKSUMS).is_file():
-            raise PorterError(f"{folder}: holds other files; name a new folder for --out")
+            raise PorterError(f"{folder}: holds other files; name a new folder for the release")
         if not force:
             raise PorterError(f"{folder}: holds a release already; choose another folder or use --force")
-    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+    temporary = temporary_beside(folder)
     try:
-        temporary.mkdir(parents=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        sweep(folder)
+        temporary.mkdir()
         yield temporary
-        if folder.exists():
-            old = temporary.with_suffix(".old")
-            folder.rename(old)
-            temporary.rename(folder)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(folder)
+        put_folder(temporary, folder)
     except OSError as error:
         raise PorterError(f"{folder}: cannot be written: {error.strerror or error}") from error
     finally:
@@ -70,6 +69,9 @@ def checksum_problems(folder: Path) -> list[str]:
             raise PorterError(f"{path}: line {line!r} is no checksum")
         listed[name] = digest
     present = {file.relative_to(folder).as_posix(): file for file in _files(folder)}
+    strange = [name for name, file in present.items() if file.is_symlink() or not file.is_file()]
+    if strange:
+        raise PorterError(f"{folder}: {len(strange)} entries are no plain files:", strange)
     problems = [f"{name}: listed in {CHECKSUMS}, but missing" for name in listed if name not in present]
     problems += [f"{name}: not listed in {CHECKSUMS}" for name in present if name not in listed]
     return problems + [
@@ -80,4 +82,6 @@ def checksum_problems(folder: Path) -> list[str]:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS)
+    """Everything below ``folder`` but folders and its own list of checksums. Links and devices are among it."""
+    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted(path for path in found if path != folder / CHECKSUMS)

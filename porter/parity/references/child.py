@@ -70,7 +70,8 @@ class Child:
                 "file? compare with another reference"
             ) from error
         if header.kind == "failed":
-            raise ParityError(header.text)
+            message, *details = header.text.split("\n  ")
+            raise ParityError(message, details)
         return header, array
 
     def ready(self) -> About:

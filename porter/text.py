@@ -1,0 +1,24 @@
+"""Text from files and other programs, as a terminal may see it."""
+
+from __future__ import annotations
+
+MOST = 300  # characters of a line that tells of an error
+
+
+def printable(text: str) -> str:
+    """``text`` on one line: control characters, escape sequences and lone surrogates written as ``\\x1b``.
+
+    A name with a newline in it cannot look like a line of ours, and none moves the cursor.
+    """
+    return "".join(_shown(character) for character in text)
+
+
+def shortened(line: str, most: int = MOST) -> str:
+    """``line`` printable, cut where it is longer than ``most``; its end, where messages say what to do, stays."""
+    shown = printable(line)
+    half = (most - 5) // 2
+    return shown if len(shown) <= most else f"{shown[:half]} ... {shown[-half:]}"
+
+
+def _shown(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()
