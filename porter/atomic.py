@@ -79,9 +79,9 @@ def temporary_beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
-def sweep(path: Path) -> None:
-    """Remove what runs that were killed have left beside ``path``."""
-    ours = re.compile(re.escape(f".{path.name}.") + r"(\d+)-[0-9a-f]{8}\.tmp")
+def sweep(path: Path, endings: str = "") -> None:
+    """Remove what killed runs have left beside ``path``, or for names that go on in ``endings`` (a pattern)."""
+    ours = re.compile(re.escape(f".{path.name}") + endings + r"\.(\d+)-[0-9a-f]{8}\.tmp")
     with suppress(OSError):
         for left in path.parent.iterdir():
             found = ours.fullmatch(left.name)

@@ -17,6 +17,9 @@ from porter.atomic import refuse_existing
 from porter.errors import PorterError
 
 CHUNK = 1 << 16
+SCHEMES = ("https", "http")
+SILENCE = 30  # seconds without a byte
+MOST = 4 << 30  # bytes; a released tarball has 130 MB
 Progress = Callable[[int, int | None], None]
 
 
@@ -67,8 +70,10 @@ def _fetch(url: str, part: Path, progress: Progress | None) -> tuple[Message, in
     """Append what is missing to ``part``. Returns the headers and the whole size where it is known."""
     start = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    if request.type not in SCHEMES:
+        raise DownloadError(f"{url}: only {' and '.join(SCHEMES)} addresses are fetched")
     try:
-        response = urllib.request.urlopen(request, timeout=60)
+        response = urllib.request.build_opener(_Redirects).open(request, timeout=SILENCE)
     except urllib.error.HTTPError as error:
         if error.code != 416 or not start:  # 416: nothing lies behind the part
             raise
@@ -76,16 +81,33 @@ def _fetch(url: str, part: Path, progress: Progress | None) -> tuple[Message, in
         return error.headers, int(whole) if whole.isdigit() else None
     with response:
         resumed = response.status == 206
+        sent = response.headers.get("Content-Range", "")
+        if resumed and not sent.strip().lower().startswith(f"bytes {start}-"):
+            raise DownloadError(f"{url}: sends another part ({sent[:60]!r}) than the one asked for; remove {part}")
         if start and not resumed:  # a server without ranges starts over
             start = 0
-        length = response.headers.get("Content-Length")
-        total = start + int(length) if length else None
+        length = response.headers.get("Content-Length", "")
+        total = start + int(length) if length.isdecimal() else None
+        most = MOST if total is None else min(total, MOST)
+        if total is not None and total > MOST:
+            raise DownloadError(f"{url}: announces {total} bytes; no released file has more than {MOST}")
         with part.open("ab" if resumed else "wb") as file:
             while chunk := response.read(CHUNK):
+                if file.tell() + len(chunk) > most:
+                    raise DownloadError(f"{url}: sends more than {most} bytes; stopped")
                 file.write(chunk)
                 if progress:
                     progress(file.tell(), total)
         return response.headers, total
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows ten redirects at most (as urllib does), and none to another kind of address."""
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):  # type: ignore[no-untyped-def]
+        if newurl.partition(":")[0].lower() not in SCHEMES:
+            raise DownloadError(f"{req.full_url}: leads to {newurl[:100]}, which is no {' or '.join(SCHEMES)} address")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _mismatch(path: Path, headers: Message, sha256: str | None) -> str | None:

@@ -22,7 +22,7 @@ PORTS = Path(__file__).parent / "conformance_ports.py"
 INTRODUCTION = """# Ports of MobileNetV3, judged
 
 Made by `scripts/conformance.py`. Every port has the weights of the same checkpoint; the reference is slim's graph,
-run by TensorFlow in float64 and in float32 on ImageNet photos. Small 1.0 has trained weights, the others untrained ones.
+run by TensorFlow in float64 and in float32 on ImageNet photos. Small 1.0 has trained weights, the others have not.
 
 - **float64**: how far the port is from the original, over the logits' scale, where it can compute in float64.
   Rounding is below 1e-12. A port that is further off is another function.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 from porter.errors import CheckpointError
 
 MAX_FOLDER = 4 << 30  # bytes; a released folder holds at most 130 MB
+SILENCE = 30  # seconds without a byte
 GAP = 1 << 16  # bytes between two extents that are fetched rather than asked for a second time
 _SHARD = re.compile(r"(.+)\.data-\d{5}-of-(\d{5})")
 
@@ -158,9 +160,7 @@ def _ranges(url: str, system: Any, places: dict[Path, str]) -> Fetch:
         with _reaching(url):
             for file in {extent.file for extent in distant} - probed:
                 probed.add(file)
-                if (
-                    len(system.cat_file(places[file], 0, 1)) > 1
-                ):  # no ranges: the store sends the file whatever is asked
+                if not _has_ranges(system, places[file]):
                     system.get_file(places[file], str(file))
                     whole.add(file)
             distant = [extent for extent in distant if extent.file not in whole]
@@ -181,6 +181,15 @@ def _ranges(url: str, system: Any, places: dict[Path, str]) -> Fetch:
         return [_cut(extent, runs.get(places[extent.file], []), extent.file in whole) for extent in extents]
 
     return fetch
+
+
+def _has_ranges(system: Any, place: str) -> bool:
+    """Whether the store gives a byte where one is asked for; one without ranges sends the file whatever is asked."""
+    if "http" in (system.protocol if isinstance(system.protocol, str) else "".join(system.protocol)):
+        request = urllib.request.Request(place, headers={"Range": "bytes=0-0"})
+        with urllib.request.urlopen(request, timeout=SILENCE) as response:
+            return bool(response.status == 206)
+    return len(system.cat_file(place, 0, 1)) <= 1
 
 
 def _cut(extent: Extent, runs: list[tuple[int, bytes]], whole: bool) -> bytes:

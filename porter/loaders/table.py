@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from porter.errors import CheckpointError
-from porter.loaders.bounds import allowance
+from porter.loaders.bounds import TIMES
 from porter.loaders.crc import masked_crc32c
 
 MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")  # kTableMagicNumber
@@ -24,6 +24,7 @@ Data = Any  # bytes, or a view of a file that gives bytes
 # A block is 4 KiB unless one entry is larger; no honest index block of 10^6 variables comes near this.
 _MAX_BLOCK_SIZE = 1 << 28
 MAX_KEYS = 1 << 28  # bytes of the keys of one block
+MORE_KEYS = 16 << 20  # bytes of all keys, beyond 4 x those of the file; 10^6 variables of 80 letters have 80 MB
 
 
 def is_table(data: Data) -> bool:
@@ -36,7 +37,7 @@ def read_table(data: bytes, file: str) -> Iterator[tuple[bytes, bytes]]:
     keys = 0
     with _located(file):
         for _, handle in _block_handles(data, file):
-            for key, value in _entries(_read_block(data, handle, file), allowance(len(data)) - keys):
+            for key, value in _entries(_read_block(data, handle, file), TIMES * len(data) + MORE_KEYS - keys):
                 keys += len(key)
                 yield key, value
 

@@ -98,7 +98,9 @@ class Verdict:
         return statistics.median(ratios) if ratios else None
 
     def sentence(self) -> str:
-        """Both answers in one sentence."""
+        """Both answers in one sentence; of another function, nobody asks how exact it is."""
+        if self.same_function is False:
+            return self._about_function()
         return "; ".join(filter(None, (self._about_function(), self._about_rounding()))) or "nothing compared"
 
     def _about_function(self) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from porter.atomic import atomic_write, refuse_existing, write_bytes
+from porter.atomic import atomic_write, refuse_existing, sweep, write_bytes
 from porter.loaders import dtypes, protos
 from porter.loaders.bundle_index import HEADER_KEY, VERSION, shard_path
 from porter.loaders.crc import masked_crc32c
@@ -26,6 +26,7 @@ def write_bundle(
     all of the new. A ``checkpoint`` file that is there stays, but with ``force``: it says where a training goes on.
     Raises PorterError when a file exists (without ``force``) or cannot be written.
     """
+    sweep(prefix, r"\.(?:index|data-\d{5}-of-\d{5})")
     index, state = prefix.with_name(prefix.name + ".index"), prefix.with_name("checkpoint")
     refuse_existing(index, force)
     old = sorted(prefix.parent.glob(f"{glob.escape(prefix.name)}.data-?????-of-?????"))
