@@ -1,0 +1,128 @@
+"""The original graph as reference: rewritten in float64, cut at the first convolution, whole or in part."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SHARED
+from hypothesis import given
+from hypothesis import strategies as st
+from slim_graph import frozen
+
+import porter
+from porter.demo import demo_variables
+from porter.parity.references.graph_float64 import as_written, in_float64
+
+pytestmark = pytest.mark.tensorflow
+SEGMENTATION = Path(__file__).parent / "data" / "lraspp_small.yaml"
+
+
+@given(st.integers(1, 99_999), st.integers(0, 8))
+def test_a_decimal_of_code_comes_back(digits, places):
+    value = float(f"{digits}e-{places}")
+    assert as_written(np.float32(value)) == pytest.approx(value, rel=1e-15)
+
+
+@given(st.integers(1, 64), st.integers(1, 64))
+def test_a_fraction_of_code_comes_back(numerator, denominator):
+    assert as_written(np.float32(numerator / denominator)) == numerator / denominator
+
+
+@pytest.mark.parametrize("value", [0.16667, 1 / 6, 3.0, 6.0, 1e-3, 1.001e-5, 127.5])
+def test_constants_that_these_networks_have(value):
+    assert as_written(np.float32(value)) == pytest.approx(value, rel=1e-15)
+
+
+def write(folder, graph):
+    path = folder / "g.pb"
+    path.write_bytes(graph.SerializeToString())
+    return path
+
+
+@pytest.mark.parametrize("variant", ["small_075", "large_minimal_100"])
+def test_every_endpoint_in_float64(tf, tmp_path, variant):
+    path = write(tmp_path, frozen(tf, demo_variables(variant), variant))
+    verdict = porter.verify(path, sizes=[(97, 64)])
+    assert verdict.reference == "frozen graph (g.pb)"
+    assert verdict.passed
+    assert verdict.missing == []
+    assert verdict.function_distance() < 1e-13
+
+
+def test_no_operation_of_float32_is_left(tf):
+    graph = in_float64(frozen(tf, demo_variables("small_075")))
+    single = [(node.name, key) for node in graph.node for key, value in node.attr.items() if value.type == 1]
+    assert single == []
+    assert not any(node.op.startswith("FusedBatchNorm") for node in graph.node)
+
+
+@pytest.mark.parametrize(
+    ("constant", "cause"),
+    [({"gate": 1 / 6}, "squeeze-excite gate of 1/6"), ({"epsilon": 1e-5}, "batch norm epsilon 1e-5")],
+)
+def test_a_wrong_constant_in_our_table_shows_and_is_named(tf, run, tmp_path, constant, cause):
+    """tf.nn shares the table, and is deceived with the port."""
+    path = write(tmp_path, frozen(tf, demo_variables("small_075"), **constant))
+    ran = run("verify", path, "--size", "96")
+    assert ran.code == 1
+    assert f"cause      {cause}" in ran.out
+    assert run("verify", path, "--size", "96", "--reference", "tf.nn").code == 0
+
+
+def test_preprocessing_in_the_graph_does_not_matter(tf, tmp_path):
+    graph = frozen(tf, demo_variables("small_075"))
+    node = next(node for node in graph.node if node.name == "input")
+    node.op = "Cast"
+    node.attr.clear()
+    node.attr["SrcT"].type, node.attr["DstT"].type = 4, 1
+    node.input.append("ImageTensor")
+    image = graph.node.add(name="ImageTensor", op="Placeholder")
+    image.attr["dtype"].type = 4
+    assert porter.verify(write(tmp_path, graph), sizes=[(64, 65)]).passed
+
+
+def test_a_graph_that_holds_a_part(tf, run, tmp_path):
+    """What it holds is compared; what it does not is said."""
+    graph = frozen(tf, demo_variables("small_075"))
+    old, new = "MobilenetV3/expanded_conv_3/expand/hard_swish/mul_1", "somewhere/else"
+    for node in graph.node:
+        node.name = node.name.replace(old, new)
+        for position, source in enumerate(node.input):
+            node.input[position] = source.replace(old, new)
+    ran = run("verify", write(tmp_path, graph), "--size", "64")
+    assert ran.code == 0, ran.out
+    assert "not in it  layer_5/expansion_output" in ran.out
+    assert "49 endpoints" in ran.out
+
+
+@pytest.mark.parametrize("file", ["real/lraspp_small_user.pb", "heads/deeplab_v3_small/frozen.pb"])
+def test_backbone_inside_a_segmentation_graph(tf, file):
+    path = SHARED.parent / file
+    if not path.is_file():
+        pytest.skip(f"no {path} (set MNV3_CHECKPOINTS)")
+    verdict = porter.verify(path, mapping=SEGMENTATION, sizes=[(97, 130)])
+    assert verdict.passed
+    assert verdict.missing == ["layer_14"]
+    assert verdict.function_distance() < 1e-13
+
+
+@pytest.mark.parametrize("reference", ["auto", "tf.nn"])
+def test_trained_weights_without_false_alarm(tf, reference):
+    """NO PARITY by a fixed share of the scale: 1.1e-5 of it was TensorFlow's own rounding."""
+    folder = SHARED.parent / "real" / "v3-small_224_1.0_float"
+    if not folder.is_dir():
+        pytest.skip(f"no {folder} (set MNV3_CHECKPOINTS)")
+    verdict = porter.verify(folder / "ema", reference=reference)
+    assert verdict.passed
+    assert verdict.same_function
+    assert verdict.as_exact
+    assert verdict.function_distance() < 1e-13
+
+
+def test_recorded_reference_asks_both_questions(run, demo_folder, tmp_path):
+    """Without TensorFlow: float64 values and the reference's own error are in the record."""
+    run("release", demo_folder, "--out", tmp_path / "dist", "--reference", "tf.nn")
+    ran = run("release", "--check", tmp_path / "dist")
+    assert ran.code == 0, ran.err
+    assert "same function (" in ran.out
+    assert "float32 as exact as TensorFlow's" in ran.out
