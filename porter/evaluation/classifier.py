@@ -22,6 +22,8 @@ from porter.network.timm_import import import_timm
 from porter.parity.references.choose import open_reference
 from porter.prediction import variant_of
 
+AT_ONCE = 4  # images that a reference's process gets at once; its memory is measured out for one
+
 
 class Classifier(NamedTuple):
     """``logits`` takes (N, H, W, 3) float32 images and gives (N, classes), background dropped; ``input`` says which.
@@ -103,8 +105,12 @@ def _tensorflow(source: str, variant: str | None) -> Classifier:
     background = port.mapping.classes.background if port.plan.background_dropped else None
 
     def logits(images: np.ndarray) -> np.ndarray:
-        [(_, (found, _))] = reference.run(images, ["Logits"])
-        return found if background is None else np.delete(found, background, axis=1)
+        parts = []
+        for start in range(0, len(images), AT_ONCE):
+            [(_, (found, _))] = reference.run(images[start : start + AT_ONCE], ["Logits"])
+            parts.append(found)
+        whole = np.concatenate(parts)
+        return whole if background is None else np.delete(whole, background, axis=1)
 
     name = f"tf:{source} ({reference.name})"
     return _checked(Classifier(name, port.plan.num_classes, port.mapping.input, _digest(port), logits))

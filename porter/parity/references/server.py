@@ -6,6 +6,7 @@ for the next reference. Run by porter.parity.references.child.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
@@ -23,6 +24,7 @@ from porter.loaders.checkpoint import open_checkpoint
 from porter.parity.references.reference import Reference
 from porter.parity.references.wire import Closed, Header, Request, receive, receive_bytes, send
 
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 MAX_IMAGES = 1 << 32  # bytes of a batch; they come from our own side
 
 
@@ -53,7 +55,14 @@ def main() -> None:
         os.close(descriptors[0])
 
 
+def _die_with_parent() -> None:
+    """Have the system end this process when the server ends, whatever it is computing (Linux)."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def _serve(connection: socket.socket) -> None:
+    _die_with_parent()
     send(connection, Header("started", pid=os.getpid()))
     encoded, _ = receive_bytes(connection, 0)
     request = msgspec.msgpack.decode(encoded, type=Request)
