@@ -82,7 +82,7 @@ def _fetch(url: str, part: Path, progress: Progress | None) -> tuple[Message, in
     with response:
         resumed = response.status == 206
         sent = response.headers.get("Content-Range", "")
-        if resumed and not sent.strip().lower().startswith(f"bytes {start}-"):
+        if resumed and sent and not sent.strip().lower().startswith(f"bytes {start}-"):
             raise DownloadError(f"{url}: sends another part ({sent[:60]!r}) than the one asked for; remove {part}")
         if start and not resumed:  # a server without ranges starts over
             start = 0

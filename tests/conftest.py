@@ -6,6 +6,11 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+# Several workers beside processes of TensorFlow: threads beyond the cores would wait for each other
+if "PYTEST_XDIST_WORKER" in os.environ:
+    for _threads in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
+        os.environ.setdefault(_threads, "1")
+
 import numpy as np
 import pytest
 

@@ -120,3 +120,64 @@ def test_no_such_file_and_no_server(run, server, tmp_path):
     ran = run("download", "--variant", "small_075", "--url", "no-url", "-o", out)
     assert (ran.code, "unknown url type" in ran.err) == (2, True)
     assert names(tmp_path) == []
+
+
+def serving(answer):
+    """A server on this machine whose every answer is ``answer(handler)``; gives its address."""
+    import http.server
+    import threading
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            answer(self)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return f"http://127.0.0.1:{server.server_port}/a.tgz"
+
+
+def sends(status, headers, body=b"x" * 10):
+    def answer(handler):
+        handler.send_response(status)
+        for name, value in headers.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (sends(302, {"Location": "ftp://127.0.0.1/a"}), "leads to ftp://127.0.0.1/a"),
+        (sends(200, {"Content-Length": str(5 << 30)}), "announces 5368709120 bytes"),
+        (sends(206, {"Content-Range": "bytes 0-9/10"}), "sends another part ('bytes 0-9/10')"),
+        (sends(200, {"x-goog-hash": "md5=a"}), "md5=a is damaged"),
+    ],
+)
+def test_servers_that_lie(run, tmp_path, answer, message):
+    if "another part" in message:
+        (tmp_path / "a.tgz.part").write_bytes(b"12345")
+    ran = run("download", "--variant", "small_075", "--url", serving(answer), "-o", tmp_path / "a.tgz")
+    assert ran.code == 2
+    assert message in ran.err
+    assert not (tmp_path / "a.tgz").exists()
+
+
+def test_only_the_web_is_fetched(run, tmp_path):
+    ran = run("download", "--variant", "small_075", "--url", "file:///etc/passwd", "-o", tmp_path / "a.tgz")
+    assert ran.code == 2
+    assert "only https and http" in ran.err
+
+
+def test_a_part_that_is_a_link(run, tmp_path):
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / "a.tgz.part").symlink_to("victim")
+    url = serving(sends(200, {"Content-Length": "10"}))
+    ran = run("download", "--variant", "small_075", "--url", url, "-o", tmp_path / "a.tgz")
+    assert ran.code == 2
+    assert (tmp_path / "victim").read_text() == "precious"
