@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
+import struct
 import tarfile
 import time
-import tracemalloc
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import h5py
+import hostile_files
 import numpy as np
 
 from porter.artifacts.files import load_artifact
@@ -20,19 +22,23 @@ from porter.conversion import plan_port
 from porter.demo import demo_variables
 from porter.errors import PorterError
 from porter.loaders import open_checkpoint
+from porter.loaders.bundle_index import read_index
 from porter.loaders.table import read_table
+from porter.mapping.files import load_mapping, mappings_folder
+from porter.parity.references.recorded import recorded
 from porter.writers.bundle import write_bundle
 from porter.writers.table import table_bytes
 
-SECONDS = 20.0  # per input, on any machine; libhdf5 is stopped after 15
+SECONDS = 20.0  # per input, on any machine; libhdf5 is stopped after 15. These limits: SECURITY.md
 HDF5_SHARE = 60
-SLACK = 64 << 20  # bytes beyond 4 x the file's size
+SLACK = 64 << 20  # bytes of resident memory beyond 4 x the file's size
 
 
 class Target(NamedTuple):
     """One reader: ``seed`` a valid file, ``name`` what to call the mutant, ``read`` what to do with it.
 
-    ``repair`` rebuilds checksums after mutating the entries of a table, so that mutants get past them.
+    ``more`` are further valid or hostile files to start from. ``repair`` rebuilds checksums after mutating the entries
+    of a table, so that mutants get past them.
     """
 
     name: str
@@ -40,11 +46,19 @@ class Target(NamedTuple):
     read: Callable[[Path], object]
     repair: bool = False
     share: int = 1  # one in so many inputs, for a reader that starts a process each time
+    more: tuple[bytes, ...] = ()
 
 
 def read_checkpoint(path: Path) -> None:
     for variable in open_checkpoint(path).values():
         variable.read()
+
+
+def read_recorded(path: Path) -> None:
+    reference = recorded(path)
+    [sample] = reference.samples
+    for _ in reference.run(sample.images, ["Logits"]):
+        pass
 
 
 def small_variables() -> dict[str, np.ndarray]:
@@ -57,7 +71,9 @@ def targets(folder: Path) -> Iterator[Target]:
     write_bundle(folder / "v2" / "model-1", small_variables())
     index = folder / "v2" / "model-1.index"
     yield Target("V2 index", index, read_checkpoint)
-    yield Target("V2 entries", index, read_checkpoint, repair=True)
+    aliases = read_index(index).entries
+    aliases |= {b"alias/%d" % number: aliases[b"scope/v4"] for number in range(20)}
+    yield Target("V2 entries", index, read_checkpoint, repair=True, more=(hostile_files.index_bytes(aliases),))
     with tarfile.open(folder / "v2.tgz", "w:gz") as archive:
         archive.add(folder / "v2", "v2")
     yield Target("tgz", folder / "v2.tgz", read_checkpoint)
@@ -67,6 +83,11 @@ def targets(folder: Path) -> Iterator[Target]:
             archive.write(path, f"v2/{path.name}")
     yield Target("zip", folder / "v2.zip", read_checkpoint)
     yield from _hdf5_targets(folder)
+    arrays = {"input": np.ones((1, 2, 2, 3), "f"), "ep/Logits": np.ones((1, 5)), "noise/Logits": np.array([1e-8, 1e-7])}
+    np.savez_compressed(folder / "r.npz", **arrays)
+    yield Target(".npz", folder / "r.npz", read_recorded)
+    shutil.copy(mappings_folder() / "small_100.yaml", folder / "m.yaml")
+    yield Target("mapping", folder / "m.yaml", load_mapping, share=10)
     try:
         import tensorflow as tf
     except ImportError:
@@ -133,8 +154,17 @@ def _tensorflow_targets(tf, folder: Path) -> Iterator[Target]:
         )
         tf.nn.bias_add(convolved, tf.constant([1.0, 2.0, 3.0], name="c/biases"))
         (folder / "frozen.pb").write_bytes(graph.as_graph_def().SerializeToString())
-    yield Target("frozen graph", folder / "frozen.pb", read_checkpoint)
-    yield Target(".tflite", _tflite(tf, folder), read_checkpoint)
+    hostile = (
+        hostile_files.graph((1, 1, 9, 9), float_val=[1.0]),
+        hostile_files.graph((1 << 62, 0), float_val=[1.0]),
+    )
+    yield Target("frozen graph", folder / "frozen.pb", read_checkpoint, more=hostile)
+    yield Target(
+        ".tflite",
+        _tflite(tf, folder),
+        read_checkpoint,
+        more=(hostile_files.tflite(), hostile_files.tflite(4, 8, shared=16)),
+    )
 
 
 def _tflite(tf, folder: Path) -> Path:
@@ -175,45 +205,85 @@ def mutate(data: bytes, source: random.Random) -> bytes:
     return bytes(mutant)
 
 
-def mutant_of(target: Target, source: random.Random) -> bytes:
-    """A mutant of the seed; of a table's entries, with true checksums, where the target asks for it."""
-    data = target.seed.read_bytes()
-    if not target.repair:
-        return mutate(data, source)
-    entries = list(read_table(data, ""))
-    changed = {source.randrange(len(entries)) for _ in range(source.choice((1, 1, 2)))}
-    return table_bytes(
-        (key, mutate(value, source) if i in changed else value) for i, (key, value) in enumerate(entries)
-    )
+def packed(entries: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Entries of a table as one string of bytes that a mutator may change anywhere."""
+    return b"".join(struct.pack("<HH", len(key), len(value)) + key + value for key, value in entries)
+
+
+def unpacked(data: bytes) -> list[tuple[bytes, bytes]]:
+    """The entries that ``data`` makes, whatever it is: what is cut off is short."""
+    entries, at = [], 0
+    while at + 4 <= len(data):
+        key, value = struct.unpack_from("<HH", data, at)
+        at += 4 + key + value
+        entries.append((data[at - key - value : at - value], data[at - value : at]))
+    return entries
+
+
+def seeds_of(target: Target) -> list[bytes]:
+    """What mutants are made of: files, or packed entries where the target repairs checksums."""
+    files = [target.seed.read_bytes(), *target.more]
+    return [packed(read_table(data, "")) for data in files] if target.repair else files
+
+
+def file_of(target: Target, mutant: bytes) -> bytes:
+    return table_bytes(unpacked(mutant)) if target.repair else mutant
+
+
+class Place:
+    """A folder where mutants of ``target`` are written and read under the meters."""
+
+    def __init__(self, target: Target, folder: Path) -> None:
+        self.target, self.path = target, folder / target.seed.name
+        companions = list(target.seed.parent.glob(f"{target.seed.stem}.data-*"))
+        for companion in companions:
+            (folder / companion.name).write_bytes(companion.read_bytes())
+        self.beside = sum(path.stat().st_size for path in companions)
+
+    def attempt(self, mutant: bytes, what: str) -> str:
+        """``refused`` or ``read``. Raises AssertionError for any other error, or too much time or resident memory."""
+        data = file_of(self.target, mutant)
+        self.path.write_bytes(data)
+        start, before = time.perf_counter(), resident_reset()
+        try:
+            self.target.read(self.path)
+            outcome = "read"
+        except PorterError:
+            outcome = "refused"
+        except Exception as error:
+            raise AssertionError(f"{what}: {type(error).__name__}: {error}") from error
+        grown = resident_peak() - before
+        assert time.perf_counter() - start < SECONDS, f"{what}: slow"
+        allowed = 4 * (len(data) + self.beside) + SLACK
+        assert grown <= allowed, f"{what}: {grown} bytes taken for a file of {len(data)}"
+        return outcome
+
+
+def resident_reset() -> int:
+    """Start the meter: the resident memory of this process in bytes. 0 where the system has no such meter."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak becomes what it is now
+    except OSError:
+        return 0
+    return resident_peak()
+
+
+def resident_peak() -> int:
+    """The most resident memory in bytes since the meter was started, native code's included."""
+    try:
+        status = Path("/proc/self/status").read_bytes()
+    except OSError:
+        return 0
+    at = status.index(b"VmHWM:")
+    return int(status[at + 6 : status.index(b"kB", at)]) << 10
 
 
 def fuzz(target: Target, folder: Path, inputs: int, seed: int) -> dict[str, int]:
-    """Read ``inputs`` mutants; counts of those refused and those read.
-
-    Raises AssertionError, naming the seed, for anything but a PorterError, or too much time or memory.
-    """
-    path = folder / target.seed.name
-    for companion in target.seed.parent.glob(f"{target.seed.stem}.data-*"):
-        (folder / companion.name).write_bytes(companion.read_bytes())
+    """Read ``inputs`` mutants; counts of those refused and those read. Raises AssertionError, naming the seed."""
+    place, seeds = Place(target, folder), seeds_of(target)
     counts = {"refused": 0, "read": 0}
     for number in range(max(1, inputs // target.share)):
         source = random.Random(f"{seed} {target.name} {number}")
-        data = mutant_of(target, source)
-        path.write_bytes(data)
-        size = len(data) + sum(p.stat().st_size for p in folder.glob(f"{target.seed.stem}.data-*"))
-        what = f"{target.name}, seed {seed}, input {number}"
-        start = time.perf_counter()
-        tracemalloc.start()
-        try:
-            target.read(path)
-            counts["read"] += 1
-        except PorterError:
-            counts["refused"] += 1
-        except Exception as error:
-            raise AssertionError(f"{what}: {type(error).__name__}: {error}") from error
-        finally:
-            peak = tracemalloc.get_traced_memory()[1]
-            tracemalloc.stop()
-        assert time.perf_counter() - start < SECONDS, f"{what}: slow"
-        assert peak <= 4 * size + SLACK, f"{what}: {peak} bytes allocated for a file of {size}"
+        mutant = mutate(source.choice(seeds), source)
+        counts[place.attempt(mutant, f"{target.name}, seed {seed}, input {number}")] += 1
     return counts

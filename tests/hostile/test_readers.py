@@ -14,15 +14,15 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from hostile_files import MEGABYTE, graph, index_bytes, shared_prefix_table, tflite
+
 from porter.demo import demo_variables
 from porter.loaders import protos
 from porter.loaders.bundle_index import read_index
 from porter.writers.bundle import write_bundle
-from porter.writers.table import table_bytes
 
 SLACK = 64 << 20  # SECURITY.md: 4 x the bytes of the source and so much more
 SECONDS = 20
-MEGABYTE = 1 << 20
 
 
 def inspected(source):
@@ -65,24 +65,6 @@ def refused(source, honest):
     return said[0]
 
 
-def tensor_proto(shape, **fields):
-    proto = protos.GraphDef().node.add().attr.add().value.tensor
-    proto.dtype = 1
-    for side in shape:
-        proto.tensor_shape.dim.add(size=side)
-    for name, values in fields.items():
-        getattr(proto, name).extend(values)
-    return proto
-
-
-def graph(shape, **fields):
-    definition = protos.GraphDef()
-    constant = definition.node.add(name=b"w", op=b"Const")
-    constant.attr.add(key=b"value").value.tensor.CopyFrom(tensor_proto(shape, **fields))
-    definition.node.add(name=b"c", op=b"Conv2D", input=[b"x", b"w"])
-    return definition.SerializeToString()
-
-
 def test_frozen_graph_with_one_repeated_value(tmp_path, honest):
     (tmp_path / "g.pb").write_bytes(graph((1000, 1000, 1000), float_val=[1.0]))
     assert "claim 4,000,000,000 bytes" in refused(tmp_path / "g.pb", honest)
@@ -101,9 +83,7 @@ def bundle_with(tmp_path, change):
     index = prefix.with_name("model-1.index")
     entries = dict(read_index(index).entries)
     change(entries)
-    header = protos.BundleHeaderProto(num_shards=1)
-    header.version.producer = 1
-    index.write_bytes(table_bytes([(b"", header.SerializeToString()), *sorted(entries.items())]))
+    index.write_bytes(index_bytes(entries))
     return prefix
 
 
@@ -129,44 +109,8 @@ def test_keys_that_share_a_prefix(tmp_path, honest):
     index = prefix.with_name("model-1.index")
     entries = dict(read_index(index).entries) | {b"global_step": b""}
     change(entries)
-    entries = dict(sorted(entries.items()))
-    header = protos.BundleHeaderProto(num_shards=1)
-    header.version.producer = 1
-    index.write_bytes(shared_prefix_table([(b"", header.SerializeToString()), *entries.items()]))
+    index.write_bytes(index_bytes(entries, shared_prefix_table))
     assert "longer than the file allows" in refused(prefix, honest)
-
-
-def shared_prefix_table(entries):
-    """One block of ``entries``, prefixes shared as the format allows, and its index."""
-    from porter.loaders.crc import masked_crc32c
-
-    def varint(number):
-        out = bytearray()
-        while number > 127:
-            out.append(number & 127 | 128)
-            number >>= 7
-        return bytes([*out, number])
-
-    def block(pairs):
-        data, previous = bytearray(), b""
-        for key, value in pairs:
-            shared = MEGABYTE if previous[:MEGABYTE] == key[:MEGABYTE] and len(key) > MEGABYTE else 0
-            rest = key[shared:]
-            data += varint(shared) + varint(len(rest)) + varint(len(value)) + rest + value
-            previous = key
-        return bytes(data) + (0).to_bytes(4, "little") + (1).to_bytes(4, "little")
-
-    out = bytearray()
-
-    def add(content):
-        handle = varint(len(out)) + varint(len(content))
-        out.extend(content + b"\0" + masked_crc32c(content + b"\0").to_bytes(4, "little"))
-        return handle
-
-    data, meta = add(block(entries)), add(block([]))
-    index = add(block([(entries[-1][0], data)]))
-    out.extend((meta + index).ljust(40, b"\0") + (0xDB4775248B80FB57).to_bytes(8, "little"))
-    return bytes(out)
 
 
 def test_checkpoint_file_of_spaces(tmp_path, honest):
@@ -228,3 +172,11 @@ def test_keras_datasets_that_were_never_written(tmp_path, honest):
             values = file.create_group(f"layers/conv2d_{number}/vars")
             values.create_dataset("0", (4096, 4096), "f4", chunks=(4096, 4096))
     refused(tmp_path / "m.weights.h5", honest)
+
+
+@pytest.mark.parametrize(("size", "shared"), [((20_000, 20_000), 0), ((2, 5_000), 100_000)])
+def test_tflite_of_many_operators(tmp_path, honest, size, shared):
+    """20,000 tensors and operators that a quadratic search would take minutes over; operators that share one list."""
+    (tmp_path / "m.tflite").write_bytes(tflite(*size, shared))
+    said = refused(tmp_path / "m.tflite", honest)
+    assert ("vectors are shared" in said) == bool(shared), said

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import io
+import lzma
+import math
+import struct
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast, get_args
 
 import numpy as np
 
 from porter.errors import ParityError
+from porter.loaders.bounds import allowance
 from porter.parity.references.reference import Endpoints, Noise, Precision, Reference, Values, thin
 from porter.parity.samples import Sample
 
 VALUES = "ep/{}"  # the values of an endpoint
 NOISE = "noise/{}"  # the reference's own float32 error there: root mean square and largest
-UNREADABLE = (OSError, ValueError, zipfile.BadZipFile, zlib.error)
+# What zipfile and numpy make of damaged bytes
+UNREADABLE = (
+    *(OSError, EOFError, ValueError, TypeError, LookupError, RuntimeError, NotImplementedError, MemoryError),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+)
 KEEP = 4096  # values per image of an endpoint, when the file does not say
 
 
@@ -39,34 +48,37 @@ def recorded(path: Path) -> Reference:
 
     Older ones hold float32 values and no noise, and say nothing of precision. Raises ParityError naming the file.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            outputs = [name for name in file.files if name.startswith(VALUES.format(""))]
-            if "input" not in file.files or not outputs:
-                raise ParityError(
-                    f"{path}: a recorded reference needs the arrays 'input' and 'ep/<endpoint>' (ep/Logits ...); "
-                    f"found {sorted(file.files)[:5]}"
-                )
-            images = file["input"]
-            keep = int(file["keep"]) if "keep" in file.files else KEEP
-            precision = str(file["precision"]) if "precision" in file.files else "float32"
-            if precision not in get_args(Precision):
-                raise ParityError(f"{path}: recorded in the unknown precision {precision!r}")
-    except UNREADABLE as error:
-        raise ParityError(f"{path}: not a readable .npz reference ({error})") from error
+    with _opened(path) as file:
+        outputs = [name for name in file if name.startswith(VALUES.format(""))]
+        if "input" not in file or not outputs:
+            raise ParityError(
+                f"{path}: a recorded reference needs the arrays 'input' and 'ep/<endpoint>' (ep/Logits ...); "
+                f"found {sorted(file)[:5]}"
+            )
+        images = file["input"]
+        if images.ndim != 4 or images.dtype.kind not in "fiu" or not images.size:
+            raise ParityError(f"{path}: 'input' must be images (N, H, W, C), is {images.shape} of {images.dtype}")
+        keep = int(file["keep"]) if "keep" in file else KEEP
+        precision = str(file["precision"]) if "precision" in file else "float32"
+        if precision not in get_args(Precision):
+            raise ParityError(f"{path}: recorded in the unknown precision {precision!r}")
 
     def run(given: np.ndarray, names: Sequence[str]) -> Endpoints:
         if given is not images:
             raise ParityError(f"{path}: a recorded reference runs its own inputs only")
-        with np.load(path, allow_pickle=False) as file:
+        with _opened(path) as file:
             for name in names:
-                if VALUES.format(name) in file.files:
-                    try:
-                        values = file[VALUES.format(name)]
-                        noise = file[NOISE.format(name)] if NOISE.format(name) in file.files else None
-                    except UNREADABLE as error:
-                        raise ParityError(f"{path}: {name}: not readable ({error})") from error
-                    yield name, Values(values, None if noise is None else Noise(float(noise[0]), float(noise[1])))
+                if VALUES.format(name) in file:
+                    values, noise = file[VALUES.format(name)], None
+                    if values.dtype.kind not in "fiu" or values.shape[:1] != images.shape[:1]:
+                        raise ParityError(
+                            f"{path}: {name}: {values.shape} of {values.dtype} for {len(images)} images; damaged"
+                        )
+                    if NOISE.format(name) in file:
+                        noise = Noise(*file[NOISE.format(name)].astype(float).tolist())
+                        if not 0 <= noise.rms <= noise.largest < math.inf:
+                            raise ParityError(f"{path}: {name}: recorded with the impossible error {noise}")
+                    yield name, Values(values, noise)
 
     sample = Sample(f"recorded {images.shape[1]}x{images.shape[2]}", images)
     return Reference(
@@ -77,3 +89,33 @@ def recorded(path: Path) -> Reference:
         samples=(sample,),
         keep=keep,
     )
+
+
+class _Arrays(Mapping[str, np.ndarray]):
+    """The arrays of an ``.npz``. No header decides how much memory is taken: ``np.load`` believes them."""
+
+    def __init__(self, archive: zipfile.ZipFile, most: int) -> None:
+        self._archive, self._most = archive, most
+        self._names = [name.removesuffix(".npy") for name in archive.namelist()]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        with self._archive.open(f"{name}.npy") as member:
+            data = member.read(self._most + 1)
+        if len(data) > self._most:
+            raise ValueError(f"{name} unpacks to more than {self._most} bytes")
+        return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[_Arrays]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield _Arrays(archive, allowance(path.stat().st_size) // 2)  # as bytes, then as values
+    except UNREADABLE as error:
+        raise ParityError(f"{path}: not a readable .npz reference ({error})") from error
