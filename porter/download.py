@@ -46,7 +46,7 @@ def download(
     if part.is_symlink() or (part.exists() and not part.is_file()):
         raise DownloadError(f"{part}: is no plain file; remove it")
     try:
-        headers, total = _fetch(url, part, progress)
+        headers, total = _fetch(url, part, sha256, progress)
     except urllib.error.HTTPError as error:
         raise DownloadError(f"{url}: {error.code} {error.reason}") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
@@ -59,6 +59,7 @@ def download(
     wrong = (
         f"{size} bytes instead of {total}" if total is not None and size > total else _mismatch(part, headers, sha256)
     )
+    _version_file(part).unlink(missing_ok=True)
     if wrong:
         part.unlink()
         raise DownloadError(f"{url}: {wrong}; nothing was kept, try again")
@@ -66,10 +67,18 @@ def download(
     return output
 
 
-def _fetch(url: str, part: Path, progress: Progress | None) -> tuple[Message, int | None]:
+def _version_file(part: Path) -> Path:
+    """Where the server's name for the version that ``part`` is of (ETag, else Last-Modified) is kept."""
+    return part.with_name(part.name + ".version")
+
+
+def _fetch(url: str, part: Path, sha256: str | None, progress: Progress | None) -> tuple[Message, int | None]:
     """Append what is missing to ``part``. Returns the headers and the whole size where it is known."""
     start = part.stat().st_size if part.exists() else 0
+    version = _version_file(part).read_text() if start and _version_file(part).is_file() else ""
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    if version:  # another version comes whole
+        request.add_header("If-Range", version)
     if request.type not in SCHEMES:
         raise DownloadError(f"{url}: only {' and '.join(SCHEMES)} addresses are fetched")
     try:
@@ -82,15 +91,20 @@ def _fetch(url: str, part: Path, progress: Progress | None) -> tuple[Message, in
     with response:
         resumed = response.status == 206
         sent = response.headers.get("Content-Range", "")
-        if resumed and sent and not sent.strip().lower().startswith(f"bytes {start}-"):
+        if resumed and not sent.strip().lower().startswith(f"bytes {start}-"):
             raise DownloadError(f"{url}: sends another part ({sent[:60]!r}) than the one asked for; remove {part}")
-        if start and not resumed:  # a server without ranges starts over
+        if resumed and not (version or sha256 or response.headers.get("x-goog-hash")):
+            part.unlink()  # nothing would tell that the two parts are of one file
+            return _fetch(url, part, sha256, progress)
+        if start and not resumed:  # a server without ranges, or with another version, starts over
             start = 0
         length = response.headers.get("Content-Length", "")
         total = start + int(length) if length.isdecimal() else None
         most = MOST if total is None else min(total, MOST)
         if total is not None and total > MOST:
             raise DownloadError(f"{url}: announces {total} bytes; no released file has more than {MOST}")
+        if not resumed:
+            _keep_version(response.headers, part)
         with part.open("ab" if resumed else "wb") as file:
             while chunk := response.read(CHUNK):
                 if file.tell() + len(chunk) > most:
@@ -99,6 +113,15 @@ def _fetch(url: str, part: Path, progress: Progress | None) -> tuple[Message, in
                 if progress:
                     progress(file.tell(), total)
         return response.headers, total
+
+
+def _keep_version(headers: Message, part: Path) -> None:
+    tag = headers.get("ETag", "")
+    version = tag if tag.startswith('"') else headers.get("Last-Modified", "")  # a weak tag is no promise of bytes
+    if version and version.isprintable():
+        _version_file(part).write_text(version)
+    else:
+        _version_file(part).unlink(missing_ok=True)
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):

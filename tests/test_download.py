@@ -17,7 +17,8 @@ class Handler(BaseHTTPRequestHandler):
         server = self.server
         server.ranges.append(self.headers.get("Range"))
         start = 0
-        if server.knows_ranges and (match := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")):
+        same = self.headers.get("If-Range") in (None, server.tag)
+        if server.knows_ranges and same and (match := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")):
             start = int(match[1])
         if self.path == "/missing.tgz":
             return self.send_error(404)
@@ -28,6 +29,10 @@ class Handler(BaseHTTPRequestHandler):
             return self.end_headers()
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(CONTENT) - start))
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}")
+        if server.tag:
+            self.send_header("ETag", server.tag)
         for value in server.hashes:
             self.send_header("x-goog-hash", value)
         self.end_headers()
@@ -44,6 +49,7 @@ class Handler(BaseHTTPRequestHandler):
 def server():
     server = HTTPServer(("127.0.0.1", 0), Handler)
     server.knows_ranges, server.breaks_off, server.ranges, server.content = True, False, [], CONTENT
+    server.tag = None
     server.hashes = [
         f"crc32c={base64.b64encode(crc32c.crc32c(CONTENT).to_bytes(4, 'big')).decode()}",
         f"md5={base64.b64encode(hashlib.md5(CONTENT).digest()).decode()}",
@@ -86,6 +92,18 @@ def test_resume(server, fetch, tmp_path, knows_ranges):
     assert fetch().code == 0
     assert server.ranges == [None, "bytes=300000-"]
     assert (tmp_path / "v3.tgz").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("tags", [('"1"', '"1"'), ('"1"', '"2"'), (None, None), ('W/"1"', 'W/"1"')])
+def test_resume_goes_on_with_the_same_version_alone(server, fetch, tmp_path, tags):
+    """Without digests: the second half of another version must not be appended to the first half of this."""
+    server.hashes, server.breaks_off, server.tag = [], True, tags[0]
+    assert fetch().code == 2
+    server.tag = tags[1]
+    server.content = CONTENT if tags[0] == tags[1] == '"1"' else CONTENT[::-1]
+    assert fetch().code == 0
+    assert (tmp_path / "v3.tgz").read_bytes() == server.content
+    assert names(tmp_path) == ["v3.tgz"]
 
 
 def test_part_that_is_already_whole(fetch, tmp_path):

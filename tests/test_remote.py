@@ -1,5 +1,6 @@
 """Remote and archived sources: a local HTTP server with ranges and one without, and fsspec's file systems."""
 
+import contextlib
 import functools
 import http.server
 import shutil
@@ -13,7 +14,7 @@ from conftest import same_bits
 import porter
 from porter.demo import demo_variables, write_demo_checkpoint
 from porter.errors import CheckpointError
-from porter.loaders import open_checkpoint
+from porter.loaders import open_checkpoint, remote
 from porter.writers.bundle import write_bundle
 
 
@@ -176,3 +177,61 @@ def test_zip_bomb(tmp_path, monkeypatch):
         archive.writestr("model-1.index", bytes(2 << 20))
     with pytest.raises(CheckpointError, match="unpacks to more than"):
         open_checkpoint(tmp_path / "x.zip")
+
+
+def serving(tmp_path, answer):
+    """The address of a server that gives files of ``tmp_path`` for HEAD, and ``answer(handler, data)`` for GET."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self):
+            with open(self.translate_path(self.path), "rb") as file:  # noqa: PTH123
+                data = file.read()
+            with contextlib.suppress(OSError):  # who asked has gone
+                answer(self, data)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(tmp_path)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return f"http://127.0.0.1:{server.server_port}"
+
+
+def endless(handler, data):
+    """A part of one byte where one is asked for, and then what never ends."""
+    wanted = handler.headers.get("Range", "")
+    handler.send_response(206 if wanted else 200)
+    if wanted:
+        handler.send_header("Content-Range", f"{wanted.replace('=', ' ')}/{len(data)}")
+    handler.end_headers()
+    if wanted == "bytes=0-0":
+        handler.wfile.write(b"x")
+        return
+    if not wanted and len(data) < 100_000:  # the index
+        handler.wfile.write(data)
+        return
+    while True:
+        handler.wfile.write(bytes(1 << 20))
+
+
+def test_an_answer_without_end(tmp_path, run, monkeypatch):
+    with_slots(tmp_path / "www")
+    url = serving(tmp_path / "www", endless)
+    ran = run("convert", f"{url}/model-1", "-o", tmp_path / "a.pth")
+    assert ran.code == 2
+    assert "sends more than the" in ran.err
+    monkeypatch.setattr(remote, "MAX_FOLDER", 50 << 20)
+    (tmp_path / "www" / "a.tgz").write_bytes(bytes(200_000))
+    ran = run("inspect", f"{url}/a.tgz")
+    assert ran.code == 2
+    assert "sends more than" in ran.err
+
+
+def test_an_answer_that_never_comes(tmp_path, run, monkeypatch):
+    monkeypatch.setattr(remote, "SILENCE", 1)
+    (tmp_path / "a.tgz").write_bytes(b"x")
+    never = threading.Event()
+    ran = run("inspect", f"{serving(tmp_path, lambda *_: never.wait(30))}/a.tgz")
+    never.set()
+    assert ran.code == 2
+    assert "a.tgz" in ran.err

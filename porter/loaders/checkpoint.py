@@ -125,7 +125,7 @@ def open_checkpoint(path: str | os.PathLike[str], weights: Weights = "auto", che
     averaged = source.kind == "bundle" and source.path.parent.name == "ema"
     variables = contents.variables
     if temporary:
-        variables = {name: _holding(variable, temporary) for name, variable in variables.items()}
+        variables = {name: _of_copy(variable, temporary, copy, str(path)) for name, variable in variables.items()}
     chosen, set_aside = select_weights(variables, weights, str(path), averaged)
     return Checkpoint(
         given=str(path),
@@ -161,14 +161,18 @@ def _read(source: Source) -> Contents:
     return contents
 
 
-def _holding(variable: Variable, folder: tempfile.TemporaryDirectory[str]) -> Variable:
-    """``variable``, which keeps the unpacked ``folder`` it reads from; a Checkpoint may be dropped before it."""
+def _of_copy(variable: Variable, folder: tempfile.TemporaryDirectory[str], copy: str, given: str) -> Variable:
+    """``variable``, which keeps the temporary ``folder`` it reads from, and names what was ``given`` in errors.
+
+    A Checkpoint may be dropped before its variables.
+    """
 
     def load() -> np.ndarray:
         assert folder
-        return variable.load()
+        with _naming(copy, given):
+            return variable.load()
 
-    return msgspec.structs.replace(variable, load=load)
+    return msgspec.structs.replace(variable, load=load, file=variable.file.replace(copy, given))
 
 
 def sha256(path: Path) -> str:

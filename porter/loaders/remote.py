@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from porter.errors import CheckpointError
 
 MAX_FOLDER = 4 << 30  # bytes; a released folder holds at most 130 MB
+MAX_PAGE = 16 << 20  # bytes of a listing, or of a part whose length was not asked for
 SILENCE = 30  # seconds without a byte
 GAP = 1 << 16  # bytes between two extents that are fetched rather than asked for a second time
 _SHARD = re.compile(r"(.+)\.data-\d{5}-of-(\d{5})")
@@ -67,7 +68,7 @@ def mirror(url: str) -> Mirror:
 def _mirror(url: str, folder: tempfile.TemporaryDirectory[str]) -> Mirror:
     import fsspec
 
-    system, root = fsspec.core.url_to_fs(url)
+    system, root = fsspec.core.url_to_fs(url, **(web_options() if url.startswith("http") else {}))
     root = root.rstrip("/")
     name = PurePosixPath(root.split("?")[0]).name
     if name in ("", ".", ".."):
@@ -78,7 +79,7 @@ def _mirror(url: str, folder: tempfile.TemporaryDirectory[str]) -> Mirror:
     if prefix is not None:
         _checkpoint(system, prefix, base.parent, places)
     elif _size(system, root) is not None:
-        system.get_file(root, str(base))
+        _bring(system, root, base)
     else:
         _folder(system, root, base, places)
     return Mirror(base, folder, _ranges(url, system, places))
@@ -108,7 +109,7 @@ def _checkpoint(system: Any, prefix: str, base: Path, places: dict[Path, str]) -
     from porter.loaders.bundle_index import read_index, shard_path
 
     index = base / (PurePosixPath(prefix).name + ".index")
-    system.get_file(f"{prefix}.index", str(index))
+    _bring(system, f"{prefix}.index", index)
     shards = read_index(index).shards
     for number in range(shards):
         local = shard_path(index.with_suffix(""), number, shards)
@@ -139,11 +140,48 @@ def _folder(system: Any, root: str, base: Path, places: dict[Path, str]) -> None
         total += size or 0
         if total > MAX_FOLDER:
             raise CheckpointError(f"{system.unstrip_protocol(root)}: more than {MAX_FOLDER >> 30} GiB; name the file")
-        system.get_file(path, str(local))
+        _bring(system, path, local)
+
+
+def _bring(system: Any, place: str, local: Path) -> None:
+    """Fetch a whole file; one that does not end, whatever size was announced, is given up."""
+    from fsspec.callbacks import Callback
+
+    class Bounded(Callback):  # type: ignore[misc]
+        def call(self, *_: object, **__: object) -> None:
+            if self.value > MAX_FOLDER:
+                raise CheckpointError(f"{system.unstrip_protocol(place)}: sends more than {MAX_FOLDER >> 30} GiB")
+
+    system.get_file(place, str(local), callback=Bounded())
+
+
+def web_options() -> dict[str, Any]:
+    """Options of fsspec's file system of http(s): no answer is longer than what was asked for, none stays silent."""
+    import aiohttp
+
+    class Bounded(aiohttp.ClientResponse):
+        async def read(self) -> bytes:
+            if self._body is None:
+                asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.request_info.headers.get("Range", ""))
+                most = int(asked[2]) - int(asked[1]) + 1 if asked and self.status == 206 else MAX_PAGE
+                body = bytearray()
+                async for chunk in self.content.iter_chunked(1 << 16):
+                    body += chunk
+                    if len(body) > most:
+                        self.close()
+                        raise CheckpointError(f"{self.url}: sends more than the {most} bytes asked for")
+                self._body = bytes(body)
+            return self._body
+
+    # None: a large file may take long, as long as it comes
+    silence = aiohttp.ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE)
+    return {"client_kwargs": {"response_class": Bounded, "timeout": silence}}
 
 
 def _stand_in(path: Path, size: int | None) -> None:
     if size is not None:  # else missing: the reader says so
+        if size > MAX_FOLDER:
+            raise CheckpointError(f"{path.name}: announced as {size} bytes; no checkpoint here has so many")
         with path.open("wb") as file:
             file.truncate(size)
 
@@ -161,7 +199,7 @@ def _ranges(url: str, system: Any, places: dict[Path, str]) -> Fetch:
             for file in {extent.file for extent in distant} - probed:
                 probed.add(file)
                 if not _has_ranges(system, places[file]):
-                    system.get_file(places[file], str(file))
+                    _bring(system, places[file], file)
                     whole.add(file)
             distant = [extent for extent in distant if extent.file not in whole]
             merged = merge_offset_ranges(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import msgspec
 import torch
+from torch import Tensor
 
 from porter.artifacts.files import Artifact, load_artifact
 from porter.create import create_model
@@ -21,6 +21,24 @@ from porter.parity.verdict import Verdict
 from porter.parity.verify import Check, asked, check_sample, environment, verify
 from porter.release import folder as layout
 from porter.release.card import model_name
+
+
+class _Config(msgspec.Struct, frozen=True):
+    """What is checked of ``config.json``."""
+
+    architecture: str
+    num_classes: int
+
+
+class _Parity(msgspec.Struct, frozen=True):
+    """What is checked of ``parity.json``; ``digests`` are SHA-256 by file name."""
+
+    passed: bool
+    digests: dict[str, str]
+    fake_quant: bool = False
+
+
+Content = TypeVar("Content", _Config, _Parity)
 
 
 def check_release(folder: Path, checkpoint: str | None = None) -> Verdict:
@@ -54,14 +72,13 @@ def _contradictions(folder: Path) -> list[str]:
         problems.append(f"{path.name}: its name does not end in the first {layout.HASH_LENGTH} of its SHA-256")
     problems += _not_twins(path.name, artifact, twin)
     problems += [f"{path.name}: {n}: not finite" for n, value in artifact.tensors.items() if not value.isfinite().all()]
-    config, parity = _json(folder / layout.CONFIG), _json(folder / layout.PARITY)
-    expected = model_name(load_variant(artifact.metadata.variant))
-    for key, value in (("architecture", expected), ("num_classes", artifact.metadata.num_classes)):
-        if config.get(key) != value:
-            problems.append(f"{layout.CONFIG}: {key} is {config.get(key)!r}, the weights are of {value!r}")
-    if parity.get("passed") is not True:
+    config, parity = _json(folder / layout.CONFIG, _Config), _json(folder / layout.PARITY, _Parity)
+    expected = _Config(model_name(load_variant(artifact.metadata.variant)), artifact.metadata.num_classes)
+    if config != expected:
+        problems.append(f"{layout.CONFIG}: is of {config}, the weights are of {expected}")
+    if not parity.passed:
         problems.append(f"{layout.PARITY}: does not report parity")
-    if parity.get("digests", {}).get(path.name) != sha256(path):
+    if parity.digests.get(path.name) != sha256(path):
         problems.append(f"{layout.PARITY}: is of other weights than {path.name}")
     return problems
 
@@ -70,27 +87,28 @@ def _not_twins(name: str, one: Artifact, other: Artifact) -> list[str]:
     both = f"{name} and {layout.WEIGHTS}"
     if one.tensors.keys() != other.tensors.keys():
         return [f"{both}: other tensors ({sorted(one.tensors.keys() ^ other.tensors.keys())[:3]} ...)"]
-    problems = [f"{both}: {n} differs" for n, value in one.tensors.items() if not torch.equal(value, other.tensors[n])]
+    problems = [f"{both}: {n} differs" for n, value in one.tensors.items() if not _same(value, other.tensors[n])]
     if other.metadata is None or msgspec.structs.replace(other.metadata, parity={}) != one.metadata:
         problems.append(f"{both}: metadata differs")
     return problems
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
+
+
+def _json(path: Path, kind: type[Content]) -> Content:
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path}: not readable JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise ArtifactError(f"{path}: holds no JSON object")
-    return content
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (OSError, UnicodeDecodeError, RecursionError, msgspec.DecodeError) as error:
+        raise ArtifactError(f"{path}: not what a release has there ({error})") from error
 
 
 def _against_recorded(folder: Path, path: Path) -> Verdict:
     reference = recorded(folder / layout.REFERENCE)
     variant = load_artifact(path).metadata
     assert variant is not None
-    fake_quant = bool(_json(folder / layout.PARITY).get("fake_quant"))
+    fake_quant = _json(folder / layout.PARITY, _Parity).fake_quant
     if fake_quant:
         model = create_model(variant.variant, path, fake_quant=True)
         assert isinstance(model, MobileNetV3)

@@ -1,5 +1,6 @@
 """Mapping files, names and small files that people send: one line each, nothing run, nothing written elsewhere."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -163,3 +164,23 @@ def test_labels(run, demo_folder, tmp_path, label):
     ran = run("evaluate", demo_folder, tmp_path / "i", "--labels", tmp_path / "l.csv", "--workers", "0")
     assert ran.code == 2
     assert "stands there twice" in ran.err
+
+
+def test_damage_in_an_archive_names_the_archive(run, tmp_path, demo_folder):
+    """A flipped byte among the values: found when they are read, long after unpacking."""
+    folder = shutil.copytree(demo_folder, tmp_path / "v3")
+    [shard] = folder.rglob("*.data-00000-of-00001")
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    shutil.make_archive(str(tmp_path / "v3"), "gztar", tmp_path, "v3")
+    for command in ("convert", "verify", "diff"):
+        options = [tmp_path / "a.pth"] if command == "diff" else ["-o", tmp_path / "a.pth"]
+        if command == "verify":
+            options = ["--reference", demo_folder / "expected.npz"]
+        else:
+            run("convert", demo_folder, "-o", tmp_path / "a.pth", "--force")
+        ran = run(command, tmp_path / "v3.tar.gz", *options, *(["--force"] if command == "convert" else []))
+        assert ran.code == 2, (command, ran.err)
+        assert f"{tmp_path}/v3.tar.gz/v3/ema/" in ran.err, (command, ran.err)
+        assert "mnv3-port-" not in ran.err

@@ -56,8 +56,8 @@ def recorded(path: Path) -> Reference:
                 f"found {sorted(file)[:5]}"
             )
         images = file["input"]
-        if images.ndim != 4 or images.dtype.kind not in "fiu" or not images.size:
-            raise ParityError(f"{path}: 'input' must be images (N, H, W, C), is {images.shape} of {images.dtype}")
+        if images.shape[3:] != (3,) or images.dtype.kind not in "fiu" or not images.size:
+            raise ParityError(f"{path}: 'input' must be images (N, H, W, 3), is {images.shape} of {images.dtype}")
         keep = int(file["keep"]) if "keep" in file else KEEP
         precision = str(file["precision"]) if "precision" in file else "float32"
         if precision not in get_args(Precision):
