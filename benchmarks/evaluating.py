@@ -16,7 +16,7 @@ from timing import RESULTS, SHARED, interleaved, table, write_result
 
 import porter
 from porter.conversion import convert
-from porter.evaluation.run import evaluate
+from porter.evaluation.run import Settings, evaluate
 from porter.mapping.state_dict import layers
 from porter.network.timm_import import import_timm
 
@@ -67,13 +67,13 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
-        folded, _ = convert(given.source, Path(temporary) / "folded.pth", "small_100")
+        folded, _ = convert(given.source, Path(temporary) / "folded.pth", "small_100", fake_quant=False)
         artifact = with_batch_norms(folded, Path(temporary) / "a.pth")
         files = sorted(given.images.iterdir())
         guesses: dict[str, list[int]] = {}
 
         def ours() -> None:
-            result = evaluate(str(artifact), given.images, "small_100", workers=0, batch=BATCH)
+            result = evaluate(str(artifact), given.images, settings=Settings(workers=0, batch=BATCH))
             assert result
             guesses["ours"] = [seen.guesses[0] for seen in result.seen]
 

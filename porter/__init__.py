@@ -1,8 +1,9 @@
 """Exact ports of TF/Models MobileNetV3 checkpoints to PyTorch.
 
 ``convert`` writes an artifact, ``create_model`` builds the network and loads one, ``deploy`` makes it fast,
-``verify`` proves parity, ``open_checkpoint`` reads TensorFlow's files, ``export_tf`` writes one from an artifact. Each
-is imported on first use, so that reading a checkpoint needs neither torch nor tensorflow.
+``verify`` proves parity, ``open_checkpoint`` reads TensorFlow's files, ``export_tf`` writes one from an artifact,
+``list_variants`` names what can be ported, ``PorterError`` is what all of them raise. Each is imported on first use, so
+that reading a checkpoint needs neither torch nor tensorflow.
 """
 
 from __future__ import annotations
@@ -13,14 +14,30 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from porter.conversion import convert
     from porter.create import create_model
+    from porter.errors import PorterError
     from porter.exporting import export_tf
     from porter.loaders import open_checkpoint
+    from porter.mapping.files import list_variants
     from porter.network.deployment import deploy
     from porter.parity.verify import verify
 
-__all__ = ["convert", "create_model", "deploy", "export_tf", "open_checkpoint", "verify"]
+    __version__: str
+
+__all__ = [
+    "PorterError",
+    "__version__",
+    "convert",
+    "create_model",
+    "deploy",
+    "export_tf",
+    "list_variants",
+    "open_checkpoint",
+    "verify",
+]
 
 _HOMES = {
+    "PorterError": "porter.errors",
+    "list_variants": "porter.mapping.files",
     "convert": "porter.conversion",
     "create_model": "porter.create",
     "deploy": "porter.network.deployment",
@@ -31,6 +48,14 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("mnv3-port")
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'porter' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from porter.atomic import refuse_existing
 from porter.errors import MappingError, PorterError
@@ -18,7 +17,8 @@ from porter.loaders.weights import Weights
 from porter.mapping.files import load_mapping, load_variant, mapping_digest
 from porter.mapping.identify import match_variants
 from porter.mapping.network import Network
-from porter.mapping.plan import ArtifactLayout, Plan, fit, make_plan
+from porter.mapping.options import ArtifactLayout, PathLike, PortOptions
+from porter.mapping.plan import Plan, fit, make_plan
 from porter.mapping.schema import VariantMapping
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from porter.artifacts.metadata import Metadata
     from porter.mapping.carry_out import Ported
 
-PathLike = str | os.PathLike[str]
+DEFAULT = PortOptions()
 
 
 class Port(NamedTuple):
@@ -48,56 +48,19 @@ class Port(NamedTuple):
         return replace(self.network, gate=self.plan.gate, folded=self.plan.folded)
 
 
-def plan_port(
-    checkpoint: PathLike | Checkpoint,
-    variant: str | None = None,
-    *,
-    mapping: PathLike | None = None,
-    weights: Weights = "auto",
-    layout: ArtifactLayout = "timm",
-    keep_background: bool = False,
-    num_classes: int | None = None,
-    fold_bn: bool = False,
-) -> Port:
+def plan_port(checkpoint: PathLike | Checkpoint, options: PortOptions = DEFAULT) -> Port:
     """Open ``checkpoint``, choose its mapping and plan the port, reading no tensor.
 
-    ``variant`` is found from the shapes when left out; ``mapping`` is a user's own YAML file. ``layout``
-    ``timm`` makes the weights exact in definitions whose squeeze-excite gate is 1/6, ``slim`` leaves them as
-    they are; ``fold_bn`` folds batch norms into the convolutions before them. Raises CheckpointError or MappingError.
+    Raises CheckpointError or MappingError.
     """
-    opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint, weights)
-    chosen = choose_mapping(opened, variant, mapping)
-    return plan_opened(
-        opened,
-        chosen,
-        layout=layout,
-        keep_background=keep_background,
-        num_classes=num_classes,
-        fold_bn=fold_bn,
-    )
+    opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint, options.weights)
+    return plan_opened(opened, choose_mapping(opened, options.variant, options.mapping), options)
 
 
-def plan_opened(
-    opened: Checkpoint,
-    mapping: VariantMapping,
-    *,
-    layout: ArtifactLayout = "timm",
-    keep_background: bool = False,
-    num_classes: int | None = None,
-    fold_bn: bool = False,
-) -> Port:
-    """Plan the port of ``opened`` by ``mapping``; other arguments as for ``plan_port``. Raises MappingError."""
+def plan_opened(opened: Checkpoint, mapping: VariantMapping, options: PortOptions = DEFAULT) -> Port:
+    """Plan the port of ``opened`` by ``mapping``. Raises MappingError."""
     fitted = fit(mapping, opened)
-    plan = make_plan(
-        mapping,
-        fitted,
-        opened,
-        layout=layout,
-        keep_background=keep_background,
-        num_classes=num_classes,
-        fold_bn=fold_bn,
-    )
-    return Port(opened, mapping, fitted.network, fitted.classes, plan)
+    return Port(opened, mapping, fitted.network, fitted.classes, make_plan(mapping, fitted, opened, options))
 
 
 def convert(
@@ -111,25 +74,18 @@ def convert(
     keep_background: bool = False,
     num_classes: int | None = None,
     fold_bn: bool = False,
+    fake_quant: bool | None = None,
     force: bool = False,
 ) -> tuple[Path, Port]:
     """Port ``checkpoint`` and write ``output`` (``.pth`` or ``.safetensors``; ``<variant>.pth`` when left out).
 
-    Other arguments as for ``plan_port``. Returns the path written and what was done. Raises PorterError
+    Other arguments as for ``PortOptions``. Returns the path written and what was done. Raises PorterError
     and leaves no file behind.
     """
     if output is not None:  # before any work
         refuse_existing(Path(output), force)
-    port = plan_port(
-        checkpoint,
-        variant,
-        mapping=mapping,
-        weights=weights,
-        layout=layout,
-        keep_background=keep_background,
-        num_classes=num_classes,
-        fold_bn=fold_bn,
-    )
+    options = PortOptions(variant, mapping, weights, layout, keep_background, num_classes, fold_bn, fake_quant)
+    port = plan_port(checkpoint, options)
     path = Path(output if output is not None else f"{port.mapping.variant}.pth")
     from porter.artifacts.files import check_suffix, save_artifact
 
@@ -140,11 +96,11 @@ def convert(
 
 
 def convert_all(
-    checkpoints: Sequence[str], folder: Path, variant: str | None = None, *, force: bool = False, **options: Any
+    checkpoints: Sequence[str], folder: Path, options: PortOptions = DEFAULT, *, force: bool = False
 ) -> Iterator[tuple[Path, Port]]:
     """Port several checkpoints, of one training run say, into ``folder`` as ``<name of the checkpoint>.pth``.
 
-    Other arguments and results as for ``convert``; the variant is found once, and each is read while the one before
+    Results as for ``convert``; the variant is found once, and each is read while the one before
     it is written. Raises PorterError before the first where an output exists, and at the first that cannot be
     ported; those before it stay.
     """
@@ -163,13 +119,13 @@ def convert_all(
         refuse_existing(folder / name, force)
 
     def read(checkpoint: str) -> tuple[Port, dict[str, Tensor], Metadata]:
-        port = plan_port(checkpoint, variant, **options)
+        port = plan_port(checkpoint, options)
         return port, *carry_out_port(port)
 
     with ThreadPoolExecutor(1) as reader:
         ready = read(checkpoints[0])
-        if options.get("mapping") is None:
-            variant = ready[0].mapping.variant
+        if options.mapping is None:
+            options = replace(options, variant=ready[0].mapping.variant)
         for name, following in zip_longest(names, checkpoints[1:]):
             ahead = reader.submit(read, following) if following else None
             port, tensors, metadata = ready

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from porter.artifacts.files import SUFFIXES, Artifact, load_artifact
+from porter.artifacts.files import Artifact, load_artifact
+from porter.artifacts.locate import find_artifact
 from porter.conversion import plan_port
 from porter.loaders import Checkpoint, open_checkpoint
 from porter.mapping.carry_out import carry_out
-from porter.mapping.plan import ArtifactLayout
+from porter.mapping.options import ArtifactLayout, PortOptions
 
 Status = Literal["equal", "close", "differs", "reshaped", "missing in A", "missing in B"]
 CLOSE = 1e-5  # of the tensor's scale: what float32 sums in another order differ by
@@ -48,7 +48,8 @@ def differences(a: str, b: str) -> Iterator[Difference]:
 
 
 def _open(path: str) -> Artifact | Checkpoint:
-    return load_artifact(Path(path)) if path.endswith(SUFFIXES) else open_checkpoint(path)
+    file = find_artifact(path)
+    return load_artifact(file) if file else open_checkpoint(path)
 
 
 def _values(source: Artifact | Checkpoint) -> Mapping[str, Any]:
@@ -61,12 +62,9 @@ def _ported(source: Artifact | Checkpoint, other: Artifact | Checkpoint) -> Mapp
         return source.tensors
     metadata = other.metadata if isinstance(other, Artifact) else None
     layout: ArtifactLayout = "slim" if metadata and metadata.layout == "slim" else "timm"
-    port = plan_port(
-        source,
-        layout=layout,
-        keep_background=metadata is not None and not metadata.background_dropped,
-        fold_bn=metadata is not None and metadata.folded,
-    )
+    keep_background = metadata is not None and not metadata.background_dropped
+    fold_bn = metadata is not None and metadata.folded
+    port = plan_port(source, PortOptions(layout=layout, keep_background=keep_background, fold_bn=fold_bn))
     return carry_out(port.plan, source).tensors
 
 

@@ -15,10 +15,10 @@ import crc32c
 
 from porter.atomic import refuse_existing
 from porter.errors import PorterError
+from porter.network_errors import SILENCE, reason
 
 CHUNK = 1 << 16
 SCHEMES = ("https", "http")
-SILENCE = 30  # seconds without a byte
 MOST = 4 << 30  # bytes; a released tarball has 130 MB
 Progress = Callable[[int, int | None], None]
 
@@ -42,17 +42,18 @@ def download(
     a part whose content is wrong is removed, one that broke off is kept.
     """
     refuse_existing(output, force)
+    if not output.parent.is_dir():
+        raise DownloadError(f"{output.parent}: no such folder; make it first")
     part = output.with_name(output.name + ".part")
     if part.is_symlink() or (part.exists() and not part.is_file()):
         raise DownloadError(f"{part}: is no plain file; remove it")
     try:
         headers, total = _fetch(url, part, sha256, progress)
-    except urllib.error.HTTPError as error:
-        raise DownloadError(f"{url}: {error.code} {error.reason}") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
-        reason = getattr(error, "reason", None) or error
+        if getattr(error, "filename", None) == str(part):  # ours, not the network's
+            raise DownloadError(f"{part}: cannot be written: {getattr(error, 'strerror', error)}") from error
         kept = f"; {part} keeps what has come, the same command goes on from there" if part.exists() else ""
-        raise DownloadError(f"{url}: {reason}{kept}") from error
+        raise DownloadError(f"{url}: {reason(error)}{kept}") from error
     size = part.stat().st_size
     if total is not None and size < total:
         raise DownloadError(f"{url}: broke off at {size} of {total} bytes; the same command goes on from there")

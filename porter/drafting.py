@@ -10,7 +10,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from porter.artifacts.files import SUFFIXES, load_artifact
+from porter.artifacts.files import load_artifact
+from porter.artifacts.locate import SUFFIXES
 from porter.errors import MappingError
 from porter.loaders import Checkpoint, Variable, open_checkpoint
 from porter.loaders.dtypes import FLOATS

@@ -25,6 +25,10 @@ class PorterError(Exception):
         return type(self)(self.message.replace(old, new), [detail.replace(old, new) for detail in self.details])
 
 
+class PorterNote(UserWarning):
+    """A warning of what was taken for granted; the command prints it as a line."""
+
+
 class CheckpointError(PorterError):
     """A checkpoint file is missing, damaged or of an unknown format."""
 

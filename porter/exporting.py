@@ -8,13 +8,14 @@ from typing import NamedTuple
 import numpy as np
 
 from porter.artifacts.files import load_artifact
+from porter.artifacts.locate import find_artifact
 from porter.artifacts.relayout import relayout, without_fold
-from porter.conversion import PathLike
+from porter.artifacts.variant import mapping_of
 from porter.errors import ArtifactError
 from porter.loaders.weights import SUFFIX
-from porter.mapping.files import load_mapping, load_variant
 from porter.mapping.layouts import target_shape, to_source
 from porter.mapping.network import build_network
+from porter.mapping.options import PathLike, PortOptions
 from porter.mapping.rules import expected_variables
 from porter.writers.bundle import write_bundle
 
@@ -43,15 +44,11 @@ def export_tf(
     class that was dropped does not come back: the checkpoint has the artifact's classes. Converting it again
     gives the same state dict, bit for bit. Raises PorterError.
     """
-    source, out = Path(artifact), Path(folder)
-    loaded = load_artifact(source)
+    source, out = str(artifact), Path(folder)
+    file = find_artifact(source)
+    loaded = load_artifact(file or source)
     metadata = loaded.metadata
-    name = variant or (metadata.variant if metadata else None)
-    if name is None and mapping is None:
-        raise ArtifactError(f"{source}: not written by mnv3-port, so its variant is not known; give --variant")
-    chosen = load_mapping(Path(mapping)) if mapping is not None else load_variant(str(name))
-    if metadata and metadata.variant != chosen.variant:
-        raise ArtifactError(f"{source}: is a {metadata.variant} artifact, not {chosen.variant}")
+    chosen = mapping_of(loaded, PortOptions(variant, mapping), file.mapping if file else None, source)
     if metadata and metadata.folded:
         raise ArtifactError(f"{source}: its batch norms are folded away, and slim's graph has them; convert it without")
     network = build_network(chosen)

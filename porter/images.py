@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, BinaryIO, Literal, get_args
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from porter.errors import PorterError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+Photo = Path | BinaryIO
 Size = tuple[int, int]  # height, width in pixels
 Preprocessing = Literal["card", "tf", "tf2"]
 PREPROCESSINGS = get_args(Preprocessing)
@@ -21,8 +22,8 @@ MAX_ASPECT = 50
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
-def read_image(path: Path) -> Image:
-    """Decode to 8-bit RGB. Raises PorterError where ``path`` is no readable image."""
+def read_image(path: Photo) -> Image:
+    """Decode a file, or an open binary one, to 8-bit RGB. Raises PorterError where it is no readable image."""
     from PIL import Image, UnidentifiedImageError
 
     try:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from porter.conversion import PathLike, choose_mapping
+from porter.conversion import choose_mapping
 from porter.loaders import Checkpoint, Variable, open_checkpoint
 from porter.loaders.weights import Weights
 from porter.mapping.files import load_variant
 from porter.mapping.identify import Match, match_variants
+from porter.mapping.options import PathLike
 from porter.mapping.plan import ignore_reason
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
+from typing import Any
+
 MOST = 300  # characters of a line that tells of an error
 
 
@@ -18,6 +22,19 @@ def shortened(line: str, most: int = MOST) -> str:
     shown = printable(line)
     half = (most - 5) // 2
     return shown if len(shown) <= most else f"{shown[:half]} ... {shown[-half:]}"
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """``value`` as JSON. JSON has no NaN and no infinity: both become null."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(below) for key, below in value.items()}
+    return [_finite(below) for below in value] if isinstance(value, (list, tuple)) else value
 
 
 def _shown(character: str) -> str:

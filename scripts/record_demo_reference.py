@@ -9,6 +9,7 @@ from pathlib import Path
 from porter.conversion import plan_port
 from porter.demo import DEFAULT_VARIANT, RECORDED, demo_variables
 from porter.mapping.endpoints import endpoint_names
+from porter.mapping.options import PortOptions
 from porter.parity.references.recorded import record
 from porter.parity.references.tf_nn import tf_nn
 from porter.parity.samples import noise
@@ -20,7 +21,7 @@ SIZE = (75, 64)  # odd and not square: padding differs on each side
 with tempfile.TemporaryDirectory() as folder:
     prefix = Path(folder) / "model-0"
     write_bundle(prefix, demo_variables(DEFAULT_VARIANT))
-    port = plan_port(prefix, DEFAULT_VARIANT)
+    port = plan_port(prefix, PortOptions(DEFAULT_VARIANT))
     images = noise(SIZE, seed=0, count=1).images
     names = endpoint_names(port.network, port.classes)
     RECORDED.write_bytes(record(tf_nn(port), images, names, KEEP))

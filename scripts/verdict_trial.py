@@ -27,9 +27,10 @@ from faults import faults, one_from, with_fault
 from porter.artifacts.files import Artifact
 from porter.conversion import plan_port
 from porter.mapping.endpoints import endpoint_names
+from porter.mapping.options import PortOptions
 from porter.parity.candidates.own import ported_model, unrounded
 from porter.parity.samples import noise, photos, structured
-from porter.parity.verify import Check, check_sample, open_check
+from porter.parity.verify import Against, Check, check_sample, open_check
 
 SIZES = ((224, 224), (97, 130), (160, 193))
 SEGMENTATION = ROOT / "tests" / "data" / "lraspp_small.yaml"
@@ -58,7 +59,7 @@ def alarms(shared: Path, seeds: int) -> int:
     print("|---|---|---|---|---|---|---|---|")
     total = 0
     for source, options in sources(shared):
-        check = open_check(source, **options)
+        check = open_check(source, None, PortOptions(**options))
         verdict, fixed = check.verdict, check.reference.size
         sizes = [fixed] if fixed else SIZES
         images = 0
@@ -124,18 +125,18 @@ def injected(shared: Path) -> int:
     ]
     unnoticed = 0
     for source, options in trained:
-        check = open_check(source, layout="slim", **options)
+        check = open_check(source, None, PortOptions(layout="slim", **options))
         samples = [noise((224, 224), 0), structured((224, 224)), noise((97, 130), 1)]
         check = with_answers_kept(check, samples)
         models = [ported_model(check.port, dtype) for dtype in ("float32", "float64")]
         made = list(faults(models[0].state_dict(), np.random.default_rng(0)))
         unnoticed += report(source.name, check, samples, models, made)
     folder = shared / "checkpoints" / "v3-small_224_0.75_float" / "pristine"
-    check = open_check(folder, layout="slim", reference="frozen")
+    check = open_check(folder, None, PortOptions(layout="slim"), Against("frozen"))
     samples = [noise((224, 224), 0), structured((224, 224))]
     check = with_answers_kept(check, samples)
     models = [ported_model(check.port, dtype) for dtype in ("float32", "float64")]
-    raw = ported_model(plan_port(folder, weights="raw", layout="slim"), "float32").state_dict()
+    raw = ported_model(plan_port(folder, PortOptions(weights="raw", layout="slim")), "float32").state_dict()
     averaged = models[0].state_dict()
     changed = [name for name in raw if not torch.equal(raw[name], averaged[name])]
     made = [("one variable raw instead of averaged", name, one_from(raw, name)) for name in changed]

@@ -23,6 +23,7 @@ from porter.conversion import convert, plan_port
 from porter.demo import demo_variables
 from porter.errors import ArtifactError, PorterError
 from porter.loaders import open_checkpoint
+from porter.mapping.options import PortOptions
 from porter.writers.bundle import write_bundle
 
 STEM = "MobilenetV3/Conv/weights"
@@ -279,7 +280,7 @@ print(peak() - before)
         ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     finally:
         Path(f"/dev/shm/mnv3-port-test-{os.getpid()}.pth").unlink()
-    port = plan_port(folder, variant)
+    port = plan_port(folder, PortOptions(variant))
     weights = sum(port.checkpoint[step.source].nbytes for step in port.plan.steps)
     assert int(ran.stdout) * 1024 <= 3 * weights
 

@@ -134,7 +134,7 @@ def test_no_such_file_and_no_server(run, server, tmp_path):
     ran = run("download", "--variant", "small_075", "--url", server.url.replace("v3", "missing"), "-o", out)
     assert (ran.code, "404" in ran.err) == (2, True)
     ran = run("download", "--variant", "small_075", "--url", "http://127.0.0.1:9/x.tgz", "-o", out)
-    assert (ran.code, "refused" in ran.err) == (2, True)
+    assert (ran.code, "refuses the connection" in ran.err) == (2, True)
     ran = run("download", "--variant", "small_075", "--url", "no-url", "-o", out)
     assert (ran.code, "unknown url type" in ran.err) == (2, True)
     assert names(tmp_path) == []

@@ -66,7 +66,7 @@ def test_state_dict_of_another_tool(run, demo_folder, tmp_path):
     """timm's weights are for gate 1/6: exported, slim's definition computes the same."""
     model = porter.create_model("small_075", demo_folder, layout="timm")
     torch.save(dict(model.state_dict()), tmp_path / "timm.pth")
-    assert "give --variant" in run("export-tf", tmp_path / "timm.pth", tmp_path / "out").err
+    assert "name the variant" in run("export-tf", tmp_path / "timm.pth", tmp_path / "out").err
     ran = run("export-tf", tmp_path / "timm.pth", tmp_path / "out", "--variant", "small_075")
     assert "211 variables, 1000 classes" in ran.out
     images = torch.rand(1, 3, 64, 64)

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 import porter.network.same_padding as same_padding_module
+from porter.mapping.options import PortOptions
 from porter.parity.evidence import Evidence
 from porter.parity.references.reference import Noise
 from porter.parity.samples import noise, structured
 from porter.parity.verdict import Verdict
-from porter.parity.verify import check_sample, open_check
+from porter.parity.verify import Against, check_sample, open_check
 from porter.report.html import parity_html
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -32,7 +33,7 @@ FLAGS = [
 
 def report(folder, *samples):
     """A verdict and its evidence, against TensorFlow's own arithmetic."""
-    check = open_check(folder, reference="tf.nn")
+    check = open_check(folder, None, PortOptions(), Against("tf.nn"))
     evidence = Evidence()
     for sample in samples:
         check_sample(check, sample, evidence)
@@ -86,7 +87,8 @@ def test_page_needs_nothing_else(good):
     assert not any(tag in ("script", "link", "iframe") for tag, *_ in tags.attributes)
     links = [value for _, name, value in tags.attributes if name in ("src", "href")]
     assert links
-    assert all(value.startswith("data:image/png;base64,") for value in links)
+    assert all(value.startswith(("data:image/png;base64,", "#")) for value in links)
+    assert all(f'id="{value[1:]}"' in page for value in links if value.startswith("#"))
     for row in good[0].worst_rows():
         assert row.endpoint in page
     assert "Parity</span>: small_075" in page

@@ -192,5 +192,5 @@ def test_pickles_with_code_are_refused(tmp_path):
     (tmp_path / "evil.pth").write_bytes(pickle.dumps(Evil()))
     torch.save({"x": Evil()}, tmp_path / "zip.pth")
     for name in ("evil.pth", "zip.pth"):
-        with pytest.raises(ArtifactError, match="not a readable PyTorch weights file"):
+        with pytest.raises(ArtifactError, match=r"holds Python objects \(print\)|not a readable PyTorch"):
             porter.create_model("small_075", tmp_path / name)

@@ -8,6 +8,7 @@ from porter.errors import CheckpointError, MappingError
 from porter.loaders import open_checkpoint
 from porter.mapping.carry_out import carry_out
 from porter.mapping.identify import match_variants
+from porter.mapping.options import PortOptions
 
 STEM = "MobilenetV3/Conv/weights"
 CLASSIFIER = "MobilenetV3/Logits/Conv2d_1c_1x1"
@@ -26,7 +27,7 @@ def test_all_six_are_identified_and_leave_nothing_over(released):
 def test_planning_reads_no_tensor(demo_copy):
     data = demo_copy.with_name("model-1000.data-00000-of-00001")
     data.write_bytes(bytes(data.stat().st_size))  # every checksum is wrong now
-    port = plan_port(demo_copy, "small_075")
+    port = plan_port(demo_copy, PortOptions("small_075"))
     with pytest.raises(CheckpointError, match="checksum"):
         carry_out(port.plan, port.checkpoint)
 
@@ -39,7 +40,7 @@ def test_every_offender_is_listed(make_checkpoint):
         variables["MobilenetV3/Conv_2/biases"] = variables["MobilenetV3/Conv_2/biases"].astype("i4")
 
     with pytest.raises(MappingError) as caught:
-        plan_port(make_checkpoint(change), "small_075")
+        plan_port(make_checkpoint(change), PortOptions("small_075"))
     text = str(caught.value)
     assert "(4 problems)" in text
     assert "MobilenetV3/Conv/BatchNorm/beta: missing in the checkpoint" in text
@@ -50,7 +51,7 @@ def test_every_offender_is_listed(make_checkpoint):
 
 def test_wrong_variant_names_the_right_one(demo_folder):
     with pytest.raises(MappingError, match="is a small_075 checkpoint, not large_100; use --variant small_075"):
-        plan_port(demo_folder, "large_100")
+        plan_port(demo_folder, PortOptions("large_100"))
 
 
 def test_no_variant_fits(make_checkpoint):
@@ -64,7 +65,7 @@ def test_no_variant_fits(make_checkpoint):
 ])  # fmt: skip
 def test_classes_follow_the_checkpoint(make_checkpoint, classes, keep, kept, dropped):
     checkpoint = make_checkpoint(classes=classes)
-    port = plan_port(checkpoint, keep_background=keep)
+    port = plan_port(checkpoint, PortOptions(keep_background=keep))
     assert (port.plan.num_classes, port.plan.background_dropped) == (kept, dropped)
     values = carry_out(port.plan, port.checkpoint).tensors["classifier.bias"]
     stored = port.checkpoint[f"{CLASSIFIER}/biases"].read()
@@ -73,13 +74,13 @@ def test_classes_follow_the_checkpoint(make_checkpoint, classes, keep, kept, dro
 
 def test_wrong_class_count(make_checkpoint):
     with pytest.raises(MappingError, match="the classifier has 5 classes, not 10"):
-        plan_port(make_checkpoint(classes=5), num_classes=10)
+        plan_port(make_checkpoint(classes=5), PortOptions(num_classes=10))
 
 
 def test_classifier_that_disagrees_with_itself(make_checkpoint):
     checkpoint = make_checkpoint(lambda v: v.update({f"{CLASSIFIER}/biases": np.zeros(9, "f")}), classes=5)
     with pytest.raises(MappingError, match=r"biases: shape \[9\], expected \[5\]"):
-        plan_port(checkpoint, "small_075")
+        plan_port(checkpoint, PortOptions("small_075"))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -103,7 +104,7 @@ def test_user_mapping_with_another_scope(make_checkpoint, tmp_path):
         "base: small_075.yaml\nscope: tower/net\nclasses: {background: 0, background_of: 6}\n"
         "ignore:\n  - {pattern: global_step, reason: counter}\n  - {pattern: tower/aux, reason: auxiliary head}\n"
     )
-    plan = plan_port(make_checkpoint(change, classes=6), mapping=mapping).plan
+    plan = plan_port(make_checkpoint(change, classes=6), PortOptions(mapping=mapping)).plan
     assert (plan.num_classes, plan.background_dropped) == (5, True)
     assert plan.ignored["tower/aux"] == "auxiliary head"
 
@@ -126,7 +127,7 @@ def test_targets_are_filled_exactly_once(demo_folder, tmp_path, rule, message):
     for name in ("small_100.yaml", "small_075.yaml"):
         (tmp_path / name).write_text((mappings_folder() / name).read_text())
     with pytest.raises(MappingError) as caught:
-        plan_port(demo_folder, mapping=tmp_path / "small_075.yaml")
+        plan_port(demo_folder, PortOptions(mapping=tmp_path / "small_075.yaml"))
     assert message in str(caught.value)
     assert "conv_head.bias: no rule fills it" in str(caught.value)
 

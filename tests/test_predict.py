@@ -56,7 +56,7 @@ def test_bad_input(tmp_path, photo, run):
     torch.save({"w": torch.ones(2)}, tmp_path / "a.pth")
     ran = run("predict", tmp_path / "a.pth", photo)
     assert ran.code == 2
-    assert "not written by mnv3-port, so its variant is not known; give --variant" in ran.err
+    assert "not written by mnv3-port, so its variant is not known; name the variant" in ran.err
     assert run("predict", tmp_path / "a.pth", tmp_path / "none.jpg").code == 2
     (tmp_path / "bad.jpg").write_bytes(b"no image")
     source = write_demo_checkpoint(tmp_path)

@@ -10,6 +10,7 @@ from porter.conversion import plan_port
 from porter.demo import demo_variables, write_demo_checkpoint
 from porter.errors import ArtifactError, CheckpointError
 from porter.loaders import open_checkpoint
+from porter.mapping.options import PortOptions
 from porter.network.endpoints import endpoints
 from porter.parity.references.interpreter import interpreter
 from porter.parity.references.tf_nn import graph
@@ -108,7 +109,7 @@ def test_gate_is_read_from_the_graph(made):
 def test_same_weights_as_folding_the_checkpoint_itself(tf, tmp_path, made):
     """Two roads to the folded form: TensorFlow's converter, and our --fold-bn. Squeeze-excite has nothing to fold."""
     folded = porter.create_model("small_075", made.parent / "model-1", layout="slim").state_dict()
-    ours = plan_port(made.parent / "model-1", layout="slim", fold_bn=True)
+    ours = plan_port(made.parent / "model-1", PortOptions(layout="slim", fold_bn=True))
     from porter.mapping.carry_out import carry_out
 
     ours = carry_out(ours.plan, ours.checkpoint).tensors

@@ -19,9 +19,10 @@ from porter.artifacts.files import load_artifact, save_artifact
 from porter.conversion import convert, plan_port
 from porter.errors import PorterError
 from porter.mapping.files import VARIANTS, load_variant
+from porter.mapping.options import PortOptions
 from porter.parity.compare import compare
 from porter.parity.references.reference import Noise, Values
-from porter.parity.verify import check_sample, open_check
+from porter.parity.verify import Against, check_sample, open_check
 
 TENSORFLOW = pytest.mark.tensorflow
 
@@ -236,7 +237,7 @@ def test_damaged_recorded_reference(run, demo_folder, tmp_path):
 
 def test_one_pair_of_endpoints_at_a_time(demo_folder):
     """When the reference is asked for an endpoint, all that it gave before is gone."""
-    check = open_check(demo_folder, reference=str(demo_folder / "expected.npz"))
+    check = open_check(demo_folder, None, PortOptions(), Against(str(demo_folder / "expected.npz")))
     alive = []
 
     def run(images, names):

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
+import warnings
 from collections import OrderedDict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from porter.artifacts.locate import SUFFIXES, ArtifactFile, find_artifact
 from porter.artifacts.metadata import KEY, Metadata, decode, encode
 from porter.atomic import atomic_write, write_bytes
-from porter.errors import ArtifactError
+from porter.errors import ArtifactError, PorterNote
+from porter.mapping.options import PathLike
 
-SUFFIXES = (".pth", ".pt", ".safetensors")
+# Where training scripts keep weights, averages first (timm's, torchvision's, Lightning's); and what wrappers
+# (DistributedDataParallel, torch.compile) put before every name
+NESTED = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model_state_dict", "model")
+PREFIXES = ("module.", "_orig_mod.", "model.")
 WITHOUT_NUMPY = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 
 
@@ -53,20 +60,30 @@ def save_artifact(path: Path, tensors: dict[str, Tensor], metadata: Metadata, fo
             raise
 
 
-def load_artifact(path: Path) -> Artifact:
-    """Read a ``.pth`` (with ``weights_only=True``) or ``.safetensors``. Raises ArtifactError."""
-    if not path.is_file():
-        raise ArtifactError(f"{path}: no such file")
-    if path.suffix == ".safetensors":
-        return _load_safetensors(path)
+def load_artifact(source: PathLike | ArtifactFile) -> Artifact:
+    """Read a ``.pth`` (with ``weights_only=True``) or ``.safetensors``, a release's folder, or the URL of either.
+
+    Of a training script's checkpoint, the weights in it; a PorterNote warns of that. Raises ArtifactError or
+    CheckpointError.
+    """
+    file = source if isinstance(source, ArtifactFile) else find_artifact(source)
+    if file is None:
+        raise ArtifactError(f"{source}: no artifact ({', '.join(SUFFIXES)}, or a release's folder)")
+    if not file.path.is_file():
+        raise ArtifactError(f"{file.path}: no such file")
+    try:
+        return _load_safetensors(file.path) if file.path.suffix == ".safetensors" else _load_pickle(file.path)
+    except ArtifactError as error:
+        raise error if file.copy is None else error.renamed(str(file.path), file.given) from error
+
+
+def _load_pickle(path: Path) -> Artifact:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # on damaged bytes the unpickler fails in every way there is
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ArtifactError(f"{path}: not a readable PyTorch weights file ({reason})") from error
+        raise ArtifactError(f"{path}: {_unreadable(error)}") from error
     attached = getattr(loaded, "_metadata", {})
-    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):  # a training script's checkpoint
-        loaded = loaded["state_dict"]
+    loaded = _unwrapped(path, loaded)
     if not isinstance(loaded, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()
     ):
@@ -75,6 +92,36 @@ def load_artifact(path: Path) -> Artifact:
     text = entry.get("json") if isinstance(entry, dict) else None
     metadata = decode(text, str(path)) if isinstance(text, str) else None
     return Artifact({name: _plain(path, name, value) for name, value in loaded.items()}, metadata)
+
+
+def _unreadable(error: Exception) -> str:
+    """Why torch did not load a file, without its page of advice."""
+    said = str(error).rpartition("WeightsUnpickler error: ")[2]
+    pickled = re.search(r"Unsupported global: GLOBAL ([\w.]+)", said)
+    if pickled:
+        return (
+            f"holds Python objects ({pickled[1]}), and loading them would run code; where it was written: "
+            "torch.save(model.state_dict(), ...)"
+        )
+    reason = said.splitlines()[0] if said else type(error).__name__
+    return f"not a readable PyTorch weights file ({reason})"
+
+
+def _unwrapped(path: Path, loaded: Any) -> Any:
+    """The state dict in what a training script saved, its names without the prefixes of wrappers."""
+    notes = []
+    while isinstance(loaded, dict) and (entry := next((k for k in NESTED if isinstance(loaded.get(k), dict)), None)):
+        notes.append(f"the weights in its entry {entry}")
+        loaded = loaded[entry]
+    if isinstance(loaded, dict):
+        while loaded and (
+            prefix := next((p for p in PREFIXES if all(isinstance(k, str) and k.startswith(p) for k in loaded)), None)
+        ):
+            notes.append(f"names without {prefix}")
+            loaded = {name.removeprefix(prefix): value for name, value in loaded.items()}
+    if notes:
+        warnings.warn(f"{path}: a training checkpoint; taken are {', '.join(notes)}", PorterNote, stacklevel=2)
+    return loaded
 
 
 def _plain(path: Path, name: str, value: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ class Metadata(msgspec.Struct, frozen=True, omit_defaults=True):
     differ, the ratio is folded into the ``project`` weights, and ``fold_nudges`` undoes it bit for bit (see
     porter.mapping.gate). ``folded`` tells that batch norms are folded into convolutions; ``ranges`` are those that
     the source was quantised to, by module or entry. ``sources`` are SHA-256 digests by file name. ``parity`` are
-    the figures that a release was checked with. No paths, no time:
-    the same input gives the same bytes.
+    the figures that a release was checked with; ``class_names`` the classes' names where they are not ImageNet's. No
+    paths, no time: the same input gives the same bytes.
     """
 
     tool: str
@@ -37,6 +37,7 @@ class Metadata(msgspec.Struct, frozen=True, omit_defaults=True):
     folded: bool = False
     ranges: dict[str, Range] = {}
     parity: dict[str, str] = {}
+    class_names: list[str] = []
     format: int = FORMAT
 
 

@@ -11,7 +11,7 @@ from porter.artifacts.files import Artifact
 from porter.mapping.carry_out import fold_batch_norm
 from porter.mapping.gate import TIMM_GATE, fold, unfold
 from porter.mapping.network import Network
-from porter.mapping.plan import ArtifactLayout
+from porter.mapping.options import ArtifactLayout
 from porter.mapping.state_dict import layers
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from typing import Any
 
 import click
 
 from porter.cli import check, classify, obtain, port, publish
-from porter.errors import PorterError
+from porter.errors import PorterError, PorterNote
 from porter.text import shortened
+
+COMPLETE = "_MNV3_PORT_COMPLETE"  # what click's shell scripts set
+CLOSED_PIPE = 141  # 128 + SIGPIPE, as other programs end; 1 would say that there is no parity
 
 
 def _debug(context: click.Context, _: click.Parameter, on: bool) -> None:
@@ -52,12 +56,18 @@ def main() -> None:
     """Run the command; expected errors become one line and exit code 2."""
     import signal
 
+    if instruction := os.environ.get(COMPLETE):
+        from click.shell_completion import shell_complete
+
+        sys.exit(shell_complete(cli, {}, "mnv3-port", COMPLETE, instruction))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files go
+    warnings.showwarning = _show_warning
     context_meta: dict[str, Any] = {}
     try:
         with cli.make_context("mnv3-port", sys.argv[1:]) as context:
             context_meta = context.meta
             cli.invoke(context)
+        sys.stdout.flush()
     except PorterError as error:
         _fail(f"Error: {error}", error.exit_code, context_meta)
     except click.ClickException as error:
@@ -69,11 +79,17 @@ def main() -> None:
         _fail("Interrupted", 130, context_meta)
     except BrokenPipeError:  # the reader of our output, e.g. `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        sys.exit(CLOSED_PIPE)
     except OSError as error:
         _fail(f"Error: {error.filename or 'input or output'}: {error.strerror or error}", 2, context_meta)
     except Exception as error:
         _fail(f"Error: unexpected {type(error).__name__}: {error} (a bug; --debug shows where)", 3, context_meta)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """Our own notes as a line; what libraries warn of does not concern the user of a command."""
+    if issubclass(category, PorterNote):
+        click.echo(f"note      {shortened(str(message))}", err=True)
 
 
 def _fail(message: str, code: int, meta: dict[str, Any]) -> None:

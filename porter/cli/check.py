@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from porter.cli.options import FILE, SizeType, echo_lines, port_options, source_options
+from porter.cli.options import FILE, SizeType, echo_lines, port_options, reading_options, source_options
+from porter.text import json_text
 
 
 @click.command()
-@source_options
+@click.argument("source", metavar="PATH|URL")
+@reading_options
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-def inspect(checkpoint: str, variant: str | None, mapping: Path | None, weights: Any, as_json: bool) -> None:
-    """Show what is in CHECKPOINT and which variant it is."""
+def inspect(source: str, variant: str | None, mapping: Path | None, weights: Any, as_json: bool) -> None:
+    """Show what is in a checkpoint, an artifact or a release's folder, and which variant it is."""
+    from porter.artifacts.locate import find_artifact
+
+    if find_artifact(source) is not None:
+        from porter.artifacts.inspection import artifact_lines, inspect_artifact
+
+        found = inspect_artifact(source)
+        if as_json:
+            click.echo(json_text(found, indent=1))
+        else:
+            echo_lines(artifact_lines(found))
+        return
     from porter.inspection import inspect_checkpoint
 
-    inspection = inspect_checkpoint(checkpoint, variant, mapping, weights)
+    inspection = inspect_checkpoint(source, variant, mapping, weights)
     if as_json:
-        click.echo(json.dumps(inspection.as_json(), indent=1))
+        click.echo(json_text(inspection.as_json(), indent=1))
     else:
         from porter.report.listing import inspection_lines
 
@@ -48,7 +60,6 @@ def inspect(checkpoint: str, variant: str | None, mapping: Path | None, weights:
     help="float64 asks whether it is the same function, float32 whether it is as exact as TensorFlow's float32.",
 )
 @click.option("--deploy", "deployed", is_flag=True, help="Compare the form for inference, porter.deploy.")
-@click.option("--fake-quant", is_flag=True, help="Compare the 8 bits that the source was trained for.")
 @click.option("--size", "sizes", type=SizeType(), multiple=True, help="Image size; may be given several times.")
 @click.option(
     "--images",
@@ -57,13 +68,14 @@ def inspect(checkpoint: str, variant: str | None, mapping: Path | None, weights:
     help="An image or a folder of them, instead of noise and structured images.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
+@click.option("-v", "--verbose", is_flag=True, help="Print every endpoint, not a summary.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
 @click.option("--junit", type=FILE, metavar="FILE", help="Write JUnit XML as well.")
 @click.option("--html", type=FILE, metavar="FILE", help="Write a report as well: one page that needs no network.")
 def verify(
     checkpoint: str,
     artifact: str | None,
-    variant: str | None,
+    verbose: bool,
     as_json: bool,
     junit: Path | None,
     html: Path | None,
@@ -72,15 +84,18 @@ def verify(
     """Compare a port of CHECKPOINT with TensorFlow, endpoint by endpoint: the same function, and as exact?
 
     PORT is the port to check; without it, what `convert` would write is checked. A .pth or .safetensors (a state
-    dict of ours or timm's), timm:NAME with --weights-file, an .onnx or .pt2 file, another TensorFlow source, or
-    package.module:callable or file.py:callable that returns an nn.Module. The last two run that code.
+    dict of ours or timm's), a release's folder, the URL of either, timm:NAME with --weights-file, an .onnx or .pt2
+    file, another TensorFlow source, or package.module:callable or file.py:callable that returns an nn.Module. The last
+    two run that code.
     """
     from porter.atomic import write_bytes
     from porter.parity.evidence import Evidence
     from porter.parity.verify import verify
+    from porter.report.console import endpoint_progress
 
     evidence = Evidence() if html else None
-    verdict = verify(checkpoint, artifact, variant, evidence=evidence, **options)
+    with endpoint_progress() as progress:
+        verdict = verify(checkpoint, artifact, evidence=evidence, progress=progress, **options)
     if junit:
         from porter.report.junit import junit_xml
 
@@ -90,11 +105,12 @@ def verify(
 
         write_bytes(html, parity_html(verdict, evidence), force=True)
     if as_json:
-        click.echo(json.dumps(verdict.as_json(), indent=1))
+        click.echo(json_text(verdict.as_json(), indent=1))
     else:
         from porter.report.verdict_table import print_verdict
 
-        print_verdict(verdict)
+        print_verdict(verdict, verbose)
+    sys.stdout.flush()  # a reader who has gone is no verdict
     sys.exit(0 if verdict.passed else 1)
 
 
@@ -106,7 +122,7 @@ def verify_padding(as_json: bool) -> None:
 
     cells = list(padding_grid())
     if as_json:
-        click.echo(json.dumps([cell._asdict() | {"passed": cell.passed} for cell in cells]))
+        click.echo(json_text([cell._asdict() | {"passed": cell.passed} for cell in cells]))
     failed = [cell for cell in cells if not cell.passed]
     if not as_json:
         for cell in failed[:20]:
@@ -115,6 +131,7 @@ def verify_padding(as_json: bool) -> None:
         click.echo(
             f"{len(cells) - len(failed)} of {len(cells)} combinations within {TOLERANCE:.0e}; furthest {worst:.1e}"
         )
+    sys.stdout.flush()
     sys.exit(1 if failed else 0)
 
 
@@ -129,9 +146,10 @@ def diff(a: str, b: str, tolerance: float, as_json: bool) -> None:
 
     found = list(differences(a, b))
     if as_json:
-        click.echo(json.dumps([{**d._asdict(), "within": d.within(tolerance)} for d in found]))
+        click.echo(json_text([{**d._asdict(), "within": d.within(tolerance)} for d in found]))
     else:
         from porter.report.listing import difference_lines
 
         echo_lines(difference_lines(found))
+    sys.stdout.flush()
     sys.exit(0 if all(d.within(tolerance) for d in found) else 1)

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-import json
+import io
 import os
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from porter.cli.options import FILE
+from porter.cli.options import FILE, model_options, skip_option, taken_port_options
+from porter.errors import PorterError
+from porter.text import json_text, printable, shortened
+
+if TYPE_CHECKING:
+    from porter.prediction import Guess
+
+MAX_STDIN = 256 << 20  # bytes; the largest photos of ImageNet have 15 MB
 
 preprocess_option = click.option(
     "--preprocess",
@@ -22,49 +30,101 @@ preprocess_option = click.option(
 
 @click.command()
 @click.argument("source", metavar="ARTIFACT|SOURCE")
-@click.argument("images", type=click.Path(path_type=Path, exists=True, dir_okay=False), nargs=-1, required=True)
-@click.option("--variant", metavar="NAME", help="Needed where mnv3-port did not write the artifact.")
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE|FOLDER|PATTERN|-...")
+@model_options
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="How many classes.")
 @preprocess_option
+@skip_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object an image, a line each.")
-def predict(source: str, images: tuple[Path, ...], as_json: bool, **options: Any) -> None:
-    """Print the likeliest classes of IMAGES."""
-    from porter.prediction import predict
+@click.option("--html", type=FILE, metavar="FILE", help="Write a page of the images and their classes as well.")
+def predict(source: str, images: tuple[str, ...], as_json: bool, html: Path | None, **options: Any) -> None:
+    """Print the likeliest classes of IMAGES: files, all in a folder, a quoted pattern, or - for standard input."""
+    from porter.labels import read_class_names
+    from porter.prediction import Settings, find_images, predict
 
-    for image, guesses in predict(source, images, **options):
+    given: list[Path | BinaryIO] = []
+    for name in images:
+        given += [_standard_input()] if name == "-" else find_images([name])
+    skipped: list[str] = []
+    class_names = options.pop("class_names")
+    settings = Settings(
+        top=options.pop("top"),
+        preprocess=options.pop("preprocess"),
+        device=options.pop("device") or "cpu",
+        class_names=read_class_names(class_names) if class_names else (),
+        skipped=(lambda error: skipped.append(str(error))) if options.pop("skip_unreadable") else None,
+    )
+    shown = []
+    for image, guesses in predict(source, given, taken_port_options(options), settings):
+        name = str(image) if isinstance(image, Path) else "-"
+        if html:
+            shown.append((image, guesses))
         if as_json:
             found = [g._asdict() | {"label": g.label and g.label._asdict()} for g in guesses]
-            click.echo(json.dumps({"image": str(image), "classes": found}))
+            click.echo(json_text({"image": name, "classes": found}))
             continue
-        click.echo(str(image))
+        click.echo(printable(name))
         for guess in guesses:
-            name = f"{guess.label.wordnet}  {guess.label.names}" if guess.label else ""
-            click.echo(f"  {guess.probability:6.2%}  {guess.number:>4}  {name}".rstrip())
+            click.echo(f"  {guess.probability:6.2%}  {guess.number:>4}  {_name(guess)}".rstrip())
+    for line in skipped:
+        click.echo(f"skipped: {shortened(line)}", err=True)
+    if skipped:
+        click.echo(f"skipped {len(skipped)} of {len(given)} images", err=True)
+    if html:
+        from porter.atomic import write_bytes
+        from porter.report.predictions import predictions_html
+
+        write_bytes(html, predictions_html(source, shown), force=True)
+    if len(skipped) == len(given):
+        raise PorterError("none of the images could be read")
+
+
+def _name(guess: Guess) -> str:
+    return printable("  ".join(filter(None, guess.label))) if guess.label else ""
+
+
+def _standard_input() -> BinaryIO:
+    data = sys.stdin.buffer.read(MAX_STDIN + 1)
+    if len(data) > MAX_STDIN:
+        raise PorterError(f"-: more than {MAX_STDIN >> 20} MiB of standard input; not a photo")
+    return io.BytesIO(data)
 
 
 @click.command()
 @click.argument("source", metavar="ARTIFACT|SOURCE")
 @click.argument("data", type=FILE)
-@click.option("--variant", metavar="NAME", help="Needed where mnv3-port did not write the artifact.")
+@model_options
 @click.option("--labels", type=FILE, metavar="CSV", help="Rows of `file,label`, where names do not tell the class.")
 @click.option("--compare", metavar="OTHER", help="Another artifact or source, timm:NAME, or tf:SOURCE.")
 @preprocess_option
+@skip_option
 @click.option("--batch", type=click.IntRange(1), default=32, show_default=True, help="Images at a time.")
 @click.option("--workers", type=click.IntRange(0), metavar="N", help="Processes that decode images.")
 @click.option("--resume", type=FILE, metavar="FOLDER", help="Keep finished batches here, and go on from them.")
 @click.option("--per-class", type=FILE, metavar="CSV", help="Write the counts of every class.")
+@click.option("--force", is_flag=True, help="Overwrite the file of --per-class.")
+@click.option("--html", type=FILE, metavar="FILE", help="Write a report as well: one page that needs no network.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def evaluate(source: str, data: Path, per_class: Path | None, as_json: bool, **options: Any) -> None:
+def evaluate(
+    source: str, data: Path, per_class: Path | None, force: bool, html: Path | None, as_json: bool, **options: Any
+) -> None:
     """Measure top-1 and top-5 accuracy of SOURCE on the labelled images of DATA.
 
-    DATA is a folder of class folders named by WordNet id, or of images with the id in their names. To share the
-    work among processes, machines or GPUs: torchrun --nproc-per-node N -m porter evaluate ...
+    DATA is a folder of class folders named by WordNet id or class name, or of images with the id in their names. To
+    share the work among processes, machines or GPUs: torchrun --nproc-per-node N -m porter evaluate ...
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from porter.evaluation.run import evaluate
+    from porter.atomic import refuse_existing, write_bytes
+    from porter.evaluation.run import Settings, evaluate
+    from porter.labels import read_class_names
     from porter.report.console import progress_console
 
+    if per_class:
+        refuse_existing(per_class, force)
+    port = taken_port_options(options)
+    names = options.pop("class_names")
+    settings = Settings(class_names=read_class_names(names) if names else (), **options)
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"), TimeRemainingColumn())
     console = progress_console()
     shown = console.is_terminal and os.environ.get("RANK", "0") == "0"
@@ -75,16 +135,19 @@ def evaluate(source: str, data: Path, per_class: Path | None, as_json: bool, **o
             rate = bar.tasks[0].speed
             bar.update(task, completed=done, total=total, speed=f"{rate:.0f} images/s" if rate else "")
 
-        result = evaluate(source, data, progress=advance, **options)
+        result = evaluate(source, data, port, settings, advance)
     if result is None:  # another process has it
         return
     if per_class:
-        from porter.atomic import write_bytes
         from porter.report.evaluation_table import per_class_csv
 
-        write_bytes(per_class, per_class_csv(result), force=True)
+        write_bytes(per_class, per_class_csv(result), force)
+    if html:
+        from porter.report.evaluation_html import evaluation_html
+
+        write_bytes(html, evaluation_html(result), force=True)
     if as_json:
-        click.echo(json.dumps(result.as_json(), indent=1))
+        click.echo(json_text(result.as_json(), indent=1))
     else:
         from porter.report.evaluation_table import print_evaluation
 

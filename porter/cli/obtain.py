@@ -7,17 +7,19 @@ from pathlib import Path
 
 import click
 
-from porter.cli.options import FILE, print_port
+from porter.cli.options import FILE, VARIANT, print_port
 from porter.errors import PorterError
 
 
 @click.command()
-@click.option("--variant", default="small_075", show_default=True, metavar="NAME")
+@click.option("--variant", type=VARIANT, default="small_075", show_default=True)
 @click.option("--out", type=FILE, metavar="FOLDER", help="Keep the files here.")
-def demo(variant: str, out: Path | None) -> None:
+@click.option("--force", is_flag=True, help="Overwrite what an earlier demo left there.")
+def demo(variant: str, out: Path | None, force: bool) -> None:
     """Make a small real checkpoint of untrained weights, convert it and verify it."""
     import tempfile
 
+    from porter.atomic import refuse_existing
     from porter.conversion import convert
     from porter.demo import write_demo_checkpoint
     from porter.parity.verify import verify
@@ -25,11 +27,12 @@ def demo(variant: str, out: Path | None) -> None:
 
     with tempfile.TemporaryDirectory(prefix="mnv3-port-demo-") as temporary:
         folder = out or Path(temporary)
+        refuse_existing(folder / f"{variant}.pth", force)
         source = write_demo_checkpoint(folder, variant)
         click.echo(f"made      {source} (TensorFlow V2 checkpoint, untrained weights)\n")
         artifact = folder / f"{variant}.pth"
         click.echo(f"$ mnv3-port convert --variant {variant} {source} -o {artifact}")
-        path, port = convert(source, artifact, variant, force=True)
+        path, port = convert(source, artifact, variant, force=force)
         print_port(port, variant)
         click.echo(f"wrote     {path} ({path.stat().st_size:,} bytes)")
         click.echo(f"\n$ mnv3-port verify --variant {variant} {source} {artifact}")
@@ -39,7 +42,7 @@ def demo(variant: str, out: Path | None) -> None:
 
 
 @click.command()
-@click.option("--variant", required=True, metavar="NAME", help="E.g. small_075.")
+@click.option("--variant", required=True, type=VARIANT, help="E.g. small_075.")
 @click.option("-o", "--output", type=FILE, metavar="FILE", help="The tarball's own name when left out.")
 @click.option("--url", help="Fetch from here instead of Google's storage.")
 @click.option("--sha256", metavar="HEX", help="Refuse any other content.")

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from porter.text import printable
 
 if TYPE_CHECKING:
     from porter.conversion import Port
+    from porter.mapping.options import PortOptions
 
 FILE = click.Path(path_type=Path)
 
@@ -26,6 +28,49 @@ class SizeType(click.ParamType):  # type: ignore[type-arg]  # generic since clic
         if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
             self.fail(f"{value!r} is not a size such as 224 or 160x193", param, ctx)
         return int(parts[0]), int(parts[-1])
+
+
+class VariantType(click.ParamType):  # type: ignore[type-arg]
+    """A variant's name, which a shell can complete; a mapping of one's own may have any."""
+
+    name = "NAME"
+
+    def shell_complete(self, _: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """The variants that begin with ``incomplete``."""
+        from porter.mapping.files import VARIANTS
+
+        return [CompletionItem(variant) for variant in VARIANTS if variant.startswith(incomplete)]
+
+
+VARIANT = VariantType()
+mapping_option = click.option("--mapping", type=FILE, metavar="FILE", help="Your own mapping file.")
+fake_quant_option = click.option(
+    "--fake-quant/--no-fake-quant",
+    default=None,
+    help="Compute the 8 bits that the source was trained for, as is done where it has their ranges; or not.",
+)
+class_names_option = click.option(
+    "--class-names", type=FILE, metavar="FILE", help="The classes' own names, a line each, in their order."
+)
+device_option = click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps ...")
+skip_option = click.option("--skip-unreadable", is_flag=True, help="Leave out images that cannot be read; name them.")
+
+
+def taken_port_options(options: dict[str, Any]) -> PortOptions:
+    """The value of those of ``options`` that say how to port; they are taken out."""
+    from dataclasses import fields
+
+    from porter.mapping.options import PortOptions
+
+    names = [field.name for field in fields(PortOptions) if field.name in options]
+    return PortOptions(**{name: options.pop(name) for name in names})
+
+
+def model_options(command: Callable[..., None]) -> Callable[..., None]:
+    """How every command that runs a model opens it."""
+    for option in (device_option, fake_quant_option, class_names_option):
+        command = option(command)
+    return reading_options(command)
 
 
 def source_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -43,8 +88,8 @@ def reading_options(command: Callable[..., None]) -> Callable[..., None]:
             show_default=True,
             help="Moving averages or raw weights, where both exist; auto prefers the averages.",
         ),
-        click.option("--mapping", type=FILE, metavar="FILE", help="Your own mapping file."),
-        click.option("--variant", metavar="NAME", help="E.g. small_075; found from the shapes when left out."),
+        mapping_option,
+        click.option("--variant", type=VARIANT, help="E.g. small_075; found when left out, where it can be."),
     ):
         command = option(command)
     return command
@@ -53,6 +98,7 @@ def reading_options(command: Callable[..., None]) -> Callable[..., None]:
 def port_options(command: Callable[..., None]) -> Callable[..., None]:
     """How the port is laid out."""
     for option in (
+        fake_quant_option,
         click.option("--fold-bn", is_flag=True, help="Fold batch norms into the convolutions before them."),
         click.option("--keep-background", is_flag=True, help="Keep class 0 of slim's 1001 classes."),
         click.option(

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from porter.cli.options import FILE, echo_lines, port_options, print_port, reading_options
+from porter.cli.options import (
+    FILE,
+    VARIANT,
+    echo_lines,
+    mapping_option,
+    port_options,
+    print_port,
+    reading_options,
+    taken_port_options,
+)
+
+if TYPE_CHECKING:
+    from porter.mapping.options import PortOptions
 
 
 @click.command()
@@ -24,42 +36,41 @@ from porter.cli.options import FILE, echo_lines, port_options, print_port, readi
 @click.option("--num-classes", type=int, metavar="N", help="Refuse a classifier of another size.")
 @click.option("--force", is_flag=True, help="Overwrite the output.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
-def convert(
-    checkpoint: tuple[str, ...], variant: str | None, output: Path | None, force: bool, dry_run: bool, **options: Any
-) -> None:
+def convert(checkpoint: tuple[str, ...], output: Path | None, force: bool, dry_run: bool, **options: Any) -> None:
     """Port CHECKPOINT to PyTorch; several at once into a folder (-o)."""
     if len(checkpoint) > 1:
-        _convert_all(checkpoint, variant, output, force, dry_run, options)
+        if output is None or dry_run:
+            raise click.UsageError("several checkpoints need -o FOLDER, and take no --dry-run")
+        _convert_all(checkpoint, output, force, taken_port_options(options))
         return
+    variant = options["variant"]
     if dry_run:
         from porter.conversion import plan_port
         from porter.report.listing import plan_lines
 
-        port = plan_port(checkpoint[0], variant, **options)
+        port = plan_port(checkpoint[0], taken_port_options(options))
         echo_lines(plan_lines(port.plan))
         print_port(port, variant)
         return
     from porter.conversion import convert
 
-    path, port = convert(checkpoint[0], output, variant, force=force, **options)
+    path, port = convert(checkpoint[0], output, force=force, **options)
     print_port(port, variant)
     click.echo(f"wrote     {path} ({path.stat().st_size:,} bytes)")
 
 
-def _convert_all(
-    checkpoints: tuple[str, ...],
-    variant: str | None,
-    folder: Path | None,
-    force: bool,
-    dry_run: bool,
-    options: dict[str, Any],
-) -> None:
-    from porter.conversion import convert_all
+def _convert_all(checkpoints: tuple[str, ...], folder: Path, force: bool, options: PortOptions) -> None:
+    from rich.progress import Progress
 
-    if folder is None or dry_run:
-        raise click.UsageError("several checkpoints need -o FOLDER, and take no --dry-run")
-    for path, port in convert_all(checkpoints, folder, variant, force=force, **options):
-        click.echo(f"wrote     {path} ({port.mapping.variant}, {path.stat().st_size:,} bytes)")
+    from porter.conversion import convert_all
+    from porter.report.console import progress_console
+
+    console = progress_console()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("convert", total=len(checkpoints))
+        for path, port in convert_all(checkpoints, folder, options, force=force):
+            bar.advance(task)
+            click.echo(f"wrote     {path} ({port.mapping.variant}, {path.stat().st_size:,} bytes)")
 
 
 @click.command()
@@ -81,13 +92,13 @@ def draft(checkpoint: str, to: str, output: Path | None, force: bool) -> None:
 
 
 @click.command("export-tf")
-@click.argument("artifact", type=FILE)
+@click.argument("artifact")
 @click.argument("folder", type=FILE)
-@click.option("--variant", metavar="NAME", help="Needed where mnv3-port did not write the artifact.")
-@click.option("--mapping", type=FILE, metavar="FILE", help="Your own mapping file.")
+@click.option("--variant", type=VARIANT, help="Needed where mnv3-port did not write the artifact.")
+@mapping_option
 @click.option("--averages", is_flag=True, help="Write every variable under its moving-average name as well.")
 @click.option("--force", is_flag=True, help="Overwrite a checkpoint in FOLDER.")
-def export_tf(artifact: Path, folder: Path, **options: Any) -> None:
+def export_tf(artifact: str, folder: Path, **options: Any) -> None:
     """Write ARTIFACT into FOLDER as a TensorFlow checkpoint that slim's graph restores."""
     from porter.exporting import export_tf
 

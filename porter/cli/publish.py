@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from porter.cli.options import FILE
+from porter.cli.options import FILE, class_names_option, fake_quant_option, reading_options
 from porter.errors import PorterError
 
 if TYPE_CHECKING:
@@ -23,11 +23,14 @@ if TYPE_CHECKING:
 @click.option("--check", is_flag=True, help="Check FOLDER, a release, instead of making one.")
 @click.option("--against", metavar="CHECKPOINT", help="With --check: compare with this checkpoint, not the record.")
 @click.option("--jobs", type=click.IntRange(1), metavar="N", help="With --all: how many at a time.")
-@click.option("--variant", metavar="NAME", help="E.g. small_075; found from the shapes when left out.")
-@click.option("--mapping", type=FILE, metavar="FILE", help="Your own mapping file.")
-@click.option("--weights", type=click.Choice(["auto", "ema", "raw"]), default="auto", show_default=True)
+@reading_options
+@fake_quant_option
 @click.option("--keep-background", is_flag=True, help="Keep class 0 of slim's 1001 classes.")
 @click.option("--reference", default="auto", show_default=True, metavar="KIND", help="As for verify.")
+@click.option("--name", metavar="NAME", help="What the release is called; timm's name for Google's checkpoints.")
+@click.option("--license", metavar="ID", help="The weights' licence, e.g. apache-2.0; stated for Google's alone.")
+@click.option("--dataset", metavar="ID", help="What they were trained on, e.g. imagenet-1k; stated for Google's alone.")
+@class_names_option
 @click.option("--evaluate", "evaluate_on", type=FILE, metavar="DATA", help="Put the accuracy on DATA in the card.")
 @click.option("--onnx", is_flag=True, help="Write an ONNX model as well (batch of any size).")
 @click.option("--pt2", is_flag=True, help="Write a torch.export program as well.")
@@ -39,6 +42,8 @@ def release(
 ) -> None:
     """Convert and verify CHECKPOINT and, on parity, write a folder to publish: weights, card, checksums, report."""
     if check:
+        if out is not None:
+            raise click.UsageError("--check writes nothing; leave out --out")
         for folder in _releases(Path(path)):
             from porter.release.check import check_release
 
@@ -47,13 +52,25 @@ def release(
         return
     if out is None:
         raise click.UsageError("--out FOLDER is needed")
-    kinds = ("onnx", "pt2", "torchscript", "aot")
-    options["exports"] = tuple(kind for kind in kinds if options.pop(kind))
+    from porter.labels import read_class_names
+    from porter.release.exports import Export
+    from porter.release.publish import Publication, release
+    from porter.report.console import endpoint_progress
+
+    names = options.pop("class_names")
+    options["publication"] = Publication(
+        name=options.pop("name"),
+        license=options.pop("license"),
+        dataset=options.pop("dataset"),
+        class_names=read_class_names(names) if names else (),
+        evaluate_on=options.pop("evaluate_on"),
+        exports=tuple(kind for kind in get_args(Export) if options.pop(kind)),
+    )
     if every:
         sys.exit(_release_all(Path(path), out, jobs, options))
-    from porter.release.publish import release
-
-    _print(release(path, out, **options))
+    with endpoint_progress() as progress:
+        released = release(path, out, progress=progress, **options)
+    _print(released)
 
 
 def _release_all(folder: Path, out: Path, jobs: int | None, options: dict[str, Any]) -> int:
@@ -62,8 +79,9 @@ def _release_all(folder: Path, out: Path, jobs: int | None, options: dict[str, A
     from porter.release.batch import release_all
     from porter.report.console import progress_console
 
-    if options.pop("variant") or options["mapping"] or options["evaluate_on"]:
-        raise click.UsageError("--all finds the variants itself; leave out --variant, --mapping and --evaluate")
+    publication = options["publication"]
+    if options.pop("variant") or options["mapping"] or publication.evaluate_on or publication.name:
+        raise click.UsageError("--all finds the variants itself; leave out --variant, --mapping, --name and --evaluate")
     console, code = progress_console(), 0
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("release", total=None)

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from porter.artifacts.files import SUFFIXES
-from porter.conversion import Port, plan_port
-from porter.create import create_model
+from porter.conversion import DEFAULT, Port, plan_port
+from porter.create import open_model
 from porter.errors import PorterError
-from porter.loaders.checkpoint import sha256
-from porter.mapping.files import load_variant
+from porter.mapping.options import PortOptions
 from porter.mapping.schema import Input
 from porter.network.deployment import Deployed, deploy
-from porter.network.mobilenet_v3 import MobileNetV3
 from porter.network.timm_import import import_timm
 from porter.parity.references.choose import open_reference
-from porter.prediction import variant_of
 
 AT_ONCE = 4  # images that a reference's process gets at once; its memory is measured out for one
 
@@ -28,7 +23,8 @@ AT_ONCE = 4  # images that a reference's process gets at once; its memory is mea
 class Classifier(NamedTuple):
     """``logits`` takes (N, H, W, 3) float32 images and gives (N, classes), background dropped; ``input`` says which.
 
-    ``digest`` is the SHA-256 of the file, or of a source's first file; empty for timm's own weights.
+    ``class_names`` are those in an artifact, background dropped too. ``digest`` is the SHA-256 of the file, or of a
+    source's first file; empty for timm's own weights.
     """
 
     name: str
@@ -36,9 +32,10 @@ class Classifier(NamedTuple):
     input: Input
     digest: str
     logits: Callable[[np.ndarray], np.ndarray]
+    class_names: tuple[str, ...] = ()
 
 
-def open_classifier(source: str, variant: str | None = None, device: str = "cpu") -> Classifier:
+def open_classifier(source: str, options: PortOptions = DEFAULT, device: str = "cpu") -> Classifier:
     """An artifact or any checkpoint; ``timm:NAME`` (pretrained) or ``tf:SOURCE`` (TensorFlow runs it).
 
     Raises PorterError.
@@ -47,16 +44,22 @@ def open_classifier(source: str, variant: str | None = None, device: str = "cpu"
     if kind == "timm":
         return _timm(name, device)
     if kind == "tf":
-        return _tensorflow(name, variant)
-    chosen = variant or variant_of(source)
-    model = create_model(chosen, source)
-    assert isinstance(model, MobileNetV3)
-    spec = load_variant(chosen)
-    background = model.num_classes == spec.classes.background_of
-    fast = deploy(model, spec.input.size) if device == "cpu" else model
-    digest = sha256(Path(source)) if source.endswith(SUFFIXES) else _digest(plan_port(source, chosen))
+        return _tensorflow(name, options)
+    opened = open_model(source, options)
+    model, mapping = opened.classifier, opened.mapping
+    background = mapping.classes.background if model.num_classes == mapping.classes.background_of else None
+    # Rounding to levels happens in hooks, which the form for inference has not
+    fast = deploy(model, mapping.input.size) if device == "cpu" and not opened.fake_quant else model
+    names = opened.metadata.class_names if opened.metadata else []
     return _checked(
-        Classifier(source, model.num_classes - background, spec.input, digest, _torch_logits(fast, device, background))
+        Classifier(
+            name=f"{source} (8 bits)" if opened.fake_quant else source,
+            classes=model.num_classes - (background is not None),
+            input=mapping.input,
+            digest=next(iter(opened.digests.values()), ""),
+            logits=_torch_logits(fast, device, background),
+            class_names=tuple(name for number, name in enumerate(names) if number != background),
+        )
     )
 
 
@@ -70,7 +73,9 @@ def _digest(port: Port) -> str:
     return next(iter(port.checkpoint.digests().values()))
 
 
-def _torch_logits(model: torch.nn.Module, device: str, background: bool = False) -> Callable[[np.ndarray], np.ndarray]:
+def _torch_logits(
+    model: torch.nn.Module, device: str, background: int | None = None
+) -> Callable[[np.ndarray], np.ndarray]:
     model = model.eval().to(device)
 
     def logits(images: np.ndarray) -> np.ndarray:
@@ -79,7 +84,7 @@ def _torch_logits(model: torch.nn.Module, device: str, background: bool = False)
             if not isinstance(model, Deployed):  # which takes NHWC memory as it is
                 inputs = inputs.contiguous()
             found: np.ndarray = model(inputs).cpu().numpy()
-        return found[:, 1:] if background else found
+        return found if background is None else np.delete(found, background, axis=1)
 
     return logits
 
@@ -99,8 +104,8 @@ def _timm(name: str, device: str) -> Classifier:
     return _checked(Classifier(f"timm:{name}", model.num_classes, spec, "", _torch_logits(model, device)))
 
 
-def _tensorflow(source: str, variant: str | None) -> Classifier:
-    port = plan_port(source, variant)
+def _tensorflow(source: str, options: PortOptions) -> Classifier:
+    port = plan_port(source, options)
     reference = open_reference("auto", port)
     background = port.mapping.classes.background if port.plan.background_dropped else None
 

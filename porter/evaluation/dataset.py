@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,25 +23,30 @@ class Photo(NamedTuple):
     label: int
 
 
-def find_photos(data: Path, labels: Path | None = None) -> list[Photo]:
+def find_photos(data: Path, labels: Path | None = None, class_names: Sequence[str] = ()) -> list[Photo]:
     """The images of ``data`` in a fixed order.
 
-    ``data`` is a folder of class folders named by WordNet id, a folder of images with the id in their names
-    (``ILSVRC2012_val_00000001_n01751748.JPEG``), or one of images that the CSV ``labels`` names. Raises PorterError
-    naming what has no label, or no file.
+    ``data`` is a folder of class folders named by WordNet id (or by one of ``class_names``, a classifier's own), a
+    folder of images with the id in their names (``ILSVRC2012_val_00000001_n01751748.JPEG``), or one of images that the
+    CSV ``labels`` names. Raises PorterError naming what has no label, or no file.
     """
     if not data.is_dir():
-        raise PorterError(f"{data}: no such folder of images")
-    found = list(_listed(data, labels) if labels else _named(data))
+        what = "is a file; name the folder of labelled images" if data.exists() else "no such folder of images"
+        raise PorterError(f"{data}: {what}")
+    found = list(_listed(data, labels, class_names) if labels else _named(data, class_names))
     if not found:
         raise PorterError(f"{data}: no images ({', '.join(SUFFIXES)}) in this folder or its class folders")
     return found
 
 
-def _named(data: Path) -> Iterator[Photo]:
+def _named(data: Path, class_names: Sequence[str]) -> Iterator[Photo]:
+    own = {name: number for number, name in enumerate(class_names)}
     numbers = {label.wordnet: number for number, label in enumerate(imagenet_labels(1000))}
     for path in sorted(p for p in data.rglob("*") if p.suffix.lower() in SUFFIXES):
         name = path.parent.name if path.parent != data else path.stem
+        if name in own:
+            yield Photo(path, own[name])
+            continue
         ids = WORDNET_ID.findall(name)
         if len(ids) != 1 or ids[0] not in numbers:
             raise PorterError(
@@ -51,12 +56,13 @@ def _named(data: Path) -> Iterator[Photo]:
         yield Photo(path, numbers[ids[0]])
 
 
-def _listed(data: Path, labels: Path) -> Iterator[Photo]:
+def _listed(data: Path, labels: Path, class_names: Sequence[str]) -> Iterator[Photo]:
     """Rows of ``file, label``: a path below ``data`` (suffix optional), and a WordNet id or class number.
 
     A first row without a label is a header; what follows the label after a space (boxes, in ImageNet's own files)
     does not count.
     """
+    own = {name: number for number, name in enumerate(class_names)}
     numbers = {label.wordnet: number for number, label in enumerate(imagenet_labels(1000))}
     files = {str(p.relative_to(data)): p for p in sorted(data.rglob("*")) if p.suffix.lower() in SUFFIXES}
     files |= {name.rpartition(".")[0]: path for name, path in files.items()}
@@ -67,8 +73,10 @@ def _listed(data: Path, labels: Path) -> Iterator[Photo]:
         raise PorterError(f"{labels}: not a readable CSV ({error})") from error
     seen: set[Path] = set()
     for line, row in enumerate(rows, 1):
-        label = (row[1].split() or [""])[0] if len(row) > 1 else ""
-        if label not in numbers and not NUMBER.fullmatch(label):
+        label = row[1].strip() if len(row) > 1 else ""
+        if label not in own:
+            label = (label.split() or [""])[0]
+        if label not in own and label not in numbers and not NUMBER.fullmatch(label):
             if line == 1:
                 continue
             raise PorterError(f"{labels}: line {line}: {row!r} is not `file,label` with a WordNet id or class number")
@@ -77,4 +85,5 @@ def _listed(data: Path, labels: Path) -> Iterator[Photo]:
         if files[row[0]] in seen:
             raise PorterError(f"{labels}: line {line}: {row[0]} stands there twice")
         seen.add(files[row[0]])
-        yield Photo(files[row[0]], numbers[label] if label in numbers else int(label))
+        known = own if label in own else numbers
+        yield Photo(files[row[0]], known[label] if label in known else int(label))

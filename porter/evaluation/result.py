@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 Z = 1.959963984540054  # 95 % of a normal distribution lie within so many standard deviations
 
 
 class Seen(NamedTuple):
-    """One image: class, and by classifier the rank of that class (0: top-1) and the class guessed."""
+    """One image: class, and by classifier the rank of that class (0: top-1) and the class guessed.
+
+    Both are empty for an image that could not be read.
+    """
 
     label: int
     ranks: list[int]
@@ -44,7 +48,10 @@ def share(count: int, total: int) -> Share:
 
 @dataclass
 class Evaluation:
-    """Every image as every classifier saw it; ``measured`` of them in this run, which took ``seconds``."""
+    """Every image as every classifier saw it; ``measured`` of them in this run, which took ``seconds``.
+
+    ``photos`` are the files, in the order of ``seen``; ``skipped`` those that could not be read.
+    """
 
     classifiers: list[str]
     digests: list[str]
@@ -53,6 +60,9 @@ class Evaluation:
     measured: int
     seconds: float
     processes: int
+    photos: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    class_names: list[str] = field(default_factory=list)
 
     def accuracy(self, classifier: int, k: int) -> Share:
         """How often the class is among the ``k`` highest."""
@@ -66,6 +76,11 @@ class Evaluation:
             rank = seen.ranks[classifier]
             counts[seen.label] = images + 1, first + (rank < 1), fifth + (rank < 5)
         return dict(sorted(counts.items()))
+
+    def confusions(self, classifier: int) -> list[tuple[int, int, int]]:
+        """(class, class guessed instead, images), most frequent first."""
+        pairs = Counter((s.label, s.guesses[classifier]) for s in self.seen if s.ranks[classifier] > 0)
+        return [(*pair, count) for pair, count in sorted(pairs.items(), key=lambda item: (-item[1], item[0]))]
 
     def agreement(self) -> Share:
         """How often the first two classifiers guess the same class."""
@@ -88,5 +103,7 @@ class Evaluation:
         if len(self.classifiers) > 1:
             change, half = self.difference()
             found |= {"agreement": self.agreement().as_json(), "top1_change": change, "top1_change_interval": half}
+        if self.skipped:
+            found["skipped"] = self.skipped
         run = {"images": self.measured, "seconds": self.seconds, "processes": self.processes}
         return found | {"run": run}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,14 +17,17 @@ import torch
 import torch.distributed
 from torch.utils.data import DataLoader, Dataset
 
+from porter.devices import chosen_device
 from porter.errors import PorterError
 from porter.evaluation.classifier import Classifier, open_classifier
 from porter.evaluation.dataset import Photo, find_photos
 from porter.evaluation.journal import read_journal, write_batch
 from porter.evaluation.result import Evaluation, Seen
 from porter.images import Preprocessing, normalized, read_image, resized
+from porter.mapping.options import PortOptions
 from porter.mapping.schema import Input
 
+DEFAULT = PortOptions()
 Progress = Callable[[int, int], None]  # images done, of how many
 
 
@@ -34,31 +39,50 @@ class Place(NamedTuple):
     device: str
 
 
+@dataclass(frozen=True)
+class Settings:
+    """How to evaluate; ``compare`` is a second classifier.
+
+    ``labels`` is a CSV where file names do not tell the class, ``class_names`` the classes' own names (by default those
+    in the artifact). ``workers`` processes decode images, made ready by ``preprocess``; ``device`` is a GPU where there
+    is one; ``resume`` is a folder that keeps finished batches. ``skip_unreadable`` leaves out images that cannot be
+    read, and names them.
+    """
+
+    compare: str | None = None
+    labels: Path | None = None
+    class_names: tuple[str, ...] = ()
+    preprocess: Preprocessing = "card"
+    batch: int = 32
+    workers: int | None = None
+    device: str | None = None
+    resume: Path | None = None
+    skip_unreadable: bool = False
+
+
+AS_EVER = Settings()
+
+
 def evaluate(
     source: str,
     data: Path,
-    variant: str | None = None,
-    *,
-    labels: Path | None = None,
-    compare: str | None = None,
-    preprocess: Preprocessing = "card",
-    batch: int = 32,
-    workers: int | None = None,
-    resume: Path | None = None,
+    options: PortOptions = DEFAULT,
+    settings: Settings = AS_EVER,
     progress: Progress | None = None,
 ) -> Evaluation | None:
-    """Accuracy of ``source`` (``open_classifier``), and of ``compare``, on the images of ``data`` (``find_photos``).
+    """Accuracy of ``source`` (``open_classifier``) on the images of ``data`` (``find_photos``).
 
     Batches are the same however many processes share them, so the result is too. Under torchrun (gloo, or nccl
     where there are GPUs) process r of n takes every n-th batch; the first one returns the result, the others None.
-    ``workers`` processes decode images; ``resume`` is a folder that keeps finished batches. ``progress`` is told of
-    this process's images. Raises PorterError.
+    ``progress`` is told of this process's images. Raises PorterError.
     """
+    batch, resume, preprocess = settings.batch, settings.resume, settings.preprocess
     if batch < 1:
-        raise PorterError(f"--batch {batch}: must be at least 1")
-    with _place() as place:
-        classifiers = [open_classifier(name, variant, place.device) for name in (source, compare) if name]
-        photos = find_photos(data, labels)
+        raise PorterError(f"batches of {batch} images: must be at least 1")
+    with _place(settings.device) as place:
+        classifiers = [open_classifier(name, options, place.device) for name in (source, settings.compare) if name]
+        class_names = settings.class_names or classifiers[0].class_names
+        photos = find_photos(data, settings.labels, class_names)
         _check(classifiers, photos)
         batches = [photos[start : start + batch] for start in range(0, len(photos), batch)]
         header = _header(classifiers, photos, preprocess, batch)
@@ -68,7 +92,7 @@ def evaluate(
         found = {}
         journal = (resume / f"{place.rank}.jsonl").open("a") if resume else nullcontext()
         with journal as file:
-            for number, seen in _run(classifiers, batches, mine, preprocess, workers):
+            for number, seen in _run(classifiers, batches, mine, settings):
                 found[number] = seen
                 if file:
                     write_batch(file, number, seen)
@@ -81,19 +105,28 @@ def evaluate(
         total = sum(len(part) for part in gathered) + len(known)
         if total != len(batches) or every.keys() != set(range(len(batches))):  # no batch twice, none left out
             raise RuntimeError(f"{total} batches came back, expected {len(batches)}")
+        together = list(zip(photos, (seen for number in sorted(every) for seen in every[number]), strict=True))
+        skipped = [str(photo.path) for photo, seen in together if not seen.ranks]
+        if skipped and not settings.skip_unreadable:  # of a run before, which was told to go on
+            raise PorterError(f"{skipped[0]}: could not be read; leave such images out, or mend it and start again")
+        if len(skipped) == len(together):
+            raise PorterError(f"{data}: none of its {len(together)} images could be read")
         return Evaluation(
             classifiers=[classifier.name for classifier in classifiers],
             digests=[classifier.digest for classifier in classifiers],
             preprocess=preprocess,
-            seen=[seen for number in sorted(every) for seen in every[number]],
+            seen=[seen for _, seen in together if seen.ranks],
+            photos=[str(photo.path) for photo, seen in together if seen.ranks],
+            skipped=skipped,
+            class_names=list(class_names),
             measured=sum(len(seen) for part in gathered for seen in part.values()),
             seconds=time.perf_counter() - began,
             processes=place.processes,
         )
 
 
-class _Batches(Dataset[list[np.ndarray] | PorterError]):
-    """Decoded and resized images, a batch an item; an unreadable file is an item too, raised where it can be told."""
+class _Batches(Dataset[list[np.ndarray | PorterError]]):
+    """Decoded and resized images, a batch an item; an unreadable file is its error, raised where it can be told."""
 
     def __init__(self, batches: Sequence[Sequence[Photo]], spec: Input, preprocess: Preprocessing) -> None:
         self.batches, self.spec, self.preprocess = batches, spec, preprocess
@@ -101,10 +134,12 @@ class _Batches(Dataset[list[np.ndarray] | PorterError]):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, number: int) -> list[np.ndarray] | PorterError:
-        size = self.spec.size, self.spec.size
+    def __getitem__(self, number: int) -> list[np.ndarray | PorterError]:
+        return [self._image(photo) for photo in self.batches[number]]
+
+    def _image(self, photo: Photo) -> np.ndarray | PorterError:
         try:
-            return [resized(read_image(p.path), size, self.spec.crop, self.preprocess) for p in self.batches[number]]
+            return resized(read_image(photo.path), (self.spec.size,) * 2, self.spec.crop, self.preprocess)
         except PorterError as error:
             return error
 
@@ -113,28 +148,44 @@ def _run(
     classifiers: list[Classifier],
     batches: list[list[Photo]],
     numbers: list[int],
-    preprocess: Preprocessing,
-    workers: int | None,
+    settings: Settings,
 ) -> Iterator[tuple[int, list[Seen]]]:
-    spec = classifiers[0].input
+    spec, workers = classifiers[0].input, settings.workers
     if workers is None:
         workers = max(0, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1)
     decoded = DataLoader(
-        _Batches([batches[number] for number in numbers], spec, preprocess),
+        _Batches([batches[number] for number in numbers], spec, settings.preprocess),
         batch_size=None,
         num_workers=min(workers, len(numbers)),
         collate_fn=_unchanged,
+        worker_init_fn=_quiet_end,
     )
     for number, pixels in zip(numbers, decoded, strict=True):
-        if isinstance(pixels, PorterError):
-            raise pixels
-        images = normalized(np.stack(pixels), spec.mean, spec.std)
-        logits = [classifier.logits(images) for classifier in classifiers]
-        yield number, [_seen(photo, [one[i] for one in logits]) for i, photo in enumerate(batches[number])]
+        unreadable = [image for image in pixels if isinstance(image, PorterError)]
+        if unreadable and not settings.skip_unreadable:
+            raise unreadable[0]
+        readable = [image for image in pixels if not isinstance(image, PorterError)]
+        logits: list[Iterator[np.ndarray]] = []
+        if readable:
+            images = normalized(np.stack(readable), spec.mean, spec.std)
+            logits = [iter(classifier.logits(images)) for classifier in classifiers]
+        yield (
+            number,
+            [
+                Seen(photo.label, [], []) if isinstance(image, PorterError) else _seen(photo, [next(o) for o in logits])
+                for photo, image in zip(batches[number], pixels, strict=True)
+            ],
+        )
 
 
 def _seen(photo: Photo, logits: list[np.ndarray]) -> Seen:
     return Seen(photo.label, [rank(one, photo.label) for one in logits], [int(one.argmax()) for one in logits])
+
+
+def _quiet_end(_worker: int) -> None:
+    """A worker ends without a traceback when the evaluation does; who interrupted it is told by that."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _unchanged(item: object) -> object:
@@ -174,10 +225,12 @@ def _header(classifiers: list[Classifier], photos: list[Photo], preprocess: str,
 
 
 @contextmanager
-def _place() -> Iterator[Place]:
+def _place(asked: str | None) -> Iterator[Place]:
     """Join torchrun's processes where there are any."""
-    gpu = torch.cuda.is_available()
-    device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if gpu else "cpu"
+    if asked is not None:
+        chosen_device(asked)
+    gpu = torch.cuda.is_available() and asked in (None, "cuda")
+    device = asked if asked not in (None, "cuda") else f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if gpu else "cpu"
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Place(0, 1, device)
         return

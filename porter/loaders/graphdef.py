@@ -8,6 +8,7 @@ from typing import Any
 from porter.errors import CheckpointError
 from porter.loaders import dtypes, protos
 from porter.loaders.bounds import check_shape
+from porter.loaders.content import recognised
 from porter.loaders.tensor_proto import tensor_values
 from porter.loaders.variable import Contents, Variable
 
@@ -36,11 +37,18 @@ def read_graphdef(path: Path) -> Contents:
         with path.open("rb") as file:
             data = file.read(1)
             if data not in FIRST_BYTES:  # before gigabytes are read
-                raise CheckpointError(f"{path}: not a frozen graph, nor anything else that holds a checkpoint")
+                what = recognised(path) or "not a frozen graph, nor anything else that holds a checkpoint"
+                raise CheckpointError(f"{path}: {what}")
             data += file.read()
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from error
-    graph = protos.parse(protos.GraphDef, data, str(path), "the file is not a frozen graph, or it")
+    try:
+        graph = protos.parse(protos.GraphDef, data, str(path), "the file is not a frozen graph, or it")
+    except CheckpointError as error:
+        known = recognised(path)
+        if known is None:
+            raise
+        raise CheckpointError(f"{path}: {known}") from error
     nodes = {node.name: node for node in graph.node}
     variables = {}
     for node in graph.node:

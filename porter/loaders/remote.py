@@ -16,10 +16,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from porter.errors import CheckpointError
+from porter.network_errors import SILENCE, reason
 
 MAX_FOLDER = 4 << 30  # bytes; a released folder holds at most 130 MB
 MAX_PAGE = 16 << 20  # bytes of a listing, or of a part whose length was not asked for
-SILENCE = 30  # seconds without a byte
 GAP = 1 << 16  # bytes between two extents that are fetched rather than asked for a second time
 _SHARD = re.compile(r"(.+)\.data-\d{5}-of-(\d{5})")
 
@@ -83,6 +83,15 @@ def _mirror(url: str, folder: tempfile.TemporaryDirectory[str]) -> Mirror:
     else:
         _folder(system, root, base, places)
     return Mirror(base, folder, _ranges(url, system, places))
+
+
+def exists(url: str) -> bool:
+    """Whether there is a file at ``url``. Raises CheckpointError where its store cannot be reached."""
+    import fsspec
+
+    with _reaching(url):
+        system, root = fsspec.core.url_to_fs(url)
+        return _size(system, root) is not None
 
 
 def _size(system: Any, path: str) -> int | None:
@@ -251,5 +260,4 @@ def _reaching(url: str) -> Iterator[None]:
     except (FileNotFoundError, IsADirectoryError) as error:
         raise CheckpointError(f"{url}: no such file or folder ({error})") from error
     except Exception as error:  # every store's package has errors of its own
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{url}: cannot be read: {reason}") from error
+        raise CheckpointError(f"{url}: {reason(error)}") from error

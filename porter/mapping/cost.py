@@ -10,6 +10,18 @@ from porter.mapping.state_dict import layers
 
 def multiply_accumulates(network: Network, size: int, classes: int) -> int:
     """Multiply-accumulates of convolutions and classifier for one ``size`` x ``size`` image; nothing else counted."""
+    pixels = _pixels(network, size)
+    return sum(pixels.get(layer.module, 1) * prod(layer.shape) for layer in layers(network, classes))
+
+
+def activations(network: Network, size: int, classes: int) -> int:
+    """Values that convolutions and classifier put out for one ``size`` x ``size`` image, as timm's cards count them."""
+    pixels = _pixels(network, size)
+    return sum(pixels.get(layer.module, 1) * layer.shape[0] for layer in layers(network, classes))
+
+
+def _pixels(network: Network, size: int) -> dict[str, int]:
+    """Positions of each layer's output; what is not among them comes after a pooling, at one."""
     pixels = {"conv_stem": _strided(size, network.stem_stride) ** 2}
     side = _strided(size, network.stem_stride)
     for block in network.blocks:
@@ -19,8 +31,7 @@ def multiply_accumulates(network: Network, size: int, classes: int) -> int:
         pixels |= {f"{block.module}.{name}": after**2 for name in ("conv_dw", "conv_exp", "conv_pwl", "conv")}
         side = after
     pixels[network.last_conv] = side**2
-    # What is not among them comes after a pooling, at one position
-    return sum(pixels.get(layer.module, 1) * prod(layer.shape) for layer in layers(network, classes))
+    return pixels
 
 
 def _strided(side: int, stride: int) -> int:

@@ -60,6 +60,18 @@ def _document(name: str) -> Document:
     return read_yaml(mappings_folder() / name, _find_base)
 
 
+def list_variants() -> list[str]:
+    """The built-in variants."""
+    return list(VARIANTS)
+
+
+def variant_named(name: str) -> str | None:
+    """The variant that is called ``name``, or that timm calls so; None where there is none."""
+    if name in VARIANTS:
+        return name
+    return next((variant for variant in VARIANTS if load_variant(variant).timm == name), None)
+
+
 def load_mapping(path: Path) -> VariantMapping:
     """Load and check a mapping file; its ``base`` may be a file beside it or one of the installed ones.
 
@@ -75,6 +87,13 @@ def _checked(document: Document) -> VariantMapping:
         raise MappingError(_with_line(str(error), document)) from error
     _check(mapping, document)
     return mapping
+
+
+def standalone(mapping: VariantMapping) -> bytes:
+    """``mapping`` as a file that needs no base."""
+    import yaml
+
+    return yaml.safe_dump(msgspec.to_builtins(mapping), sort_keys=False).encode()
 
 
 def mapping_digest(mapping: VariantMapping) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from porter.errors import MappingError
 from porter.loaders import Checkpoint
@@ -13,12 +13,12 @@ from porter.loaders.dtypes import FLOATS
 from porter.mapping.gate import GATE_SHIFT, TIMM_GATE
 from porter.mapping.layouts import target_shape
 from porter.mapping.network import Network, build_network
+from porter.mapping.options import ArtifactLayout, PortOptions
 from porter.mapping.ranges import FIELDS
 from porter.mapping.rules import Expected, expected_variables, module_outputs
 from porter.mapping.schema import VariantMapping
 from porter.mapping.state_dict import COUNTER, Shape, layers, state_dict_shapes
 
-ArtifactLayout = Literal["timm", "slim"]
 GATE_ROUNDING = 1e-7  # a gate read from a float32 graph is the known one within this
 
 
@@ -47,7 +47,8 @@ class Plan:
     Counters of batches are entries without a step: TensorFlow has none, they are set to zero. ``gate`` is
     the squeeze-excite constant that the resulting weights are made for. ``norms`` are the batch norms to fold into
     the convolutions before them, by convolution; ``folded`` tells that the result has none, for whatever reason.
-    ``ranges`` names, by module or entry, the source's range (``.../min``, ``.../max``) that it was quantised to.
+    ``ranges`` names, by module or entry, the source's range (``.../min``, ``.../max``) that it was quantised to: the
+    port computes in 8 bits. ``dequantized`` tells that the source has ranges, and they are left out as was asked.
     """
 
     variant: str
@@ -63,6 +64,7 @@ class Plan:
     norms: Mapping[str, str]
     epsilon: float
     ranges: Mapping[str, str]
+    dequantized: bool
 
 
 class Fit(NamedTuple):
@@ -76,27 +78,17 @@ class Fit(NamedTuple):
     expected: list[Expected]
 
 
-def make_plan(
-    mapping: VariantMapping,
-    fitted: Fit,
-    checkpoint: Checkpoint,
-    *,
-    layout: ArtifactLayout = "timm",
-    keep_background: bool = False,
-    num_classes: int | None = None,
-    fold_bn: bool = False,
-) -> Plan:
+def make_plan(mapping: VariantMapping, fitted: Fit, checkpoint: Checkpoint, options: PortOptions) -> Plan:
     """Plan the port of ``checkpoint`` into the state dict of the network that ``fit`` found.
 
-    ``num_classes`` is what the caller expects the checkpoint's classifier to give after dropping the
-    background. Raises MappingError that lists every variable missing, left over or of another shape,
-    every target unfilled, filled twice or of another shape.
+    Raises MappingError that lists every variable missing, left over or of another shape, every target unfilled,
+    filled twice or of another shape.
     """
     network, classes, expected = fitted
     background = mapping.classes.background
-    dropped = background is not None and classes == mapping.classes.background_of and not keep_background
+    dropped = background is not None and classes == mapping.classes.background_of and not options.keep_background
     kept = classes - dropped
-    wanted = num_classes if num_classes is not None else mapping.classes.count
+    wanted = options.num_classes if options.num_classes is not None else mapping.classes.count
     if wanted is not None and wanted != kept:
         raise MappingError(
             f"{checkpoint.given}: the classifier has {kept} classes{' without background' if dropped else ''}, not "
@@ -105,7 +97,7 @@ def make_plan(
 
     problems: list[str] = []
     ignored = dict(checkpoint.set_aside)
-    gate = TIMM_GATE if layout == "timm" else network.gate
+    gate = TIMM_GATE if options.layout == "timm" else network.gate
     steps: list[Step] = []
     for want in expected:
         problem = _misfit(want, checkpoint)
@@ -120,6 +112,7 @@ def make_plan(
         steps.append(Step(want.source, want.target, want.layout, want.shape, shape, drop, scale, shift))
     candidates = module_outputs(mapping, network, classes)
     ranges = {at: name for at, names in candidates.items() for name in names[::-1] if f"{name}/min" in checkpoint}
+    problems += [f"{n}/max: missing, but {n}/min is there" for n in ranges.values() if f"{n}/max" not in checkpoint]
     used = {want.source for want in expected} | {f"{r}/{field}" for r in ranges.values() for field in FIELDS}
     for name in checkpoint:
         if name not in used:
@@ -133,11 +126,13 @@ def make_plan(
         raise MappingError(
             f"{checkpoint.given}: does not fit the mapping of {mapping.variant} ({len(problems)} problems):", problems
         )
-    folded = fold_bn or network.folded
-    unfolded = not network.folded
+    if options.fake_quant and not ranges:
+        raise MappingError(f"{checkpoint.given}: holds no ranges of fake quantisation; it was not trained for 8 bits")
+    folded = options.fold_bn or network.folded
+    norms_to_fold = options.fold_bn and not network.folded
     return Plan(
         variant=mapping.variant,
-        layout=layout,
+        layout=options.layout,
         num_classes=kept,
         background_dropped=dropped,
         gate=gate,
@@ -146,9 +141,10 @@ def make_plan(
         targets=tuple(state_dict_shapes(replace(network, folded=folded), kept)),
         ignored=ignored,
         folded=folded,
-        norms={module: norm for module, _, norm in layers(network, kept) if norm and fold_bn and unfolded},
+        norms={module: norm for module, _, norm in layers(network, kept) if norm and norms_to_fold},
         epsilon=network.epsilon,
-        ranges=ranges,
+        ranges={} if options.fake_quant is False else ranges,
+        dequantized=options.fake_quant is False and bool(ranges),
     )
 
 

@@ -146,7 +146,7 @@ class Keras(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Training(Struct, frozen=True, forbid_unknown_fields=True):
-    """How the released weights were trained, for model cards: RMSProp on ImageNet."""
+    """How the released weights were trained, for model cards: RMSProp on ImageNet, up to ``step``."""
 
     lr: float
     dropout: float
@@ -155,6 +155,7 @@ class Training(Struct, frozen=True, forbid_unknown_fields=True):
     batch_size: int
     rmsprop_decay: float
     resources: str
+    step: int | None = None
 
 
 class VariantMapping(Struct, frozen=True, forbid_unknown_fields=True):

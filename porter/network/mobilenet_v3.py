@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,6 +22,7 @@ from porter.network.blocks import (
     batch_norm,
     pointwise,
 )
+from porter.network.feature_info import FeatureInfo, pyramid
 from porter.network.same_padding import SameConv2d
 
 BLOCKS = {
@@ -30,12 +33,30 @@ BLOCKS = {
 }
 
 
+@torch.fx.wrap  # one operation for who traces the network symbolically
+def _made_ready(x: Tensor, channels: int) -> Tensor:
+    """Images in the memory layout that is fastest. Raises TypeError or ValueError for what is no batch of images."""
+    if torch.compiler.is_compiling():  # a compiler chooses for itself
+        return x
+    if not isinstance(x, Tensor):
+        raise TypeError(f"the network takes a tensor of (N, {channels}, H, W), not {type(x).__name__}")
+    if x.ndim != 4 or x.shape[1] != channels:
+        hint = "; NHWC? use x.permute(0, 3, 1, 2)" if x.ndim == 4 and x.shape[3] == channels else ""
+        hint = "; one image? use x[None]" if x.ndim == 3 and x.shape[0] == channels else hint
+        raise ValueError(f"the network takes (N, {channels}, H, W), not {tuple(x.shape)}{hint}")
+    if not x.is_floating_point():
+        raise TypeError(f"the network takes floats in [-1, 1], not {x.dtype}; for 8-bit RGB: x / 127.5 - 1")
+    # Every layer follows the layout that it is given; convolutions on CPU are faster in this one
+    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
+
+
 class Trunk(nn.Module):
     """Stem and blocks: (N, channels, H, W) -> (N, last, H / 32, W / 32), sizes rounded up."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
+        self.pretrained_cfg: dict[str, Any] = {}  # timm's description; create_model fills it in
         self.conv_stem = SameConv2d(
             network.channels, network.stem, network.stem_kernel, network.stem_stride, bias=network.folded
         )
@@ -49,12 +70,14 @@ class Trunk(nn.Module):
             stages.append([ConvNormAct(network.blocks[-1].out, network.last, network.last_activation, network)])
         self.blocks = nn.Sequential(*(nn.Sequential(*stage) for stage in stages))
 
+    @property
+    def default_cfg(self) -> dict[str, Any]:
+        """timm's older name of ``pretrained_cfg``."""
+        return self.pretrained_cfg
+
     def forward_stem(self, x: Tensor) -> Tensor:
         """(N, channels, H, W) -> (N, stem, H / 2, W / 2)."""
-        if x.device.type == "cpu" and not torch.compiler.is_compiling():  # a compiler chooses for itself
-            # Every layer follows the layout that it is given; convolutions on CPU are faster in this one
-            x = x.contiguous(memory_format=torch.channels_last)
-        return self.act1(self.bn1(self.conv_stem(x)))
+        return self.act1(self.bn1(self.conv_stem(_made_ready(x, self.network.channels))))
 
     def forward_features(self, x: Tensor) -> Tensor:
         """What the blocks make of images."""
@@ -83,21 +106,35 @@ class MobileNetV3(Trunk):
             self.act2 = activation(network.head_activation)
         else:
             self.conv_head = self.act2 = nn.Identity()
-        self.classifier = nn.Linear(network.features, num_classes) if num_classes else nn.Identity()
+        self.classifier: nn.Module = nn.Linear(network.features, num_classes) if num_classes else nn.Identity()
+        self.num_features, self.head_hidden_size = network.last, network.features
+        self.feature_info = FeatureInfo(pyramid(network))
+
+    def get_classifier(self) -> nn.Module:
+        """The last layer; an identity where there are no classes."""
+        return self.classifier
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Put a new, untrained classifier in place of the last layer; 0 leaves the embedding."""
+        self.num_classes = num_classes
+        was = next(self.parameters())
+        self.classifier = nn.Linear(self.head_hidden_size, num_classes) if num_classes else nn.Identity()
+        initialize(self.classifier)
+        self.classifier.to(was.device, was.dtype)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The last feature map, before pooling."""
         x = super().forward_features(x)
         return x if self.last_in_blocks else self.act2(self.bn2(self.conv_head(x)))
 
-    def forward_head(self, x: Tensor) -> Tensor:
-        """(N, last, h, w) feature map -> logits."""
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """(N, last, h, w) feature map -> logits, or with ``pre_logits`` the (N, features) embedding."""
         x = self.global_pool(x)
         if self.last_in_blocks:
             x = self.act2(self.conv_head(x))
         x = x.flatten(1)
         x = F.dropout(x, self.dropout, self.training)
-        return self.classifier(x)
+        return x if pre_logits else self.classifier(x)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels, H, W) -> (N, num_classes)."""
@@ -112,34 +149,23 @@ class MobileNetV3Features(Trunk):
 
     def __init__(self, network: Network, out_indices: Sequence[int] | None = None) -> None:
         super().__init__(network)
-        taps = _pyramid(network)
+        taps = pyramid(network)
         indices = range(len(taps)) if out_indices is None else out_indices
         chosen = [taps[index] for index in indices]
-        self.stages = [stage for stage, _, _ in chosen]
-        self.channels = [channels for _, channels, _ in chosen]
-        self.reductions = [reduction for _, _, reduction in chosen]
+        self.stages = [tap.stage for tap in chosen]
+        self.channels = [tap.channels for tap in chosen]
+        self.reductions = [tap.reduction for tap in chosen]
+        self.feature_info = FeatureInfo(chosen)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """(N, channels, H, W) -> feature maps, largest first."""
+        """(N, channels, H, W) -> feature maps, in the order of ``out_indices``."""
         x = self.forward_stem(x)
-        maps = [x] if -1 in self.stages else []
+        maps = {-1: x}
         for number, stage in enumerate(self.blocks):
             x = stage(x)
             if number in self.stages:
-                maps.append(x)
-        return maps
-
-
-def _pyramid(network: Network) -> list[tuple[int, int, int]]:
-    """(stage, channels, reduction) of the last stage at each resolution; stage -1 is the stem."""
-    taps = {network.stem_stride: (-1, network.stem)}
-    reduction = network.stem_stride
-    for block in network.blocks:
-        reduction *= block.stride
-        taps[reduction] = (block.stage, block.out)
-    if network.pools_in_layers:
-        taps[reduction] = (network.blocks[-1].stage + 1, network.last)
-    return [(stage, channels, reduction) for reduction, (stage, channels) in taps.items()]
+                maps[number] = x
+        return [maps[stage] for stage in self.stages]
 
 
 def initialize(module: nn.Module) -> None:

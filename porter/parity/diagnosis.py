@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from porter.conversion import Port, plan_opened, plan_port
 from porter.images import Size
 from porter.mapping.gate import TIMM_GATE
+from porter.mapping.options import PortOptions
 from porter.network.blocks import Gate, SqueezeExcite
 from porter.network.mobilenet_v3 import MobileNetV3
 from porter.network.same_padding import SameConv2d
@@ -58,7 +59,8 @@ def diagnose(port: Port, target: Target, images: np.ndarray) -> list[Cause]:
 
     Where the target is our network's own output already, there is nothing to explain.
     """
-    whole = plan_opened(port.checkpoint, port.mapping, layout="slim", keep_background=True)
+    plain = PortOptions(layout="slim", keep_background=True, fake_quant=False)
+    whole = plan_opened(port.checkpoint, port.mapping, plain)
     inputs = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
     models = {dtype: ported_model(whole, dtype) for dtype in ("float32", "float64")}
 
@@ -175,7 +177,10 @@ def _other_weights(port: Port) -> Iterator[Mistake]:
     averages = any(reason.startswith("moving average") for reason in checkpoint.set_aside.values())
     if not (raw or averages) or checkpoint.remote:
         return
-    other = plan_port(checkpoint.path, weights="raw" if raw else "ema", layout="slim", keep_background=True)
+    other = plan_port(
+        checkpoint.path,
+        PortOptions(weights="raw" if raw else "ema", layout="slim", keep_background=True, fake_quant=False),
+    )
     state = ported_model(other, "float64").state_dict()
 
     def change(model: MobileNetV3) -> None:

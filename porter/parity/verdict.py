@@ -32,8 +32,9 @@ class Verdict:
 
     ``artifact`` is what was checked, None for the port in memory. ``missing`` are endpoints that the reference does
     not hold (its values are in ``precision``), ``unmatched`` those for which a foreign port has no output of that
-    shape. ``changed`` are entries of the
-    state dict that are not what the checkpoint gives. ``causes`` explain the failure, where they were looked for.
+    shape. ``changed`` are entries of the state dict that are not what the checkpoint gives, ``variables`` the
+    checkpoint's names of these. ``causes`` explain the failure, where they were looked for. ``fake_quant`` tells that
+    8 bits were compared, ``dequantized`` that the source has them and its float network was.
     """
 
     variant: str
@@ -48,11 +49,13 @@ class Verdict:
     top1_agree: int = 0
     top5_agree: int = 0
     fake_quant: bool = False
+    dequantized: bool = False
     precision: Precision = "float64"
     rounded_weights: bool = False
     missing: list[str] = field(default_factory=list)
     unmatched: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
+    variables: dict[str, str] = field(default_factory=dict)
     causes: list[Cause] = field(default_factory=list)
 
     @property

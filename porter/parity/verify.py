@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from porter.conversion import PathLike, Port, plan_port
-from porter.create import create_model
+from porter.artifacts.files import load_artifact
+from porter.artifacts.locate import find_artifact
+from porter.conversion import Port, plan_opened, plan_port
+from porter.create import open_model
 from porter.errors import ParityError
 from porter.images import Size
 from porter.loaders.weights import Weights
 from porter.mapping.endpoints import endpoint_names
 from porter.mapping.network import Network
-from porter.mapping.plan import ArtifactLayout
+from porter.mapping.options import ArtifactLayout, PathLike, PortOptions
 from porter.mapping.schema import Input, VariantMapping
-from porter.network.mobilenet_v3 import MobileNetV3
 from porter.parity.candidates.candidate import QUESTIONS, Candidate, Output, Question
 from porter.parity.candidates.choose import open_candidate
 from porter.parity.candidates.match import matched
@@ -43,6 +45,7 @@ from porter.parity.samples import Sample, noise, photos, structured
 from porter.parity.verdict import Cause, Verdict
 
 Dtype = Literal["both", "float64", "float32"]
+Progress = Callable[[str, str], None]  # the sample and the endpoint just compared
 ASKED: dict[Dtype, frozenset[Question]] = {
     "both": QUESTIONS,
     "float64": frozenset(("function",)),
@@ -55,6 +58,29 @@ FEW = 5  # changed entries explain a difference themselves; every known mistake 
 OTHER_SIZES: tuple[Size, ...] = ((225, 225), (160, 193))
 
 
+class Inputs(NamedTuple):
+    """What both sides are run on: noise and structured images at ``sizes``, or the photos at ``images``."""
+
+    sizes: tuple[Size, ...] | None = None
+    images: PathLike | None = None
+    seed: int = 0
+
+
+DEFAULT_INPUTS = Inputs()
+
+
+class Against(NamedTuple):
+    """What a port is compared with, and how; see ``verify``."""
+
+    reference: str = "auto"
+    dtype: Dtype = "both"
+    inputs: Inputs = DEFAULT_INPUTS
+    weights_file: PathLike | None = None
+
+
+AS_EVER = Against()
+
+
 def verify(
     checkpoint: PathLike,
     artifact: PathLike | None = None,
@@ -65,7 +91,7 @@ def verify(
     layout: ArtifactLayout = "timm",
     keep_background: bool = False,
     fold_bn: bool = False,
-    fake_quant: bool = False,
+    fake_quant: bool | None = None,
     reference: str = "auto",
     dtype: Dtype = "both",
     sizes: Sequence[Size] | None = None,
@@ -74,41 +100,30 @@ def verify(
     evidence: Evidence | None = None,
     deployed: bool = False,
     weights_file: PathLike | None = None,
+    progress: Progress | None = None,
 ) -> Verdict:
     """Compare a port of ``checkpoint`` with TensorFlow, endpoint by endpoint: the same function, and as exact?
 
     ``artifact`` is the port to check: a ``.pth`` or ``.safetensors``, or any other (see
     ``porter.parity.candidates.choose``), with ``weights_file`` for a ``timm:NAME``. Without it, what ``convert`` would
     write is checked (``layout``, ``keep_background``, ``fold_bn``). ``dtype`` asks one question alone: ``float64``
-    whether it is the same function, ``float32`` whether it is as exact as TensorFlow's own float32. ``fake_quant``
-    compares the 8 bits that the source was trained for; a .tflite of 8 bits needs no asking. ``reference``: ``auto``,
-    one of ``choose.KINDS`` or an ``.npz``. Inputs are seeded noise and structured images at ``sizes``, or the photos at
-    ``images``; a recorded reference has its own. ``evidence`` collects what a report shows; ``deployed`` runs the
-    port's float32 as ``porter.deploy`` makes it. Returns the verdict, passed or not. Raises PorterError when no
-    comparison can be made.
+    whether it is the same function, ``float32`` whether it is as exact as TensorFlow's own float32. What was trained
+    for 8 bits is compared in them, unless ``fake_quant`` is False, or the artifact is its float network.
+    ``reference``: ``auto``, one of ``choose.KINDS`` or an ``.npz``. Inputs are seeded noise and structured images at
+    ``sizes``, or the photos at ``images``; a recorded reference has its own. ``evidence`` collects what a report shows;
+    ``deployed`` runs the port's float32 as ``porter.deploy`` makes it; ``progress`` is told of each endpoint compared.
+    Returns the verdict, passed or not. Raises PorterError when no comparison can be made.
     """
-    check = open_check(
-        checkpoint,
-        artifact,
-        variant,
-        mapping=mapping,
-        weights=weights,
-        layout=layout,
-        keep_background=keep_background,
-        fold_bn=fold_bn,
-        fake_quant=fake_quant,
-        reference=reference,
-        dtype=dtype,
-        sizes=sizes,
-        weights_file=weights_file,
-    )
+    options = PortOptions(variant, mapping, weights, layout, keep_background, None, fold_bn, fake_quant)
+    inputs = Inputs(None if sizes is None else tuple(sizes), images, seed)
+    check = open_check(checkpoint, artifact, options, Against(reference, dtype, inputs, weights_file))
     if deployed:
         if check.candidate.model is None or check.verdict.fake_quant or dtype == "float64":
             raise ParityError(f"{checkpoint}: only a port of ours has a form for inference, and that in float32")
         check = check._replace(candidate=in_deployed_form(check.candidate))
-    run_check(check, sizes, images, seed, evidence)
+    run_check(check, inputs, evidence, progress)
     if not check.verdict.passed and not check.verdict.fake_quant:
-        check.verdict.causes = _causes(check, sizes)
+        check.verdict.causes = _causes(check, inputs.sizes)
     return check.verdict
 
 
@@ -149,61 +164,43 @@ class Check(NamedTuple):
 
 
 def open_check(
-    checkpoint: PathLike,
-    artifact: PathLike | None = None,
-    variant: str | None = None,
-    *,
-    mapping: PathLike | None = None,
-    weights: Weights = "auto",
-    layout: ArtifactLayout = "timm",
-    keep_background: bool = False,
-    fold_bn: bool = False,
-    fake_quant: bool = False,
-    reference: str = "auto",
-    dtype: Dtype = "both",
-    sizes: Sequence[Size] | None = None,
-    weights_file: PathLike | None = None,
+    checkpoint: PathLike, artifact: PathLike | None, options: PortOptions, against: Against = AS_EVER
 ) -> Check:
-    """Open both sides; arguments as for ``verify``. Raises PorterError when no comparison can be made."""
-    port = plan_port(
-        checkpoint,
-        variant,
-        mapping=mapping,
-        weights=weights,
-        layout=layout,
-        keep_background=keep_background,
-        fold_bn=fold_bn,
-    )
-    fake_quant = fake_quant or (port.checkpoint.format == "tflite" and bool(port.plan.ranges))
-    against = open_reference(reference, port, tuple(sizes) if sizes else None, fake_quant)
-    if fake_quant:
-        model = create_model(
-            port.mapping.variant,
-            artifact or checkpoint,
-            mapping=mapping,
-            weights=weights,
-            keep_background=keep_background,
-            fake_quant=True,
-        )
-        assert isinstance(model, MobileNetV3)
-        candidate = quantised(model, "" if artifact is None else str(artifact))
+    """Open both sides. Raises PorterError when no comparison can be made."""
+    port = plan_port(checkpoint, options)
+    if port.plan.ranges and options.fake_quant is None and artifact is not None and not _has_ranges(artifact):
+        port = plan_opened(port.checkpoint, port.mapping, replace(options, fake_quant=False))
+    reference = open_reference(against.reference, port, against.inputs.sizes)
+    if port.plan.ranges:
+        source = port.checkpoint if artifact is None else artifact
+        candidate = quantised(open_model(source, replace(options, fake_quant=True)), artifact)
     else:
-        candidate = open_candidate(artifact, port, mapping, weights_file)
+        candidate = open_candidate(artifact, port, options.mapping, against.weights_file)
     verdict = Verdict(
         variant=port.mapping.variant,
         checkpoint=str(checkpoint),
         artifact=None if artifact is None else str(artifact),
-        reference=against.name,
-        dtype=dtype,
-        environment=environment(against),
+        reference=reference.name,
+        dtype=against.dtype,
+        environment=environment(reference),
         digests=port.checkpoint.digests() | candidate.digests,
-        fake_quant=fake_quant,
-        precision=against.precision,
+        fake_quant=bool(port.plan.ranges),
+        dequantized=port.plan.dequantized,
+        precision=reference.precision,
         rounded_weights=candidate.rounded_weights,
-        missing=[name for name in endpoint_names(port.network, port.classes) if name in against.missing],
+        missing=[name for name in endpoint_names(port.network, port.classes) if name in reference.missing],
         changed=list(candidate.changed),
+        variables={step.target: step.source for step in port.plan.steps if step.target in candidate.changed},
     )
-    return Check(port, port.mapping, port.network, candidate, against, asked(dtype, candidate, against), verdict)
+    questions = asked(against.dtype, candidate, reference)
+    return Check(port, port.mapping, port.network, candidate, reference, questions, verdict)
+
+
+def _has_ranges(artifact: PathLike) -> bool:
+    """Whether ``artifact`` is one that computes 8 bits by default; no foreign port does."""
+    file = find_artifact(artifact)
+    metadata = load_artifact(file).metadata if file else None
+    return bool(metadata and metadata.ranges)
 
 
 def asked(dtype: Dtype, candidate: Candidate, reference: Reference) -> frozenset[Question]:
@@ -225,20 +222,18 @@ def asked(dtype: Dtype, candidate: Candidate, reference: Reference) -> frozenset
 
 
 def run_check(
-    check: Check,
-    sizes: Sequence[Size] | None = None,
-    images: PathLike | None = None,
-    seed: int = 0,
-    evidence: Evidence | None = None,
+    check: Check, inputs: Inputs = DEFAULT_INPUTS, evidence: Evidence | None = None, progress: Progress | None = None
 ) -> Verdict:
-    """Compare on every sample; arguments as for ``verify``."""
+    """Compare on every sample; ``progress`` as for ``verify``."""
     fixed = check.reference.size or check.candidate.size
-    for sample in _samples(check.reference, fixed, check.mapping.input, sizes, images, seed):
-        check_sample(check, sample, evidence)
+    for sample in _samples(check.reference, fixed, check.mapping.input, inputs):
+        check_sample(check, sample, evidence, progress)
     return check.verdict
 
 
-def check_sample(check: Check, sample: Sample, evidence: Evidence | None = None) -> None:
+def check_sample(
+    check: Check, sample: Sample, evidence: Evidence | None = None, progress: Progress | None = None
+) -> None:
     """Run both sides on ``sample`` and add a row per endpoint to the verdict.
 
     They run side by side, one endpoint at a time, so that memory holds one pair of them (all of a foreign port's).
@@ -270,6 +265,8 @@ def check_sample(check: Check, sample: Sample, evidence: Evidence | None = None)
         row = row._replace(port_name=port_name)
         inherited = larger(inherited, row.reference or NO_NOISE)
         verdict.rows.append(row)
+        if progress is not None:
+            progress(sample.label, name)
         del values, fitting
         shown = ours.exact if ours.single is None or row.same_function is False else ours.single
         if shown is not None:
@@ -311,14 +308,8 @@ def _agreeing(ours: np.ndarray, theirs: np.ndarray, k: int) -> int:
     return sum(a == b for a, b in zip(top_k(ours, k), top_k(theirs, k), strict=True))
 
 
-def _samples(
-    reference: Reference,
-    fixed: Size | None,
-    spec: Input,
-    sizes: Sequence[Size] | None,
-    images: PathLike | None,
-    seed: int,
-) -> Iterator[Sample]:
+def _samples(reference: Reference, fixed: Size | None, spec: Input, inputs: Inputs) -> Iterator[Sample]:
+    sizes, images, seed = inputs
     if reference.samples:
         if sizes or images:
             raise ParityError(f"{reference.name} has its own inputs; leave out sizes and images")
@@ -327,7 +318,7 @@ def _samples(
     if fixed and any(size != fixed for size in sizes or ()):
         raise ParityError(f"{reference.name}: runs at {fixed[0]}x{fixed[1]} alone; leave out the size")
     if not sizes:
-        sizes = [fixed] if fixed else [(spec.size, spec.size), *(() if images else OTHER_SIZES)]
+        sizes = (fixed,) if fixed else ((spec.size, spec.size), *(() if images else OTHER_SIZES))
     for size in sizes:
         if images:
             yield from photos(Path(images), size, spec)

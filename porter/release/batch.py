@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -11,9 +13,10 @@ from typing import Any, NamedTuple
 
 from porter.conversion import plan_port
 from porter.errors import PorterError
-from porter.release.card import model_name
-from porter.release.publish import Released, release
+from porter.mapping.options import PortOptions
+from porter.release.publish import Released, release, release_name
 
+PORT_OPTIONS = ("weights", "keep_background", "fake_quant")
 ARCHIVES = (".tgz", ".tar.gz", ".zip")
 
 
@@ -44,7 +47,8 @@ def release_all(
     targets: dict[Path, Path] = {}
     for checkpoint in checkpoints:
         try:
-            target = out / model_name(plan_port(checkpoint, weights=options.get("weights", "auto")).mapping)
+            port = plan_port(checkpoint, PortOptions(**{k: v for k, v in options.items() if k in PORT_OPTIONS}))
+            target = out / release_name(port)
         except PorterError as error:
             yield Outcome(checkpoint, None, error)
             continue
@@ -53,7 +57,8 @@ def release_all(
         targets[checkpoint] = target
     jobs = min(jobs or len(os.sched_getaffinity(0)), len(targets) or 1)
     # Spawned, for torch and TensorFlow do not survive a fork
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_end_quietly) as pool:
         running = {pool.submit(_release, source, target, options): source for source, target in targets.items()}
         try:
             for future in as_completed(running):
@@ -61,6 +66,12 @@ def release_all(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _end_quietly() -> None:
+    """A process of the pool that is interrupted or ended cleans up and prints nothing: its parent tells."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda code, _frame: sys.exit(128 + code))
 
 
 def _release(checkpoint: Path, target: Path, options: dict[str, Any]) -> Outcome:

@@ -2,128 +2,141 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from porter.artifacts.files import Artifact
+from porter.artifacts.metadata import Metadata
 from porter.conversion import Port
 from porter.evaluation.result import Evaluation
-from porter.mapping.cost import multiply_accumulates
+from porter.mapping.cost import activations, multiply_accumulates
 from porter.mapping.network import Network
-from porter.mapping.schema import VariantMapping
+from porter.network.feature_info import pyramid
+from porter.network.pretrained_cfg import pretrained_cfg
 from porter.parity.verdict import Verdict
+from porter.release.naming import architecture, is_googles, why_not_timm
+from porter.text import printable
 
+COLLECTION = "TF MobileNet V3"
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # not learned
 
 
-def model_name(mapping: VariantMapping) -> str:
-    """timm's name of the architecture, or the variant's."""
-    return mapping.timm or f"mobilenetv3_{mapping.variant}"
+@dataclass(frozen=True)
+class Card:
+    """What a card tells; ``license`` and ``dataset`` are claimed where they are not None."""
+
+    name: str
+    port: Port
+    metadata: Metadata
+    parameters: int
+    weights: Path
+    verdict: Verdict
+    evaluation: Evaluation | None
+    exports: dict[str, str]
+    license: str | None
+    dataset: str | None
+    own_mapping: bool
+
+    @property
+    def googles(self) -> bool:
+        """Whether the weights are Google's own."""
+        return is_googles(self.port)
+
+    @property
+    def not_in_timm(self) -> str | None:
+        """Why timm does not load the folder; None where it does."""
+        return why_not_timm(self.port.mapping, self.metadata)
 
 
-def config(port: Port) -> bytes:
-    """``config.json`` for ``timm.create_model("local-dir:FOLDER")``."""
-    spec, network = port.mapping.input, port.network
-    pretrained = {
-        "custom_load": False,
-        "input_size": [spec.channels, spec.size, spec.size],
-        "fixed_input_size": False,
-        "interpolation": "bilinear",
-        "crop_pct": spec.crop,
-        "crop_mode": "center",
-        "mean": spec.mean,
-        "std": spec.std,
-        "num_classes": port.plan.num_classes,
-        "first_conv": "conv_stem",
-        "classifier": "classifier",
+def config(port: Port, metadata: Metadata) -> bytes:
+    """``config.json``, for ``timm.create_model("local-dir:FOLDER")`` where timm's class computes these weights."""
+    cfg = pretrained_cfg(port.mapping, metadata.num_classes)
+    del cfg["architecture"]
+    content: dict[str, Any] = {
+        "architecture": architecture(port.mapping, metadata),
+        "num_classes": metadata.num_classes,
+        "num_features": port.network.features,
     }
-    content = {
-        "architecture": model_name(port.mapping),
-        "num_classes": port.plan.num_classes,
-        "num_features": network.features,
-        "pretrained_cfg": pretrained,
-    }
+    if metadata.class_names:
+        content["label_names"] = metadata.class_names
+    if why_not_timm(port.mapping, metadata) is None:
+        content["pretrained_cfg"] = cfg
+    else:
+        content |= {"library": "mnv3-port", "variant": metadata.variant, "images": cfg}
+        content["fake_quant"] = bool(metadata.ranges)
     return json.dumps(content, indent=2).encode() + b"\n"
 
 
-def model_card(
-    port: Port,
-    artifact: Artifact,
-    weights: Path,
-    verdict: Verdict,
-    evaluation: Evaluation | None,
-    exports: dict[str, Path],
-) -> bytes:
+def model_card(card: Card) -> bytes:
     """The card: Hugging Face's front matter, how to use the weights, and timm's block of ``model-index``."""
     import yaml
     from jinja2 import Environment, StrictUndefined
 
-    name, network, spec = model_name(port.mapping), port.network, port.mapping.input
-    parameters = sum(value.numel() for entry, value in artifact.tensors.items() if not entry.endswith(STATISTICS))
-    operations = multiply_accumulates(network, spec.size, port.plan.num_classes)
-    index = _model_index(port, name, parameters, operations, weights, evaluation)
+    port, spec = card.port, card.port.mapping.input
     template = files(__package__).joinpath("card.md.j2").read_text("utf-8")
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
+    environment.filters["plain"] = _plain
+    operations, outputs = (
+        count(port.network, spec.size, port.plan.num_classes) for count in (multiply_accumulates, activations)
+    )
     text = environment.from_string(template).render(
-        front_matter=yaml.safe_dump(_front_matter(name, evaluation), sort_keys=False),
-        model_index=yaml.safe_dump(index, sort_keys=False),
-        name=name,
+        card=card,
+        front_matter=yaml.safe_dump(_front_matter(card), sort_keys=False),
+        model_index=yaml.safe_dump(_model_index(card, operations), sort_keys=False),
         port=port,
         spec=spec,
-        parameters=parameters,
         operations=operations,
-        weights=weights.name,
-        metadata=artifact.metadata,
-        verdict=verdict,
-        evaluation=evaluation,
-        exports={kind: path.name for kind, path in exports.items()},
-        not_in_timm=_not_in_timm(port),
+        activations=outputs,
+        metadata=card.metadata,
+        verdict=card.verdict,
+        evaluation=card.evaluation,
+        taps=pyramid(port.network),
     )
     return text.encode()
 
 
-def _not_in_timm(port: Port) -> str | None:
-    """Why timm's class does not compute what these weights are for; None where it does."""
-    if port.mapping.timm is None:
-        return "timm has no such architecture"
-    if port.plan.folded or port.network.folded:
-        return "batch norms are folded into these weights, and timm's class has them"
-    if port.network.blocks[0].kind == "projection":
-        return "timm's class has a ReLU behind the first projection that the original network has not"
-    return None
+def _plain(text: str) -> str:
+    """A name from a file so that neither Markdown nor HTML takes it for its own."""
+    escaped = html.escape(printable(text))
+    return re.sub(r"([\\`*_{}\[\]()#+!|~])", r"\\\1", escaped)
 
 
-def _front_matter(name: str, evaluation: Evaluation | None) -> dict[str, Any]:
+def _front_matter(card: Card) -> dict[str, Any]:
+    in_timm = card.not_in_timm is None
     found: dict[str, Any] = {
-        "tags": ["image-classification", "timm", "mobilenetv3"],
-        "library_name": "timm",
+        "tags": ["image-classification", *(["timm"] if in_timm else []), "mobilenetv3"],
+        "library_name": "timm" if in_timm else "pytorch",
         "pipeline_tag": "image-classification",
-        "license": "apache-2.0",
-        "datasets": ["imagenet-1k"],
     }
-    if evaluation:
+    if card.license:
+        found["license"] = card.license
+    if card.dataset:
+        found["datasets"] = [card.dataset]
+    if card.evaluation:
         metrics = [
-            {"type": "accuracy", "name": f"Top {k} accuracy", "value": round(evaluation.accuracy(0, k).value * 100, 3)}
-            for k in (1, 5)
+            {"type": "accuracy", "name": f"Top {k} accuracy", "value": round(accuracy.value * 100, 3)}
+            for k, accuracy in ((k, card.evaluation.accuracy(0, k)) for k in (1, 5))
         ]
         task = {"type": "image-classification", "name": "Image Classification"}
-        dataset = {"type": "imagenet-1k", "name": f"{len(evaluation.seen)} labelled images"}
-        found["model-index"] = [{"name": name, "results": [{"task": task, "dataset": dataset, "metrics": metrics}]}]
+        dataset = {"type": card.dataset or "other", "name": f"{len(card.evaluation.seen)} labelled images"}
+        results = [{"task": task, "dataset": dataset, "metrics": metrics}]
+        found["model-index"] = [{"name": card.name, "results": results}]
     return found
 
 
-def _model_index(
-    port: Port, name: str, parameters: int, operations: int, weights: Path, evaluation: Evaluation | None
-) -> dict[str, Any]:
-    training, spec = port.mapping.training, port.mapping.input
+def _model_index(card: Card, operations: int) -> dict[str, Any]:
+    port, spec, evaluation = card.port, card.port.mapping.input, card.evaluation
+    training = port.mapping.training if card.googles else None
     metadata: dict[str, Any] = {
         "FLOPs": operations,
-        "Parameters": parameters,
-        "File Size": weights.stat().st_size,
+        "Parameters": card.parameters,
+        "File Size": card.weights.stat().st_size,
         "Architecture": _architecture(port.network, port.plan.num_classes),
         "Tasks": ["Image Classification"],
     }
@@ -133,7 +146,7 @@ def _model_index(
             "Training Data": ["ImageNet"],
             "Training Resources": training.resources,
         }
-    metadata["ID"] = name
+    metadata["ID"] = card.name
     if training:
         metadata |= {
             "LR": training.lr,
@@ -145,17 +158,17 @@ def _model_index(
         }
     metadata |= {"Crop Pct": str(spec.crop), "Image Size": str(spec.size), "Interpolation": "bilinear"}
     model: dict[str, Any] = {
-        "Name": name,
-        "In Collection": "TF MobileNet V3",
+        "Name": card.name,
+        "In Collection": COLLECTION,
         "Metadata": metadata,
-        "Weights": weights.name,
+        "Weights": card.weights.name,
     }
     if evaluation:
         metrics = {f"Top {k} Accuracy": f"{evaluation.accuracy(0, k).value:.2%}" for k in (1, 5)}
         dataset = f"{len(evaluation.seen)} labelled images"
         model["Results"] = [{"Task": "Image Classification", "Dataset": dataset, "Metrics": metrics}]
     paper = {"Title": "Searching for MobileNetV3", "URL": "https://arxiv.org/abs/1905.02244"}
-    return {"Type": "model-index", "Collections": [{"Name": "TF MobileNet V3", "Paper": paper}], "Models": [model]}
+    return {"Type": "model-index", "Collections": [{"Name": COLLECTION, "Paper": paper}], "Models": [model]}
 
 
 def _architecture(network: Network, classes: int) -> list[str]:

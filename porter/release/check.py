@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 from porter.artifacts.files import Artifact, load_artifact
-from porter.create import create_model
+from porter.artifacts.locate import MAPPING
+from porter.artifacts.variant import mapping_of
 from porter.errors import ArtifactError, NoParityError
 from porter.loaders.checkpoint import sha256
-from porter.mapping.files import load_variant
-from porter.network.mobilenet_v3 import MobileNetV3
-from porter.parity.candidates.own import quantised, recorded_artifact
+from porter.mapping.options import PortOptions
+from porter.parity.candidates.own import recorded_artifact
 from porter.parity.references.recorded import recorded
 from porter.parity.verdict import Verdict
 from porter.parity.verify import Check, asked, check_sample, environment, verify
 from porter.release import folder as layout
-from porter.release.card import model_name
+from porter.release.naming import architecture
 
 
 class _Config(msgspec.Struct, frozen=True):
@@ -35,7 +35,6 @@ class _Parity(msgspec.Struct, frozen=True):
 
     passed: bool
     digests: dict[str, str]
-    fake_quant: bool = False
 
 
 Content = TypeVar("Content", _Config, _Parity)
@@ -53,7 +52,9 @@ def check_release(folder: Path, checkpoint: str | None = None) -> Verdict:
     if problems:
         raise ArtifactError(f"{folder}: not as it was published ({len(problems)} problems):", problems)
     [path] = folder.glob("*.pth")
-    verdict = verify(checkpoint, path) if checkpoint else _against_recorded(folder, path)
+    own = folder / MAPPING
+    mapping = own if own.is_file() else None
+    verdict = verify(checkpoint, path, mapping=mapping) if checkpoint else _against_recorded(folder, path, mapping)
     if failure := verdict.failure():
         raise NoParityError(f"{path}: {failure}")
     return verdict
@@ -73,7 +74,9 @@ def _contradictions(folder: Path) -> list[str]:
     problems += _not_twins(path.name, artifact, twin)
     problems += [f"{path.name}: {n}: not finite" for n, value in artifact.tensors.items() if not value.isfinite().all()]
     config, parity = _json(folder / layout.CONFIG, _Config), _json(folder / layout.PARITY, _Parity)
-    expected = _Config(model_name(load_variant(artifact.metadata.variant)), artifact.metadata.num_classes)
+    own = folder / MAPPING if (folder / MAPPING).is_file() else None
+    mapping = mapping_of(artifact, PortOptions(), own, str(path))
+    expected = _Config(architecture(mapping, artifact.metadata), artifact.metadata.num_classes)
     if config != expected:
         problems.append(f"{layout.CONFIG}: is of {config}, the weights are of {expected}")
     if not parity.passed:
@@ -104,31 +107,25 @@ def _json(path: Path, kind: type[Content]) -> Content:
         raise ArtifactError(f"{path}: not what a release has there ({error})") from error
 
 
-def _against_recorded(folder: Path, path: Path) -> Verdict:
+def _against_recorded(folder: Path, path: Path, own: Path | None) -> Verdict:
     reference = recorded(folder / layout.REFERENCE)
-    variant = load_artifact(path).metadata
-    assert variant is not None
-    fake_quant = _json(folder / layout.PARITY, _Parity).fake_quant
-    if fake_quant:
-        model = create_model(variant.variant, path, fake_quant=True)
-        assert isinstance(model, MobileNetV3)
-        candidate = quantised(model, str(path))
-    else:
-        candidate = recorded_artifact(path, variant.variant)
+    artifact = load_artifact(path)
+    mapping = mapping_of(artifact, PortOptions(), own, str(path))
+    candidate = recorded_artifact(path, own)
     verdict = Verdict(
-        variant=variant.variant,
+        variant=mapping.variant,
         checkpoint=layout.REFERENCE,
         artifact=str(path),
         reference=reference.name,
         dtype="both",
         environment=environment(reference),
         digests={path.name: sha256(path)},
-        fake_quant=fake_quant,
+        fake_quant=bool(artifact.metadata and artifact.metadata.ranges),
         precision=reference.precision,
         rounded_weights=candidate.rounded_weights,
     )
     assert candidate.model is not None
-    mapping, questions = load_variant(variant.variant), asked("both", candidate, reference)
+    questions = asked("both", candidate, reference)
     check = Check(None, mapping, candidate.model.network, candidate, reference, questions, verdict)
     for sample in reference.samples:
         check_sample(check, sample)

@@ -14,9 +14,9 @@ from typing import Literal
 import numpy as np
 import torch
 
-from porter.create import create_model
+from porter.create import open_model
 from porter.errors import ArtifactError, NoParityError
-from porter.mapping.schema import VariantMapping
+from porter.mapping.options import PathLike, PortOptions
 from porter.network.deployment import deploy
 from porter.network.mobilenet_v3 import MobileNetV3
 from porter.parity.compare import compare
@@ -31,7 +31,7 @@ Run = Callable[[np.ndarray], np.ndarray]  # (N, 3, H, W) -> (N, classes)
 
 
 def write_exports(
-    kinds: Sequence[Export], artifact: Path, mapping: VariantMapping, reference: Path
+    kinds: Sequence[Export], artifact: Path, mapping: PathLike | None, reference: Path
 ) -> dict[str, tuple[Path, float]]:
     """Write each of ``kinds`` beside ``artifact``: kind -> file, and how far its logits are, over their scale.
 
@@ -40,15 +40,16 @@ def write_exports(
     """
     if not kinds:
         return {}
-    model = create_model(mapping.variant, artifact)
+    opened = open_model(artifact, PortOptions(mapping=mapping))
+    model, background = opened.model, opened.mapping.classes.background
     against = recorded(reference)
     images = against.samples[0].images
     found_there = dict(against.run(images, ["Logits"]))
     if "Logits" not in found_there:
         raise ArtifactError(f"{artifact.name}: a feature extractor; exports are of classifiers")
     logits, noise = found_there["Logits"]
-    if mapping.classes.background is not None and logits.shape[1] > getattr(model, "num_classes", 0):
-        logits = np.delete(logits, mapping.classes.background, axis=1)
+    if background is not None and logits.shape[1] > getattr(model, "num_classes", 0):
+        logits = np.delete(logits, background, axis=1)
     expected = Values(logits[:1], noise)
     # Twice the image: the batch is another than the one exported with
     batch = np.ascontiguousarray(np.concatenate([images[:1]] * 2).transpose(0, 3, 1, 2))

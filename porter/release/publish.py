@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,24 +13,48 @@ import msgspec
 import numpy as np
 import torch
 
-from porter.artifacts.files import Artifact, save_artifact
-from porter.conversion import PathLike, Port, carry_out_port, plan_port
-from porter.errors import NoParityError
+from porter.artifacts.files import save_artifact
+from porter.artifacts.locate import MAPPING
+from porter.conversion import Port, carry_out_port, plan_port
+from porter.errors import NoParityError, PorterError
 from porter.evaluation.result import Evaluation
 from porter.evaluation.run import evaluate
 from porter.loaders.weights import Weights
 from porter.mapping.endpoints import endpoint_names
+from porter.mapping.files import PLAIN_NAME, standalone
+from porter.mapping.options import PathLike, PortOptions
 from porter.parity.evidence import Evidence
 from porter.parity.references.recorded import record
 from porter.parity.samples import noise
 from porter.parity.verdict import Verdict
-from porter.parity.verify import Check, open_check, run_check
+from porter.parity.verify import Against, Check, Progress, open_check, run_check
 from porter.release import folder as layout
-from porter.release.card import config, model_card, model_name
+from porter.release.card import STATISTICS, Card, config, model_card
 from porter.release.exports import Export, write_exports
+from porter.release.naming import architecture, is_googles, plain_name
 from porter.report.html import parity_html
 
 KEEP = 1024  # values recorded of each endpoint: more than there are classes, so logits stay whole
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What a release is called and says of itself, beyond what the weights tell.
+
+    What is left out is claimed for Google's own checkpoints alone (porter.release.naming). ``dataset`` and ``license``
+    are Hugging Face's identifiers. ``evaluate_on`` is a folder of labelled images for the card's accuracy; ``exports``
+    are further forms.
+    """
+
+    name: str | None = None
+    license: str | None = None
+    dataset: str | None = None
+    class_names: tuple[str, ...] = ()
+    evaluate_on: Path | None = None
+    exports: tuple[Export, ...] = ()
+
+
+DEFAULT = Publication()
 
 
 class Released(NamedTuple):
@@ -50,59 +74,90 @@ def release(
     mapping: PathLike | None = None,
     weights: Weights = "auto",
     keep_background: bool = False,
+    fake_quant: bool | None = None,
     reference: str = "auto",
-    evaluate_on: Path | None = None,
-    exports: tuple[Export, ...] = (),
+    publication: Publication = DEFAULT,
     force: bool = False,
+    progress: Progress | None = None,
 ) -> Released:
     """Port ``checkpoint`` and write ``folder``: artifacts, card, configuration, checksums, parity.
 
-    ``evaluate_on`` is a folder of labelled images for the card's accuracy; ``exports`` are further forms. Same input,
-    same bytes. Raises NoParityError, or PorterError on bad input, NaN among it; then no folder is left behind.
+    What is verified is what is written: the 8 bits of a source that was trained for them, unless ``fake_quant`` is
+    False. Same input, same bytes. Raises NoParityError, or PorterError on bad input, NaN among it; then no folder is
+    left behind.
     """
+    options = PortOptions(variant, mapping, weights, "timm", keep_background, fake_quant=fake_quant)
     with layout.staged(folder, force) as stage, _one_thread():
-        port = plan_port(checkpoint, variant, mapping=mapping, weights=weights, keep_background=keep_background)
+        port = plan_port(checkpoint, options)
+        _check(port, publication)
         tensors, metadata = carry_out_port(port)
-        path = stage / f"{model_name(port.mapping)}.pth"
+        metadata = msgspec.structs.replace(metadata, class_names=list(publication.class_names))
+        path = stage / f"{release_name(port, publication)}.pth"
         save_artifact(path, tensors, metadata)
         path = layout.add_hash(path)
-        check = open_check(
-            checkpoint,
-            path,
-            port.mapping.variant,
-            mapping=mapping,
-            weights=weights,
-            keep_background=keep_background,
-            reference=reference,
-        )
+        if mapping is not None:
+            (stage / MAPPING).write_bytes(standalone(port.mapping))
+        check = open_check(checkpoint, path, options, Against(reference))
         evidence = Evidence()
-        run_check(check, evidence=evidence)
+        run_check(check, evidence=evidence, progress=progress)
         # What is published names files, not folders of this machine
-        verdict = replace(check.verdict, checkpoint=Path(checkpoint).name, artifact=path.name)
+        verdict = replace(check.verdict, checkpoint=_last_name(checkpoint), artifact=path.name)
         if failure := verdict.failure():
             raise NoParityError(f"{checkpoint}: {failure}: nothing released")
         with_figures = msgspec.structs.replace(metadata, parity=_figures(verdict))
         save_artifact(stage / layout.WEIGHTS, tensors, with_figures)
         (stage / layout.REFERENCE).write_bytes(_recorded(check))
-        exported = write_exports(exports, path, port.mapping, stage / layout.REFERENCE)
-        evaluation = _evaluated(path, port, evaluate_on, stage)
-        (stage / layout.CONFIG).write_bytes(config(port))
-        (stage / layout.CARD).write_bytes(
-            model_card(
-                port,
-                Artifact(tensors, metadata),
-                path,
-                verdict,
-                evaluation,
-                {kind: file for kind, (file, _) in exported.items()},
-            )
+        exported = write_exports(publication.exports, path, mapping, stage / layout.REFERENCE)
+        evaluation = _evaluated(path, options, publication.evaluate_on, stage)
+        (stage / layout.CONFIG).write_bytes(config(port, metadata))
+        card = Card(
+            name=release_name(port, publication),
+            port=port,
+            metadata=metadata,
+            parameters=sum(v.numel() for entry, v in tensors.items() if not entry.endswith(STATISTICS)),
+            weights=path,
+            verdict=verdict,
+            evaluation=evaluation,
+            exports={kind: file.name for kind, (file, _) in exported.items()},
+            license=publication.license or ("apache-2.0" if is_googles(port) else None),
+            dataset=publication.dataset or ("imagenet-1k" if is_googles(port) else None),
+            own_mapping=mapping is not None,
         )
+        (stage / layout.CARD).write_bytes(model_card(card))
         errors = {kind: error for kind, (_, error) in exported.items()}
         found = verdict.as_json() | {"exports": errors}
         (stage / layout.PARITY).write_text(json.dumps(found, indent=1) + "\n")
         (stage / layout.REPORT).write_bytes(parity_html(verdict, evidence))
         layout.write_checksums(stage)
     return Released(folder, port.mapping.variant, verdict, errors)
+
+
+def release_name(port: Port, publication: Publication = DEFAULT) -> str:
+    """The name that was asked for; timm's for Google's own checkpoints; else one that claims nothing."""
+    if publication.name is not None:
+        return publication.name
+    if is_googles(port):
+        return architecture(port.mapping, port.plan)
+    return plain_name(port.mapping, port.plan, port.plan.dequantized)
+
+
+def _check(port: Port, publication: Publication) -> None:
+    """Raise PorterError for a publication that cannot be, before any work."""
+    if publication.name is not None and not PLAIN_NAME.fullmatch(publication.name):
+        raise PorterError(f"name {publication.name[:60]!r}: is no plain name (letters, digits, _ . -)")
+    if publication.class_names and len(publication.class_names) != port.plan.num_classes:
+        raise PorterError(
+            f"{len(publication.class_names)} class names for {port.plan.num_classes} classes; one name for each"
+        )
+    if port.plan.ranges and publication.exports:
+        raise PorterError(
+            f"{port.checkpoint.given}: computes 8 bits, and exports are of float networks; ask for the dequantised one "
+            "(fake_quant=False), or publish the .tflite"
+        )
+
+
+def _last_name(checkpoint: PathLike) -> str:
+    return str(checkpoint).rstrip("/").rpartition("/")[2]
 
 
 @contextmanager
@@ -136,10 +191,10 @@ def _recorded(check: Check) -> bytes:
     return record(check.reference, images, names, check.reference.keep or KEEP)
 
 
-def _evaluated(path: Path, port: Port, data: Path | None, stage: Path) -> Evaluation | None:
+def _evaluated(path: Path, options: PortOptions, data: Path | None, stage: Path) -> Evaluation | None:
     if data is None:
         return None
-    evaluation = evaluate(str(path), data, port.mapping.variant)
+    evaluation = evaluate(str(path), data, PortOptions(mapping=options.mapping))
     assert evaluation is not None
     evaluation.classifiers = [path.name]
     content = evaluation.as_json()

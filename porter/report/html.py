@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
-from importlib.resources import files
+import shlex
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from porter.labels import imagenet_labels
+from porter.parity.compare import Row
 from porter.parity.evidence import Evidence, Picture
 from porter.parity.verdict import Verdict
+from porter.report.pages import png, rendered
 from porter.report.verdict_table import cause_text
+from porter.text import printable
 
 # Colours of the heat map from no difference to the largest: matplotlib's viridis at six places
 VIRIDIS = np.array([(68, 1, 84), (65, 68, 135), (42, 120, 142), (34, 168, 132), (122, 209, 81), (253, 231, 37)])
-PLOT_WIDTH, PLOT_HEIGHT, MARGIN = 760, 320, 56
+CALM = np.array([(238, 244, 251), (8, 48, 107)])  # of what is within its limits
+PLOT_WIDTH, PLOT_HEIGHT, MARGIN = 760, 380, 56
+BELOW = 108  # for the names of layers
 
 
 class Series(NamedTuple):
@@ -39,17 +42,13 @@ class Point(NamedTuple):
 
 def parity_html(verdict: Verdict, evidence: Evidence) -> bytes:
     """The whole page, UTF-8; same verdict, same bytes."""
-    from jinja2 import Environment, StrictUndefined
-
-    template = files(__package__).joinpath("parity.html.j2").read_text("utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["e"] = lambda value: "-" if value is None else f"{value:.1e}"
     rows = verdict.worst_rows()
     furthest = sorted(rows, key=lambda row: -row.excess)
     first = verdict.first_divergence()
     shown = rows[rows.index(first) :] if first else furthest  # after a divergence, what follows is its consequence
     heat = evidence.heat_map
-    page = environment.from_string(template).render(
+    return rendered(
+        "parity",
         verdict=verdict,
         sentence=verdict.sentence()[:1].upper() + verdict.sentence()[1:],
         rows=rows,
@@ -60,11 +59,11 @@ def parity_html(verdict: Verdict, evidence: Evidence) -> bytes:
         channels=[(row, evidence.channels[row.endpoint]) for row in shown[:12] if row.endpoint in evidence.channels],
         heat=heat,
         foreign=any(row.port_name for row in rows),
-        heat_png=_heat_png(heat.values) if heat else "",
+        heat_png=_heat_png(heat.values, CALM if heat.row.passed else VIRIDIS) if heat else "",
+        command=_command(verdict),
         heat_largest=float(np.nan_to_num(heat.values, nan=math.inf).max()) if heat else 0.0,
         pictures=[_picture(picture, evidence.classes) for picture in evidence.pictures],
     )
-    return page.encode()
 
 
 def _plot(verdict: Verdict) -> dict[str, Any]:
@@ -80,13 +79,14 @@ def _plot(verdict: Verdict) -> dict[str, Any]:
     figures = [(label, style, values) for label, style, values in figures if any(v is not None for v in values)]
     known = [v for _, _, values in figures for v in values if v is not None and v > 0 and math.isfinite(v)] or [1.0]
     low, high = math.floor(math.log10(min(known))), math.ceil(math.log10(max(known)))
-    if any(v is not None and not math.isfinite(v) for _, _, values in figures for v in values) or low == high:
+    strange = any(v is not None and not math.isfinite(v) for _, _, values in figures for v in values)
+    if strange or low == high:
         high += 1
     step = (PLOT_WIDTH - MARGIN - 16) / max(1, len(rows) - 1)
 
     def height(value: float) -> float:
         exponent = high if not math.isfinite(value) else math.log10(value) if value > 0 else low
-        return round(16 + (high - max(exponent, low)) / (high - low) * (PLOT_HEIGHT - 48), 1)
+        return round(16 + (high - max(exponent, low)) / (high - low) * (PLOT_HEIGHT - 16 - BELOW), 1)
 
     def points(label: str, style: str, values: list[float | None]) -> list[Point]:
         return [
@@ -106,10 +106,25 @@ def _plot(verdict: Verdict) -> dict[str, Any]:
         "height": PLOT_HEIGHT,
         "margin": MARGIN,
         "floor": height(10.0**low),
-        "grid": [(height(10.0**exponent), f"1e{exponent}") for exponent in range(low, high + 1, spacing)],
+        "labels": _labels(rows, step),
+        "grid": [(height(10.0**exponent), f"1e{exponent}") for exponent in range(low, high + (not strange), spacing)]
+        + ([(height(math.inf), "NaN, inf")] if strange else []),
         "series": [Series(label, style, points(label, style, values)) for label, style, values in figures],
         "rings": [(round(MARGIN + i * step, 1), height(row.distance)) for i, row in enumerate(rows) if not row.passed],
     }
+
+
+def _labels(rows: list[Row], step: float) -> list[tuple[float, str]]:
+    """Names of layers below the plot, as many as fit: (x, name)."""
+    every = max(1, math.ceil(16 / step))
+    return [(round(MARGIN + i * step, 1), row.endpoint) for i, row in enumerate(rows) if i % every == 0]
+
+
+def _command(verdict: Verdict) -> str:
+    """What repeats the comparison. Quoted as a shell wants it; names come from files."""
+    options = ["--no-fake-quant"] if verdict.dequantized else []
+    words = ["mnv3-port", "verify", "--variant", verdict.variant, *options, verdict.checkpoint]
+    return printable(shlex.join([*words, *([verdict.artifact] if verdict.artifact else [])]))
 
 
 def _picture(picture: Picture, classes: int) -> dict[str, Any]:
@@ -119,31 +134,25 @@ def _picture(picture: Picture, classes: int) -> dict[str, Any]:
         return [(labels[n].names.split(",")[0] if labels else f"class {n}", chance) for n, chance in guesses]
 
     pixels = np.clip((picture.image + 1) * 127.5 + 0.5, 0, 255).astype(np.uint8)
-    same = [n for n, _ in picture.ours] == [n for n, _ in picture.theirs]
+    ours, theirs = ([n for n, _ in side] for side in (picture.ours, picture.theirs))
+    if ours == theirs:
+        comparison = "the same classes in the same order"
+    elif sorted(ours) == sorted(theirs):
+        comparison = "the same classes in another order"
+    else:
+        comparison = f"{len(set(ours) & set(theirs))} of {len(theirs)} classes the same"
     return {
         "sample": picture.sample,
-        "png": _png(pixels, 112),
+        "png": png(pixels, 112),
         "pairs": list(zip(named(picture.ours), named(picture.theirs), strict=True)),
-        "same": same,
+        "comparison": comparison,
     }
 
 
-def _heat_png(values: np.ndarray) -> str:
+def _heat_png(values: np.ndarray, colours: np.ndarray) -> str:
     finite = np.nan_to_num(values, nan=math.inf)
     largest = finite[np.isfinite(finite)].max(initial=0.0)
-    share = np.where(np.isfinite(finite), finite / (largest or 1), 1.0) * (len(VIRIDIS) - 1)
-    below = np.minimum(share.astype(int), len(VIRIDIS) - 2)
+    share = np.where(np.isfinite(finite), finite / (largest or 1), 1.0) * (len(colours) - 1)
+    below = np.minimum(share.astype(int), len(colours) - 2)
     part = (share - below)[..., None]
-    return _png((VIRIDIS[below] * (1 - part) + VIRIDIS[below + 1] * part).astype(np.uint8))
-
-
-def _png(pixels: np.ndarray, at_most: int | None = None) -> str:
-    """(H, W, 3) uint8 as a data URI, made smaller where a side is longer than ``at_most``."""
-    from PIL import Image
-
-    image = Image.fromarray(pixels)
-    if at_most:
-        image.thumbnail((at_most, at_most))
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    return png((colours[below] * (1 - part) + colours[below + 1] * part).astype(np.uint8))

@@ -34,7 +34,8 @@ def junit_xml(verdict: Verdict) -> bytes:
             ElementTree.SubElement(case, "failure", message=text)
     for name in verdict.changed:
         case = ElementTree.SubElement(suite, "testcase", classname=verdict.variant, name=name, time="0")
-        ElementTree.SubElement(case, "failure", message="its values are not the checkpoint's")
+        of = f" (variable {verdict.variables[name]})" if name in verdict.variables else ""
+        ElementTree.SubElement(case, "failure", message=f"its values are not the checkpoint's{of}")
     return ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
 
 

@@ -1,37 +1,66 @@
-"""A verdict as a table for a terminal."""
+"""A verdict for a terminal: a summary, or a table of every endpoint."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from porter.parity.compare import Row
 from porter.parity.references.reference import Noise
 from porter.parity.verdict import Cause, Verdict
 from porter.report.console import console
+from porter.text import printable
 
 NOT_ASKED = "-"
+FURTHEST = 5  # endpoints in a summary
 
 
-def print_verdict(verdict: Verdict) -> None:
-    """The worst row of every endpoint, agreement of the classes, both answers, and causes where they are known."""
+class Column(NamedTuple):
+    """A column of the table: where a terminal is too narrow, those of the lowest ``worth`` go first."""
+
+    title: str
+    worth: int
+    cells: list[str]
+    right: bool = True
+
+    @property
+    def width(self) -> int:
+        """Of its widest cell."""
+        return max(map(len, (self.title, *self.cells)))
+
+
+def print_verdict(verdict: Verdict, verbose: bool = False) -> None:
+    """Both answers, agreement of the classes, and causes where they are known.
+
+    With them the five endpoints that come closest to their limits, or with ``verbose`` all, in the order of
+    computation, on the sample where each is furthest off.
+    """
     out = console()
-    out.print(_table(verdict.worst_rows(), foreign=any(row.port_name for row in verdict.rows)))
-    out.print(f"\nreference  {verdict.reference}", markup=False)
-    for what, names in (("not in it", verdict.missing), ("no output", verdict.unmatched), ("changed", verdict.changed)):
+    rows = verdict.worst_rows()
+    shown = rows if verbose else sorted(rows, key=lambda row: -row.excess)[:FURTHEST]
+    if rows and not verbose:
+        out.print(f"closest to their limits, of {len(rows)} endpoints (-v shows all)", markup=False, soft_wrap=True)
+    _print_table(out, shown, foreign=any(row.port_name for row in rows))
+    if verbose:
+        out.print()
+    out.print(f"reference  {verdict.reference}", markup=False, soft_wrap=True)
+    changed = [f"{n} ({verdict.variables[n]})" if n in verdict.variables else n for n in verdict.changed]
+    for what, names in (("not in it", verdict.missing), ("no output", verdict.unmatched), ("changed", changed)):
         if names:
-            out.print(f"{what:<10} {_listed(names)}", markup=False)
+            out.print(f"{what:<10} {_listed(names)}", markup=False, soft_wrap=True)
     if verdict.images:
         out.print(
             f"agreement  top-1 {verdict.top1_agree}/{verdict.images}, top-5 {verdict.top5_agree}/{verdict.images}"
         )
     for line in outcome_lines(verdict):
-        out.print(line)
+        out.print(line, soft_wrap=True)
 
 
 def outcome_lines(verdict: Verdict) -> list[str]:
     """Parity or not, and why, with rich's markup."""
-    said = escape(f"{verdict.variant}: {verdict.sentence()}")
+    said = escape(printable(f"{verdict.variant}: {verdict.sentence()}"))
     if verdict.passed:
         return [f"[bold green]PARITY[/]     {said}; {len(verdict.worst_rows())} endpoints"]
     lines = [f"[bold red]NO PARITY[/]  {said}"]
@@ -39,7 +68,7 @@ def outcome_lines(verdict: Verdict) -> list[str]:
     if first is not None:
         theirs = f" = {first.port_name}" if first.port_name else ""
         where = f"{first.endpoint}{theirs} on {first.sample}, worst at index {list(first.worst)} (N, H, W, C)"
-        lines.append(f"first      {escape(where)}")
+        lines.append(f"first      {escape(printable(where))}")
     return lines + [f"cause      {escape(cause_text(cause))}" for cause in verdict.causes]
 
 
@@ -48,28 +77,33 @@ def cause_text(cause: Cause) -> str:
     return f"{cause.what}: with it, the logits' difference is {cause.after:.1e}, without {cause.before:.1e}"
 
 
-def _table(rows: list[Row], foreign: bool) -> Table:
-    table = Table("endpoint", box=None, header_style="bold")
-    if foreign:
-        table.add_column("in the port")
-    table.add_column("shape")
-    for name in ("float64", "limit", "float32", "reference's", "rms", "limit"):
-        table.add_column(name, justify="right")
-    table.add_column("worst on")
-    table.add_column("")
-    for row in rows:
-        cells = [row.endpoint, *([row.port_name or ""] if foreign else []), "x".join(map(str, row.shape))]
-        asked = row.function is not None
-        cells += [_number(row.function), f"{row.function_limit:.0e}" if asked else NOT_ASKED]
-        cells += [
-            _largest(row.port),
-            _largest(row.reference),
-            _ratio(row),
-            f"{row.rms_limit:.0f} x" if row.port else "-",
-        ]
-        mark = "[green]ok[/]" if row.passed else "[bold red]DIFFERS[/]"
-        table.add_row(*(escape(cell) for cell in cells), escape(row.sample), mark)
-    return table
+def _print_table(out: Console, rows: list[Row], foreign: bool) -> None:
+    """A line a row, whatever the width: columns are left out before a row is cut or broken."""
+    columns = [
+        Column("endpoint", 9, [row.endpoint for row in rows], right=False),
+        *([Column("in the port", 7, [row.port_name or "" for row in rows], right=False)] if foreign else []),
+        Column("shape", 1, ["x".join(map(str, row.shape)) for row in rows], right=False),
+        Column("float64", 8, [_number(row.function) for row in rows]),
+        Column("limit", 3, [NOT_ASKED if row.function is None else f"{row.function_limit:.0e}" for row in rows]),
+        Column("float32", 6, [_largest(row.port) for row in rows]),
+        Column("reference's", 5, [_largest(row.reference) for row in rows]),
+        Column("rms", 7, [_ratio(row) for row in rows]),
+        Column("limit", 2, [f"{row.rms_limit:.0f} x" if row.port else NOT_ASKED for row in rows]),
+        Column("worst on", 4, [row.sample for row in rows], right=False),
+        Column("", 9, ["ok" if row.passed else "DIFFERS" for row in rows], right=False),
+    ]
+    while sum(column.width + 2 for column in columns) > out.width + 2 and len(columns) > 2:
+        columns.remove(min(columns, key=lambda column: column.worth))
+    header = "  ".join(_aligned(column.title, column) for column in columns)
+    out.print(f"[bold]{escape(header)}[/]".rstrip(), soft_wrap=True)
+    for number, row in enumerate(rows):
+        cells = [escape(printable(_aligned(column.cells[number], column))) for column in columns]
+        cells[-1] = f"[green]{cells[-1]}[/]" if row.passed else f"[bold red]{cells[-1]}[/]"
+        out.print("  ".join(cells), soft_wrap=True)
+
+
+def _aligned(cell: str, column: Column) -> str:
+    return cell.rjust(column.width) if column.right else cell.ljust(column.width)
 
 
 def _number(value: float | None) -> str:
@@ -85,4 +119,4 @@ def _ratio(row: Row) -> str:
 
 
 def _listed(names: list[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return printable(", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else ""))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from porter.artifacts.files import SUFFIXES
-from porter.conversion import PathLike, Port
+from porter.artifacts.locate import find_artifact
+from porter.conversion import Port
 from porter.errors import ParityError
+from porter.mapping.options import PathLike
 from porter.parity.candidates.candidate import Candidate
 from porter.parity.candidates.own import artifact, converted
 
@@ -27,8 +28,9 @@ def open_candidate(
     kind, colon, name = text.partition(":")
     if weights_file is not None and kind != "timm":
         raise ParityError(f"{text}: a weights file goes with timm:NAME alone")
-    if text.endswith(SUFFIXES):
-        return artifact(Path(text), port, mapping)
+    file = None if kind == "timm" and colon else find_artifact(named)
+    if file is not None:
+        return artifact(file, port, mapping)
     from porter.parity.candidates import foreign
 
     if kind == "timm" and colon:

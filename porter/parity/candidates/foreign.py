@@ -20,7 +20,7 @@ from porter.errors import ArtifactError, ParityError, PorterError
 from porter.images import Size
 from porter.loaders.checkpoint import sha256
 from porter.mapping.endpoints import CLASS_ENDPOINTS, endpoint_names
-from porter.mapping.plan import ArtifactLayout
+from porter.mapping.options import ArtifactLayout
 from porter.network.timm_import import import_timm
 from porter.parity.candidates.candidate import Candidate, Output, Outputs, Question
 from porter.parity.candidates.own import unrounded

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from porter.artifacts.files import Artifact, load_artifact
-from porter.conversion import PathLike, Port, plan_opened
-from porter.create import create_model
+from porter.artifacts.locate import ArtifactFile
+from porter.conversion import Port, plan_opened
+from porter.create import OpenedModel, open_model
 from porter.errors import ArtifactError, ParityError
 from porter.loaders.checkpoint import sha256
 from porter.mapping.carry_out import carry_out
-from porter.mapping.plan import ArtifactLayout, Plan
+from porter.mapping.options import ArtifactLayout, PathLike, PortOptions
+from porter.mapping.plan import Plan
 from porter.network.deployment import Deployed, deploy
 from porter.network.endpoints import capture
 from porter.network.mobilenet_v3 import MobileNetV3
@@ -36,40 +38,44 @@ def converted(port: Port) -> Candidate:
     return replace(found, planned=True)
 
 
-def artifact(path: Path, port: Port, mapping: PathLike | None) -> Candidate:
-    """The artifact ``path``, whose weights should be those of ``port``'s checkpoint.
+def artifact(file: ArtifactFile, port: Port, mapping: PathLike | None) -> Candidate:
+    """The artifact ``file``, whose weights should be those of ``port``'s checkpoint.
 
     In float64 it has the checkpoint's own weights where its own are these, rounded to float32 (folding the gate or
     batch norms rounds); that rounding counts as its float32's. Raises ArtifactError where it does not fit.
     """
-    stored = load_artifact(path)
-    single = create_model(port.mapping.variant, path, mapping=mapping)
-    assert isinstance(single, MobileNetV3)
+    stored = load_artifact(file)
+    single = open_model(file, PortOptions(port.mapping.variant, mapping, fake_quant=False)).classifier
     metadata = stored.metadata
     exact_tensors, changed = unrounded(stored, port, "slim" if metadata and metadata.layout == "slim" else "timm")
     exact = MobileNetV3(single.network, single.num_classes).double()
     exact.load_state_dict(exact_tensors)
-    found = in_both_precisions(str(path), single, exact.eval())
-    return replace(found, changed=tuple(changed), planned=not changed, digests={path.name: sha256(path)})
+    found = in_both_precisions(file.given, single, exact.eval())
+    digests = {file.path.name: sha256(file.path)}
+    return replace(found, changed=tuple(changed), planned=not changed, digests=digests)
 
 
-def recorded_artifact(path: Path, variant: str) -> Candidate:
+def recorded_artifact(path: Path, mapping: PathLike | None) -> Candidate:
     """The artifact ``path`` on its own, its source out of reach. Batch norms that are folded stay rounded."""
-    single, exact = create_model(variant, path), create_model(variant, path, layout="slim")
-    assert isinstance(single, MobileNetV3)
-    assert isinstance(exact, MobileNetV3)
+    options = PortOptions(mapping=mapping)
+    opened = open_model(path, options)
+    if opened.fake_quant:
+        return quantised(opened, path)
+    single, exact = opened.classifier, open_model(path, options, layout="slim").classifier
     found = in_both_precisions(str(path), single, exact.double())
-    return replace(found, rounded_weights=single.network.folded, digests={path.name: sha256(path)})
+    return replace(found, rounded_weights=single.network.folded, digests=opened.digests)
 
 
-def quantised(model: MobileNetV3, name: str) -> Candidate:
-    """A model with fake quantisation, which computes levels."""
+def quantised(opened: OpenedModel, named: PathLike | None) -> Candidate:
+    """A model with fake quantisation, which computes levels; ``named`` as the artifact was, None for a port."""
+    model = opened.classifier
 
     def run(images: np.ndarray, _questions: frozenset[Question]) -> Outputs:
         for endpoint, tensor in streamed(_computation(model, images)):
             yield endpoint, Output(_nhwc(tensor), None)
 
-    return Candidate(name, run, frozenset(("function",)), model=model)
+    digests = {} if named is None else opened.digests
+    return Candidate("" if named is None else str(named), run, frozenset(("function",)), model=model, digests=digests)
 
 
 def deployed(candidate: Candidate) -> Candidate:
@@ -140,7 +146,8 @@ def _plan_like(artifact: Artifact, port: Port, layout: ArtifactLayout) -> Plan:
     classes = len(artifact.tensors.get("classifier.bias", ()))
     fold_bn = "conv_stem.bias" in artifact.tensors
     background = classes == port.classes
-    return plan_opened(port.checkpoint, port.mapping, layout=layout, keep_background=background, fold_bn=fold_bn).plan
+    options = PortOptions(layout=layout, keep_background=background, fold_bn=fold_bn, fake_quant=False)
+    return plan_opened(port.checkpoint, port.mapping, options).plan
 
 
 def _refuse_others(found: Mapping[str, Tensor], planned: Mapping[str, np.ndarray]) -> None:

@@ -30,18 +30,20 @@ COPY = "model"
 MEMORY, MEMORY_OF_FILE, MEMORY_OF_PIXEL = 1 << 30, 16, 16 << 10
 
 
-def open_reference(
-    asked: str, port: Port, sizes: tuple[Size, ...] | None = None, fake_quant: bool = False
-) -> Reference:
+def open_reference(asked: str, port: Port, sizes: tuple[Size, ...] | None = None) -> Reference:
     """The reference named by ``asked``: one of KINDS, a path to an ``.npz``, or ``auto``.
 
     ``auto`` takes what runs the source itself (a .tflite's interpreter, Keras), else the first of: the frozen
     ``.pb`` beside the checkpoint, its ``.meta``, our ``tf.nn`` graph, and without TensorFlow an ``expected.npz``
     beside it. What lies beside a checkpoint was made from its averages, so it is no reference for raw weights.
-    ``sizes`` are those of the images that it will get; fake quantisation is for ``tf.nn`` alone (a .tflite of 8 bits
-    quantises in any case). Raises ParityError when there is none.
+    ``sizes`` are those of the images that it will get. Fake quantisation is for ``tf.nn`` alone, but for a .tflite's,
+    whose interpreter has it and nothing else. Raises ParityError when there is none.
     """
-    if fake_quant and port.checkpoint.format != "tflite":
+    if port.plan.dequantized and asked in ("auto", "tflite"):
+        if asked == "tflite":
+            raise ParityError(f"{port.checkpoint.given}: computes 8 bits; the dequantised port is compared with tf.nn")
+        asked = "tf.nn"
+    if port.plan.ranges and port.checkpoint.format != "tflite":
         if asked not in ("auto", "tf.nn"):
             raise ParityError(f"reference {asked} knows no fake quantisation; use the reference tf.nn")
         asked = "tf.nn"
@@ -55,7 +57,7 @@ def open_reference(
         asked = _first(port, sizes)
     if asked.endswith(".npz"):
         return recorded(Path(asked))
-    return _live(asked, port, sizes or ((port.mapping.input.size,) * 2,), fake_quant)
+    return _live(asked, port, sizes or ((port.mapping.input.size,) * 2,))
 
 
 def _first(port: Port, sizes: tuple[Size, ...] | None) -> str:
@@ -80,7 +82,7 @@ def _first(port: Port, sizes: tuple[Size, ...] | None) -> str:
     return str(file)
 
 
-def _live(kind: str, port: Port, sizes: tuple[Size, ...], fake_quant: bool) -> Reference:
+def _live(kind: str, port: Port, sizes: tuple[Size, ...]) -> Reference:
     checkpoint = port.checkpoint
     if kind == "keras" and port.mapping.keras is None:
         raise ParityError(
@@ -107,7 +109,7 @@ def _live(kind: str, port: Port, sizes: tuple[Size, ...], fake_quant: bool) -> R
         mapping=port.mapping,
         memory=memory,
         graph=str(graph.absolute()) if graph else None,
-        fake_quant=fake_quant,
+        fake_quant=False if port.plan.dequantized else None,
     )
     reference = in_child(request)
     return reference if copy is None else replace(reference, run=_keeping(copy, reference))

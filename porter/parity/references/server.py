@@ -21,6 +21,7 @@ from porter.conversion import Port, plan_opened
 from porter.errors import ParityError, PorterError
 from porter.limits import limit_memory
 from porter.loaders.checkpoint import open_checkpoint
+from porter.mapping.options import PortOptions
 from porter.parity.references.reference import Reference
 from porter.parity.references.wire import Closed, Header, Request, receive, receive_bytes, send
 
@@ -117,7 +118,7 @@ def build(request: Request) -> Reference:
     if request.kind == "tf.nn":
         from porter.parity.references.tf_nn import tf_nn
 
-        return tf_nn(port, request.fake_quant)
+        return tf_nn(port)
     from porter.parity.references.graphs import frozen_graph, meta_graph
 
     return meta_graph(port) if request.graph is None else frozen_graph(Path(request.graph), port)
@@ -125,7 +126,7 @@ def build(request: Request) -> Reference:
 
 def _port(request: Request) -> Port:
     opened = replace(open_checkpoint(request.path, request.weights), given=request.given)
-    return plan_opened(opened, request.mapping)
+    return plan_opened(opened, request.mapping, PortOptions(fake_quant=request.fake_quant))
 
 
 def _versions() -> dict[str, str]:

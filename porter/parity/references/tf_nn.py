@@ -21,15 +21,16 @@ from porter.parity.references.live_tensorflow import stored_values, tensorflow
 from porter.parity.references.reference import Endpoints, Reference, Values, noise_between
 
 Fetch = Callable[[str], Any]
+Pair = Callable[[str, str], tuple[Any, Any]]  # (scope, module)
 Layers = Iterator[tuple[str, Any]]  # endpoint, TensorFlow tensor NHWC
 Quantize = Callable[[str, Any], Any]  # (module or entry, tensor) -> tensor
 
 
-def tf_nn(port: Port, fake_quant: bool = False) -> Reference:
-    """The reference for the port's checkpoint, in float64 and float32; arguments and errors as for ``graph``."""
+def tf_nn(port: Port) -> Reference:
+    """The reference for the port's checkpoint, in float64 and float32, or in levels of 8 bits; errors as ``graph``."""
     tf = tensorflow()
-    if fake_quant:
-        return Reference("tf.nn graph, fake quantisation", _levels(tf, graph(port, "float64", fake_quant)), "levels")
+    if port.plan.ranges:
+        return Reference("tf.nn graph, fake quantisation", _levels(tf, graph(port, "float64")), "levels")
     exact, single = graph(port, "float64"), graph(port, "float32")
 
     def run(images: np.ndarray, names: Sequence[str]) -> Endpoints:
@@ -52,21 +53,20 @@ def _levels(tf: Any, forward: Callable[[Any], Layers]) -> Callable[[np.ndarray, 
     return run
 
 
-def graph(port: Port, dtype: str, fake_quant: bool = False) -> Callable[[Any], Layers]:
+def graph(port: Port, dtype: str) -> Callable[[Any], Layers]:
     """The port's network as a function of a TensorFlow tensor (N, H, W, C): endpoints, one at a time.
 
-    With ``fake_quant`` batch norms are folded into the convolutions and TensorFlow's own FakeQuantWithMinMaxVars
-    rounds weights and activations to the checkpoint's ranges, between sums in float64. Raises ParityError where
-    batch norms are folded away already, or there are no ranges.
+    Where the port has ranges, batch norms are folded into the convolutions and TensorFlow's own
+    FakeQuantWithMinMaxVars rounds weights and activations to them, between sums in float64. Raises ParityError for
+    the levels of a .tflite, whose integer kernels this is not.
     """
     checkpoint, network, mapping = port.checkpoint, port.network, port.mapping
-    if network.folded:
-        raise ParityError(f"{checkpoint.given}: has no batch norms, and a graph of its own; use the reference tflite")
-    if fake_quant and not port.plan.ranges:
-        raise ParityError(
-            f"{checkpoint.given}: holds no ranges of fake quantisation; compare it without fake quantisation"
-        )
+    fake_quant = bool(port.plan.ranges)
+    if network.folded and fake_quant:
+        raise ParityError(f"{checkpoint.given}: has integer kernels of its own; use the reference tflite")
     tf = tensorflow()
+    if network.folded:
+        return _of_biases(tf, port, dtype)
     # Where another tool named the variables, its names for slim's
     slim = expected_variables(msgspec.structs.replace(mapping, names={}, variables={}), network, port.classes)
     ours = expected_variables(mapping, network, port.classes)
@@ -87,6 +87,27 @@ def graph(port: Port, dtype: str, fake_quant: bool = False) -> Callable[[Any], L
     return lambda x: forward(tf, network, port.classes > 0, fetch, quantize, x)
 
 
+def _of_biases(tf: Any, port: Port, dtype: str) -> Callable[[Any], Layers]:
+    """The network of a .tflite's own values, whose batch norms are biases; its kernels are OHWI, or 1HWC."""
+    checkpoint, network = port.checkpoint, port.network
+    entries = {want.target: want for want in expected_variables(port.mapping, network, port.classes)}
+
+    def pair(_scope: str, module: str) -> tuple[Any, Any]:
+        weights, bias = (entries[f"{module}.{part}"] for part in ("weight", "bias"))
+        kernel = checkpoint[weights.source].read().transpose(1, 2, 3, 0)
+        # relu6(x + 3) as one operation: the converter has added the 3 to the bias
+        three = 3.0 if bias.gate_shift and checkpoint[bias.source].fused == "relu6" else 0.0
+        return tf.constant(kernel.astype(dtype)), tf.constant(checkpoint[bias.source].read().astype(dtype) - three)
+
+    def convolved(scope: str, module: str, _norm: str, x: Any, stride: int = 1) -> Any:
+        kernel, bias = pair(scope, module)
+        if scope.endswith("depthwise"):
+            return tf.nn.depthwise_conv2d(x, kernel, [1, stride, stride, 1], "SAME") + bias
+        return tf.nn.conv2d(x, kernel, stride, "SAME") + bias
+
+    return lambda x: _layers(tf, network, port.classes > 0, pair, lambda _at, y: y, convolved, x)
+
+
 def _forward(tf: Any, network: Network, classifier: bool, fetch: Fetch, quantize: Quantize, x: Any) -> Layers:
     def convolved(scope: str, _module: str, _norm: str, x: Any, stride: int = 1) -> Any:
         mean, variance, beta, gamma = (
@@ -98,7 +119,11 @@ def _forward(tf: Any, network: Network, classifier: bool, fetch: Fetch, quantize
             x = tf.nn.conv2d(x, fetch(f"{scope}/weights"), stride, "SAME")
         return tf.nn.batch_normalization(x, mean, variance, beta, gamma, network.epsilon)
 
-    return _layers(tf, network, classifier, fetch, quantize, convolved, x)
+    return _layers(tf, network, classifier, _slim_pair(fetch), quantize, convolved, x)
+
+
+def _slim_pair(fetch: Fetch) -> Pair:
+    return lambda scope, _module: (fetch(f"{scope}/weights"), fetch(f"{scope}/biases"))
 
 
 def _forward_folded(tf: Any, network: Network, classifier: bool, fetch: Fetch, quantize: Quantize, x: Any) -> Layers:
@@ -118,26 +143,29 @@ def _forward_folded(tf: Any, network: Network, classifier: bool, fetch: Fetch, q
             x = tf.nn.conv2d(x, quantize(f"{module}.weight", weights), stride, "SAME")
         return quantize(norm, x + bias)
 
-    return _layers(tf, network, classifier, fetch, quantize, convolved, quantize("input", x))
+    return _layers(tf, network, classifier, _slim_pair(fetch), quantize, convolved, quantize("input", x))
 
 
 def _layers(
     tf: Any,
     network: Network,
     classifier: bool,
-    fetch: Fetch,
+    pair: Pair,
     quantize: Quantize,
     convolved: Callable[..., Any],
     x: Any,
 ) -> Layers:
-    """The network; ``convolved(scope, module, norm, x, stride)`` is a convolution with its batch norm."""
+    """The network; ``convolved(scope, module, norm, x, stride)`` is a convolution with its batch norm.
+
+    ``pair`` gives weights (HWIO) and bias of one without.
+    """
 
     def activate(kind: str, module: str, x: Any) -> Any:
         return quantize(module, tf.nn.relu(x) if kind == "relu" else x * tf.nn.relu6(x + 3.0) * (1.0 / 6.0))
 
     def biased(scope: str, module: str, x: Any) -> Any:
-        weights = quantize(f"{module}.weight", fetch(f"{scope}/weights"))
-        return quantize(module, tf.nn.conv2d(x, weights, 1, "SAME") + fetch(f"{scope}/biases"))
+        weights, bias = pair(scope, module)
+        return quantize(module, tf.nn.conv2d(x, quantize(f"{module}.weight", weights), 1, "SAME") + bias)
 
     def block_outputs(block: Block, x: Any) -> Generator[tuple[str, Any], None, Any]:
         inputs, scope, module = x, block.scope, block.module

@@ -30,7 +30,7 @@ class Request(msgspec.Struct, frozen=True):
     mapping: VariantMapping
     memory: int
     graph: str | None = None
-    fake_quant: bool = False
+    fake_quant: bool | None = None
 
 
 class Header(msgspec.Struct, frozen=True, omit_defaults=True):

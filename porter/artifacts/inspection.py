@@ -1,0 +1,75 @@
+"""What an artifact, or the release that it lies in, says of itself and holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from porter.artifacts.files import load_artifact
+from porter.artifacts.locate import find_artifact
+from porter.errors import ArtifactError
+from porter.loaders.checkpoint import sha256
+
+PARITY = "parity.json"
+
+
+class _Parity(msgspec.Struct):
+    """What is shown of a release's ``parity.json``."""
+
+    passed: bool
+    sentence: str
+    reference: str
+
+
+def inspect_artifact(source: str) -> dict[str, Any]:
+    """Everything that is known of ``source``, as plain values. Raises ArtifactError or CheckpointError."""
+    file = find_artifact(source)
+    if file is None:
+        raise ArtifactError(f"{source}: no artifact")
+    artifact = load_artifact(file)
+    tensors = artifact.tensors
+    found: dict[str, Any] = {
+        "file": file.given,
+        "sha256": sha256(file.path),
+        "bytes": file.path.stat().st_size,
+        "tensors": [{"name": n, "shape": list(t.shape), "dtype": str(t.dtype)[6:]} for n, t in tensors.items()],
+        "classes": len(tensors["classifier.bias"]) if "classifier.bias" in tensors else 0,
+        "metadata": msgspec.to_builtins(artifact.metadata) if artifact.metadata else None,
+        "parity": dict(artifact.metadata.parity) if artifact.metadata else {},
+    }
+    parity = file.path.with_name(PARITY)
+    if file.path.parent.name and parity.is_file() and file.path.parent.samefile(parity.parent):
+        try:
+            told = msgspec.json.decode(parity.read_bytes(), type=_Parity)
+        except (msgspec.DecodeError, OSError, RecursionError) as error:
+            raise ArtifactError(f"{parity}: not what a release has there ({error})") from error
+        found["parity"] |= {"verdict": told.sentence, "reference": told.reference, "passed": told.passed}
+    return found
+
+
+def artifact_lines(found: dict[str, Any]) -> Iterator[str]:
+    """The same for a terminal, in the words of ``inspect`` for checkpoints."""
+    metadata = found["metadata"]
+    widest = max((len(tensor["name"]) for tensor in found["tensors"]), default=0)
+    for tensor in found["tensors"]:
+        yield f"{tensor['name']:<{widest}}  {'x'.join(map(str, tensor['shape'])) or 'scalar':<16} {tensor['dtype']}"
+    yield ""
+    yield f"read      {found['file']} (artifact, {found['bytes']:,} bytes)"
+    yield f"sha256    {found['sha256']}"
+    if metadata is None:
+        yield f"variant   not said: not written by mnv3-port; {found['classes']} classes"
+        return
+    yield f"written   by {metadata['tool']}"
+    dropped = ", background dropped" if metadata["background_dropped"] else ""
+    yield f"variant   {metadata['variant']}, {found['classes']} classes{dropped}"
+    folded = ", batch norms folded" if metadata.get("folded") else ""
+    eight = f", computes 8 bits ({len(metadata['ranges'])} ranges)" if metadata.get("ranges") else ""
+    yield f"layout    {metadata['layout']}: gate {metadata['gate']:.6g}{folded}{eight}"
+    step = f", step {metadata['step']}" if metadata["step"] is not None else ""
+    yield f"weights   {metadata['weights']}{step}"
+    for name, digest in metadata["sources"].items():
+        yield f"source    {digest}  {name}"
+    for name, value in found["parity"].items():
+        yield f"parity    {name}: {value}"

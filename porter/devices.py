@@ -1,0 +1,17 @@
+"""Where a model runs."""
+
+from __future__ import annotations
+
+import torch
+
+from porter.errors import PorterError
+
+
+def chosen_device(name: str) -> torch.device:
+    """``cpu``, ``cuda``, ``cuda:1``, ``mps``. Raises PorterError for one that this machine has not."""
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise PorterError(f"device {name!r}: not here ({str(error).splitlines()[0]}); use cpu") from error
+    return device

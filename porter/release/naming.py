@@ -1,0 +1,54 @@
+"""What a release may be called and may claim."""
+
+from __future__ import annotations
+
+from porter.artifacts.metadata import Metadata
+from porter.conversion import Port
+from porter.mapping.network import build_network
+from porter.mapping.plan import Plan
+from porter.mapping.schema import VariantMapping
+
+RELEASED_CLASSES = 1001
+Made = Metadata | Plan  # what is known of weights, before they are made and after
+
+
+def is_googles(port: Port) -> bool:
+    """Whether the checkpoint is one that Google released: 1,001 classes, slim's plain names, the released step.
+
+    Claims about training, data and licence are made for these alone.
+    """
+    training, names = port.mapping.training, port.mapping.names or port.mapping.variables
+    if training is None or training.step is None or names or port.plan.ranges or port.plan.dequantized:
+        return False
+    stored_plain = all(variable.stored_as == variable.name for variable in port.checkpoint.values())
+    released = port.classes == RELEASED_CLASSES and port.checkpoint.step == training.step
+    return port.checkpoint.format == "bundle" and stored_plain and released
+
+
+def why_not_timm(mapping: VariantMapping, made: Made) -> str | None:
+    """Why timm's class does not compute what these weights are for; None where it does."""
+    network = build_network(mapping)
+    if mapping.timm is None:
+        return "timm has no such architecture"
+    if made.ranges:
+        return "these weights compute 8 bits, and timm's class has no fake quantisation"
+    if made.folded or network.folded:
+        return "batch norms are folded into these weights, and timm's class has them"
+    if network.blocks[0].kind == "projection":
+        return "timm's class has a ReLU behind the first projection that the original network has not"
+    if made.layout != "timm":
+        return "these weights are for slim's squeeze-excite gate, and timm's class has another"
+    return None
+
+
+def plain_name(mapping: VariantMapping, made: Made, dequantized: bool = False) -> str:
+    """A name that claims nothing: the variant, and whether it computes 8 bits or was made for them."""
+    kind = "_8bit" if made.ranges else "_dequantized" if dequantized else ""
+    return f"mobilenetv3_{mapping.variant}{kind}"
+
+
+def architecture(mapping: VariantMapping, made: Made) -> str:
+    """What ``config.json`` names: timm's architecture where timm's class computes these weights, else ours."""
+    if why_not_timm(mapping, made) is None:
+        return str(mapping.timm)
+    return plain_name(mapping, made)

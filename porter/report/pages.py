@@ -1,0 +1,43 @@
+"""What the HTML reports share: the template engine, and pictures in the page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def rendered(name: str, **values: Any) -> bytes:
+    """The page ``<name>.html.j2``, UTF-8; everything in ``values`` is escaped."""
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    def source(file: str) -> str:
+        return files(__package__).joinpath(file).read_text("utf-8")
+
+    environment = Environment(
+        loader=FunctionLoader(source), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["e"] = lambda value: "-" if value is None else f"{value:.1e}"
+    return environment.get_template(f"{name}.html.j2").render(**values).encode()
+
+
+def png(pixels: np.ndarray, at_most: int | None = None) -> str:
+    """(H, W, 3) uint8 as a data URI, made smaller where a side is longer than ``at_most``."""
+    from PIL import Image
+
+    return of_image(Image.fromarray(pixels), at_most)
+
+
+def of_image(image: Image, at_most: int | None = None) -> str:
+    """The same of a decoded photo."""
+    if at_most:
+        image.thumbnail((at_most, at_most))
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
