@@ -7,16 +7,16 @@ import urllib.error
 from collections.abc import Iterator
 
 SILENCE = 30  # seconds without a byte
+MISSING = "no such file or folder there"
 
 
 def reason(error: BaseException) -> str:
     """What happened, whatever library wrapped it: a refusal, silence, a name unknown, an answer with an HTTP code."""
     chain = list(_chain(error))
     for one in chain:
-        code = getattr(one, "code", None) or getattr(one, "status", None)
+        code = getattr(one, "status", None) or getattr(one, "code", None)
         if isinstance(code, int) and code >= 400:
-            missing = "no such file there" if code in (404, 410) else "the server refuses to give it"
-            return f"{missing} (HTTP {code})"
+            return f"{MISSING if code in (404, 410) else 'the server refuses to give it'} (HTTP {code})"
         name = type(one).__name__.lower()
         if isinstance(one, socket.gaierror) or "dns" in name or "nameresolution" in name:
             return "its host name does not resolve; is it spelt right, and is this machine online?"
@@ -25,9 +25,14 @@ def reason(error: BaseException) -> str:
         if isinstance(one, ConnectionRefusedError):
             return "its host refuses the connection; is the port right, and the server running?"
     if any(isinstance(one, FileNotFoundError) for one in chain):
-        return "no such file or folder there"
+        return MISSING
     said = str(getattr(error, "reason", None) or error)
     return f"cannot be read: {said.splitlines()[0] if said else type(error).__name__}"
+
+
+def missing(error: BaseException) -> bool:
+    """Whether ``error`` says that the server was reached, and has no such file."""
+    return reason(error).startswith(MISSING)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -215,3 +215,52 @@ def test_trained_classifier_beside_its_interpreter(run):
     assert ours["top1"]["share"] > 0.7
     assert theirs["top1"]["share"] > 0.7
     assert min(ours["top5"]["share"], theirs["top5"]["share"]) > 0.9
+
+
+def test_unreadable_images_are_left_out_and_named(photos, demo_folder, run, tmp_path):
+    whole = json.loads(run("evaluate", demo_folder, photos, "--json", "--workers", 0).out)
+    bad = next(photos.glob("*/")) / "bad.png"
+    bad.write_bytes(b"no image")
+    options = ("--workers", 0, "--batch", 4)
+    ran = run("evaluate", demo_folder, photos, *options)
+    assert (ran.code, "bad.png: not a readable image" in ran.err) == (2, True)
+    ran = run("evaluate", demo_folder, photos, *options, "--skip-unreadable", "--resume", tmp_path / "j", "--json")
+    assert ran.code == 0, ran.err
+    found = json.loads(ran.out)
+    assert found["skipped"] == [str(bad)]
+    assert found["results"] == whole["results"]
+    ran = run("evaluate", demo_folder, photos, *options, "--skip-unreadable", "--resume", tmp_path / "j")
+    assert "skipped    1 image that could not be read" in ran.out
+    ran = run("evaluate", demo_folder, photos, *options, "--resume", tmp_path / "j")
+    assert (ran.code, "bad.png: could not be read" in ran.err) == (2, True)
+
+
+def test_class_names_as_folders(demo_folder, make_checkpoint, run, tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    for name in ("rose", "tulip"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        image.new("RGB", (40, 40), "teal").save(tmp_path / "data" / name / "a.png")
+    (tmp_path / "names.txt").write_text("lily\nrose\ntulip\n")
+    source = make_checkpoint(classes=3)
+    options = ("--class-names", tmp_path / "names.txt", "--workers", 0)
+    ran = run("evaluate", source, tmp_path / "data", *options, "--per-class", tmp_path / "c.csv")
+    assert ran.code == 0, ran.err
+    assert [line.split(",")[:4] for line in (tmp_path / "c.csv").read_text().splitlines()[1:]] == [
+        ["1", "", "rose", "1"],
+        ["2", "", "tulip", "1"],
+    ]
+    (tmp_path / "l.csv").write_text("rose/a.png,tulip\ntulip/a.png,rose\n")
+    assert run("evaluate", source, tmp_path / "data", *options, "--labels", tmp_path / "l.csv").code == 0
+
+
+def test_report(photos, demo_folder, run, tmp_path):
+    """Two classifiers side by side: the same weights, and the raw ones of another network."""
+    run("convert", demo_folder, "-o", tmp_path / "a.pth")
+    options = ("--workers", 0, "--html", tmp_path / "e.html")
+    ran = run("evaluate", demo_folder, photos, *options, "--compare", tmp_path / "a.pth")
+    assert ran.code == 0, ran.err
+    page = (tmp_path / "e.html").read_text()
+    for words in ("% top-1", "Most frequent confusions", "Worst classes", "both guess the", "95 %"):
+        assert words in page, words
+    assert "data:image/png;base64," in page
+    assert 'src="http' not in page

@@ -1,7 +1,9 @@
 """``predict``: names, order, and the trained classifier on real photos."""
 
+import io
 import json
 import math
+import re
 
 import pytest
 from conftest import SHARED
@@ -81,3 +83,68 @@ def test_trained_classifier_on_real_photos(run):
         fifth += wordnet in ids
     assert first / len(files) > 0.65
     assert fifth / len(files) > 0.85
+
+
+@pytest.fixture
+def artifact(demo_folder, run, tmp_path):
+    run("convert", demo_folder, "-o", tmp_path / "small.pth")
+    return tmp_path / "small.pth"
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    (folder / "below").mkdir(parents=True)
+    image = pytest.importorskip("PIL.Image")
+    for name, colour in (("a.png", "teal"), ("b.jpg", "red"), ("below/c.png", "blue")):
+        image.new("RGB", (60, 50), colour).save(folder / name)
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def names(ran):
+    return [line for line in ran.out.splitlines() if not line.startswith(" ")]
+
+
+def test_folders_patterns_and_standard_input(artifact, pictures, run, monkeypatch):
+    ran = run("predict", artifact, pictures)
+    assert names(ran) == [str(pictures / name) for name in ("a.png", "b.jpg", "below/c.png")]
+    assert names(run("predict", artifact, f"{pictures}/*.png")) == [str(pictures / "a.png")]
+    assert len(names(run("predict", artifact, f"{pictures}/**/*.png"))) == 2
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO((pictures / "a.png").read_bytes())))
+    piped = run("predict", artifact, "-")
+    assert piped.out.splitlines()[1:] == run("predict", artifact, pictures / "a.png").out.splitlines()[1:]
+    ran = run("predict", artifact, pictures / "*.gif")
+    assert (ran.code, "no such image or folder" in ran.err) == (2, True)
+    (pictures / "empty").mkdir()
+    assert "no images (.jpg" in run("predict", artifact, pictures / "empty").err
+
+
+def test_unreadable_images(artifact, pictures, run):
+    ran = run("predict", artifact, pictures / "notes.txt", pictures / "a.png")
+    assert ran.code == 2
+    ran = run("predict", artifact, pictures / "notes.txt", pictures / "a.png", "--skip-unreadable")
+    assert ran.code == 0
+    assert len(names(ran)) == 1
+    assert f"skipped: {pictures / 'notes.txt'}: not a readable image" in ran.err
+    assert "skipped 1 of 2 images" in ran.err
+    assert run("predict", artifact, pictures / "notes.txt", "--skip-unreadable").code == 2
+
+
+def test_names_of_ones_own_and_devices(artifact, pictures, run, tmp_path):
+    (tmp_path / "names.txt").write_text("".join(f"thing {number}\n" for number in range(1000)))
+    ran = run("predict", artifact, pictures / "a.png", "--class-names", tmp_path / "names.txt", "--device", "cpu")
+    assert ran.code == 0, ran.err
+    assert re.search(r"%\s+(\d+)  thing \1$", ran.out.splitlines()[1])
+    for device in ("abacus", "cuda:99"):
+        ran = run("predict", artifact, pictures / "a.png", "--device", device)
+        assert (ran.code, f"device '{device}': not here" in ran.err) == (2, True)
+
+
+def test_page(artifact, pictures, run, tmp_path):
+    odd = (pictures / "a.png").rename(pictures / "<img src=x onerror=alert(1)>.png")
+    assert run("predict", artifact, pictures, "--html", tmp_path / "p.html").code == 0
+    page = (tmp_path / "p.html").read_text()
+    assert page.count("<figure>") == page.count("data:image/png;base64,") == 3
+    assert "<img src=x" not in page
+    assert odd.exists()

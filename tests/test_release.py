@@ -366,3 +366,138 @@ def test_all_six_in_timm(timm, shared, tmp_path):
             images, logits = torch.from_numpy(file["input"]).permute(0, 3, 1, 2), file["logits"][:, 1:]
         with torch.no_grad():
             assert np.abs(model(images).numpy() - logits).max() <= 1e-5 * np.abs(logits).max()
+
+
+def googles(folder, step=497500, classes=1001, change=None):
+    """A checkpoint that looks like Google's small 0.75 but for its values."""
+    from porter.demo import demo_variables
+    from porter.writers.bundle import write_bundle
+
+    variables = demo_variables("small_075", classes=classes)
+    if change:
+        change(variables)
+    (folder / "ema").mkdir(parents=True)
+    write_bundle(folder / "ema" / f"model-{step}", variables)
+    return folder
+
+
+@pytest.mark.tensorflow
+def test_claims_for_googles_checkpoints(tmp_path, run, tf):
+    hub = pytest.importorskip("huggingface_hub")
+    ran = run("release", googles(tmp_path / "v3"), "--out", tmp_path / "dist")
+    assert ran.code == 0, ran.err
+    [path] = (tmp_path / "dist").glob("*.pth")
+    assert path.name.startswith("tf_mobilenetv3_small_075-")
+    card = hub.ModelCard.load(tmp_path / "dist" / "README.md")
+    assert (card.data.license, card.data.datasets) == ("apache-2.0", ["imagenet-1k"])
+    assert "LR: 0.045" in card.text
+    assert "v3-small_224_0.75_float.tgz](https://storage.googleapis.com/mobilenet_v3" in card.text
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize(
+    "source", [{"step": 497501}, {"classes": 38}, {"change": lambda v: v.update({"x/RMSProp": np.ones(1, "f")})}]
+)
+def test_no_claims_for_others(tmp_path, run, tf, source):
+    folder = googles(tmp_path / "v3", **source)
+    ran = run("release", folder, "--out", tmp_path / "dist")
+    assert ran.code == 0, ran.err
+    card = (tmp_path / "dist" / "README.md").read_text()
+    if "change" in source:  # slots beside the variables do not make it another checkpoint
+        assert "license: apache-2.0" in card
+        return
+    [path] = (tmp_path / "dist").glob("*.pth")
+    assert path.name.startswith("mobilenetv3_small_075-")
+    for claim in ("apache", "imagenet-1k", "RMSProp", "4x4 TPU"):
+        assert claim not in card
+    assert "| licence | not stated" in card
+
+
+@pytest.mark.tensorflow
+def test_what_the_owner_says(tmp_path, run, tf):
+    """A fine-tune of three classes, by its own name; predict and create_model know the names."""
+    image = pytest.importorskip("PIL.Image")
+    image.new("RGB", (50, 40), "teal").save(tmp_path / "a.png")
+    (tmp_path / "names.txt").write_text("rose\n[click](x) <b>tulip</b> | `x`\nlily\n")
+    folder = googles(tmp_path / "v3", classes=3)
+    options = (
+        "--name",
+        "flowers",
+        "--license",
+        "mit",
+        "--dataset",
+        "me/flowers",
+        "--class-names",
+        tmp_path / "names.txt",
+    )
+    ran = run("release", folder, "--out", tmp_path / "dist", *options)
+    assert ran.code == 0, ran.err
+    [path] = (tmp_path / "dist").glob("flowers-*.pth")
+    card = (tmp_path / "dist" / "README.md").read_text()
+    assert card.startswith("---\ntags:")
+    assert "license: mit" in card
+    assert "# flowers" in card
+    assert json.loads((tmp_path / "dist" / "config.json").read_text())["label_names"][0] == "rose"
+    assert run("release", "--check", tmp_path / "dist").code == 0
+    found = json.loads(run("predict", path, tmp_path / "a.png", "--json").out)
+    assert sorted(g["label"]["names"] for g in found["classes"])[1:] == ["lily", "rose"]
+    (tmp_path / "names.txt").write_text("rose\ntulip\n")
+    assert "2 class names for 3 classes" in run("release", folder, "--out", tmp_path / "x", *options).err
+    assert "is no plain name" in run("release", folder, "--out", tmp_path / "x", "--name", "../x").err
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.tensorflow
+def test_a_variant_of_ones_own(tmp_path, run, tf):
+    """Exports, the accuracy and --check know it by the mapping in the folder."""
+    pytest.importorskip("onnxruntime")
+    image = pytest.importorskip("PIL.Image")
+    (tmp_path / "photos" / "n01440764").mkdir(parents=True)
+    image.new("RGB", (50, 40), "teal").save(tmp_path / "photos" / "n01440764" / "a.png")
+    mapping = tmp_path / "mine.yaml"
+    mapping.write_text("base: small_075.yaml\nvariant: mine\ntimm: null\nurl: null\n")
+    options = ("--mapping", mapping, "--onnx", "--evaluate", tmp_path / "photos")
+    ran = run("release", googles(tmp_path / "v3"), "--out", tmp_path / "dist", *options)
+    assert ran.code == 0, ran.err
+    assert "1 labelled images" in (tmp_path / "dist" / "README.md").read_text()
+    mapping.unlink()
+    ran = run("release", "--check", tmp_path / "dist")
+    assert ran.code == 0, ran.err
+    assert ": mine, 50 endpoints" in ran.out
+    assert "variant   mine" in run("inspect", tmp_path / "dist").out
+    assert run("predict", tmp_path / "dist", tmp_path / "photos").code == 0
+    ran = run("release", "--check", tmp_path / "dist", "--against", tmp_path / "v3")
+    assert ran.code == 0, ran.err
+
+
+def snippets(card):
+    return re.findall("```python\n(.*?)```", card, re.S)
+
+
+@pytest.mark.parametrize("timms", [True, False])
+def test_the_cards_examples_run(made, demo_folder, tmp_path, run, timms, timm):
+    """As they stand, one after the other, in the release's folder."""
+    image = pytest.importorskip("PIL.Image")
+    folder = made
+    if not timms:
+        mapping = tmp_path / "m.yaml"
+        mapping.write_text("base: small_075.yaml\nvariant: mine\ntimm: null\n")
+        folder = tmp_path / "dist"
+        ran = run(
+            *("release", demo_folder, "--mapping", mapping, "--out", folder),
+            *("--reference", demo_folder / "expected.npz"),
+        )
+        assert ran.code == 0, ran.err
+    card = (folder / "README.md").read_text()
+    assert "..." not in card.replace("torch.save(model.state_dict(), ...)", "")
+    assert "@inproceedings{howard2019searching" in card
+    code = "\n".join(snippets(card))
+    assert code.count("model =") == 3
+    image.new("RGB", (300, 200), "teal").save(tmp_path / "photo.jpg")
+    shown = "\nprint(classes.shape, [m.shape[1] for m in maps], embedding.shape, len(state_dict))"
+    code = code.replace("photo.jpg", str(tmp_path / "photo.jpg")) + shown
+    if timms:  # as the tests import it: the torchvision installed here has no operators
+        code = "from porter.network.timm_import import import_timm; import_timm()\n" + code
+    ran = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout == "torch.Size([1, 5]) [16, 16, 24, 40, 432] torch.Size([1, 1024]) 244\n"

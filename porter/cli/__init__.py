@@ -32,6 +32,14 @@ class Commands(click.Group):
         cmd.params.append(DEBUG)
         super().add_command(cmd, name)
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The first paragraph of each command's help, whole: click's own list cuts it."""
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(name, " ".join((one.help or "").partition("\n\n")[0].split())) for name, one in commands if one]
+            )
+
 
 @click.group(cls=Commands, params=[DEBUG], context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="mnv3-port", message="%(package)s %(version)s")

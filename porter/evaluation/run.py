@@ -183,9 +183,12 @@ def _seen(photo: Photo, logits: list[np.ndarray]) -> Seen:
 
 
 def _quiet_end(_worker: int) -> None:
-    """A worker ends without a traceback when the evaluation does; who interrupted it is told by that."""
+    """A worker ends without a traceback when the evaluation does; who interrupted it is told by that.
+
+    Code 0, or the DataLoader would take it for a crash.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
 
 def _unchanged(item: object) -> object:

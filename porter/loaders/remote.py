@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from porter.errors import CheckpointError
-from porter.network_errors import SILENCE, reason
+from porter.network_errors import SILENCE, missing, reason
 
 MAX_FOLDER = 4 << 30  # bytes; a released folder holds at most 130 MB
 MAX_PAGE = 16 << 20  # bytes of a listing, or of a part whose length was not asked for
@@ -98,7 +98,9 @@ def _size(system: Any, path: str) -> int | None:
     """Size of the file ``path`` in bytes; None where there is no such file. Not ``isfile``, which fetches over HTTP."""
     try:
         info = system.info(path)
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if not missing(error):  # fsspec says so of a server that it did not reach, too
+            raise
         return None
     return int(info.get("size") or 0) if info.get("type") == "file" else None
 
@@ -257,7 +259,5 @@ def _reaching(url: str) -> Iterator[None]:
         raise
     except ImportError as error:
         raise CheckpointError(f"{url}: {error}; or pip install 'mnv3-port[remote]'") from error
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise CheckpointError(f"{url}: no such file or folder ({error})") from error
     except Exception as error:  # every store's package has errors of its own
         raise CheckpointError(f"{url}: {reason(error)}") from error

@@ -16,7 +16,9 @@ from porter.errors import PorterError
 from porter.mapping.options import PortOptions
 from porter.release.publish import Released, release, release_name
 
+_ended: list[int] = []  # the signal that ended this process of a pool
 PORT_OPTIONS = ("weights", "keep_background", "fake_quant")
+ENDS = (signal.SIGINT, signal.SIGTERM)
 ARCHIVES = (".tgz", ".tar.gz", ".zip")
 
 
@@ -59,7 +61,9 @@ def release_all(
     # Spawned, for torch and TensorFlow do not survive a fork
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=_end_quietly) as pool:
+        held_back = signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)  # processes inherit it until they are ready for them
         running = {pool.submit(_release, source, target, options): source for source, target in targets.items()}
+        signal.pthread_sigmask(signal.SIG_SETMASK, held_back)
         try:
             for future in as_completed(running):
                 yield future.result()
@@ -70,11 +74,19 @@ def release_all(
 
 def _end_quietly() -> None:
     """A process of the pool that is interrupted or ended cleans up and prints nothing: its parent tells."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda code, _frame: sys.exit(128 + code))
+    for number in ENDS:
+        signal.signal(number, _end)
+
+
+def _end(number: int, _frame: object) -> None:
+    _ended.append(number)
+    sys.exit(128 + number)
 
 
 def _release(checkpoint: Path, target: Path, options: dict[str, Any]) -> Outcome:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)  # only here does an exit go to the parent, in silence
+    if _ended:  # the pool hands over what was queued already
+        sys.exit(128 + _ended[0])
     try:
         return Outcome(checkpoint, release(checkpoint, target, **options), None)
     except PorterError as error:

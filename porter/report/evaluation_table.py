@@ -8,8 +8,9 @@ import io
 from rich.table import Table
 
 from porter.evaluation.result import Evaluation, Share
-from porter.labels import imagenet_labels
+from porter.labels import class_labels
 from porter.report.console import console
+from porter.text import printable
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
@@ -27,10 +28,18 @@ def print_evaluation(evaluation: Evaluation) -> None:
         same = evaluation.agreement()
         out.print(f"\nagreement  {same.hits} of {same.total} images have the same top-1 ({same.value:.2%})")
         out.print(f"top-1      the second less the first: {change * 100:+.2f} +- {half * 100:.2f} percentage points")
+    if evaluation.skipped:
+        count = len(evaluation.skipped)
+        what = "1 image" if count == 1 else f"{count} images"
+        out.print(f"\nskipped    {what} that could not be read: {_some(evaluation.skipped)}", markup=False)
     if evaluation.measured:
         measured, seconds, processes = evaluation.measured, evaluation.seconds, evaluation.processes
         by = f", {processes} processes" if processes > 1 else ""
         out.print(f"\nspeed      {measured} images in {seconds:.1f} s, {measured / seconds:.0f} images/s{by}")
+
+
+def _some(names: list[str]) -> str:
+    return printable(", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else ""))
 
 
 def _cells(found: Share) -> tuple[str, str]:
@@ -39,7 +48,7 @@ def _cells(found: Share) -> tuple[str, str]:
 
 def per_class_csv(evaluation: Evaluation) -> bytes:
     """A row a class: number, WordNet id, names, images, and top-1 and top-5 of each classifier."""
-    labels = imagenet_labels(1000)
+    labels = class_labels(len(evaluation.class_names) or 1000, evaluation.class_names)
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     several = len(evaluation.classifiers) > 1

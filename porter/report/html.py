@@ -19,8 +19,8 @@ from porter.text import printable
 # Colours of the heat map from no difference to the largest: matplotlib's viridis at six places
 VIRIDIS = np.array([(68, 1, 84), (65, 68, 135), (42, 120, 142), (34, 168, 132), (122, 209, 81), (253, 231, 37)])
 CALM = np.array([(238, 244, 251), (8, 48, 107)])  # of what is within its limits
-PLOT_WIDTH, PLOT_HEIGHT, MARGIN = 760, 380, 56
-BELOW = 108  # for the names of layers
+PLOT_WIDTH, PLOT_HEIGHT, MARGIN = 760, 356, 56
+BELOW = 84  # for the names of layers
 
 
 class Series(NamedTuple):
@@ -116,8 +116,15 @@ def _plot(verdict: Verdict) -> dict[str, Any]:
 
 def _labels(rows: list[Row], step: float) -> list[tuple[float, str]]:
     """Names of layers below the plot, as many as fit: (x, name)."""
-    every = max(1, math.ceil(16 / step))
-    return [(round(MARGIN + i * step, 1), row.endpoint) for i, row in enumerate(rows) if i % every == 0]
+    whole = [
+        (i, row.endpoint) for i, row in enumerate(rows) if "/" not in row.endpoint
+    ]  # what is within a layer is near
+    named, last = [], -math.inf
+    for i, name in whole:
+        if (i - last) * step >= 16:
+            named.append((round(MARGIN + i * step, 1), name))
+            last = i
+    return named
 
 
 def _command(verdict: Verdict) -> str:

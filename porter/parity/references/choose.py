@@ -15,6 +15,7 @@ from porter.errors import ParityError
 from porter.images import Size
 from porter.loaders import Checkpoint
 from porter.parity.references.child import in_child
+from porter.parity.references.live_tensorflow import OR_RECORDED
 from porter.parity.references.recorded import recorded
 from porter.parity.references.reference import Endpoints, Reference
 from porter.parity.references.wire import Request
@@ -89,9 +90,7 @@ def _live(kind: str, port: Port, sizes: tuple[Size, ...]) -> Reference:
             f"{checkpoint.given}: keras.applications has no {port.mapping.variant}; use the reference tf.nn"
         )
     if kind != "tflite" and importlib.util.find_spec("tensorflow") is None:
-        raise ParityError(
-            "this reference needs TensorFlow: pip install 'mnv3-port[tensorflow]', or give a recorded reference (.npz)"
-        )
+        raise ParityError(f"this comparison needs TensorFlow: pip install 'mnv3-port[tensorflow]'{OR_RECORDED}")
     graph = _frozen_beside(checkpoint) if kind == "frozen" else None
     if kind == "frozen" and graph is None:
         raise ParityError(f"{checkpoint.given}: not one frozen .pb beside it; use the reference tf.nn")

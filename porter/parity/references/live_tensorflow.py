@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable
 from typing import Any
@@ -11,15 +12,20 @@ import numpy as np
 from porter.errors import ParityError
 from porter.loaders import Checkpoint
 
+OR_RECORDED = ", or give a recorded reference (.npz)"
 
-def tensorflow() -> Any:
-    """The tensorflow module, its start-up chatter silenced. Raises ParityError where it is not installed."""
+
+def tensorflow(otherwise: str = OR_RECORDED) -> Any:
+    """The tensorflow module, its start-up chatter silenced. Raises ParityError where it is not installed.
+
+    ``otherwise`` is what else a person can do.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         import tensorflow as tf
     except ImportError as error:
         raise ParityError(
-            "this reference needs TensorFlow: pip install 'mnv3-port[tensorflow]', or give a recorded reference (.npz)"
+            f"this comparison needs TensorFlow: pip install 'mnv3-port[tensorflow]'{otherwise}"
         ) from error
     return tf
 
@@ -37,6 +43,8 @@ def tflite_package() -> tuple[Any, Any]:
     try:
         from ai_edge_litert import interpreter, schema_py_generated
     except ImportError:
+        if importlib.util.find_spec("tensorflow") is None:
+            raise ParityError(f"this comparison needs LiteRT: pip install 'mnv3-port[tflite]'{OR_RECORDED}") from None
         interpreter = tensorflow().lite
         from tensorflow.lite.python import schema_py_generated
 
