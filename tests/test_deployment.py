@@ -169,3 +169,16 @@ def test_verify(demo_folder, run):
 def test_verify_all_six(released, run):
     ran = run("verify", released[1], "--deploy", "--reference", released[1] / "expected.npz")
     assert ran.code == 0, ran.out
+
+
+def test_endpoints_that_are_handed_out_stay_as_they_are(demo_folder):
+    """Squeeze-excite scales in place what depthwise_output was."""
+    from porter.network.endpoints import capture, endpoints
+
+    model = porter.create_model("small_075", demo_folder)
+    images = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (1, 3, 64, 64)).astype("f"))
+    found, deployed = {}, porter.deploy(model, (64, 64))
+    with torch.no_grad(), capture(deployed, found.__setitem__):
+        deployed(images)
+    for name, tensor in endpoints(model, images).items():
+        assert torch.allclose(found[name], tensor, atol=1e-4 * float(tensor.abs().max())), name

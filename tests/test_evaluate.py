@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -219,6 +220,7 @@ def test_trained_classifier_beside_its_interpreter(run):
 
 def test_unreadable_images_are_left_out_and_named(photos, demo_folder, run, tmp_path):
     whole = json.loads(run("evaluate", demo_folder, photos, "--json", "--workers", 0).out)
+    photos = shutil.copytree(photos, tmp_path / "photos")
     bad = next(photos.glob("*/")) / "bad.png"
     bad.write_bytes(b"no image")
     options = ("--workers", 0, "--batch", 4)

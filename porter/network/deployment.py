@@ -118,7 +118,7 @@ class Deployed(nn.Module):
 
     def _tell(self, name: str, x: Tensor) -> None:
         if self.receive:
-            self.receive(name, x)
+            self.receive(name, x.clone())  # what comes next may work in place
 
 
 class _Conv(nn.Module):

@@ -45,7 +45,8 @@ def test_values_of_other_types(run, copy, name):
     honest = json.loads(path.read_text())
     refused = 0
     for key in honest:
-        for value in WRONG:
+        read = key in ("architecture", "num_classes", "passed", "digests", "fake_quant")
+        for value in WRONG if read else WRONG[:1]:
             path.write_text(json.dumps(honest | {key: value}))
             refused += checked(run, copy).code == 2
     for text in ("", "[]", "5", "null", '"x"', "{", "{}", "[" * 100_000, '{"a": 1' + "0" * 5000 + "}", "\ud800", "NaN"):
