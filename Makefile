@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-all lint bench parity clean
+.PHONY: setup demo test test-all lint bench parity docs dist clean
 
 setup: .venv/.complete
 
@@ -39,5 +39,21 @@ bench: setup
 parity: setup
 	$(BIN)/python scripts/parity_table.py
 
+docs: setup
+	$(BIN)/pip install --quiet --editable ".[docs]"
+	$(BIN)/python scripts/write_command_reference.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# Wheel and source archive, checked, and tried in an environment that has nothing else
+dist: setup
+	$(BIN)/pip install --quiet build twine
+	rm -rf dist build/tried
+	$(BIN)/python -m build --outdir dist . >/dev/null
+	$(BIN)/twine check --strict dist/*
+	$(PYTHON) -m venv build/tried
+	build/tried/bin/pip install --quiet torch==2.13.0
+	build/tried/bin/pip install --quiet dist/*.whl
+	cd build && tried/bin/mnv3-port demo --variant small_075
+
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build site dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from timing import RESULTS, SHARED, table, timed, write_result
 
-from porter.inspection import inspect_checkpoint
+from porter.jobs.inspect import inspect_checkpoint
 
 # What a user writes today: TensorFlow reads, numpy transposes, timm's model takes, torch saves.
 SCRIPT = """
@@ -25,7 +25,7 @@ import os, re, sys
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 import tensorflow as tf
 import torch
-from porter.network.timm_import import import_timm
+from porter.models.timm_import import import_timm
 timm = import_timm()
 names = dict(line.split() for line in open(sys.argv[3]))
 reader = tf.train.load_checkpoint(sys.argv[1])
@@ -140,7 +140,7 @@ def claims(seconds: dict[str, float], batch: int) -> dict[str, float]:
 def names_of(checkpoint: str) -> str:
     """``variable entry`` lines, which a user's script has as a table: from the plan, in a process of its own."""
     code = (
-        "import sys; from porter.conversion import plan_port\n"
+        "import sys; from porter.jobs.convert import plan_port\n"
         "for step in plan_port(sys.argv[1]).plan.steps: print(step.source, step.target)"
     )
     return subprocess.run(

@@ -15,10 +15,10 @@ import torch
 from timing import RESULTS, SHARED, interleaved, table, write_result
 
 import porter
-from porter.conversion import convert
+from porter.architecture.layers import layers
 from porter.evaluation.run import Settings, evaluate
-from porter.mapping.state_dict import layers
-from porter.network.timm_import import import_timm
+from porter.jobs.convert import convert
+from porter.models.timm_import import import_timm
 
 REAL = SHARED.parent / "real"
 BATCH = 32

@@ -68,7 +68,7 @@ def _ours(setting: Setting) -> Any:
 def _timm(setting: Setting) -> Any:
     import torch
 
-    from porter.network.timm_import import import_timm
+    from porter.models.timm_import import import_timm
 
     model = import_timm().create_model(f"tf_mobilenetv3_{setting.variant}").eval()
     model.load_state_dict(torch.load(setting.artifact, weights_only=True))
@@ -167,7 +167,7 @@ def frozen_in_onnx_runtime(setting: Setting) -> Run:
 
 def frozen_in_onnx2torch(setting: Setting) -> Run:
     """PyTorch on the frozen graph, by tf2onnx and onnx2torch."""
-    from porter.network.timm_import import import_timm
+    from porter.models.timm_import import import_timm
 
     import_timm()  # torchvision's missing operators, which onnx2torch needs as well
     from onnx2torch import convert
@@ -308,7 +308,7 @@ def main() -> None:
     if given.form:
         answer(given.form, given.variants[0], given.artifact, given.batches[0], given.threads[0])
         return
-    from porter.conversion import convert
+    from porter.jobs.convert import convert
 
     forms = [form for form in FORMS if not (given.no_compile and form in COMPILED)]
     everything = []

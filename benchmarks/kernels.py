@@ -25,7 +25,7 @@ from inference import FOLDERS
 from timing import RESULTS, SHARED, interleaved, table, timed, write_result
 
 import porter
-from porter.network import deployment
+from porter.models import deployment
 from porter.release.exports import onnx_model
 
 Seconds = dict[str, float]

@@ -12,13 +12,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from porter.conversion import convert
-    from porter.create import create_model
     from porter.errors import PorterError
-    from porter.exporting import export_tf
-    from porter.loaders import open_checkpoint
+    from porter.formats import open_checkpoint
+    from porter.jobs.convert import convert
+    from porter.jobs.create import create_model
+    from porter.jobs.export_tf import export_tf
     from porter.mapping.files import list_variants
-    from porter.network.deployment import deploy
+    from porter.models.deployment import deploy
     from porter.parity.verify import verify
 
     __version__: str
@@ -38,11 +38,11 @@ __all__ = [
 _HOMES = {
     "PorterError": "porter.errors",
     "list_variants": "porter.mapping.files",
-    "convert": "porter.conversion",
-    "create_model": "porter.create",
-    "deploy": "porter.network.deployment",
-    "export_tf": "porter.exporting",
-    "open_checkpoint": "porter.loaders",
+    "convert": "porter.jobs.convert",
+    "create_model": "porter.jobs.create",
+    "deploy": "porter.models.deployment",
+    "export_tf": "porter.jobs.export_tf",
+    "open_checkpoint": "porter.formats",
     "verify": "porter.parity.verify",
 }
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from porter.errors import PorterError
+from porter.errors import Option, PorterError
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
@@ -24,7 +24,7 @@ def refuse_existing(path: Path, force: bool) -> None:
     if path.is_dir():
         raise PorterError(f"{path}: is a folder; name the output file")
     if path.exists() and not force:
-        raise PorterError(f"{path}: exists already; choose another output or use --force")
+        raise PorterError(f"{path}: exists already; choose another output or use", option=Option("force"))
 
 
 @contextmanager
@@ -61,7 +61,7 @@ def _rename_new(temporary: Path, path: Path) -> None:
     try:
         path.hardlink_to(temporary)
     except FileExistsError:
-        raise PorterError(f"{path}: exists already; choose another output or use --force") from None
+        raise PorterError(f"{path}: exists already; choose another output or use", option=Option("force")) from None
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
             raise

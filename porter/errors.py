@@ -3,26 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from porter.text import printable
+
+
+class Option(NamedTuple):
+    """An argument that would help, with its value: ``force=True`` in Python, ``--force`` on the command line."""
+
+    name: str
+    value: str | bool = True
 
 
 class PorterError(Exception):
     """Base of every expected error. The message names the file, the tensor and what to do.
 
-    ``details`` are further offenders of the same kind, one per line. What in them would start a line or move the cursor
-    is escaped: names come from files.
+    ``details`` are further offenders of the same kind, one per line. ``option`` is what the message ends with. What in
+    them would start a line or move the cursor is escaped: names come from files.
     """
 
     exit_code = 2
 
-    def __init__(self, message: str, details: Sequence[str] = ()) -> None:
+    def __init__(self, message: str, details: Sequence[str] = (), option: Option | None = None) -> None:
         self.message, self.details = printable(message), [printable(detail) for detail in details]
-        super().__init__("\n  ".join([self.message, *self.details]))
+        self.option = option
+        told = f" {option.name}={option.value!r}" if option else ""
+        super().__init__("\n  ".join([self.message + told, *self.details]))
+
+    def __reduce__(self) -> tuple[type[PorterError], tuple[str, list[str], Option | None]]:
+        return type(self), (self.message, self.details, self.option)  # through the pool of `release --all`
+
+    def for_command(self) -> str:
+        """The same text for somebody at a command line."""
+        flag = ""
+        if self.option is not None:
+            value = "" if self.option.value is True else f" {self.option.value}"
+            flag = f" --{self.option.name.replace('_', '-')}{value}"
+        return "\n  ".join([self.message + flag, *self.details])
 
     def renamed(self, old: str, new: str) -> PorterError:
         """The same error with the path ``old`` named ``new``."""
-        return type(self)(self.message.replace(old, new), [detail.replace(old, new) for detail in self.details])
+        details = [detail.replace(old, new) for detail in self.details]
+        return type(self)(self.message.replace(old, new), details, self.option)
 
 
 class PorterNote(UserWarning):

@@ -37,7 +37,7 @@ def prepare(source: Path, variant: str, folder: Path) -> None:
     import tensorflow as tf
     from slim_graph import frozen
 
-    from porter.conversion import convert, plan_port
+    from porter.jobs.convert import convert, plan_port
 
     (folder / "port.json").write_text(json.dumps({"variant": variant}))
     convert(source, folder / "plain.pth", layout="slim")
@@ -61,8 +61,8 @@ def prepare(source: Path, variant: str, folder: Path) -> None:
 
 def keras_file(tf, variant: str, variables: dict[str, np.ndarray], path: Path) -> None:
     """keras.applications' model with ``variables`` in it."""
+    from porter.architecture.network import build_network
     from porter.mapping.files import load_variant
-    from porter.mapping.network import build_network
     from porter.mapping.rules import expected_variables
 
     slim, keras = load_variant(variant), load_variant(variant, "keras")
@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="*")
     arguments = parser.parse_args()
     shared = arguments.shared
-    from porter.conversion import plan_port
+    from porter.jobs.convert import plan_port
 
     sources = {plan_port(path).plan.variant: path for path in sorted((shared / "checkpoints").glob("v3-*"))}
     sources["small_100"] = shared / "real" / "v3-small_224_1.0_float" / "ema"

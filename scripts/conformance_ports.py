@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from porter.artifacts.files import load_artifact
-from porter.network.timm_import import import_timm
+from porter.models.timm_import import import_timm
 
 FOLDER = Path(os.environ.get("CONFORMANCE", "."))
 

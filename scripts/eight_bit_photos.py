@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 import porter
-from porter.conversion import plan_port
-from porter.network.endpoints import endpoints
+from porter.jobs.convert import plan_port
+from porter.models.endpoints import endpoints
 from porter.parity.references.interpreter import interpreter
 from porter.parity.samples import photos
 

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from porter import verify
-from porter.conversion import convert, plan_port
+from porter.jobs.convert import convert, plan_port
 from porter.parity.verdict import Verdict
 
 ROOT = Path(__file__).parent.parent

@@ -1,6 +1,6 @@
 """Record the state-dict keys and shapes of timm's tf_mobilenetv3_* models: tests/data/timm_keys.json.
 
-Needs timm (see tests/timm_models.py): .venv/bin/python scripts/record_timm_keys.py
+Needs timm: .venv/bin/python scripts/record_timm_keys.py
 """
 
 import json
@@ -10,13 +10,13 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from porter.mapping.files import VARIANTS, load_variant
-from porter.network.timm_import import import_timm
+from porter.mapping.files import list_variants, load_variant
+from porter.models.timm_import import import_timm
 
 timm = import_timm()
 recorded = {
     variant: {key: list(value.shape) for key, value in timm.create_model(name).state_dict().items()}
-    for variant in VARIANTS
+    for variant in list_variants()
     if (name := load_variant(variant).timm)
 }
 out = ROOT / "tests" / "data" / "timm_keys.json"

@@ -24,9 +24,9 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from faults import faults, one_from, with_fault
 
+from porter.architecture.endpoints import endpoint_names
 from porter.artifacts.files import Artifact
-from porter.conversion import plan_port
-from porter.mapping.endpoints import endpoint_names
+from porter.jobs.convert import plan_port
 from porter.mapping.options import PortOptions
 from porter.parity.candidates.own import ported_model, unrounded
 from porter.parity.samples import noise, photos, structured

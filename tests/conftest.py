@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from porter.cli import main
-from porter.demo import demo_variables, write_demo_checkpoint
-from porter.writers.bundle import write_bundle
+from porter.formats.bundle_writer import write_bundle
+from porter.jobs.demo import demo_variables, write_demo_checkpoint
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -57,7 +57,7 @@ def tf():
 
 @pytest.fixture(scope="session")
 def timm():
-    from porter.network.timm_import import import_timm
+    from porter.models.timm_import import import_timm
 
     try:
         return import_timm()

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from porter.network.blocks import Gate
-from porter.network.same_padding import SameConv2d
+from porter.models.blocks import Gate
+from porter.models.same_padding import SameConv2d
 from porter.parity.candidates.own import in_both_precisions
 
 

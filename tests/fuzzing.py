@@ -18,16 +18,16 @@ import hostile_files
 import numpy as np
 
 from porter.artifacts.files import load_artifact
-from porter.conversion import plan_port
-from porter.demo import demo_variables
 from porter.errors import PorterError
-from porter.loaders import open_checkpoint
-from porter.loaders.bundle_index import read_index
-from porter.loaders.table import read_table
+from porter.formats import open_checkpoint
+from porter.formats.bundle_index import read_index
+from porter.formats.bundle_writer import write_bundle
+from porter.formats.table import read_table
+from porter.formats.table_writer import table_bytes
+from porter.jobs.convert import plan_port
+from porter.jobs.demo import demo_variables
 from porter.mapping.files import load_mapping, mappings_folder
 from porter.parity.references.recorded import recorded
-from porter.writers.bundle import write_bundle
-from porter.writers.table import table_bytes
 
 SECONDS = 20.0  # per input, on any machine; libhdf5 is stopped after 15. These limits: SECURITY.md
 HDF5_SHARE = 60
@@ -97,7 +97,7 @@ def targets(folder: Path) -> Iterator[Target]:
 
 def _artifact_targets(folder: Path) -> Iterator[Target]:
     from porter.artifacts.files import save_artifact
-    from porter.conversion import carry_out_port
+    from porter.jobs.convert import carry_out_port
 
     prefix = folder / "whole" / "model-1"
     prefix.parent.mkdir()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import flatbuffers
 
-from porter.loaders import protos
-from porter.loaders.crc import masked_crc32c
-from porter.writers.table import table_bytes
+from porter.formats import protos
+from porter.formats.crc import masked_crc32c
+from porter.formats.table_writer import table_bytes
 
 MEGABYTE = 1 << 20
 

@@ -228,7 +228,7 @@ def one_weight():
 
 def timms_other_class():
     """timm's mobilenetv3_small_075: symmetric padding, and an epsilon of 1e-5."""
-    from porter.network.timm_import import import_timm
+    from porter.models.timm_import import import_timm
 
     model = import_timm().create_model("mobilenetv3_small_075")
     model.load_state_dict(load_artifact_of_demo())

@@ -10,7 +10,7 @@ import torch
 
 import porter
 from porter.artifacts.files import load_artifact, save_artifact
-from porter.conversion import convert
+from porter.jobs.convert import convert
 
 PORTS = Path(__file__).parent / "ports.py"
 
@@ -77,8 +77,8 @@ def test_no_mistake(run, demo_folder):
 
 @pytest.mark.tensorflow
 def test_raw_weights_are_named(run, tf, tmp_path):
-    from porter.demo import demo_variables
-    from porter.writers.bundle import write_bundle
+    from porter.formats.bundle_writer import write_bundle
+    from porter.jobs.demo import demo_variables
 
     averages = demo_variables("small_075")
     del averages["global_step"]
@@ -184,7 +184,7 @@ def test_another_tensorflow_source(run, tf, demo_folder, tmp_path):
     """A frozen graph beside the checkpoint it was made of, and beside one of other weights."""
     from slim_graph import frozen
 
-    from porter.demo import demo_variables
+    from porter.jobs.demo import demo_variables
 
     for seed, code in ((0, 0), (1, 1)):
         graph = frozen(tf, demo_variables("small_075", seed=seed))

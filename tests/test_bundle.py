@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from porter.errors import CheckpointError
-from porter.loaders import open_checkpoint, protos
-from porter.loaders.crc import masked_crc32c
-from porter.loaders.ordered_code import slice_key
-from porter.loaders.table import read_table
-from porter.writers.bundle import write_bundle
-from porter.writers.table import table_bytes
+from porter.formats import open_checkpoint, protos
+from porter.formats.bundle_writer import write_bundle
+from porter.formats.crc import masked_crc32c
+from porter.formats.ordered_code import slice_key
+from porter.formats.table import read_table
+from porter.formats.table_writer import table_bytes
 
 DTYPES = [
     "float32", "float64", "float16", "bfloat16", "int8", "uint8", "int16", "uint16", "int32", "uint32",

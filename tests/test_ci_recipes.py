@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from porter.conversion import convert
-from porter.demo import write_demo_checkpoint
+from porter.jobs.convert import convert
+from porter.jobs.demo import write_demo_checkpoint
 
 ROOT = Path(__file__).parents[1]
 ACTION = yaml.safe_load((ROOT / ".github/actions/verify/action.yml").read_text())

@@ -19,12 +19,12 @@ import porter
 from porter.artifacts.files import load_artifact
 from porter.artifacts.metadata import Metadata
 from porter.atomic import atomic_write
-from porter.conversion import convert, plan_port
-from porter.demo import demo_variables
 from porter.errors import ArtifactError, PorterError
-from porter.loaders import open_checkpoint
+from porter.formats import open_checkpoint
+from porter.formats.bundle_writer import write_bundle
+from porter.jobs.convert import convert, plan_port
+from porter.jobs.demo import demo_variables
 from porter.mapping.options import PortOptions
-from porter.writers.bundle import write_bundle
 
 STEM = "MobilenetV3/Conv/weights"
 
@@ -270,10 +270,10 @@ def test_memory_stays_small(released):
     variant, folder = released
     folder = folder / "pristine" if (folder / "pristine").is_dir() else folder
     code = f"""
-import resource, torch, porter.conversion, porter.create
+import resource, torch, porter.jobs.convert, porter.jobs.create
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before = peak()
-porter.conversion.convert({str(folder)!r}, "/dev/shm/mnv3-port-test-{os.getpid()}.pth", force=True)
+porter.jobs.convert.convert({str(folder)!r}, "/dev/shm/mnv3-port-test-{os.getpid()}.pth", force=True)
 print(peak() - before)
 """
     try:

@@ -51,7 +51,7 @@ def test_the_variant_is_found(artifact, demo_folder):
         assert torch.equal(porter.create_model(str(artifact))(x), expected)
         assert torch.equal(porter.create_model("tf_mobilenetv3_small_075", artifact)(x), expected)
         assert porter.create_model(str(demo_folder)).num_classes == 1000
-    with pytest.raises(PorterError, match="unknown variant 'nothing'; there are large_075"):
+    with pytest.raises(PorterError, match="unknown variant 'nothing'; there are edgetpu_075, edgetpu_100, large_075"):
         porter.create_model("nothing")
 
 
@@ -79,7 +79,7 @@ def test_a_whole_model(tmp_path, run):
     torch.save(porter.create_model("small_075"), tmp_path / "whole.pth")
     ran = run("inspect", tmp_path / "whole.pth")
     assert ran.code == 2
-    assert "holds Python objects (porter.network.mobilenet_v3.MobileNetV3)" in ran.err
+    assert "holds Python objects (porter.models.mobilenet_v3.MobileNetV3)" in ran.err
     assert ran.err.count("\n") == 1
     assert "\x1b" not in ran.err
 
@@ -136,7 +136,7 @@ def test_the_package_tells_what_it_has():
     assert porter.__version__ == "0.1.0"
     assert set(porter.__all__) == set(dir(porter))
     assert all(hasattr(porter, name) for name in porter.__all__)
-    assert porter.list_variants()[:2] == ["large_075", "large_100"]
+    assert porter.list_variants()[2:5] == ("large_075", "large_100", "large_minimal_100")
     assert porter.PorterError is PorterError
 
 

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import porter
-from porter.mapping.files import VARIANTS
-from porter.network import deployment
-from porter.network.endpoints import capture, endpoints
+from porter.mapping.files import list_variants
+from porter.models import deployment
+from porter.models.endpoints import capture, endpoints
 
 
 def trained(variant, **options):
@@ -34,7 +34,7 @@ def furthest(ours, theirs):
     return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", list_variants())
 @pytest.mark.parametrize(("batch", "size"), [(1, (96, 64)), (9, (75, 65))])
 def test_every_endpoint(variant, batch, size):
     model = trained(variant)
@@ -52,7 +52,7 @@ def test_every_endpoint(variant, batch, size):
     assert furthest(fast(x), logits) < 1e-5
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", list_variants())
 @pytest.mark.parametrize("size", [(96, 64), (75, 65)])
 def test_what_a_compiler_is_given(variant, size, monkeypatch):
     """Other operations, the same function."""
@@ -173,7 +173,7 @@ def test_verify_all_six(released, run):
 
 def test_endpoints_that_are_handed_out_stay_as_they_are(demo_folder):
     """Squeeze-excite scales in place what depthwise_output was."""
-    from porter.network.endpoints import capture, endpoints
+    from porter.models.endpoints import capture, endpoints
 
     model = porter.create_model("small_075", demo_folder)
     images = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (1, 3, 64, 64)).astype("f"))

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from porter.demo import demo_variables, write_demo_checkpoint
-from porter.writers.bundle import write_bundle
+from porter.formats.bundle_writer import write_bundle
+from porter.jobs.demo import demo_variables, write_demo_checkpoint
 
 
 @pytest.fixture

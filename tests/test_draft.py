@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from porter.demo import demo_variables
-from porter.drafting import draft
 from porter.errors import MappingError
-from porter.writers.bundle import write_bundle
+from porter.formats.bundle_writer import write_bundle
+from porter.jobs.demo import demo_variables
+from porter.jobs.draft import draft
 
 VARIANT = "small_075"
 SHORT = [
@@ -102,7 +102,7 @@ def test_written_atomically(tmp_path, run):
 
 @pytest.mark.parametrize("to", ["big", "resnet50"])
 def test_unknown_target(tmp_path, to):
-    with pytest.raises(MappingError, match=f"--to {to}: no variant"):
+    with pytest.raises(MappingError, match=f"{to}: no variant"):
         draft(str(write(tmp_path, short)), to)
 
 

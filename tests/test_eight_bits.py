@@ -77,8 +77,8 @@ def test_release(trained, tmp_path, run, plain, tf):  # noqa: F811
 
 
 def test_a_range_without_its_end(trained, tmp_path, run):  # noqa: F811
-    from porter.loaders import open_checkpoint
-    from porter.writers.bundle import write_bundle
+    from porter.formats import open_checkpoint
+    from porter.formats.bundle_writer import write_bundle
 
     values = {name: variable.read() for name, variable in open_checkpoint(trained).items()}
     name = next(name for name in values if name.endswith("/max"))

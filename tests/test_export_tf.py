@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 import porter
 from porter.artifacts.files import load_artifact, save_artifact
-from porter.conversion import convert
-from porter.exporting import export_tf
-from porter.loaders import open_checkpoint
-from porter.mapping.layouts import target_shape, to_source, to_target
+from porter.formats import open_checkpoint
+from porter.jobs.convert import convert
+from porter.jobs.export_tf import export_tf
+from porter.mapping.axes import target_shape, to_source, to_target
 
 sides = st.integers(1, 4)
 

@@ -8,16 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import porter
-from porter.conversion import plan_port
-from porter.demo import demo_variables
 from porter.errors import CheckpointError, ParityError, PorterError
-from porter.mapping.carry_out import carry_out
+from porter.formats.bundle_writer import write_bundle
+from porter.jobs.convert import plan_port
+from porter.jobs.demo import demo_variables
+from porter.mapping.apply import carry_out
 from porter.mapping.options import PortOptions
 from porter.mapping.ranges import Range
 from porter.mapping.rules import module_outputs
-from porter.network.fake_quant import quantized
-from porter.network.mobilenet_v3 import MobileNetV3
-from porter.writers.bundle import write_bundle
+from porter.models.fake_quant import quantized
+from porter.models.mobilenet_v3 import MobileNetV3
 
 VARIANT = "small_075"
 
@@ -120,5 +120,5 @@ def test_ranges_that_are_none(trained, tmp_path, limits):
     variables["MobilenetV3/Conv/act_quant/max"] = np.array(limits[1], "f")
     write_bundle(tmp_path / "model-1", variables)
     with pytest.raises(CheckpointError, match="range MobilenetV3/Conv/act_quant: .* holds no zero"):
-        porter.conversion.convert(tmp_path / "model-1", tmp_path / "a.pth")
+        porter.jobs.convert.convert(tmp_path / "model-1", tmp_path / "a.pth")
     assert not (tmp_path / "a.pth").exists()

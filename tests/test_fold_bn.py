@@ -4,11 +4,11 @@ import pytest
 import torch
 
 import porter
-from porter.demo import write_demo_checkpoint
-from porter.mapping.files import VARIANTS
+from porter.jobs.demo import write_demo_checkpoint
+from porter.mapping.files import list_variants
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", list_variants())
 @pytest.mark.parametrize("layout", ["timm", "slim"])
 def test_same_function(tmp_path, run, variant, layout):
     source = write_demo_checkpoint(tmp_path, variant)

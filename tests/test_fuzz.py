@@ -9,9 +9,9 @@ import pytest
 
 from porter.artifacts.files import load_artifact
 from porter.errors import ArtifactError, CheckpointError
-from porter.loaders import open_checkpoint
-from porter.loaders.slices import Part, assemble
-from porter.writers.bundle import write_bundle
+from porter.formats import open_checkpoint
+from porter.formats.bundle_writer import write_bundle
+from porter.formats.slices import Part, assemble
 
 
 def test_mutants_are_refused_or_read(tmp_path):

@@ -7,10 +7,10 @@ import torch
 from conftest import same_bits
 
 import porter
-from porter.conversion import plan_port
 from porter.errors import CheckpointError
-from porter.loaders import open_checkpoint
-from porter.mapping.carry_out import carry_out
+from porter.formats import open_checkpoint
+from porter.jobs.convert import plan_port
+from porter.mapping.apply import carry_out
 from porter.mapping.files import load_variant
 
 pytestmark = pytest.mark.tensorflow

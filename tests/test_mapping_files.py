@@ -6,9 +6,9 @@ from typing import get_args
 
 import pytest
 
+from porter.architecture.network import build_network, make_divisible
 from porter.errors import MappingError
-from porter.mapping.files import VARIANTS, Names, load_mapping, load_variant, mapping_digest, mappings_folder
-from porter.mapping.network import build_network, make_divisible
+from porter.mapping.files import Names, list_variants, load_mapping, load_variant, mapping_digest, mappings_folder
 from porter.mapping.rules import expected_variables
 
 # Learnable parameters at 1000 classes (shared/FACTS.md, from timm's cards)
@@ -25,7 +25,7 @@ PARAMETERS = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", list_variants())
 def test_parameters(variant):
     mapping = load_variant(variant)
     expected = expected_variables(mapping, build_network(mapping), classes=1000)
@@ -39,7 +39,7 @@ def test_parameters(variant):
     assert total == PARAMETERS[variant]
 
 
-@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant != "edgetpu_075"])  # not in timm
+@pytest.mark.parametrize("variant", [variant for variant in list_variants() if variant != "edgetpu_075"])  # not in timm
 def test_targets_are_timms_keys(variant):
     """Against the keys that timm itself printed (scripts/record_timm_keys.py)."""
     timm_keys = json.loads((Path(__file__).parent / "data" / "timm_keys.json").read_text())["keys"][variant]
@@ -68,7 +68,7 @@ def write(tmp_path, text):
         ("base: small_100.yaml\nnetwork:\n  multiplier: 1.0\n  depth: 3\n", r"mine.yaml:4: network: .*unknown field `depth`"),
         ("base: small_100.yaml\nnetwork: {stem: {activation: gelu}}\n", r"mine.yaml:2: network.stem.activation: Invalid enum"),
         ("base: small_100.yaml\nnetwork:\n  blocks:\n    - {stage: 0}\n", r"mine.yaml:4: network.blocks\[0\]: .*missing required field"),
-        ("variant: x\n", r"mine.yaml:1: top level: .*missing required field `scope`"),
+        ("variant: x\n", r"mine.yaml:1: top level: .*missing required field `input`"),
         ("a: 1\nb: 2\na: 3\n", r"mine.yaml:3: key 'a' stands twice"),
         ("a: [1\n", r"mine.yaml: not readable as YAML: .*line 2"),
         ("- 1\n", r"mine.yaml:1: a mapping file is a YAML mapping"),
@@ -122,9 +122,9 @@ def test_user_mapping_merges_over_its_base(tmp_path):
 
 
 def test_unknown_variant():
-    with pytest.raises(MappingError, match="unknown variant 'big'; there are large_075"):
+    with pytest.raises(MappingError, match="unknown variant 'big'; there are edgetpu_075, edgetpu_100, large_075"):
         load_variant("big")
 
 
 def test_variants_and_names_are_all_the_files():
-    assert {path.stem for path in mappings_folder().glob("*.yaml")} == {*VARIANTS, *get_args(Names)}
+    assert {path.stem for path in mappings_folder().glob("*.yaml")} == {*list_variants(), *get_args(Names)}

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 import porter
+from porter.architecture.endpoints import endpoint_modules
+from porter.architecture.layers import state_dict_shapes
+from porter.architecture.network import build_network
+from porter.architecture.table import BlockRow
 from porter.errors import ArtifactError
-from porter.mapping.endpoints import endpoint_modules
-from porter.mapping.files import VARIANTS, load_variant
-from porter.mapping.network import build_network
-from porter.mapping.schema import BlockRow
-from porter.mapping.state_dict import state_dict_shapes
-from porter.network.endpoints import endpoints
-from porter.network.mobilenet_v3 import MobileNetV3
+from porter.mapping.files import list_variants, load_variant
+from porter.models.endpoints import endpoints
+from porter.models.mobilenet_v3 import MobileNetV3
 
 RECORDED = json.loads((Path(__file__).parent / "data" / "timm_keys.json").read_text())["keys"]
 
@@ -89,7 +89,7 @@ def test_endpoints_of_a_run(model, images):
     assert not any(module._forward_hooks for module in model.modules())
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", list_variants())
 def test_features_only(variant):
     features = porter.create_model(variant, features_only=True)
     maps = features(torch.zeros(1, 3, 224, 192))

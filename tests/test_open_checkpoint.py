@@ -9,10 +9,10 @@ import pytest
 import torch
 from conftest import same_bits
 
-from porter.demo import write_demo_checkpoint
 from porter.errors import CheckpointError
-from porter.loaders import open_checkpoint
-from porter.writers.bundle import write_bundle
+from porter.formats import open_checkpoint
+from porter.formats.bundle_writer import write_bundle
+from porter.jobs.demo import write_demo_checkpoint
 
 
 def bundle(prefix, value=1.0):
@@ -102,13 +102,13 @@ def test_averages(tmp_path):
 
 def test_raw_of_averages_alone(tmp_path):
     bundle(tmp_path / "ema" / "model-5")
-    with pytest.raises(CheckpointError, match="holds moving averages alone; use --weights auto or ema"):
+    with pytest.raises(CheckpointError, match="holds moving averages alone; use weights='auto'"):
         open_checkpoint(tmp_path, "raw")
 
 
 def test_ema_without_averages(tmp_path):
     bundle(tmp_path / "m")
-    with pytest.raises(CheckpointError, match="--weights auto or raw"):
+    with pytest.raises(CheckpointError, match="weights='auto'"):
         open_checkpoint(tmp_path, "ema")
 
 

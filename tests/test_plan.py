@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from porter.conversion import plan_port
 from porter.errors import CheckpointError, MappingError
-from porter.loaders import open_checkpoint
-from porter.mapping.carry_out import carry_out
+from porter.formats import open_checkpoint
+from porter.jobs.convert import plan_port
+from porter.mapping.apply import carry_out
 from porter.mapping.identify import match_variants
 from porter.mapping.options import PortOptions
 
@@ -50,7 +50,7 @@ def test_every_offender_is_listed(make_checkpoint):
 
 
 def test_wrong_variant_names_the_right_one(demo_folder):
-    with pytest.raises(MappingError, match="is a small_075 checkpoint, not large_100; use --variant small_075"):
+    with pytest.raises(MappingError, match="is a small_075 checkpoint, not large_100; use variant='small_075'"):
         plan_port(demo_folder, PortOptions("large_100"))
 
 

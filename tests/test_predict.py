@@ -8,8 +8,8 @@ import re
 import pytest
 from conftest import SHARED
 
-from porter.demo import write_demo_checkpoint
-from porter.labels import imagenet_labels
+from porter.imagenet.labels import imagenet_labels
+from porter.jobs.demo import write_demo_checkpoint
 
 REAL = SHARED.parent / "real"
 

@@ -17,11 +17,11 @@ import torch
 import yaml
 
 import porter
+from porter.architecture.cost import multiply_accumulates
+from porter.architecture.network import build_network
 from porter.artifacts.files import load_artifact
-from porter.demo import write_demo_checkpoint
-from porter.mapping.cost import multiply_accumulates
-from porter.mapping.files import VARIANTS, load_variant
-from porter.mapping.network import build_network
+from porter.jobs.demo import write_demo_checkpoint
+from porter.mapping.files import list_variants, load_variant
 
 # shared/FACTS.md: parameters and multiply-accumulates at 224
 PUBLISHED = {
@@ -68,7 +68,7 @@ def test_published_cost(variant):
     assert sum(p.numel() for p in model.parameters()) == PUBLISHED[variant][0]
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", list_variants())
 @pytest.mark.parametrize("size", [224, 193])
 def test_cost_is_what_the_model_does(variant, size):
     """Counted by hooks on the layers as they run."""
@@ -370,8 +370,8 @@ def test_all_six_in_timm(timm, shared, tmp_path):
 
 def googles(folder, step=497500, classes=1001, change=None):
     """A checkpoint that looks like Google's small 0.75 but for its values."""
-    from porter.demo import demo_variables
-    from porter.writers.bundle import write_bundle
+    from porter.formats.bundle_writer import write_bundle
+    from porter.jobs.demo import demo_variables
 
     variables = demo_variables("small_075", classes=classes)
     if change:
@@ -497,7 +497,7 @@ def test_the_cards_examples_run(made, demo_folder, tmp_path, run, timms, timm):
     shown = "\nprint(classes.shape, [m.shape[1] for m in maps], embedding.shape, len(state_dict))"
     code = code.replace("photo.jpg", str(tmp_path / "photo.jpg")) + shown
     if timms:  # as the tests import it: the torchvision installed here has no operators
-        code = "from porter.network.timm_import import import_timm; import_timm()\n" + code
+        code = "from porter.models.timm_import import import_timm; import_timm()\n" + code
     ran = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout == "torch.Size([1, 5]) [16, 16, 24, 40, 432] torch.Size([1, 1024]) 244\n"

@@ -12,10 +12,10 @@ import pytest
 from conftest import same_bits
 
 import porter
-from porter.demo import demo_variables, write_demo_checkpoint
 from porter.errors import CheckpointError
-from porter.loaders import open_checkpoint, remote
-from porter.writers.bundle import write_bundle
+from porter.formats import open_checkpoint, remote
+from porter.formats.bundle_writer import write_bundle
+from porter.jobs.demo import demo_variables, write_demo_checkpoint
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
@@ -172,7 +172,7 @@ def test_hostile_zip(tmp_path, name, mode):
 
 
 def test_zip_bomb(tmp_path, monkeypatch):
-    monkeypatch.setattr("porter.loaders.archive.MAX_UNPACKED", 1 << 20)
+    monkeypatch.setattr("porter.formats.archive.MAX_UNPACKED", 1 << 20)
     with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("model-1.index", bytes(2 << 20))
     with pytest.raises(CheckpointError, match="unpacks to more than"):

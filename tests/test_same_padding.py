@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from porter.network.same_padding import SameConv2d, same_padding
+from porter.models.same_padding import SameConv2d, same_padding
 
 sizes, small = st.integers(1, 600), st.integers(1, 9)
 
@@ -41,7 +41,7 @@ def test_grid_against_tensorflow(tf):
 @pytest.mark.tensorflow
 def test_grid_notices_symmetric_padding(tf, monkeypatch):
     """PyTorch's usual symmetric padding must not pass."""
-    from porter.network import same_padding as module
+    from porter.models import same_padding as module
     from porter.parity.padding_grid import padding_grid
 
     def symmetric(size, kernel, stride, dilation):

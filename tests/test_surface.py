@@ -16,7 +16,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from porter.demo import write_demo_checkpoint
+from porter.jobs.demo import write_demo_checkpoint
 
 
 class Server(http.server.SimpleHTTPRequestHandler):
@@ -75,10 +75,10 @@ def test_addresses_wherever_a_file_goes(web, artifact, photo, run, demo_folder, 
 
 @pytest.mark.parametrize("command", ["predict", "inspect", "download"])
 def test_four_ways_not_to_reach_a_server(web, run, tmp_path, photo, command, monkeypatch):
-    from porter.loaders import remote
+    from porter.formats import remote
 
     monkeypatch.setattr(remote, "SILENCE", 1)
-    monkeypatch.setattr("porter.download.SILENCE", 1)
+    monkeypatch.setattr("porter.jobs.download.SILENCE", 1)
     silent = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("S", (Server,), {"do_GET": hang, "do_HEAD": hang}))
     threading.Thread(target=silent.serve_forever, daemon=True).start()
     for address, message in (
@@ -227,7 +227,7 @@ def test_suspects_are_named_in_both_tongues(demo_folder, artifact, run, tmp_path
 
 def test_json_has_no_nan(tmp_path, run):
     np_nan = {"v": np.array([np.nan, 1, np.inf], "f")}
-    from porter.writers.bundle import write_bundle
+    from porter.formats.bundle_writer import write_bundle
 
     write_bundle(tmp_path / "a-1", np_nan)
     write_bundle(tmp_path / "b-1", {"v": np.array([2, 1, 0], "f")})

@@ -7,11 +7,11 @@ import pytest
 from conftest import FOLDERS, same_bits
 
 import porter
-from porter.conversion import plan_port
-from porter.demo import demo_variables
 from porter.errors import CheckpointError
-from porter.loaders import open_checkpoint
-from porter.mapping.carry_out import carry_out
+from porter.formats import open_checkpoint
+from porter.jobs.convert import plan_port
+from porter.jobs.demo import demo_variables
+from porter.mapping.apply import carry_out
 
 pytestmark = pytest.mark.tensorflow
 VARIANT = "small_minimal_100"  # the fewest variables

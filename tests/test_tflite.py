@@ -6,12 +6,12 @@ import torch
 from conftest import SHARED
 
 import porter
-from porter.conversion import plan_port
-from porter.demo import demo_variables, write_demo_checkpoint
 from porter.errors import ArtifactError, CheckpointError
-from porter.loaders import open_checkpoint
+from porter.formats import open_checkpoint
+from porter.jobs.convert import plan_port
+from porter.jobs.demo import demo_variables, write_demo_checkpoint
 from porter.mapping.options import PortOptions
-from porter.network.endpoints import endpoints
+from porter.models.endpoints import endpoints
 from porter.parity.references.interpreter import interpreter
 from porter.parity.references.tf_nn import graph
 from porter.parity.samples import photos
@@ -31,7 +31,7 @@ def real():
 
 def convert(tf, folder, variant="small_075", quantize=None, classes=21, part="Logits"):
     """The demo weights of ``variant`` in our tf.nn graph, through TensorFlow's converter."""
-    from porter.writers.bundle import write_bundle
+    from porter.formats.bundle_writer import write_bundle
 
     folder.mkdir(exist_ok=True)
     write_bundle(folder / "model-1", demo_variables(variant, classes=classes), force=True)
@@ -110,7 +110,7 @@ def test_same_weights_as_folding_the_checkpoint_itself(tf, tmp_path, made):
     """Two roads to the folded form: TensorFlow's converter, and our --fold-bn. Squeeze-excite has nothing to fold."""
     folded = porter.create_model("small_075", made.parent / "model-1", layout="slim").state_dict()
     ours = plan_port(made.parent / "model-1", PortOptions(layout="slim", fold_bn=True))
-    from porter.mapping.carry_out import carry_out
+    from porter.mapping.apply import carry_out
 
     ours = carry_out(ours.plan, ours.checkpoint).tensors
     theirs = porter.create_model("small_075", made, layout="slim").state_dict()
@@ -156,7 +156,7 @@ def test_damaged(made, tmp_path, damage):
 
 def test_finding_weights_without_a_shape(made, tmp_path, monkeypatch):
     """IndexError came out of the reader where damage had taken the shape of a constant."""
-    from porter.loaders import tflite
+    from porter.formats import tflite
 
     graph = tflite.read_graph(made)
     position = next(o.inputs[1] for o in graph.operators if o.kind == "conv_2d")
@@ -247,7 +247,7 @@ def eight_bits(tf, converter, low, whole=True):
 )
 def test_int8_level_for_level(tf, tmp_path, run, variant, whole):
     """Every layer as the interpreter's integer kernels compute it, background and all, or dropped."""
-    from porter.writers.bundle import write_bundle
+    from porter.formats.bundle_writer import write_bundle
 
     write_bundle(tmp_path / "model-1", demo_variables(variant))
     forward = graph(plan_port(tmp_path / "model-1"), "float32")

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 import porter
-from porter.conversion import convert
+from porter.jobs.convert import convert
 
 try:
-    from porter.network.timm_import import import_timm
+    from porter.models.timm_import import import_timm
 
     timm = import_timm()
 except (ImportError, RuntimeError) as error:  # torchvision may refuse this torch

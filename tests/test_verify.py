@@ -16,9 +16,9 @@ from conftest import FOLDERS
 
 import porter
 from porter.artifacts.files import load_artifact, save_artifact
-from porter.conversion import convert, plan_port
 from porter.errors import PorterError
-from porter.mapping.files import VARIANTS, load_variant
+from porter.jobs.convert import convert, plan_port
+from porter.mapping.files import list_variants, load_variant
 from porter.mapping.options import PortOptions
 from porter.parity.compare import compare
 from porter.parity.references.reference import Noise, Values
@@ -163,7 +163,7 @@ def test_gate_of_one_sixth_without_the_fold_is_no_parity(demo_folder, tmp_path):
 
 
 def test_symmetric_padding_is_no_parity(demo_folder, monkeypatch):
-    from porter.network import same_padding as module
+    from porter.models import same_padding as module
 
     reach = lambda kernel, dilation: dilation * (kernel - 1) // 2  # noqa: E731
     monkeypatch.setattr(module, "same_padding", lambda size, kernel, stride, dilation: (reach(kernel, dilation),) * 2)
@@ -288,10 +288,10 @@ def test_demo_without_tensorflow():
 
 
 @TENSORFLOW
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", list_variants())
 def test_demo(tf, run, variant, tmp_path):
     """TensorFlow reads the demo's checkpoint and agrees, for every variant."""
-    from porter.demo import write_demo_checkpoint
+    from porter.jobs.demo import write_demo_checkpoint
 
     folder = write_demo_checkpoint(tmp_path, variant)
     assert plan_port(folder).plan.variant == variant

@@ -10,7 +10,7 @@ import msgspec
 from porter.artifacts.files import load_artifact
 from porter.artifacts.locate import find_artifact
 from porter.errors import ArtifactError
-from porter.loaders.checkpoint import sha256
+from porter.formats.checkpoint import sha256
 
 PARITY = "parity.json"
 

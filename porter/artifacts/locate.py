@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from porter.errors import CheckpointError
-from porter.loaders.remote import exists, is_url, mirror
+from porter.formats.remote import exists, is_url, mirror
 from porter.mapping.options import PathLike
 
 SUFFIXES = (".pth", ".pt", ".safetensors")

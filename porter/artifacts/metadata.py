@@ -16,10 +16,11 @@ class Metadata(msgspec.Struct, frozen=True, omit_defaults=True):
 
     ``gate`` is the squeeze-excite constant these weights need, ``source_gate`` the checkpoint's own; where they
     differ, the ratio is folded into the ``project`` weights, and ``fold_nudges`` undoes it bit for bit (see
-    porter.mapping.gate). ``folded`` tells that batch norms are folded into convolutions; ``ranges`` are those that
-    the source was quantised to, by module or entry. ``sources`` are SHA-256 digests by file name. ``parity`` are
-    the figures that a release was checked with; ``class_names`` the classes' names where they are not ImageNet's. No
-    paths, no time: the same input gives the same bytes.
+    porter.mapping.gate). ``bn_folded`` (``folded`` in the file) tells that batch norms are folded into convolutions.
+    ``ranges`` are those that the source was quantised to, by module or entry: an artifact with ranges computes 8 bits.
+    ``sources`` are SHA-256 digests by file name. ``parity`` are the figures that a release was checked with,
+    ``class_names`` the classes' names where they are not ImageNet's. No paths, no time: the same input gives the same
+    bytes.
     """
 
     tool: str
@@ -34,7 +35,7 @@ class Metadata(msgspec.Struct, frozen=True, omit_defaults=True):
     sources: dict[str, str]
     mapping: str
     fold_nudges: dict[str, list[int]]
-    folded: bool = False
+    bn_folded: bool = msgspec.field(name="folded", default=False)
     ranges: dict[str, Range] = {}
     parity: dict[str, str] = {}
     class_names: list[str] = []

@@ -7,30 +7,30 @@ from collections.abc import Iterable
 import msgspec
 import torch
 
+from porter.architecture.layers import layers
+from porter.architecture.network import Network
 from porter.artifacts.files import Artifact
-from porter.mapping.carry_out import fold_batch_norm
+from porter.mapping.apply import fold_batch_norm
 from porter.mapping.gate import TIMM_GATE, fold, unfold
-from porter.mapping.network import Network
 from porter.mapping.options import ArtifactLayout
-from porter.mapping.state_dict import layers
 
 
-def relayout(artifact: Artifact, layout: ArtifactLayout, folded: Iterable[str]) -> Artifact:
+def relayout(artifact: Artifact, layout: ArtifactLayout, gate_folded: Iterable[str]) -> Artifact:
     """The same port for the other gate: ``slim`` undoes the fold bit for bit, ``timm`` folds.
 
-    ``folded`` names the ``project`` weights that take the fold. An artifact without metadata or already in
+    ``gate_folded`` names the ``project`` weights that take the fold. An artifact without metadata or already in
     ``layout`` comes back as it is.
     """
     metadata = artifact.metadata
     if metadata is None or metadata.layout == layout:
         return artifact
     if layout == "slim":
-        plain = without_fold(artifact, metadata.source_gate, folded)
+        plain = without_fold(artifact, metadata.source_gate, gate_folded)
         changed = msgspec.structs.replace(metadata, layout="slim", gate=metadata.source_gate, fold_nudges={})
         return Artifact(plain.tensors, changed)
     tensors = dict(artifact.tensors)
     nudges: dict[str, list[int]] = {}
-    for name in folded:
+    for name in gate_folded:
         values, lost = fold(tensors[name].numpy(), metadata.source_gate / TIMM_GATE)
         tensors[name] = torch.from_numpy(values)
         if lost:
@@ -48,15 +48,15 @@ def without_batch_norms(artifact: Artifact, network: Network) -> Artifact:
             weight, bias = fold_batch_norm(arrays, module, norm, network.epsilon)
         assert bias is not None
         tensors |= {f"{module}.weight": torch.from_numpy(weight), f"{module}.bias": torch.from_numpy(bias)}
-    metadata = artifact.metadata and msgspec.structs.replace(artifact.metadata, folded=True)
+    metadata = artifact.metadata and msgspec.structs.replace(artifact.metadata, bn_folded=True)
     return Artifact(tensors, metadata)
 
 
-def without_fold(artifact: Artifact, gate: float, folded: Iterable[str]) -> Artifact:
+def without_fold(artifact: Artifact, gate: float, gate_folded: Iterable[str]) -> Artifact:
     """Weights made for gate 1/6 brought to ``gate``; bit for bit where metadata tells what rounding took."""
     nudges = artifact.metadata.fold_nudges if artifact.metadata else {}
     tensors = dict(artifact.tensors)
-    for name in folded:
+    for name in gate_folded:
         values = unfold(tensors[name].numpy(), gate / TIMM_GATE, nudges.get(name, []))
         tensors[name] = torch.from_numpy(values)
     return Artifact(tensors, artifact.metadata)

@@ -77,7 +77,7 @@ def main() -> None:
             cli.invoke(context)
         sys.stdout.flush()
     except PorterError as error:
-        _fail(f"Error: {error}", error.exit_code, context_meta)
+        _fail(f"Error: {error.for_command()}", error.exit_code, context_meta)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

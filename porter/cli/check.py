@@ -29,7 +29,7 @@ def inspect(source: str, variant: str | None, mapping: Path | None, weights: Any
         else:
             echo_lines(artifact_lines(found))
         return
-    from porter.inspection import inspect_checkpoint
+    from porter.jobs.inspect import inspect_checkpoint
 
     inspection = inspect_checkpoint(source, variant, mapping, weights)
     if as_json:
@@ -142,7 +142,7 @@ def verify_padding(as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print every tensor as JSON.")
 def diff(a: str, b: str, tolerance: float, as_json: bool) -> None:
     """Compare two artifacts or checkpoints, in any format, tensor by tensor; exit code 1 where they differ."""
-    from porter.differences import differences
+    from porter.jobs.diff import differences
 
     found = list(differences(a, b))
     if as_json:

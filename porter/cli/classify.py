@@ -15,7 +15,7 @@ from porter.errors import PorterError
 from porter.text import json_text, printable, shortened
 
 if TYPE_CHECKING:
-    from porter.prediction import Guess
+    from porter.jobs.predict import Guess
 
 MAX_STDIN = 256 << 20  # bytes; the largest photos of ImageNet have 15 MB
 
@@ -39,8 +39,8 @@ preprocess_option = click.option(
 @click.option("--html", type=FILE, metavar="FILE", help="Write a page of the images and their classes as well.")
 def predict(source: str, images: tuple[str, ...], as_json: bool, html: Path | None, **options: Any) -> None:
     """Print the likeliest classes of IMAGES: files, all in a folder, a quoted pattern, or - for standard input."""
-    from porter.labels import read_class_names
-    from porter.prediction import Settings, find_images, predict
+    from porter.imagenet.labels import read_class_names
+    from porter.jobs.predict import Settings, find_images, predict
 
     given: list[Path | BinaryIO] = []
     for name in images:
@@ -117,7 +117,7 @@ def evaluate(
 
     from porter.atomic import refuse_existing, write_bytes
     from porter.evaluation.run import Settings, evaluate
-    from porter.labels import read_class_names
+    from porter.imagenet.labels import read_class_names
     from porter.report.console import progress_console
 
     if per_class:

@@ -20,8 +20,8 @@ def demo(variant: str, out: Path | None, force: bool) -> None:
     import tempfile
 
     from porter.atomic import refuse_existing
-    from porter.conversion import convert
-    from porter.demo import write_demo_checkpoint
+    from porter.jobs.convert import convert
+    from porter.jobs.demo import write_demo_checkpoint
     from porter.parity.verify import verify
     from porter.report.verdict_table import print_verdict
 
@@ -51,7 +51,7 @@ def download(variant: str, output: Path | None, url: str | None, sha256: str | N
     """Fetch the released tarball of a variant; goes on where an earlier attempt broke off."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-    from porter.download import download
+    from porter.jobs.download import download
     from porter.mapping.files import load_variant
     from porter.report.console import progress_console
 

@@ -12,7 +12,7 @@ from click.shell_completion import CompletionItem
 from porter.text import printable
 
 if TYPE_CHECKING:
-    from porter.conversion import Port
+    from porter.jobs.convert import Port
     from porter.mapping.options import PortOptions
 
 FILE = click.Path(path_type=Path)
@@ -37,9 +37,9 @@ class VariantType(click.ParamType):  # type: ignore[type-arg]
 
     def shell_complete(self, _: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """The variants that begin with ``incomplete``."""
-        from porter.mapping.files import VARIANTS
+        from porter.mapping.files import list_variants
 
-        return [CompletionItem(variant) for variant in VARIANTS if variant.startswith(incomplete)]
+        return [CompletionItem(variant) for variant in list_variants() if variant.startswith(incomplete)]
 
 
 VARIANT = VariantType()

@@ -45,14 +45,14 @@ def convert(checkpoint: tuple[str, ...], output: Path | None, force: bool, dry_r
         return
     variant = options["variant"]
     if dry_run:
-        from porter.conversion import plan_port
+        from porter.jobs.convert import plan_port
         from porter.report.listing import plan_lines
 
         port = plan_port(checkpoint[0], taken_port_options(options))
         echo_lines(plan_lines(port.plan))
         print_port(port, variant)
         return
-    from porter.conversion import convert
+    from porter.jobs.convert import convert
 
     path, port = convert(checkpoint[0], output, force=force, **options)
     print_port(port, variant)
@@ -62,7 +62,7 @@ def convert(checkpoint: tuple[str, ...], output: Path | None, force: bool, dry_r
 def _convert_all(checkpoints: tuple[str, ...], folder: Path, force: bool, options: PortOptions) -> None:
     from rich.progress import Progress
 
-    from porter.conversion import convert_all
+    from porter.jobs.convert import convert_all
     from porter.report.console import progress_console
 
     console = progress_console()
@@ -81,7 +81,7 @@ def _convert_all(checkpoints: tuple[str, ...], folder: Path, force: bool, option
 def draft(checkpoint: str, to: str, output: Path | None, force: bool) -> None:
     """Propose a mapping for CHECKPOINT, whose variables have other names; what is uncertain is marked."""
     from porter.atomic import write_bytes
-    from porter.drafting import draft
+    from porter.jobs.draft import draft
 
     proposal = draft(checkpoint, to)
     if output is None:
@@ -100,7 +100,7 @@ def draft(checkpoint: str, to: str, output: Path | None, force: bool) -> None:
 @click.option("--force", is_flag=True, help="Overwrite a checkpoint in FOLDER.")
 def export_tf(artifact: str, folder: Path, **options: Any) -> None:
     """Write ARTIFACT into FOLDER as a TensorFlow checkpoint that slim's graph restores."""
-    from porter.exporting import export_tf
+    from porter.jobs.export_tf import export_tf
 
     exported = export_tf(artifact, folder, **options)
     click.echo(f"wrote     {exported.prefix} ({exported.variables} variables, {exported.classes} classes)")

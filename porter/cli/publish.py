@@ -52,7 +52,7 @@ def release(
         return
     if out is None:
         raise click.UsageError("--out FOLDER is needed")
-    from porter.labels import read_class_names
+    from porter.imagenet.labels import read_class_names
     from porter.release.exports import Export
     from porter.release.publish import Publication, release
     from porter.report.console import endpoint_progress
@@ -90,7 +90,7 @@ def _release_all(folder: Path, out: Path, jobs: int | None, options: dict[str, A
             if outcome.released:
                 _print(outcome.released)
             elif outcome.error:
-                click.echo(f"Error: {outcome.error}", err=True)
+                click.echo(f"Error: {outcome.error.for_command()}", err=True)
                 code = max(code, outcome.error.exit_code)
     return code
 

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from porter.conversion import DEFAULT, Port, plan_port
-from porter.create import open_model
+from porter.architecture.table import Input
 from porter.errors import PorterError
+from porter.jobs.convert import DEFAULT, Port, plan_port
+from porter.jobs.create import open_model
 from porter.mapping.options import PortOptions
-from porter.mapping.schema import Input
-from porter.network.deployment import Deployed, deploy
-from porter.network.timm_import import import_timm
+from porter.models.deployment import Deployed, deploy
+from porter.models.timm_import import import_timm
 from porter.parity.references.choose import open_reference
 
 AT_ONCE = 4  # images that a reference's process gets at once; its memory is measured out for one

@@ -24,7 +24,7 @@ def read_journal(folder: Path, header: dict[str, object]) -> dict[int, list[Seen
     start = folder / HEADER
     if not start.exists():
         if folder.exists() and any(folder.iterdir()):
-            raise PorterError(f"{folder}: holds other files; name an empty folder for --resume")
+            raise PorterError(f"{folder}: holds other files; resume into an empty one")
         folder.mkdir(parents=True, exist_ok=True)
         write_bytes(start, (json.dumps(header, indent=1) + "\n").encode(), force=True)
         return {}
@@ -36,7 +36,7 @@ def read_journal(folder: Path, header: dict[str, object]) -> dict[int, list[Seen
         raise PorterError(f"{start}: is no journal of an evaluation; remove the folder to start again")
     if known != header:
         changed = ", ".join(sorted(key for key in {*known, *header} if known.get(key) != header.get(key)))
-        raise PorterError(f"{folder}: is of another evaluation ({changed} differ); name another folder for --resume")
+        raise PorterError(f"{folder}: is of another evaluation ({changed} differ); resume into another folder")
     batches: dict[int, list[Seen]] = {}
     for path in sorted(folder.glob("*.jsonl")):
         for line in path.read_text().splitlines():

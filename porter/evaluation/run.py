@@ -17,15 +17,15 @@ import torch
 import torch.distributed
 from torch.utils.data import DataLoader, Dataset
 
-from porter.devices import chosen_device
+from porter.architecture.table import Input
 from porter.errors import PorterError
 from porter.evaluation.classifier import Classifier, open_classifier
 from porter.evaluation.dataset import Photo, find_photos
 from porter.evaluation.journal import read_journal, write_batch
 from porter.evaluation.result import Evaluation, Seen
-from porter.images import Preprocessing, normalized, read_image, resized
+from porter.imagenet.images import Preprocessing, normalized, read_image, resized
 from porter.mapping.options import PortOptions
-from porter.mapping.schema import Input
+from porter.models.devices import chosen_device
 
 DEFAULT = PortOptions()
 Progress = Callable[[int, int], None]  # images done, of how many

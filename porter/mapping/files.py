@@ -1,4 +1,4 @@
-"""Finding and loading mapping files: the six variants' own and a user's."""
+"""Finding and loading mapping files: the built-in variants' and a user's own."""
 
 from __future__ import annotations
 
@@ -12,22 +12,12 @@ from typing import Literal
 
 import msgspec
 
+from porter.architecture.network import build_network
 from porter.errors import MappingError
-from porter.mapping.network import build_network
 from porter.mapping.rules import expected_variables
 from porter.mapping.schema import VariantMapping
 from porter.mapping.yaml_file import Document, overlay, read_yaml
 
-VARIANTS = (
-    "large_075",
-    "large_100",
-    "large_minimal_100",
-    "small_075",
-    "small_100",
-    "small_minimal_100",
-    "edgetpu_075",
-    "edgetpu_100",
-)
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")  # it becomes the name of a file
 Names = Literal["slim", "keras", "keras2", "keras_unnamed", "tflite"]
 
@@ -47,8 +37,8 @@ def load_variant(variant: str, names: Names = "slim") -> VariantMapping:
 
     Raises MappingError for an unknown variant.
     """
-    if variant not in VARIANTS:
-        raise MappingError(f"unknown variant {variant!r}; there are {', '.join(VARIANTS)}")
+    if variant not in list_variants():
+        raise MappingError(f"unknown variant {variant!r}; there are {', '.join(list_variants())}")
     document = _document(f"{variant}.yaml")
     if names != "slim":
         document = overlay(document, _document(f"{names}.yaml"))
@@ -60,16 +50,18 @@ def _document(name: str) -> Document:
     return read_yaml(mappings_folder() / name, _find_base)
 
 
-def list_variants() -> list[str]:
-    """The built-in variants."""
-    return list(VARIANTS)
+@functools.cache
+def list_variants() -> tuple[str, ...]:
+    """The built-in variants: the mapping files that name one. Those of other tools' names are laid over them."""
+    files = sorted(mappings_folder().glob("*.yaml"))
+    return tuple(path.stem for path in files if re.search("^variant:", path.read_text(), re.MULTILINE))
 
 
 def variant_named(name: str) -> str | None:
     """The variant that is called ``name``, or that timm calls so; None where there is none."""
-    if name in VARIANTS:
+    if name in list_variants():
         return name
-    return next((variant for variant in VARIANTS if load_variant(variant).timm == name), None)
+    return next((variant for variant in list_variants() if load_variant(variant).timm == name), None)
 
 
 def load_mapping(path: Path) -> VariantMapping:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from porter.loaders import Checkpoint
-from porter.mapping.files import VARIANTS, Names, load_variant
+from porter.formats import Checkpoint
+from porter.mapping.files import Names, list_variants, load_variant
 from porter.mapping.plan import fit
 
 # What names to try in which format; a format not listed here holds TensorFlow's variables.
@@ -29,15 +29,15 @@ class Match(NamedTuple):
         return self.fitting == self.expected
 
 
-def match_variants(checkpoint: Checkpoint, variants: Sequence[str] = VARIANTS) -> list[Match]:
-    """``variants``, best fit first; names are tried in turn until one fits exactly.
+def match_variants(checkpoint: Checkpoint, variants: Sequence[str] | None = None) -> list[Match]:
+    """``variants`` (all), best fit first; names are tried in turn until one fits exactly.
 
     A minimalistic network's variables are not a subset of the full one's: expansion widths or
     kernels differ, so at most one variant fits.
     """
     matches: list[Match] = []
     for names in NAMES.get(checkpoint.format, TENSORFLOW_NAMES):
-        for variant in variants:
+        for variant in variants or list_variants():
             mapping = load_variant(variant, names)
             _, classes, expected = fit(mapping, checkpoint)
             fitting = sum(e.source in checkpoint and checkpoint[e.source].shape == e.shape for e in expected)

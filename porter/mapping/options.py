@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
-from porter.loaders.weights import Weights
+from porter.formats.weights import Weights
 
 PathLike = str | os.PathLike[str]
 ArtifactLayout = Literal["timm", "slim"]

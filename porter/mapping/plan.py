@@ -7,17 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from porter.architecture.layers import COUNTER, Shape, layers, state_dict_shapes
+from porter.architecture.network import Network, build_network
 from porter.errors import MappingError
-from porter.loaders import Checkpoint
-from porter.loaders.dtypes import FLOATS
+from porter.formats import Checkpoint
+from porter.formats.dtypes import FLOATS
+from porter.mapping.axes import target_shape
 from porter.mapping.gate import GATE_SHIFT, TIMM_GATE
-from porter.mapping.layouts import target_shape
-from porter.mapping.network import Network, build_network
 from porter.mapping.options import ArtifactLayout, PortOptions
 from porter.mapping.ranges import FIELDS
 from porter.mapping.rules import Expected, expected_variables, module_outputs
 from porter.mapping.schema import VariantMapping
-from porter.mapping.state_dict import COUNTER, Shape, layers, state_dict_shapes
 
 GATE_ROUNDING = 1e-7  # a gate read from a float32 graph is the known one within this
 
@@ -32,7 +32,7 @@ class Step:
 
     source: str
     target: str
-    layout: str
+    axes: str
     source_shape: Shape
     target_shape: Shape
     drop_class: int | None
@@ -46,7 +46,7 @@ class Plan:
 
     Counters of batches are entries without a step: TensorFlow has none, they are set to zero. ``gate`` is
     the squeeze-excite constant that the resulting weights are made for. ``norms`` are the batch norms to fold into
-    the convolutions before them, by convolution; ``folded`` tells that the result has none, for whatever reason.
+    the convolutions before them, by convolution; ``bn_folded`` tells that the result has none, for whatever reason.
     ``ranges`` names, by module or entry, the source's range (``.../min``, ``.../max``) that it was quantised to: the
     port computes in 8 bits. ``dequantized`` tells that the source has ranges, and they are left out as was asked.
     """
@@ -60,7 +60,7 @@ class Plan:
     steps: tuple[Step, ...]
     targets: tuple[str, ...]
     ignored: Mapping[str, str]
-    folded: bool
+    bn_folded: bool
     norms: Mapping[str, str]
     epsilon: float
     ranges: Mapping[str, str]
@@ -103,13 +103,13 @@ def make_plan(mapping: VariantMapping, fitted: Fit, checkpoint: Checkpoint, opti
         problem = _misfit(want, checkpoint)
         if problem:
             problems.append(problem)
-        shape = target_shape(want.layout, want.shape)
+        shape = target_shape(want.axes, want.shape)
         drop = background if dropped and want.class_axis is not None else None
         if drop is not None:
             shape = (shape[0] - 1, *shape[1:])
         scale = network.gate / gate if want.folds_gate else 1.0
         shift = -GATE_SHIFT if want.gate_shift and not problem and checkpoint[want.source].fused == "relu6" else 0.0
-        steps.append(Step(want.source, want.target, want.layout, want.shape, shape, drop, scale, shift))
+        steps.append(Step(want.source, want.target, want.axes, want.shape, shape, drop, scale, shift))
     candidates = module_outputs(mapping, network, classes)
     ranges = {at: name for at, names in candidates.items() for name in names[::-1] if f"{name}/min" in checkpoint}
     problems += [f"{n}/max: missing, but {n}/min is there" for n in ranges.values() if f"{n}/max" not in checkpoint]
@@ -128,8 +128,8 @@ def make_plan(mapping: VariantMapping, fitted: Fit, checkpoint: Checkpoint, opti
         )
     if options.fake_quant and not ranges:
         raise MappingError(f"{checkpoint.given}: holds no ranges of fake quantisation; it was not trained for 8 bits")
-    folded = options.fold_bn or network.folded
-    norms_to_fold = options.fold_bn and not network.folded
+    bn_folded = options.fold_bn or network.bn_folded
+    norms_to_fold = options.fold_bn and not network.bn_folded
     return Plan(
         variant=mapping.variant,
         layout=options.layout,
@@ -138,9 +138,9 @@ def make_plan(mapping: VariantMapping, fitted: Fit, checkpoint: Checkpoint, opti
         gate=gate,
         source_gate=network.gate,
         steps=tuple(steps),
-        targets=tuple(state_dict_shapes(replace(network, folded=folded), kept)),
+        targets=tuple(state_dict_shapes(replace(network, bn_folded=bn_folded), kept)),
         ignored=ignored,
-        folded=folded,
+        bn_folded=bn_folded,
         norms={module: norm for module, _, norm in layers(network, kept) if norm and norms_to_fold},
         epsilon=network.epsilon,
         ranges={} if options.fake_quant is False else ranges,

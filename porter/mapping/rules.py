@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import msgspec
 
-from porter.mapping.layouts import RANKS
-from porter.mapping.network import Block, Network
+from porter.architecture.network import Block, Network
+from porter.mapping.axes import rank
 from porter.mapping.schema import BlockRule, Rule, VariantMapping
 
 
@@ -21,22 +22,30 @@ class Expected(NamedTuple):
 
     source: str
     target: str
-    layout: str
+    axes: str
     shape: tuple[int, ...]
     class_axis: int | None = None
     folds_gate: bool = False
     gate_shift: bool = False
 
 
-class _Names(dict[str, str | int]):
-    """Placeholders; ``{next_x}`` counts up from 0 and ``{x}`` is the same number again."""
+NEXT = re.compile(r"\{next_(\w+)\}")
 
-    def __missing__(self, key: str) -> str | int:
-        counter = key.removeprefix("next_")
-        if key == counter:
-            raise KeyError(key)
-        self[counter] = int(self.get(counter, -1)) + 1
-        return self[counter]
+
+class Placeholders:
+    """What stands for the braces in a mapping's names.
+
+    ``{next_x}`` counts the counter x up, from 0, and ``{x}`` is the same number again.
+    """
+
+    def __init__(self) -> None:
+        self.names: dict[str, str | int] = {}
+
+    def fill(self, template: str) -> str:
+        """``template`` with every placeholder filled in, counters counted up first. Raises KeyError, ValueError."""
+        for counter in NEXT.findall(template):
+            self.names[counter] = int(self.names.get(counter, -1)) + 1
+        return NEXT.sub(r"{\1}", template).format_map(self.names)
 
 
 def expected_variables(mapping: VariantMapping, network: Network, classes: int) -> list[Expected]:
@@ -49,9 +58,9 @@ def expected_variables(mapping: VariantMapping, network: Network, classes: int) 
         if name not in known:
             raise ValueError(f"names.{name}: is the `from` of no rule")
     expected: list[Expected] = []
-    names = _Names()
+    names = Placeholders()
     for section, known_names, symbols, gated in _sections(network, classes):
-        names |= known_names
+        names.names |= known_names
         expected += _expand(mapping, section, names, symbols, gated)
     if not mapping.variables:
         return expected
@@ -62,14 +71,12 @@ def expected_variables(mapping: VariantMapping, network: Network, classes: int) 
 
 def module_outputs(mapping: VariantMapping, network: Network, classes: int) -> dict[str, list[str]]:
     """Module -> the names that its output may have in the source, as the mapping's ``outputs`` tell."""
-    names = _Names()
+    names = Placeholders()
     found: dict[str, list[str]] = {}
     for section, known_names, _, gated in _sections(network, classes):
-        names |= known_names
+        names.names |= known_names
         for module, candidates in _outputs(mapping.outputs, section, gated):
-            found[module.format_map(names)] = [
-                _scoped(mapping, candidate.format_map(names)) for candidate in candidates
-            ]
+            found[names.fill(module)] = [_scoped(mapping, names.fill(candidate)) for candidate in candidates]
     return found
 
 
@@ -121,7 +128,7 @@ def _block_symbols(block: Block) -> dict[str, int]:
 
 
 def _expand(
-    mapping: VariantMapping, section: str, names: _Names, symbols: dict[str, int], gated: bool = False
+    mapping: VariantMapping, section: str, names: Placeholders, symbols: dict[str, int], gated: bool = False
 ) -> Iterator[Expected]:
     """The rules of ``section``; ``gated`` tells that squeeze-excite is in the block."""
     rules: list[BlockRule] = getattr(mapping.rules, section)
@@ -132,17 +139,19 @@ def _expand(
         key = f"rules.{section}[{number}]"
         try:
             shape = tuple(size if isinstance(size, int) else symbols[size] for size in rule.shape)
-            source = mapping.names.get(rule.source, rule.source).format_map(names)
-            target = rule.target.format_map(names)
+            source = names.fill(mapping.names.get(rule.source, rule.source))
+            target = names.fill(rule.target)
         except (KeyError, IndexError, ValueError) as error:
-            raise ValueError(f"{key}: {error} is not known here; known: {', '.join([*symbols, *names])}") from error
-        if len(shape) != RANKS[rule.layout]:
-            raise ValueError(f"{key}.shape: layout {rule.layout} takes {RANKS[rule.layout]} sizes, not {len(shape)}")
+            raise ValueError(
+                f"{key}: {error} is not known here; known: {', '.join([*symbols, *names.names])}"
+            ) from error
+        if len(shape) != rank(rule.axes):
+            raise ValueError(f"{key}.shape: layout {rule.axes} takes {rank(rule.axes)} sizes, not {len(shape)}")
         source = _scoped(mapping, source)
         axis = rule.shape.index("classes") if "classes" in rule.shape else None
-        if rule.layout == "batch_norm":
+        if rule.axes == "batch_norm":
             for variable, entry in mapping.batch_norm.items():
                 yield Expected(f"{source}/{variable}", f"{target}.{entry}", "vector", shape, axis)
         else:
             folds = gated and rule.absorbs_gate
-            yield Expected(source, target, rule.layout, shape, axis, folds, rule.gate_shift)
+            yield Expected(source, target, rule.axes, shape, axis, folds, rule.gate_shift)

@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from porter.conversion import Port, plan_opened, plan_port
-from porter.images import Size
+from porter.imagenet.images import Size
+from porter.jobs.convert import Port, plan_opened, plan_port
 from porter.mapping.gate import TIMM_GATE
 from porter.mapping.options import PortOptions
-from porter.network.blocks import Gate, SqueezeExcite
-from porter.network.mobilenet_v3 import MobileNetV3
-from porter.network.same_padding import SameConv2d
+from porter.models.blocks import Gate, SqueezeExcite
+from porter.models.mobilenet_v3 import MobileNetV3
+from porter.models.same_padding import SameConv2d
 from porter.parity.candidates.own import ported_model
 from porter.parity.verdict import Cause
 

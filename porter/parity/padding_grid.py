@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from porter.images import Size
-from porter.network.same_padding import SameConv2d
+from porter.imagenet.images import Size
+from porter.models.same_padding import SameConv2d
 from porter.parity.references.live_tensorflow import tensorflow
 
 SIZES: tuple[Size, ...] = (

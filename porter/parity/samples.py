@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from porter.architecture.table import Input
 from porter.errors import PorterError
-from porter.images import SUFFIXES, Size, normalized, read_image, resized
-from porter.mapping.schema import Input
+from porter.imagenet.images import SUFFIXES, Size, normalized, read_image, resized
 
 
 class Sample(NamedTuple):

@@ -11,17 +11,18 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from porter.architecture.endpoints import endpoint_names
+from porter.architecture.network import Network
+from porter.architecture.table import Input
 from porter.artifacts.files import load_artifact
 from porter.artifacts.locate import find_artifact
-from porter.conversion import Port, plan_opened, plan_port
-from porter.create import open_model
 from porter.errors import ParityError
-from porter.images import Size
-from porter.loaders.weights import Weights
-from porter.mapping.endpoints import endpoint_names
-from porter.mapping.network import Network
+from porter.formats.weights import Weights
+from porter.imagenet.images import Size
+from porter.jobs.convert import Port, plan_opened, plan_port
+from porter.jobs.create import open_model
 from porter.mapping.options import ArtifactLayout, PathLike, PortOptions
-from porter.mapping.schema import Input, VariantMapping
+from porter.mapping.schema import VariantMapping
 from porter.parity.candidates.candidate import QUESTIONS, Candidate, Output, Question
 from porter.parity.candidates.choose import open_candidate
 from porter.parity.candidates.match import matched

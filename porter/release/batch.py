@@ -11,8 +11,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from porter.conversion import plan_port
 from porter.errors import PorterError
+from porter.jobs.convert import plan_port
 from porter.mapping.options import PortOptions
 from porter.release.publish import Released, release, release_name
 
@@ -40,7 +40,7 @@ def release_all(
     to release, or two have one name.
     """
     if not folder.is_dir():
-        raise PorterError(f"{folder}: no such folder; --all takes one of checkpoints")
+        raise PorterError(f"{folder}: no such folder; to release several, name a folder of checkpoints")
     checkpoints = [p for p in sorted(folder.iterdir()) if _may_be_one(p)]
     if not checkpoints:
         raise PorterError(f"{folder}: no tarballs ({', '.join(ARCHIVES)}) or folders in it")

@@ -10,13 +10,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from porter.architecture.cost import activations, multiply_accumulates
+from porter.architecture.network import Network
 from porter.artifacts.metadata import Metadata
-from porter.conversion import Port
 from porter.evaluation.result import Evaluation
-from porter.mapping.cost import activations, multiply_accumulates
-from porter.mapping.network import Network
-from porter.network.feature_info import pyramid
-from porter.network.pretrained_cfg import pretrained_cfg
+from porter.jobs.convert import Port
+from porter.models.feature_info import pyramid
+from porter.models.pretrained_cfg import pretrained_cfg
 from porter.parity.verdict import Verdict
 from porter.release.naming import architecture, is_googles, why_not_timm
 from porter.text import printable

@@ -13,13 +13,13 @@ from porter.artifacts.files import Artifact, load_artifact
 from porter.artifacts.locate import MAPPING
 from porter.artifacts.variant import mapping_of
 from porter.errors import ArtifactError, NoParityError
-from porter.loaders.checkpoint import sha256
+from porter.formats.checkpoint import sha256
 from porter.mapping.options import PortOptions
 from porter.parity.candidates.own import recorded_artifact
 from porter.parity.references.recorded import recorded
 from porter.parity.verdict import Verdict
 from porter.parity.verify import Check, asked, check_sample, environment, verify
-from porter.release import folder as layout
+from porter.release import folder as contents
 from porter.release.naming import architecture
 
 
@@ -46,7 +46,7 @@ def check_release(folder: Path, checkpoint: str | None = None) -> Verdict:
     Returns the verdict. Raises PorterError naming every file that is missing, changed or at odds with another, and
     NoParityError where the weights do not compute what TensorFlow computed.
     """
-    problems = layout.checksum_problems(folder)
+    problems = contents.checksum_problems(folder)
     if not problems:
         problems = list(_contradictions(folder))
     if problems:
@@ -65,29 +65,29 @@ def _contradictions(folder: Path) -> list[str]:
     if len(paths) != 1:
         return [f"{len(paths)} .pth files, expected one"]
     path = paths[0]
-    artifact, twin = load_artifact(path), load_artifact(folder / layout.WEIGHTS)
+    artifact, twin = load_artifact(path), load_artifact(folder / contents.WEIGHTS)
     if artifact.metadata is None:
         return [f"{path.name}: not written by mnv3-port"]
     problems = []
-    if not path.stem.endswith(f"-{sha256(path)[: layout.HASH_LENGTH]}"):
-        problems.append(f"{path.name}: its name does not end in the first {layout.HASH_LENGTH} of its SHA-256")
+    if not path.stem.endswith(f"-{sha256(path)[: contents.HASH_LENGTH]}"):
+        problems.append(f"{path.name}: its name does not end in the first {contents.HASH_LENGTH} of its SHA-256")
     problems += _not_twins(path.name, artifact, twin)
     problems += [f"{path.name}: {n}: not finite" for n, value in artifact.tensors.items() if not value.isfinite().all()]
-    config, parity = _json(folder / layout.CONFIG, _Config), _json(folder / layout.PARITY, _Parity)
+    config, parity = _json(folder / contents.CONFIG, _Config), _json(folder / contents.PARITY, _Parity)
     own = folder / MAPPING if (folder / MAPPING).is_file() else None
     mapping = mapping_of(artifact, PortOptions(), own, str(path))
     expected = _Config(architecture(mapping, artifact.metadata), artifact.metadata.num_classes)
     if config != expected:
-        problems.append(f"{layout.CONFIG}: is of {config}, the weights are of {expected}")
+        problems.append(f"{contents.CONFIG}: is of {config}, the weights are of {expected}")
     if not parity.passed:
-        problems.append(f"{layout.PARITY}: does not report parity")
+        problems.append(f"{contents.PARITY}: does not report parity")
     if parity.digests.get(path.name) != sha256(path):
-        problems.append(f"{layout.PARITY}: is of other weights than {path.name}")
+        problems.append(f"{contents.PARITY}: is of other weights than {path.name}")
     return problems
 
 
 def _not_twins(name: str, one: Artifact, other: Artifact) -> list[str]:
-    both = f"{name} and {layout.WEIGHTS}"
+    both = f"{name} and {contents.WEIGHTS}"
     if one.tensors.keys() != other.tensors.keys():
         return [f"{both}: other tensors ({sorted(one.tensors.keys() ^ other.tensors.keys())[:3]} ...)"]
     problems = [f"{both}: {n} differs" for n, value in one.tensors.items() if not _same(value, other.tensors[n])]
@@ -108,13 +108,13 @@ def _json(path: Path, kind: type[Content]) -> Content:
 
 
 def _against_recorded(folder: Path, path: Path, own: Path | None) -> Verdict:
-    reference = recorded(folder / layout.REFERENCE)
+    reference = recorded(folder / contents.REFERENCE)
     artifact = load_artifact(path)
     mapping = mapping_of(artifact, PortOptions(), own, str(path))
     candidate = recorded_artifact(path, own)
     verdict = Verdict(
         variant=mapping.variant,
-        checkpoint=layout.REFERENCE,
+        checkpoint=contents.REFERENCE,
         artifact=str(path),
         reference=reference.name,
         dtype="both",

@@ -14,11 +14,11 @@ from typing import Literal
 import numpy as np
 import torch
 
-from porter.create import open_model
 from porter.errors import ArtifactError, NoParityError
+from porter.jobs.create import open_model
 from porter.mapping.options import PathLike, PortOptions
-from porter.network.deployment import deploy
-from porter.network.mobilenet_v3 import MobileNetV3
+from porter.models.deployment import deploy
+from porter.models.mobilenet_v3 import MobileNetV3
 from porter.parity.compare import compare
 from porter.parity.references.recorded import recorded
 from porter.parity.references.reference import Values

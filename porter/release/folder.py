@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from porter.atomic import put_folder, sweep, temporary_beside
-from porter.errors import PorterError
-from porter.loaders.checkpoint import sha256
+from porter.errors import Option, PorterError
+from porter.formats.checkpoint import sha256
 
 CHECKSUMS = "SHA256SUMS"
 CARD, CONFIG, WEIGHTS = "README.md", "config.json", "model.safetensors"
@@ -32,7 +32,8 @@ def staged(folder: Path, force: bool) -> Iterator[Path]:
         if not (folder / CHECKSUMS).is_file():
             raise PorterError(f"{folder}: holds other files; name a new folder for the release")
         if not force:
-            raise PorterError(f"{folder}: holds a release already; choose another folder or use --force")
+            what = "holds a release already; choose another folder or use"
+            raise PorterError(f"{folder}: {what}", option=Option("force"))
     temporary = temporary_beside(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

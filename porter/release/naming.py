@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from porter.architecture.network import build_network
 from porter.artifacts.metadata import Metadata
-from porter.conversion import Port
-from porter.mapping.network import build_network
+from porter.jobs.convert import Port
 from porter.mapping.plan import Plan
 from porter.mapping.schema import VariantMapping
 
@@ -32,7 +32,7 @@ def why_not_timm(mapping: VariantMapping, made: Made) -> str | None:
         return "timm has no such architecture"
     if made.ranges:
         return "these weights compute 8 bits, and timm's class has no fake quantisation"
-    if made.folded or network.folded:
+    if made.bn_folded or network.bn_folded:
         return "batch norms are folded into these weights, and timm's class has them"
     if network.blocks[0].kind == "projection":
         return "timm's class has a ReLU behind the first projection that the original network has not"

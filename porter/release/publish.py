@@ -13,14 +13,14 @@ import msgspec
 import numpy as np
 import torch
 
+from porter.architecture.endpoints import endpoint_names
 from porter.artifacts.files import save_artifact
 from porter.artifacts.locate import MAPPING
-from porter.conversion import Port, carry_out_port, plan_port
 from porter.errors import NoParityError, PorterError
 from porter.evaluation.result import Evaluation
 from porter.evaluation.run import evaluate
-from porter.loaders.weights import Weights
-from porter.mapping.endpoints import endpoint_names
+from porter.formats.weights import Weights
+from porter.jobs.convert import Port, carry_out_port, plan_port
 from porter.mapping.files import PLAIN_NAME, standalone
 from porter.mapping.options import PathLike, PortOptions
 from porter.parity.evidence import Evidence
@@ -28,7 +28,7 @@ from porter.parity.references.recorded import record
 from porter.parity.samples import noise
 from porter.parity.verdict import Verdict
 from porter.parity.verify import Against, Check, Progress, open_check, run_check
-from porter.release import folder as layout
+from porter.release import folder as contents
 from porter.release.card import STATISTICS, Card, config, model_card
 from porter.release.exports import Export, write_exports
 from porter.release.naming import architecture, is_googles, plain_name
@@ -87,14 +87,14 @@ def release(
     left behind.
     """
     options = PortOptions(variant, mapping, weights, "timm", keep_background, fake_quant=fake_quant)
-    with layout.staged(folder, force) as stage, _one_thread():
+    with contents.staged(folder, force) as stage, _one_thread():
         port = plan_port(checkpoint, options)
         _check(port, publication)
         tensors, metadata = carry_out_port(port)
         metadata = msgspec.structs.replace(metadata, class_names=list(publication.class_names))
         path = stage / f"{release_name(port, publication)}.pth"
         save_artifact(path, tensors, metadata)
-        path = layout.add_hash(path)
+        path = contents.add_hash(path)
         if mapping is not None:
             (stage / MAPPING).write_bytes(standalone(port.mapping))
         check = open_check(checkpoint, path, options, Against(reference))
@@ -105,11 +105,11 @@ def release(
         if failure := verdict.failure():
             raise NoParityError(f"{checkpoint}: {failure}: nothing released")
         with_figures = msgspec.structs.replace(metadata, parity=_figures(verdict))
-        save_artifact(stage / layout.WEIGHTS, tensors, with_figures)
-        (stage / layout.REFERENCE).write_bytes(_recorded(check))
-        exported = write_exports(publication.exports, path, mapping, stage / layout.REFERENCE)
+        save_artifact(stage / contents.WEIGHTS, tensors, with_figures)
+        (stage / contents.REFERENCE).write_bytes(_recorded(check))
+        exported = write_exports(publication.exports, path, mapping, stage / contents.REFERENCE)
         evaluation = _evaluated(path, options, publication.evaluate_on, stage)
-        (stage / layout.CONFIG).write_bytes(config(port, metadata))
+        (stage / contents.CONFIG).write_bytes(config(port, metadata))
         card = Card(
             name=release_name(port, publication),
             port=port,
@@ -123,12 +123,12 @@ def release(
             dataset=publication.dataset or ("imagenet-1k" if is_googles(port) else None),
             own_mapping=mapping is not None,
         )
-        (stage / layout.CARD).write_bytes(model_card(card))
+        (stage / contents.CARD).write_bytes(model_card(card))
         errors = {kind: error for kind, (_, error) in exported.items()}
         found = verdict.as_json() | {"exports": errors}
-        (stage / layout.PARITY).write_text(json.dumps(found, indent=1) + "\n")
-        (stage / layout.REPORT).write_bytes(parity_html(verdict, evidence))
-        layout.write_checksums(stage)
+        (stage / contents.PARITY).write_text(json.dumps(found, indent=1) + "\n")
+        (stage / contents.REPORT).write_bytes(parity_html(verdict, evidence))
+        contents.write_checksums(stage)
     return Released(folder, port.mapping.variant, verdict, errors)
 
 
@@ -199,5 +199,5 @@ def _evaluated(path: Path, options: PortOptions, data: Path | None, stage: Path)
     evaluation.classifiers = [path.name]
     content = evaluation.as_json()
     del content["run"]  # how long it took is no part of the result
-    (stage / layout.EVALUATION).write_text(json.dumps(content, indent=1) + "\n")
+    (stage / contents.EVALUATION).write_text(json.dumps(content, indent=1) + "\n")
     return evaluation

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from porter.labels import imagenet_labels
+from porter.imagenet.labels import imagenet_labels
 from porter.parity.compare import Row
 from porter.parity.evidence import Evidence, Picture
 from porter.parity.verdict import Verdict

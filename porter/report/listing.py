@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from porter.inspection import Inspection
+from porter.jobs.inspect import Inspection
 from porter.mapping.plan import Plan
 
 if TYPE_CHECKING:  # it needs torch, and listing a checkpoint does not
-    from porter.differences import Difference
+    from porter.jobs.diff import Difference
 
 
 def inspection_lines(inspection: Inspection) -> Iterator[str]:
@@ -40,13 +40,13 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         notes = [f"without class {step.drop_class}"] if step.drop_class is not None else []
         notes += [f"times {step.scale:.6f}"] if step.scale != 1 else []
         shapes = _shape(step.source_shape), _shape(step.target_shape)
-        rows.append([step.source, shapes[0], step.layout, step.target, shapes[1], ", ".join(notes)])
+        rows.append([step.source, shapes[0], step.axes, step.target, shapes[1], ", ".join(notes)])
     yield from _columns(["variable", "shape", "layout", "entry", "shape", ""], rows)
 
 
 def port_lines(plan: Plan, read: str, weights: str, variant_found: bool) -> Iterator[str]:
     """What a conversion does, in short."""
-    folded = sum(step.scale != 1 for step in plan.steps)
+    gate_folded = sum(step.scale != 1 for step in plan.steps)
     yield f"read      {read}"
     yield f"weights   {weights}"
     yield f"variant   {plan.variant}{' (found from the shapes)' if variant_found else ''}"
@@ -57,8 +57,8 @@ def port_lines(plan: Plan, read: str, weights: str, variant_found: bool) -> Iter
     )
     yield f"mapped    {len(plan.steps)} variables, none left over; {ignored}"
     yield f"classes   {plan.num_classes}{' (background dropped)' if plan.background_dropped else ''}"
-    norms = ", batch norms folded" if plan.folded else ""
-    fold = f", {plan.source_gate:.6g} folded into {folded} project weights" if folded else ""
+    norms = ", batch norms folded" if plan.bn_folded else ""
+    fold = f", {plan.source_gate:.6g} folded into {gate_folded} project weights" if gate_folded else ""
     if plan.ranges:
         yield f"ranges    {len(plan.ranges)} of quantised tensors kept"
     yield f"layout    {plan.layout}: gate {plan.gate:.6g}{fold}{norms}"

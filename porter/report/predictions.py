@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from porter.images import Photo, read_image
-from porter.prediction import Guess
+from porter.imagenet.images import Photo, read_image
+from porter.jobs.predict import Guess
 from porter.report.pages import of_image, rendered
 from porter.text import printable
 

@@ -14,10 +14,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from porter.atomic import atomic_write, put_folder, sweep, write_bytes
-from porter.demo import demo_variables, write_demo_checkpoint
 from porter.errors import PorterError
-from porter.loaders import open_checkpoint
-from porter.writers.bundle import write_bundle
+from porter.formats import open_checkpoint
+from porter.formats.bundle_writer import write_bundle
+from porter.jobs.demo import demo_variables, write_demo_checkpoint
 
 
 def test_replaced_checkpoint_is_old_or_new_at_every_kill(tmp_path):
@@ -25,7 +25,7 @@ def test_replaced_checkpoint_is_old_or_new_at_every_kill(tmp_path):
     write_bundle(tmp_path / "model-1", demo_variables("small_075"))
     code = (
         "import sys; from pathlib import Path\n"
-        "from porter.demo import demo_variables; from porter.writers.bundle import write_bundle\n"
+        "from porter.jobs.demo import demo_variables; from porter.formats.bundle_writer import write_bundle\n"
         "sets = [demo_variables('small_075', seed=s) for s in (0, 1)]; print('ready', flush=True)\n"
         "while True:\n"
         "    for values in sets: write_bundle(Path(sys.argv[1]), values, force=True)"

@@ -16,10 +16,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from hostile_files import MEGABYTE, graph, index_bytes, shared_prefix_table, tflite
 
-from porter.demo import demo_variables
-from porter.loaders import protos
-from porter.loaders.bundle_index import read_index
-from porter.writers.bundle import write_bundle
+from porter.formats import protos
+from porter.formats.bundle_index import read_index
+from porter.formats.bundle_writer import write_bundle
+from porter.jobs.demo import demo_variables
 
 SLACK = 64 << 20  # SECURITY.md: 4 x the bytes of the source and so much more
 SECONDS = 20

@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from porter.demo import demo_variables
 from porter.errors import CheckpointError
-from porter.loaders import open_checkpoint, protos
-from porter.loaders.bundle import read_bundle
-from porter.loaders.bundle_index import read_index
-from porter.loaders.ordered_code import slice_key
-from porter.loaders.slices import Part, assemble
-from porter.writers.bundle import write_bundle
-from porter.writers.table import table_bytes
+from porter.formats import open_checkpoint, protos
+from porter.formats.bundle import read_bundle
+from porter.formats.bundle_index import read_index
+from porter.formats.bundle_writer import write_bundle
+from porter.formats.ordered_code import slice_key
+from porter.formats.slices import Part, assemble
+from porter.formats.table_writer import table_bytes
+from porter.jobs.demo import demo_variables
 
 NAME = "MobilenetV3/Conv/weights"
 
@@ -41,7 +41,7 @@ def sliced(prefix, slices):
             proto = protos.TensorShapeProto()
             for side in (*shape[:-1], length):
                 proto.dim.add(size=side)
-            from porter.loaders.crc import masked_crc32c
+            from porter.formats.crc import masked_crc32c
 
             extents = tuple((0, side) for side in shape[:-1]) + ((start, length),)
             entries[slice_key(NAME, extents)] = protos.BundleEntryProto(

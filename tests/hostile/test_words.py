@@ -11,12 +11,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from porter.artifacts.files import load_artifact
-from porter.demo import demo_variables
 from porter.errors import PorterError
 from porter.evaluation.journal import read_journal
-from porter.images import read_image
+from porter.formats.bundle_writer import write_bundle
+from porter.imagenet.images import read_image
+from porter.jobs.demo import demo_variables
 from porter.text import printable, shortened
-from porter.writers.bundle import write_bundle
 
 
 def mapping(tmp_path, text):

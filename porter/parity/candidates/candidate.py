@@ -8,8 +8,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from porter.images import Size
-from porter.network.mobilenet_v3 import MobileNetV3
+from porter.imagenet.images import Size
+from porter.models.mobilenet_v3 import MobileNetV3
 from porter.parity.references.reference import Noise, thin
 
 Question = Literal["function", "rounding"]

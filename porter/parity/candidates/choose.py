@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from porter.artifacts.locate import find_artifact
-from porter.conversion import Port
 from porter.errors import ParityError
+from porter.jobs.convert import Port
 from porter.mapping.options import PathLike
 from porter.parity.candidates.candidate import Candidate
 from porter.parity.candidates.own import artifact, converted

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from porter.architecture.endpoints import CLASS_ENDPOINTS, endpoint_names
 from porter.artifacts.files import Artifact, load_artifact
-from porter.conversion import Port, plan_port
 from porter.errors import ArtifactError, ParityError, PorterError
-from porter.images import Size
-from porter.loaders.checkpoint import sha256
-from porter.mapping.endpoints import CLASS_ENDPOINTS, endpoint_names
+from porter.formats.checkpoint import sha256
+from porter.imagenet.images import Size
+from porter.jobs.convert import Port, plan_port
 from porter.mapping.options import ArtifactLayout
-from porter.network.timm_import import import_timm
+from porter.models.timm_import import import_timm
 from porter.parity.candidates.candidate import Candidate, Output, Outputs, Question
 from porter.parity.candidates.own import unrounded
 from porter.parity.references.choose import open_reference

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from porter.mapping.endpoints import CLASS_ENDPOINTS
+from porter.architecture.endpoints import CLASS_ENDPOINTS
 from porter.parity.candidates.candidate import Output, Outputs
 from porter.parity.references.reference import Values
 

@@ -13,16 +13,16 @@ from torch import Tensor
 
 from porter.artifacts.files import Artifact, load_artifact
 from porter.artifacts.locate import ArtifactFile
-from porter.conversion import Port, plan_opened
-from porter.create import OpenedModel, open_model
 from porter.errors import ArtifactError, ParityError
-from porter.loaders.checkpoint import sha256
-from porter.mapping.carry_out import carry_out
+from porter.formats.checkpoint import sha256
+from porter.jobs.convert import Port, plan_opened
+from porter.jobs.create import OpenedModel, open_model
+from porter.mapping.apply import carry_out
 from porter.mapping.options import ArtifactLayout, PathLike, PortOptions
 from porter.mapping.plan import Plan
-from porter.network.deployment import Deployed, deploy
-from porter.network.endpoints import capture
-from porter.network.mobilenet_v3 import MobileNetV3
+from porter.models.deployment import Deployed, deploy
+from porter.models.endpoints import capture
+from porter.models.mobilenet_v3 import MobileNetV3
 from porter.parity.candidates.candidate import Candidate, Output, Outputs, Question
 from porter.parity.streams import streamed
 
@@ -63,7 +63,7 @@ def recorded_artifact(path: Path, mapping: PathLike | None) -> Candidate:
         return quantised(opened, path)
     single, exact = opened.classifier, open_model(path, options, layout="slim").classifier
     found = in_both_precisions(str(path), single, exact.double())
-    return replace(found, rounded_weights=single.network.folded, digests=opened.digests)
+    return replace(found, rounded_weights=single.network.bn_folded, digests=opened.digests)
 
 
 def quantised(opened: OpenedModel, named: PathLike | None) -> Candidate:

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from porter.errors import ParityError
-from porter.images import Size
+from porter.imagenet.images import Size
 from porter.parity.references.reference import Endpoints, Noise, Precision, Reference, Values
 from porter.parity.references.wire import Closed, Header, Request, receive, send
 

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
-from porter.conversion import Port
 from porter.errors import ParityError
-from porter.images import Size
-from porter.loaders import Checkpoint
+from porter.formats import Checkpoint
+from porter.formats.bundle_writer import write_bundle
+from porter.imagenet.images import Size
+from porter.jobs.convert import Port
 from porter.parity.references.child import in_child
 from porter.parity.references.live_tensorflow import OR_RECORDED
 from porter.parity.references.recorded import recorded
 from porter.parity.references.reference import Endpoints, Reference
 from porter.parity.references.wire import Request
-from porter.writers.bundle import write_bundle
 
 KINDS = ("frozen", "meta", "keras", "tflite", "tf.nn")
 RECORDED_NAME = "expected.npz"

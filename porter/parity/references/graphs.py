@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from porter.conversion import Port
+from porter.architecture.network import Network
 from porter.errors import ParityError
-from porter.mapping.network import Network
+from porter.jobs.convert import Port
 from porter.parity.references.graph_float64 import in_float64, pooling_everything
 from porter.parity.references.graph_guard import READS, guarded, node_of
 from porter.parity.references.live_tensorflow import stored_values, tensorflow

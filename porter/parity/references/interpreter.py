@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from porter.conversion import Port
+from porter.architecture.endpoints import endpoint_modules
 from porter.errors import ParityError
-from porter.loaders.tflite import constant, output_tensors, values_of
-from porter.loaders.tflite_graph import Graph, read_graph
-from porter.mapping.endpoints import endpoint_modules
+from porter.formats.tflite import constant, output_tensors, values_of
+from porter.formats.tflite_graph import Graph, read_graph
+from porter.jobs.convert import Port
 from porter.mapping.rules import module_outputs
 from porter.parity.references.live_tensorflow import tensorflow, tflite_package
 from porter.parity.references.reference import Endpoints, Reference, Values, noise_between

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from porter.errors import ParityError
-from porter.loaders import Checkpoint
+from porter.formats import Checkpoint
 
 OR_RECORDED = ", or give a recorded reference (.npz)"
 

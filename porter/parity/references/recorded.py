@@ -16,7 +16,7 @@ from typing import cast, get_args
 import numpy as np
 
 from porter.errors import ParityError
-from porter.loaders.bounds import allowance
+from porter.formats.bounds import allowance
 from porter.parity.references.reference import Endpoints, Noise, Precision, Reference, Values, thin
 from porter.parity.samples import Sample
 

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from porter.images import Size
+from porter.imagenet.images import Size
 from porter.parity.samples import Sample
 
 Precision = Literal["float64", "float32", "levels"]

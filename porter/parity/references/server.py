@@ -17,10 +17,10 @@ from pathlib import Path
 
 import msgspec
 
-from porter.conversion import Port, plan_opened
 from porter.errors import ParityError, PorterError
-from porter.limits import limit_memory
-from porter.loaders.checkpoint import open_checkpoint
+from porter.formats.checkpoint import open_checkpoint
+from porter.formats.limits import limit_memory
+from porter.jobs.convert import Port, plan_opened
 from porter.mapping.options import PortOptions
 from porter.parity.references.reference import Reference
 from porter.parity.references.wire import Closed, Header, Request, receive, receive_bytes, send

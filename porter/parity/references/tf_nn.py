@@ -13,9 +13,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from porter.conversion import Port
+from porter.architecture.network import Block, Network
 from porter.errors import ParityError
-from porter.mapping.network import Block, Network
+from porter.jobs.convert import Port
 from porter.mapping.rules import expected_variables
 from porter.parity.references.live_tensorflow import stored_values, tensorflow
 from porter.parity.references.reference import Endpoints, Reference, Values, noise_between
@@ -62,10 +62,10 @@ def graph(port: Port, dtype: str) -> Callable[[Any], Layers]:
     """
     checkpoint, network, mapping = port.checkpoint, port.network, port.mapping
     fake_quant = bool(port.plan.ranges)
-    if network.folded and fake_quant:
+    if network.bn_folded and fake_quant:
         raise ParityError(f"{checkpoint.given}: has integer kernels of its own; use the reference tflite")
     tf = tensorflow()
-    if network.folded:
+    if network.bn_folded:
         return _of_biases(tf, port, dtype)
     # Where another tool named the variables, its names for slim's
     slim = expected_variables(msgspec.structs.replace(mapping, names={}, variables={}), network, port.classes)

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from porter.loaders.weights import Weights
+from porter.formats.weights import Weights
 from porter.mapping.schema import VariantMapping
 
 LENGTHS = struct.Struct("<IQ")  # of the header, of the array

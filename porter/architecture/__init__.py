@@ -1,0 +1,1 @@
+"""The network as a table says it: channels, layers, endpoints, cost. Needs no torch."""

@@ -1,0 +1,219 @@
+"""The network table with its numbers worked out: channels of every block, scopes and endpoints."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+from porter.architecture.table import Activation, Architecture, BlockKind
+
+# What a mapping file may ask for; the largest network of the paper has 1,280 channels, 15 blocks and expansions of 8
+MOST, MOST_COUNT, MOST_BLOCKS = 1024, 65_536, 256
+NUMBER = re.compile(r"[0-9]{1,6}(\.[0-9]{1,12})?(/[0-9]{1,6})?")
+
+# Fused?, expansion 1? -> kind
+KINDS: dict[tuple[bool, bool], BlockKind] = {
+    (False, False): "inverted_residual",
+    (False, True): "separable",
+    (True, False): "fused",
+    (True, True): "projection",
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block. ``scope`` is TensorFlow's, ``module`` the state dict's, ``endpoint`` e.g. ``layer_2``.
+
+    ``squeezed`` is the width inside squeeze-excite, 0 where there is none.
+    """
+
+    scope: str
+    module: str
+    endpoint: str
+    stage: int
+    kernel: int
+    stride: int
+    channels_in: int
+    expanded: int
+    squeezed: int
+    out: int
+    activation: Activation
+    kind: BlockKind
+    skip: bool
+
+    @property
+    def expands(self) -> bool:
+        """Whether it begins with an expansion."""
+        return self.kind in ("inverted_residual", "fused")
+
+    @property
+    def project(self) -> str:
+        """timm's name for the last convolution."""
+        return {"separable": "conv_pw", "projection": "conv"}.get(self.kind, "conv_pwl")
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether it has a depthwise convolution."""
+        return self.kind in ("inverted_residual", "separable")
+
+    @property
+    def residual(self) -> bool:
+        """Whether the input is added to the output."""
+        return self.skip and self.stride == 1 and self.channels_in == self.out
+
+
+@dataclass(frozen=True)
+class Network:
+    """A variant's network. Channel counts; ``gate`` is the squeeze-excite constant of the definition.
+
+    ``last_conv``, ``last_norm`` and ``last_act`` are modules. ``head`` is 0 where there is no convolution after
+    pooling; ``bn_folded`` networks have biases for batch norms.
+    """
+
+    channels: int
+    stem: int
+    stem_kernel: int
+    stem_stride: int
+    stem_activation: Activation
+    blocks: tuple[Block, ...]
+    last: int
+    last_conv: str
+    last_norm: str
+    last_act: str
+    last_activation: Activation
+    head: int
+    head_activation: Activation
+    gate: float
+    epsilon: float
+    decay: float
+    dropout: float
+    bn_folded: bool = False
+
+    @property
+    def features(self) -> int:
+        """Inputs of the classifier."""
+        return self.head or self.last
+
+    @property
+    def pools_in_layers(self) -> bool:
+        """Whether slim counts the pooling among its layers, as it does where a convolution follows."""
+        return self.last_conv != "conv_head"
+
+    @property
+    def total_stride(self) -> int:
+        """Pixels of the image for each position of the last feature map."""
+        return math.prod([self.stem_stride, *(block.stride for block in self.blocks)])
+
+    def endpoint_after_blocks(self, position: int) -> str:
+        """``layer_N`` of what follows the blocks: 0 last convolution, 1 pooling, 2 head convolution."""
+        return f"layer_{len(self.blocks) + 2 + position}"
+
+
+def build_network(mapping: Architecture) -> Network:
+    """Apply multiplier and expansions. Raises ValueError, ``key: what is wrong``, on an impossible table."""
+    table, divisor = mapping.network, mapping.definition.divisor
+    definition = mapping.definition
+    _check_numbers(mapping)
+
+    def scaled(count: int) -> int:
+        return make_divisible(count * table.multiplier, divisor)
+
+    blocks: list[Block] = []
+    channels = scaled(table.stem.out)
+    for index, row in enumerate(table.blocks):
+        key = f"network.blocks[{index}]"
+        last_stage = blocks[-1].stage if blocks else -1
+        if row.stage not in (last_stage, last_stage + 1) or row.stage < 0:
+            raise ValueError(f"{key}.stage: stages count up from 0 without gaps, {row.stage} follows {last_stage}")
+        if row.kernel % 2 == 0 or row.kernel < 1 or row.stride < 1 or row.out < 1:
+            raise ValueError(f"{key}: kernel must be odd, stride and out positive")
+        written = str(row.expansion)
+        try:
+            expansion = Fraction(written) if NUMBER.fullmatch(written) else None
+        except ZeroDivisionError:
+            expansion = None
+        if expansion is None:
+            raise ValueError(f"{key}.expansion: {written[:40]!r} is no number or fraction such as 72/16")
+        if not 1 <= expansion <= MOST:
+            raise ValueError(f"{key}.expansion: {written} is not between 1 and {MOST}")
+        expanded = channels if expansion == 1 else make_divisible(float(channels * expansion), divisor)
+        position = sum(block.stage == row.stage for block in blocks)
+        names = mapping.block
+        block = Block(
+            scope=(names.first if index == 0 else names.others).format(index=index),
+            module=mapping.module.format(stage=row.stage, position=position),
+            endpoint=f"layer_{index + 2}",
+            stage=row.stage,
+            kernel=row.kernel,
+            stride=row.stride,
+            channels_in=channels,
+            expanded=expanded,
+            squeezed=make_divisible(expanded / 4, divisor) if row.se else 0,  # squeeze_factor=4
+            out=scaled(row.out),
+            activation=row.activation,
+            kind=KINDS[row.fused, expansion == 1],
+            skip=row.skip,
+        )
+        blocks.append(block)
+        channels = block.out
+    if not blocks:
+        raise ValueError("network.blocks: there must be at least one block")
+    # timm's names: its MobileNetV3 keeps the last convolution in the blocks, its EfficientNet before the pooling
+    last = mapping.module.format(stage=blocks[-1].stage + 1, position=0)
+    return Network(
+        channels=mapping.input.channels,
+        stem=scaled(table.stem.out),
+        stem_kernel=table.stem.kernel,
+        stem_stride=table.stem.stride,
+        stem_activation=table.stem.activation,
+        blocks=tuple(blocks),
+        last=table.last.out if table.last.fixed else scaled(table.last.out),
+        last_conv=f"{last}.conv" if table.head else "conv_head",
+        last_norm=f"{last}.bn1" if table.head else "bn2",
+        last_act=f"{last}.act" if table.head else "act2",
+        last_activation=table.last.activation,
+        head=table.head.out if table.head else 0,
+        head_activation=table.head.activation if table.head else table.last.activation,
+        gate=definition.gate,
+        epsilon=definition.batch_norm.epsilon,
+        decay=definition.batch_norm.decay,
+        dropout=definition.dropout,
+        bn_folded=mapping.bn_folded,
+    )
+
+
+def _check_numbers(mapping: Architecture) -> None:
+    """Numbers that no network has end in a message, not in an absurd amount of memory."""
+    table, definition, spec = mapping.network, mapping.definition, mapping.input
+    if len(table.blocks) > MOST_BLOCKS:
+        raise ValueError(f"network.blocks: {len(table.blocks)} blocks; at most {MOST_BLOCKS}")
+    counts = {"input.size": spec.size, "input.channels": spec.channels, "definition.divisor": definition.divisor}
+    counts |= {"network.stem.out": table.stem.out, "network.last.out": table.last.out}
+    counts |= {"network.stem.kernel": table.stem.kernel, "network.stem.stride": table.stem.stride}
+    if table.head:
+        counts["network.head.out"] = table.head.out
+    for index, row in enumerate(table.blocks):
+        at = f"network.blocks[{index}]"
+        counts |= {f"{at}.out": row.out, f"{at}.kernel": row.kernel, f"{at}.stride": row.stride}
+    for key, count in counts.items():
+        if not 1 <= count <= MOST_COUNT:
+            raise ValueError(f"{key}: {count} is not between 1 and {MOST_COUNT}")
+    numbers = {"network.multiplier": table.multiplier, "definition.gate": definition.gate, "input.crop": spec.crop}
+    numbers |= {"definition.batch_norm.epsilon": definition.batch_norm.epsilon}
+    for key, number in numbers.items():
+        if not 0 < number <= MOST:
+            raise ValueError(f"{key}: {number} is not a number above 0 and up to {MOST}")
+    if not (0 <= definition.dropout <= 1 and 0 <= definition.batch_norm.decay <= 1):
+        raise ValueError("definition: dropout and decay lie between 0 and 1")
+    if len(spec.mean) != spec.channels or len(spec.std) != spec.channels:
+        raise ValueError(f"input: mean and std have a number for each of the {spec.channels} channels")
+    if not all(math.isfinite(x) for x in (*spec.mean, *spec.std)) or 0 in spec.std:
+        raise ValueError("input: mean and std are finite, and std is not 0")
+
+
+def make_divisible(value: float, divisor: int) -> int:
+    """``_make_divisible`` of slim/nets/mobilenet/mobilenet.py: the nearest multiple, at least 90 % of ``value``."""
+    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * value else rounded

@@ -1,0 +1,102 @@
+"""The part of a mapping file that describes the network, as typed values; docs/mapping-format.md explains each key."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct, field
+
+Activation = Literal["relu", "hard_swish"]
+BlockKind = Literal["separable", "inverted_residual", "fused", "projection"]
+
+
+class Input(Struct, frozen=True, forbid_unknown_fields=True):
+    """The image the network was trained on; ``mean`` and ``std`` refer to pixels / 255."""
+
+    size: int
+    channels: int
+    mean: list[float]
+    std: list[float]
+    crop: float
+
+
+class BatchNorm(Struct, frozen=True, forbid_unknown_fields=True):
+    """``decay`` is TensorFlow's: PyTorch's momentum is 1 - decay."""
+
+    epsilon: float
+    decay: float
+
+
+class Definition(Struct, frozen=True, forbid_unknown_fields=True):
+    """Constants of the network that are neither weights nor in the table."""
+
+    batch_norm: BatchNorm
+    gate: float
+    dropout: float
+    divisor: int
+
+
+class BlockNames(Struct, frozen=True, forbid_unknown_fields=True):
+    """Scope of the first block, and of the others (``{index}`` counts from 0)."""
+
+    first: str
+    others: str
+
+
+class Stem(Struct, frozen=True, forbid_unknown_fields=True):
+    """The first convolution."""
+
+    kernel: int
+    stride: int
+    out: int
+    activation: Activation
+
+
+class BlockRow(Struct, frozen=True, forbid_unknown_fields=True):
+    """One row of the paper's table, before the multiplier.
+
+    ``fused`` blocks expand with the k x k convolution; without ``skip`` the input is not added to the output.
+    """
+
+    stage: int
+    kernel: int
+    expansion: int | float | str
+    out: int
+    se: bool
+    activation: Activation
+    stride: int
+    fused: bool = False
+    skip: bool = True
+
+
+class Pointwise(Struct, frozen=True, forbid_unknown_fields=True):
+    """A 1x1 convolution; the multiplier spares a ``fixed`` one."""
+
+    out: int
+    activation: Activation
+    fixed: bool = False
+
+
+class Table(Struct, frozen=True, forbid_unknown_fields=True):
+    """The network table of a variant."""
+
+    multiplier: float
+    stem: Stem
+    blocks: list[BlockRow]
+    last: Pointwise
+    head: Pointwise | None
+
+
+class Architecture(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a network is made of.
+
+    ``block`` and ``module`` name its blocks in TensorFlow and in the state dict; ``bn_folded`` (``folded`` in the file)
+    tells that batch norms are folded into the weights.
+    """
+
+    input: Input
+    definition: Definition
+    block: BlockNames
+    module: str
+    network: Table
+    bn_folded: bool = field(name="folded", default=False)

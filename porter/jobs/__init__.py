@@ -1,0 +1,1 @@
+"""One module a public function, named as its command."""

@@ -1,0 +1,206 @@
+"""The main job: a TensorFlow checkpoint in, an artifact out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cache
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from porter.architecture.network import Network
+from porter.atomic import refuse_existing
+from porter.errors import MappingError, Option, PorterError
+from porter.formats import Checkpoint, open_checkpoint
+from porter.formats.weights import Weights
+from porter.mapping.files import load_mapping, load_variant, mapping_digest
+from porter.mapping.identify import match_variants
+from porter.mapping.options import ArtifactLayout, PathLike, PortOptions
+from porter.mapping.plan import Plan, fit, make_plan
+from porter.mapping.schema import VariantMapping
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from porter.artifacts.metadata import Metadata
+    from porter.mapping.apply import Ported
+
+DEFAULT = PortOptions()
+
+
+class Port(NamedTuple):
+    """A checkpoint, the mapping chosen for it, its network (with the checkpoint's own gate) and the plan.
+
+    ``classes`` are the outputs of the checkpoint's classifier, background included; 0 without one.
+    """
+
+    checkpoint: Checkpoint
+    mapping: VariantMapping
+    network: Network
+    classes: int
+    plan: Plan
+
+    @property
+    def target_network(self) -> Network:
+        """The network that the ported weights are made for."""
+        return replace(self.network, gate=self.plan.gate, bn_folded=self.plan.bn_folded)
+
+
+def plan_port(checkpoint: PathLike | Checkpoint, options: PortOptions = DEFAULT) -> Port:
+    """Open ``checkpoint``, choose its mapping and plan the port, reading no tensor.
+
+    Raises CheckpointError or MappingError.
+    """
+    opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint, options.weights)
+    return plan_opened(opened, choose_mapping(opened, options.variant, options.mapping), options)
+
+
+def plan_opened(opened: Checkpoint, mapping: VariantMapping, options: PortOptions = DEFAULT) -> Port:
+    """Plan the port of ``opened`` by ``mapping``. Raises MappingError."""
+    fitted = fit(mapping, opened)
+    return Port(opened, mapping, fitted.network, fitted.classes, make_plan(mapping, fitted, opened, options))
+
+
+def convert(
+    checkpoint: PathLike,
+    output: PathLike | None = None,
+    variant: str | None = None,
+    *,
+    mapping: PathLike | None = None,
+    weights: Weights = "auto",
+    layout: ArtifactLayout = "timm",
+    keep_background: bool = False,
+    num_classes: int | None = None,
+    fold_bn: bool = False,
+    fake_quant: bool | None = None,
+    force: bool = False,
+) -> tuple[Path, Port]:
+    """Port ``checkpoint`` and write ``output`` (``.pth`` or ``.safetensors``; ``<variant>.pth`` when left out).
+
+    Other arguments as for ``PortOptions``. Returns the path written and what was done. Raises PorterError
+    and leaves no file behind.
+    """
+    if output is not None:  # before any work
+        refuse_existing(Path(output), force)
+    options = PortOptions(variant, mapping, weights, layout, keep_background, num_classes, fold_bn, fake_quant)
+    port = plan_port(checkpoint, options)
+    path = Path(output if output is not None else f"{port.mapping.variant}.pth")
+    from porter.artifacts.files import check_suffix, save_artifact
+
+    check_suffix(path)
+    refuse_existing(path, force)
+    save_artifact(path, *carry_out_port(port), force)
+    return path, port
+
+
+def convert_all(
+    checkpoints: Sequence[str], folder: Path, options: PortOptions = DEFAULT, *, force: bool = False
+) -> Iterator[tuple[Path, Port]]:
+    """Port several checkpoints, of one training run say, into ``folder`` as ``<name of the checkpoint>.pth``.
+
+    Results as for ``convert``; the variant is found once, and each is read while the one before
+    it is written. Raises PorterError before the first where an output exists, and at the first that cannot be
+    ported; those before it stay.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    from porter.artifacts.files import save_artifact
+
+    names = [f"{Path(checkpoint).name.removesuffix('.index')}.pth" for checkpoint in checkpoints]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise PorterError(f"{folder}: two checkpoints would become {twice[0]}; convert them one by one")
+    if folder.is_file():
+        raise PorterError(f"{folder}: is a file; name a folder for several checkpoints")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        refuse_existing(folder / name, force)
+
+    def read(checkpoint: str) -> tuple[Port, dict[str, Tensor], Metadata]:
+        port = plan_port(checkpoint, options)
+        return port, *carry_out_port(port)
+
+    with ThreadPoolExecutor(1) as reader:
+        ready = read(checkpoints[0])
+        if options.mapping is None:
+            options = replace(options, variant=ready[0].mapping.variant)
+        for name, following in zip_longest(names, checkpoints[1:]):
+            ahead = reader.submit(read, following) if following else None
+            port, tensors, metadata = ready
+            save_artifact(folder / name, tensors, metadata, force)
+            yield folder / name, port
+            if ahead:
+                ready = ahead.result()
+
+
+def carry_out_port(port: Port) -> tuple[dict[str, Tensor], Metadata]:
+    """Read and port the weights: a state dict and its metadata. Raises CheckpointError or MappingError."""
+    import torch
+
+    from porter.mapping.apply import carry_out
+
+    ported = carry_out(port.plan, port.checkpoint)
+    tensors = {name: torch.from_numpy(values) for name, values in ported.tensors.items()}
+    return tensors, _describe(port, ported)
+
+
+def _describe(port: Port, ported: Ported) -> Metadata:
+    from porter.artifacts.metadata import Metadata
+
+    plan = port.plan
+    return Metadata(
+        tool=f"mnv3-port {_version()}",
+        variant=plan.variant,
+        layout=plan.layout,
+        gate=plan.gate,
+        source_gate=plan.source_gate,
+        num_classes=plan.num_classes,
+        background_dropped=plan.background_dropped,
+        weights=port.checkpoint.weights,
+        step=port.checkpoint.step,
+        sources=port.checkpoint.digests(),
+        mapping=mapping_digest(port.mapping),
+        fold_nudges=ported.fold_nudges,
+        bn_folded=plan.bn_folded,
+        ranges=ported.ranges,
+    )
+
+
+@cache
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("mnv3-port")
+
+
+def choose_mapping(checkpoint: Checkpoint, variant: str | None, mapping: PathLike | None) -> VariantMapping:
+    """The mapping to use: the user's file, else the named variant's, else that of the variant found.
+
+    Raises MappingError when the named variant is wrong and another one fits, or when none fits.
+    """
+    if mapping is not None:
+        chosen = load_mapping(Path(mapping))
+        if variant is not None and variant != chosen.variant:
+            raise MappingError(f"{mapping}: is a mapping of {chosen.variant}, not of {variant}")
+        return chosen
+    if variant is not None:
+        named = match_variants(checkpoint, [load_variant(variant).variant])[0]
+        if named.exact:
+            return load_variant(variant, named.names)
+    best = match_variants(checkpoint)[0]
+    if variant is None:
+        if not best.exact:
+            raise MappingError(
+                f"{checkpoint.given}: no variant fits; closest is {best.variant} with {best.fitting} of "
+                f"{best.expected} variables. A mapping file of your own may fit; to list the differences use",
+                option=Option("variant", best.variant),
+            )
+        return load_variant(best.variant, best.names)
+    if best.exact:
+        raise MappingError(
+            f"{checkpoint.given}: is a {best.variant} checkpoint, not {variant}; use",
+            option=Option("variant", best.variant),
+        )
+    return load_variant(variant, named.names)

@@ -1,0 +1,308 @@
+"""``create_model``: a MobileNetV3 with the weights of an artifact or straight from a TensorFlow checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args, overload
+
+import torch
+from torch import Tensor, nn
+
+from porter.architecture.network import Network, build_network
+from porter.artifacts.files import Artifact, load_artifact
+from porter.artifacts.locate import ArtifactFile, find_artifact
+from porter.artifacts.metadata import Metadata
+from porter.artifacts.relayout import relayout, without_batch_norms
+from porter.artifacts.variant import mapping_of, variant_mapping
+from porter.errors import ArtifactError, PorterError
+from porter.formats import Checkpoint
+from porter.formats.checkpoint import sha256
+from porter.formats.weights import Weights
+from porter.jobs.convert import DEFAULT, carry_out_port, plan_port
+from porter.mapping.files import load_mapping, load_variant, variant_named
+from porter.mapping.gate import TIMM_GATE
+from porter.mapping.options import ArtifactLayout, PathLike, PortOptions
+from porter.mapping.ranges import Range
+from porter.mapping.rules import expected_variables
+from porter.mapping.schema import VariantMapping
+from porter.models.fake_quant import fake_quantize
+from porter.models.feature_info import pyramid
+from porter.models.mobilenet_v3 import MobileNetV3, MobileNetV3Features, initialize
+from porter.models.pretrained_cfg import pretrained_cfg
+
+Source = PathLike | ArtifactFile | Checkpoint
+HEAD = ("classifier", "conv_head", "bn2", "act2", "global_pool")  # what a feature pyramid, or another head, has not
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of the network is built; None leaves it as the weights have it."""
+
+    num_classes: int | None = None
+    in_chans: int | None = None
+    dropout: float | None = None
+    features_only: bool = False
+    out_indices: Sequence[int] | None = None
+
+
+WHOLE = Shape()
+
+
+class OpenedModel(NamedTuple):
+    """A model in eval mode, and where it comes from.
+
+    ``metadata`` is None where another tool wrote the weights, and for untrained ones; ``digests`` are SHA-256 by file
+    name. ``fake_quant`` tells that it computes the 8 bits of its source.
+    """
+
+    model: MobileNetV3 | MobileNetV3Features
+    mapping: VariantMapping
+    metadata: Metadata | None
+    digests: dict[str, str]
+    fake_quant: bool
+
+    @property
+    def classifier(self) -> MobileNetV3:
+        """The model, which was asked for whole."""
+        assert isinstance(self.model, MobileNetV3)
+        return self.model
+
+
+@overload
+def create_model(
+    variant: str,
+    checkpoint: PathLike | None = None,
+    *,
+    mapping: PathLike | None = None,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    dropout: float | None = None,
+    features_only: Literal[False] = False,
+    out_indices: None = None,
+    layout: ArtifactLayout | None = None,
+    weights: Weights = "auto",
+    keep_background: bool = False,
+    fake_quant: bool | None = None,
+) -> MobileNetV3: ...
+
+
+@overload
+def create_model(
+    variant: str,
+    checkpoint: PathLike | None = None,
+    *,
+    mapping: PathLike | None = None,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    dropout: float | None = None,
+    features_only: Literal[True],
+    out_indices: Sequence[int] | None = None,
+    layout: ArtifactLayout | None = None,
+    weights: Weights = "auto",
+    keep_background: bool = False,
+    fake_quant: bool | None = None,
+) -> MobileNetV3Features: ...
+
+
+def create_model(
+    variant: str,
+    checkpoint: PathLike | None = None,
+    *,
+    mapping: PathLike | None = None,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    dropout: float | None = None,
+    features_only: bool = False,
+    out_indices: Sequence[int] | None = None,
+    layout: ArtifactLayout | None = None,
+    weights: Weights = "auto",
+    keep_background: bool = False,
+    fake_quant: bool | None = None,
+) -> MobileNetV3 | MobileNetV3Features:
+    """Build ``variant`` and load ``checkpoint`` into it; returned in eval mode.
+
+    ``variant`` may be timm's name of it, or a file of weights, whose variant is found. ``checkpoint`` is a ``.pth`` or
+    ``.safetensors`` (ours, or any with timm's keys), a release's folder, any TensorFlow source that
+    ``open_checkpoint`` takes, the URL of any of these, or None for untrained weights. ``num_classes`` other than the
+    checkpoint's gives a new classifier (0: none) above loaded features; a source without one (a feature extractor)
+    gives the pooled features; ``in_chans`` other than 3 adapts the first convolution; ``dropout`` is a probability.
+    ``layout`` chooses the definition: ``slim`` (gate 0.16667) or ``timm`` (gate 1/6, weights folded); by default as the
+    artifact was written, slim's for a TensorFlow source. ``features_only`` gives the feature pyramid, ``out_indices``
+    some of it, in that order. ``mapping`` is a user's own mapping file. Weights that were trained for 8 bits compute
+    them, in slim's definition with batch norms folded and in float64; ``fake_quant`` False opens them as a float
+    network. Raises PorterError.
+    """
+    options = PortOptions(None, mapping, weights, "timm", keep_background, fake_quant=fake_quant)
+    shape = Shape(num_classes, in_chans, dropout, features_only, out_indices)
+    source = checkpoint
+    name: str | None = str(variant)
+    if checkpoint is None and mapping is None and variant_named(str(variant)) is None:
+        source, name = variant, None  # weights that know their variant
+        if find_artifact(variant) is None and "://" not in str(variant) and not Path(variant).exists():
+            load_variant(str(variant))  # tells which there are
+    return open_model(source, replace(options, variant=name), layout, shape).model
+
+
+def open_model(
+    source: Source | None,
+    options: PortOptions = DEFAULT,
+    layout: ArtifactLayout | None = None,
+    shape: Shape = WHOLE,
+) -> OpenedModel:
+    """What ``create_model`` does, and where the model comes from; the layout is ``layout``, not that of ``options``."""
+    _check(options, layout, shape)
+    name = _name(source)
+    artifact, mapping, network, digests = _opened(source, options, layout)
+    ranges = artifact.metadata.ranges if artifact and artifact.metadata else {}
+    if options.fake_quant and not ranges:
+        raise ArtifactError(f"{name}: holds no ranges of fake quantisation; it was not trained for 8 bits")
+    fake_quant = bool(ranges) and options.fake_quant is not False
+    if fake_quant and layout == "timm":
+        raise ArtifactError(f"{name}: computes 8 bits in layout slim alone; leave layout out, or fake_quant=False")
+    if artifact is not None:
+        if fake_quant:  # the ranges belong to these weights
+            artifact = _relaid(artifact, "slim", mapping, network)
+            if not artifact.metadata or not artifact.metadata.bn_folded:
+                artifact = without_batch_norms(artifact, network)
+        network = _as_stored(network, artifact)
+    network = replace(network, channels=shape.in_chans or network.channels)
+    model = _built(network, artifact, shape)
+    if artifact is None:
+        initialize(model)
+    else:
+        _fill(model, artifact.tensors, name)
+    if fake_quant:
+        assert artifact is not None
+        new_head = shape.num_classes not in (None, len(artifact.tensors.get("classifier.bias", ())))
+        fake_quantize(model, _ranges_of(model, ranges, new_head, name))
+    model.pretrained_cfg = pretrained_cfg(mapping, getattr(model, "num_classes", 0), network.channels)
+    return OpenedModel(model.eval(), mapping, artifact.metadata if artifact else None, digests, fake_quant)
+
+
+def _check(options: PortOptions, layout: object, shape: Shape) -> None:
+    """Raise PorterError for an argument that is none of those allowed, before anything is read."""
+    for name, value, allowed in (
+        ("layout", layout, (None, *get_args(ArtifactLayout))),
+        ("weights", options.weights, get_args(Weights)),
+        ("fake_quant", options.fake_quant, (None, True, False)),
+    ):
+        if not any(value is one or (isinstance(value, str) and value == one) for one in allowed):
+            raise PorterError(f"{name}={value!r}: use one of {', '.join(repr(one) for one in allowed)}")
+    for name, number, least in (("num_classes", shape.num_classes, 0), ("in_chans", shape.in_chans, 1)):
+        if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < least):
+            raise PorterError(f"{name}={number!r}: use a whole number from {least} on")
+    if shape.dropout is not None and not 0 <= shape.dropout <= 1:
+        raise PorterError(f"dropout={shape.dropout!r}: use a probability, from 0 to 1")
+    if shape.out_indices is not None and not shape.features_only:
+        raise PorterError("out_indices: only with features_only=True")
+
+
+def _opened(
+    source: Source | None, options: PortOptions, layout: ArtifactLayout | None
+) -> tuple[Artifact | None, VariantMapping, Network, dict[str, str]]:
+    """The weights of ``source`` in ``layout``, the mapping, the network with its gate, and digests of files."""
+    if source is None:
+        mapping = (
+            load_mapping(Path(options.mapping))
+            if options.mapping is not None
+            else variant_mapping(str(options.variant))
+        )
+        network = build_network(mapping)
+        return None, mapping, replace(network, gate=TIMM_GATE if layout == "timm" else network.gate), {}
+    if isinstance(source, ArtifactFile):
+        file: ArtifactFile | None = source
+    else:
+        file = None if isinstance(source, Checkpoint) else find_artifact(source)
+    given = _name(source)
+    if file is None:
+        assert not isinstance(source, ArtifactFile)
+        name = options.variant and (variant_named(options.variant) or options.variant)
+        port = plan_port(source, replace(options, variant=name, layout=layout or "slim"))
+        network = replace(port.network, gate=port.plan.gate)
+        return Artifact(*carry_out_port(port)), port.mapping, network, port.checkpoint.digests()
+    artifact = load_artifact(file)
+    mapping = mapping_of(artifact, options, file.mapping, given)
+    network = build_network(mapping)
+    if layout == "slim" and artifact.metadata is None:
+        raise ArtifactError(f"{given}: not written by mnv3-port, so its gate fold is not known; use layout 'timm'")
+    if layout is not None:
+        artifact = _relaid(artifact, layout, mapping, network)
+    gate = artifact.metadata.gate if artifact.metadata else TIMM_GATE
+    return artifact, mapping, replace(network, gate=gate), {file.path.name: sha256(file.path)}
+
+
+def _name(source: Source | None) -> str:
+    return source.given if isinstance(source, (ArtifactFile, Checkpoint)) else str(source)
+
+
+def _relaid(artifact: Artifact, layout: ArtifactLayout, mapping: VariantMapping, network: Network) -> Artifact:
+    gate_folded = [want.target for want in expected_variables(mapping, network, classes=1) if want.folds_gate]
+    # A .tflite's own names never come with another gate, and its rules name the same entries
+    return relayout(artifact, layout, [name for name in gate_folded if name in artifact.tensors])
+
+
+def _built(network: Network, artifact: Artifact | None, shape: Shape) -> MobileNetV3 | MobileNetV3Features:
+    if shape.features_only:
+        count = len(pyramid(network))
+        wrong = [i for i in shape.out_indices or () if isinstance(i, bool) or i not in range(count)]
+        if wrong:
+            raise PorterError(f"out_indices: {wrong[0]!r} is none of 0 to {count - 1}")
+        return MobileNetV3Features(network, shape.out_indices)
+    classes = 1000 if artifact is None else len(artifact.tensors.get("classifier.bias", ()))
+    return MobileNetV3(network, classes if shape.num_classes is None else shape.num_classes, shape.dropout)
+
+
+def _as_stored(network: Network, artifact: Artifact) -> Network:
+    """``network`` with as much of it as ``artifact`` holds: batch norms or biases, a head or none; and its gate."""
+    metadata = artifact.metadata
+    bn_folded = metadata.bn_folded if metadata else "conv_stem.bias" in artifact.tensors
+    head = network.head if "conv_head.weight" in artifact.tensors else 0
+    return replace(network, bn_folded=bn_folded, head=head, gate=metadata.gate if metadata else network.gate)
+
+
+def _ranges_of(model: nn.Module, ranges: dict[str, Range], new_head: bool, source: str) -> dict[str, Range]:
+    """The ranges of what is in ``model``: not those of a head that was left out or is another one."""
+    modules = {name for name, _ in model.named_modules()} | {name for name, _ in model.named_parameters()}
+    found = {
+        name: limits
+        for name, limits in ranges.items()
+        if (name in modules or name == "input") and not (new_head and name.startswith("classifier"))
+    }
+    strange = [name for name in ranges if name not in modules and name != "input" and not name.startswith(HEAD)]
+    if strange:
+        raise ArtifactError(f"{source}: ranges of {strange[0]}, which the network has not; damaged metadata?")
+    return found
+
+
+def _fill(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
+    """Load ``tensors`` strictly, but for a head that was asked to differ and an adapted stem."""
+    own = model.state_dict()
+    head = ("classifier.", "conv_head.", "bn2.")
+    state = {name: value for name, value in tensors.items() if name in own or not name.startswith(head)}
+    stem = "conv_stem.weight"
+    if stem in state and state[stem].shape[1] != own[stem].shape[1]:
+        state[stem] = _adapt_stem(state[stem], own[stem].shape[1])
+    for name in ("classifier.weight", "classifier.bias"):
+        if name in own and (name not in state or state[name].shape[:1] != own[name].shape[:1]):
+            initialize(model.get_submodule("classifier"))  # another number of classes
+            state[name] = own[name]
+    problems = [f"{name}: missing" for name in own if name not in state and not name.endswith("num_batches_tracked")]
+    problems += [f"{name}: not in the network" for name in state if name not in own]
+    problems += [
+        f"{name}: shape {list(value.shape)}, the network has {list(own[name].shape)}"
+        for name, value in state.items()
+        if name in own and value.shape != own[name].shape
+    ]
+    if problems:
+        raise ArtifactError(f"{source}: does not fit the network ({len(problems)} problems):", problems[:20])
+    model.load_state_dict(state, strict=False)
+
+
+def _adapt_stem(weight: Tensor, channels: int) -> Tensor:
+    """Weights (O, 3, kH, kW) for another number of input channels: grey is the sum, others repeat RGB rescaled."""
+    if channels == 1:
+        return weight.sum(1, keepdim=True)
+    repeats = -(-channels // weight.shape[1])
+    return torch.cat([weight] * repeats, 1)[:, :channels] * (weight.shape[1] / channels)

@@ -1,0 +1,76 @@
+"""Back again: an artifact as a TensorFlow checkpoint that slim's graph restores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from porter.architecture.network import build_network
+from porter.artifacts.files import load_artifact
+from porter.artifacts.locate import find_artifact
+from porter.artifacts.relayout import relayout, without_fold
+from porter.artifacts.variant import mapping_of
+from porter.errors import ArtifactError
+from porter.formats.bundle_writer import write_bundle
+from porter.formats.weights import SUFFIX
+from porter.mapping.axes import target_shape, to_source
+from porter.mapping.options import PathLike, PortOptions
+from porter.mapping.rules import expected_variables
+
+
+class Exported(NamedTuple):
+    """The prefix written, the variables in it, and the classes of its classifier."""
+
+    prefix: Path
+    variables: int
+    classes: int
+
+
+def export_tf(
+    artifact: PathLike,
+    folder: PathLike,
+    variant: str | None = None,
+    *,
+    mapping: PathLike | None = None,
+    averages: bool = False,
+    force: bool = False,
+) -> Exported:
+    """Write ``artifact`` into ``folder`` as a V2 checkpoint under slim's names, the gate fold undone.
+
+    ``variant`` is the artifact's own when left out; one without metadata (timm's) needs it, and is taken for
+    gate 1/6. ``averages`` writes each variable under its ``ExponentialMovingAverage`` name as well. A background
+    class that was dropped does not come back: the checkpoint has the artifact's classes. Converting it again
+    gives the same state dict, bit for bit. Raises PorterError.
+    """
+    source, out = str(artifact), Path(folder)
+    file = find_artifact(source)
+    loaded = load_artifact(file or source)
+    metadata = loaded.metadata
+    chosen = mapping_of(loaded, PortOptions(variant, mapping), file.mapping if file else None, source)
+    if metadata and metadata.bn_folded:
+        raise ArtifactError(f"{source}: its batch norms are folded away, and slim's graph has them; convert it without")
+    network = build_network(chosen)
+    classes = len(loaded.tensors.get("classifier.bias", ()))
+    expected = expected_variables(chosen, network, classes)
+    gate_folded = [want.target for want in expected if want.folds_gate]
+    problems = [
+        f"{want.target}: {'missing' if found is None else f'shape {list(found.shape)}'}, expected {list(shape)}"
+        for want in expected
+        for found, shape in [(loaded.tensors.get(want.target), target_shape(want.axes, want.shape))]
+        if found is None or tuple(found.shape) != shape
+    ]
+    if problems:
+        raise ArtifactError(f"{source}: is no {chosen.variant} state dict ({len(problems)} problems):", problems[:20])
+    plain = relayout(loaded, "slim", gate_folded) if metadata else without_fold(loaded, network.gate, gate_folded)
+    step = (metadata.step if metadata else None) or 0
+    variables: dict[str, np.ndarray] = {"global_step": np.array(step, np.int64)}
+    for want in expected:
+        values = to_source(want.axes, plain.tensors[want.target].numpy(), want.shape)
+        variables[want.source] = values
+        if averages:
+            variables[want.source + SUFFIX] = values
+    out.mkdir(parents=True, exist_ok=True)
+    write_bundle(out / f"model-{step}", variables, force=force)
+    return Exported(out / f"model-{step}", len(variables), classes)

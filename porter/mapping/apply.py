@@ -1,0 +1,113 @@
+"""Carrying out a plan: reading, reordering, folding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import msgspec
+
+from porter.errors import CheckpointError
+from porter.formats import Checkpoint
+from porter.mapping.axes import to_target
+from porter.mapping.gate import fold
+from porter.mapping.plan import Plan, Step
+from porter.mapping.ranges import FIELDS, Range
+
+if TYPE_CHECKING:
+    import numpy as np
+
+FLOAT32_MAX = 3.4028234663852886e38
+
+
+class Ported(NamedTuple):
+    """State-dict values by entry, in the state dict's order; ``fold_nudges`` undo the gate fold (see gate.fold).
+
+    ``ranges`` are those of what the source quantised to 8 bits, by module or entry.
+    """
+
+    tensors: dict[str, np.ndarray]
+    fold_nudges: dict[str, list[int]]
+    ranges: dict[str, Range]
+
+
+def carry_out(plan: Plan, checkpoint: Checkpoint, dtype: Literal["float32", "float64"] = "float32") -> Ported:
+    """Read every planned variable, bring it into PyTorch's layout, fold what the plan folds.
+
+    Returns contiguous arrays of ``dtype`` that own their memory (int64 counters apart). Raises
+    CheckpointError on damaged data and on values that are not finite.
+    """
+    import numpy as np
+
+    checkpoint.prefetch(step.source for step in plan.steps)
+    tensors = {step.target: _read(step, checkpoint, dtype) for step in plan.steps}
+    for module, norm in plan.norms.items():
+        weight, bias = fold_batch_norm(tensors, module, norm, plan.epsilon)
+        tensors[f"{module}.weight"], tensors[f"{module}.bias"] = weight, bias
+    nudges: dict[str, list[int]] = {}
+    for step in plan.steps:
+        if step.scale != 1.0:
+            tensors[step.target], lost = fold(tensors[step.target], step.scale)
+            if lost:
+                nudges[step.target] = lost
+    in_order = {name: tensors[name] if name in tensors else np.zeros((), np.int64) for name in plan.targets}
+    for name, values in in_order.items():
+        if not np.isfinite(values).all():
+            raise CheckpointError(
+                f"{checkpoint.given}: entry {name}: folding gives values that are NaN or infinite; weights beyond "
+                "float32, or a variance below 0?"
+            )
+    dropped = {step.target.rpartition(".")[0]: step.drop_class for step in plan.steps if step.drop_class is not None}
+    ranges = {at: _range(checkpoint, name, dropped.get(at)) for at, name in plan.ranges.items()}
+    return Ported(in_order, nudges, ranges)
+
+
+def _range(checkpoint: Checkpoint, name: str, drop_class: int | None) -> Range:
+    """The range ``name``; of what it has for each channel, that of ``drop_class`` is left out."""
+    found = {field: checkpoint.get(f"{name}/{field}") for field in FIELDS}
+    numbers = {field: variable.read().tolist() for field, variable in found.items() if variable is not None}
+    for values in numbers.values():
+        if drop_class is not None and isinstance(values, list):
+            del values[drop_class]
+    low, high = numbers["min"], numbers["max"]
+    if not -FLOAT32_MAX <= low <= 0 <= high <= FLOAT32_MAX or low == high:
+        raise CheckpointError(
+            f"{checkpoint.path}: range {name}: {low} to {high} holds no zero, or nothing else; was it trained?"
+        )
+    return msgspec.convert(numbers, Range)
+
+
+def _read(step: Step, checkpoint: Checkpoint, dtype: str) -> np.ndarray:
+    import numpy as np
+
+    variable = checkpoint[step.source]
+    values = to_target(step.axes, variable.read())
+    if step.drop_class is not None:
+        # A view where it can be: the classifier is the largest tensor
+        values = values[1:] if step.drop_class == 0 else np.delete(values, step.drop_class, axis=0)
+    values = np.array(values, dtype, order="C")
+    if not np.isfinite(values).all():
+        count = int((~np.isfinite(values)).sum())
+        raise CheckpointError(
+            f"{variable.file}: tensor {variable.stored_as}: {count} of {values.size} values are NaN or infinite; "
+            "a diverged training run? choose another step"
+        )
+    return values + values.dtype.type(step.shift) if step.shift else values
+
+
+def fold_batch_norm(
+    tensors: Mapping[str, np.ndarray], module: str, norm: str, epsilon: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weight (first axis: outputs) and bias of ``module`` with its batch norm ``norm`` in them.
+
+    Worked out in float64, rounded once to the weight's dtype.
+    """
+    import numpy as np
+
+    weight = tensors[f"{module}.weight"]
+    gamma, beta, mean, variance = (
+        tensors[f"{norm}.{name}"].astype(np.float64) for name in ("weight", "bias", "running_mean", "running_var")
+    )
+    factor = gamma / np.sqrt(variance + epsilon)
+    scaled = weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
+    return scaled.astype(weight.dtype), (beta - mean * factor).astype(weight.dtype)

@@ -1,0 +1,60 @@
+"""TensorFlow's endpoint names (``layer_5/depthwise_output``) on our modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from porter.architecture.endpoints import endpoint_modules
+from porter.models.deployment import Deployed
+from porter.models.mobilenet_v3 import MobileNetV3
+
+
+@contextmanager
+def capture(model: MobileNetV3 | Deployed, receive: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """While open, every forward pass of ``model`` hands each endpoint to ``receive(name, tensor)``.
+
+    Feature maps are NCHW, logits and predictions (N, classes). They come one at a time, as they are
+    computed, so that a receiver which drops them never holds more than one.
+    """
+
+    def with_predictions(name: str, output: Tensor) -> None:
+        receive(name, output)
+        if name == "Logits":
+            receive("Predictions", output.softmax(1))
+
+    if isinstance(model, Deployed):
+        model.receive = with_predictions
+        try:
+            yield
+        finally:
+            model.receive = None
+        return
+
+    def hook(names: list[str]) -> Callable[[nn.Module, object, Tensor], None]:
+        def forward_hook(_module: nn.Module, _args: object, output: Tensor) -> None:
+            for name in names:
+                with_predictions(name, output)
+
+        return forward_hook
+
+    by_module: dict[str, list[str]] = {}
+    for name, module in endpoint_modules(model.network, model.num_classes).items():
+        by_module.setdefault(module, []).append(name)
+    handles = [model.get_submodule(module).register_forward_hook(hook(names)) for module, names in by_module.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def endpoints(model: MobileNetV3, x: Tensor) -> dict[str, Tensor]:
+    """Run ``model`` on ``x`` (N, C, H, W) and return every endpoint by TensorFlow's name."""
+    found: dict[str, Tensor] = {}
+    with torch.no_grad(), capture(model, found.__setitem__):
+        model(x)
+    return found

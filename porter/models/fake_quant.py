@@ -1,0 +1,212 @@
+"""Quantisation to 8 bits, simulated in float: what training with fake quantisation or TensorFlow Lite computes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from porter.mapping.ranges import Range
+from porter.models.blocks import Gate
+
+INPUT = "input"  # the range of the image
+
+
+def fake_quantize(model: nn.Module, ranges: Mapping[str, Range]) -> None:
+    """From now on round the output of each module that ``ranges`` names to its 256 levels, and weights at once.
+
+    The model becomes float64: a level more or less for want of digits, early in the network, moves many levels later.
+    Keys are modules (``blocks.1.0.act1``), weights (``blocks.1.0.conv_pw.weight``) or ``input``. Raises
+    AttributeError on a name that ``model`` does not have.
+    """
+    model.double()
+    for module in model.modules():
+        if isinstance(module, (nn.ReLU, nn.Hardswish)):
+            module.inplace = False  # the hooks below look at inputs
+        elif isinstance(module, Gate):
+            module.fused = False  # and at what lies between its operations
+    model.register_forward_pre_hook(lambda _module, args: (args[0].double(),))
+    for name, limits in ranges.items():
+        if name == INPUT:
+            model.register_forward_pre_hook(lambda _module, args, limits=limits: (quantized(args[0], limits),))
+        elif name.endswith(".weight"):
+            weight = model.get_parameter(name)
+            with torch.no_grad():
+                weight.copy_(quantized(weight, limits))
+        elif limits.input_min is not None and limits.input_scale is not None:
+            hook = _looked_up(hard_swish_table(limits), limits.input_min, limits.input_scale)
+            model.get_submodule(name).register_forward_hook(hook)
+        elif limits.input_zero is not None and limits.input_scale is not None:
+            hook = _averaged(limits, limits.input_scale, round(limits.input_zero))
+            model.get_submodule(name).register_forward_hook(hook)
+        elif limits.skip_scale is not None and limits.branch_scale is not None:
+            model.get_submodule(name).register_forward_hook(_added(limits, limits.skip_scale, limits.branch_scale))
+        else:
+            hooked = model.get_submodule(name)
+            hooked.register_forward_hook(lambda _module, _args, out, limits=limits: quantized(out, limits))
+
+
+def quantized(x: Tensor, limits: Range) -> Tensor:
+    """``x`` at the nearest of 256 levels of ``limits``, moved so that 0 is one of them.
+
+    FakeQuantWithMinMaxVars of tensorflow/core/kernels/fake_quant_ops_functor.h, operation by operation; where an
+    integer kernel's arithmetic is known, MultiplyByQuantizedMultiplier of tensorflow/lite/kernels/internal/common.h.
+    """
+    low, scale = nudged(limits)
+    high = low + 255 * scale
+    if limits.unit is None or limits.multiplier is None:
+        exact = x if limits.scale is not None else x.float()  # as TensorFlow does, whose ranges have no scale
+        zero = round(-low / scale)
+        levels = torch.floor((torch.clamp(exact, low, high) - low) / scale - zero + 0.5)
+        return (levels * scale).to(x.dtype)
+    unit, multiplier = (_by_channel(value, x) for value in (limits.unit, limits.multiplier))
+    levels = _requantized(torch.round(x / unit).long(), multiplier, int(limits.ties_away))
+    return torch.clamp(levels.double() * scale, low, high)
+
+
+def _requantized(total: Tensor, multiplier: Tensor, ties_away: int) -> Tensor:
+    """``total`` (int64) times ``multiplier`` (float64) in 31-bit fixed point, ties upwards, or away from zero."""
+    fraction, exponent = torch.frexp(multiplier)
+    levels = (total * torch.round(fraction * 2**31).long() + (1 << 30)) >> 31
+    levels = levels << exponent.clamp(min=0)
+    right = (-exponent).clamp(min=0).long()
+    mask = (torch.ones_like(right) << right) - 1
+    half = (mask >> 1) + (levels < 0) * ties_away
+    return (levels >> right) + ((levels & mask) > half)
+
+
+def _by_channel(value: float | list[float], x: Tensor) -> Tensor:
+    """A number, or one for each channel of ``x`` (N, C, ...), so that it multiplies ``x``."""
+    values = torch.tensor(value, dtype=torch.float64)
+    return values if values.ndim == 0 else values.reshape(-1, *[1] * (x.ndim - 2))
+
+
+def nudged(limits: Range) -> tuple[float, float]:
+    """The lowest level and the distance of levels; in float32, as TensorFlow works them out, where it is not stored."""
+    if limits.scale is not None:
+        return round(limits.min / limits.scale) * limits.scale, limits.scale
+    low, high = (torch.tensor(limit, dtype=torch.float32) for limit in (limits.min, limits.max))
+    scale = (high - low) / 255
+    zero = torch.clamp(torch.floor(-low / scale + 0.5), 0, 255)
+    return float(-zero * scale), float(scale)
+
+
+def _averaged(
+    limits: Range, input_scale: float, input_zero: int
+) -> Callable[[nn.Module, tuple[Tensor], Tensor], Tensor]:
+    """The mean over a map as TensorFlow Lite's integer kernel makes it (Mean of optimized/integer_ops/mean.h).
+
+    It sums levels, zero and all, and takes what the zeros have contributed away behind the rounding.
+    """
+    low, scale = nudged(limits)
+    zero = math.copysign(math.floor(abs(input_zero * input_scale / scale) + 0.5), input_zero)
+
+    def hook(_module: nn.Module, args: tuple[Tensor], _out: Tensor) -> Tensor:
+        count = args[0].shape[2] * args[0].shape[3]
+        total = (torch.round(args[0] / input_scale).long() + input_zero).sum((2, 3), keepdim=True)
+        share = float(np.float32(input_scale) / (np.float32(count) * np.float32(scale)))
+        levels = _requantized(total, torch.tensor(share, dtype=torch.float64), ties_away=0) - zero
+        return torch.clamp(levels.double() * scale, low, low + 255 * scale)
+
+    return hook
+
+
+def _added(limits: Range, skip: float, branch: float) -> Callable[[nn.Module, tuple[Tensor], Tensor], Tensor]:
+    """A block's output as TensorFlow Lite's integer addition makes it (AddElementwise of kernels/internal/add.h).
+
+    Both inputs, in levels ``skip`` and ``branch`` apart, are brought to one scale with 20 more bits and added there.
+    """
+    low, scale = nudged(limits)
+    common = 2 * max(skip, branch)
+    multipliers = [_fixed_point(value / common) for value in (skip, branch)]
+    out_multiplier = _fixed_point(common / ((1 << 20) * scale))
+
+    def hook(_module: nn.Module, args: tuple[Tensor], out: Tensor) -> Tensor:
+        levels = (torch.round(args[0] / skip).long(), torch.round((out - args[0]) / branch).long())
+        first, second = (_multiplied(level << 20, by) for level, by in zip(levels, multipliers, strict=True))
+        total = first + second
+        return torch.clamp(_multiplied(total, out_multiplier).double() * scale, low, low + 255 * scale)
+
+    return hook
+
+
+def _fixed_point(value: float) -> tuple[int, int]:
+    """``value`` below 1 as a 31-bit fraction and a shift to the right (QuantizeMultiplierSmallerThanOneExp)."""
+    fraction, exponent = math.frexp(value)
+    multiplier = round(fraction * 2**31)
+    return (multiplier // 2, 1 - exponent) if multiplier == 1 << 31 else (multiplier, -exponent)
+
+
+def _multiplied(x: Tensor, factor: tuple[int, int]) -> Tensor:
+    """MultiplyByQuantizedMultiplierSmallerThanOneExp: both roundings are to the nearest, ties away from zero."""
+    multiplier, shift = factor
+    product = x * multiplier
+    # SaturatingRoundingDoublingHighMul truncates towards zero behind a nudge of the product's sign
+    nudged_product = torch.where(product >= 0, product + (1 << 30), product + 1 - (1 << 30))
+    high = torch.div(nudged_product, 1 << 31, rounding_mode="trunc")
+    mask = (1 << shift) - 1
+    return (high >> shift) + ((high & mask) > (mask >> 1) + (high < 0).long())
+
+
+def _looked_up(outputs: list[float], low: float, scale: float) -> Callable[[nn.Module, tuple[Tensor], Tensor], Tensor]:
+    table = torch.tensor(outputs, dtype=torch.float64)
+
+    def hook(_module: nn.Module, args: tuple[Tensor], _output: Tensor) -> Tensor:
+        return table[torch.round((args[0] - low) / scale).long().clamp(0, 255)]
+
+    return hook
+
+
+def hard_swish_table(limits: Range) -> list[float]:
+    """What TensorFlow Lite's integer hard swish makes of each of 256 input levels.
+
+    HardSwish of tensorflow/lite/kernels/internal/reference/hard_swish.h, in 16-bit fixed point.
+    """
+    out_low, out_scale = nudged(limits)
+    assert limits.input_min is not None
+    assert limits.input_scale is not None
+    zero, out_zero = round(-limits.input_min / limits.input_scale), round(-out_low / out_scale)
+    fine_scale = limits.input_scale / 128
+    out_multiplier, out_exponent = _multiplier(fine_scale / out_scale)
+    gate_multiplier, gate_exponent = _multiplier(fine_scale / (3 / 32768))
+    table = []
+    for level in range(256):
+        fine = (level - zero) * 128
+        value = _high_half(fine, out_multiplier)
+        gate = fine
+        if gate_exponent > 0:
+            gate = _saturated(gate << (gate_exponent - 1))
+        gate = _high_half(gate, gate_multiplier)
+        if gate_exponent > 0:
+            gate = _saturated(gate << 1)
+        elif gate_exponent < 0:
+            gate = _shifted(gate, -gate_exponent)
+        gate = (gate + 32768) >> 1
+        product = int(gate * value / 32768)  # towards zero
+        output = _shifted(product, -out_exponent) + out_zero
+        table.append((min(max(output, 0), 255) - out_zero) * out_scale)
+    return table
+
+
+def _multiplier(value: float) -> tuple[int, int]:
+    """``value`` as a 16-bit fraction and a power of 2 (QuantizeMultiplier, DownScaleInt32ToInt16Multiplier)."""
+    fraction, exponent = math.frexp(value)
+    return min((min(round(fraction * 2**31), 2**31 - 1) + (1 << 15)) >> 16, 32767), exponent
+
+
+def _high_half(a: int, b: int) -> int:
+    """SaturatingRoundingDoublingHighMul of 16-bit integers."""
+    return _saturated((a * b + (1 << 14)) >> 15)
+
+
+def _saturated(value: int) -> int:
+    return min(max(value, -32768), 32767)
+
+
+def _shifted(value: int, bits: int) -> int:
+    """RoundingDivideByPOT: ties away from zero. ``bits`` may not be negative."""
+    mask = (1 << bits) - 1
+    return (value >> bits) + ((value & mask) > (mask >> 1) + (value < 0))

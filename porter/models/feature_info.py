@@ -1,0 +1,57 @@
+"""The feature pyramid of a network: which stages end a resolution, and what comes out of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from porter.architecture.network import Network
+
+
+class Tap(NamedTuple):
+    """The last stage at a resolution: (N, ``channels``, H / ``reduction``, W / ``reduction``). Stage -1 is the stem."""
+
+    stage: int
+    channels: int
+    reduction: int
+
+    @property
+    def module(self) -> str:
+        """The module whose output it is."""
+        return "act1" if self.stage < 0 else f"blocks.{self.stage}"
+
+
+class FeatureInfo(list[dict[str, int | str]]):
+    """timm's description of feature maps: a list of ``num_chs``, ``reduction``, ``module``, and its three readers."""
+
+    def __init__(self, taps: Iterable[Tap]) -> None:
+        super().__init__({"num_chs": t.channels, "reduction": t.reduction, "module": t.module} for t in taps)
+
+    def channels(self, idx: int | Sequence[int] | None = None) -> list[int] | int:
+        """Channels of every map, of one, or of some."""
+        return self._of("num_chs", idx)
+
+    def reduction(self, idx: int | Sequence[int] | None = None) -> list[int] | int:
+        """How many times smaller than the image each map is."""
+        return self._of("reduction", idx)
+
+    def module_name(self, idx: int | Sequence[int] | None = None) -> list[str] | str:
+        """The module that each map is the output of."""
+        return self._of("module", idx)
+
+    def _of(self, key: str, idx: int | Sequence[int] | None):  # type: ignore[no-untyped-def]
+        if isinstance(idx, int):
+            return self[idx][key]
+        return [self[i][key] for i in (range(len(self)) if idx is None else idx)]
+
+
+def pyramid(network: Network) -> list[Tap]:
+    """The last stage at each resolution, largest map first."""
+    taps = {network.stem_stride: Tap(-1, network.stem, network.stem_stride)}
+    reduction = network.stem_stride
+    for block in network.blocks:
+        reduction *= block.stride
+        taps[reduction] = Tap(block.stage, block.out, reduction)
+    if network.pools_in_layers:
+        taps[reduction] = Tap(network.blocks[-1].stage + 1, network.last, reduction)
+    return list(taps.values())

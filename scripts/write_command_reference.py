@@ -1,0 +1,33 @@
+"""Write docs/command-line.md from the commands themselves; tests/test_documentation.py holds it current.
+
+.venv/bin/python scripts/write_command_reference.py
+"""
+
+from pathlib import Path
+
+import click
+
+from porter.cli import cli
+
+PAGE = Path(__file__).parents[1] / "docs" / "command-line.md"
+HEAD = """# Command line
+
+Every command takes `--debug` (show tracebacks) and `-h`. Exit codes: 0 done, 1 no parity, 2 bad input, 3 a bug of ours.
+This page is written by `scripts/write_command_reference.py`.
+"""
+
+
+def reference() -> str:
+    """The whole page."""
+    parts = [HEAD]
+    context = click.Context(cli, info_name="mnv3-port", help_option_names=["-h", "--help"])
+    for name in cli.list_commands(context):
+        command = cli.get_command(context, name)
+        assert command is not None
+        below = click.Context(command, info_name=name, parent=context, terminal_width=100, max_content_width=100)
+        parts.append(f"## {name}\n\n```text\n{command.get_help(below)}\n```\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(reference())
