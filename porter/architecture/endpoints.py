@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from porter.architecture.layers import layers
 from porter.architecture.network import Network
 
 CLASS_ENDPOINTS = ("Logits", "Predictions")  # of shape (N, classes)
@@ -12,25 +13,7 @@ def endpoint_modules(network: Network, classes: int = 1) -> dict[str, str]:
 
     ``Predictions`` (softmax of the logits) belongs to no module and is left to ``capture``.
     """
-    modules = {"layer_1": "act1"}
-    for block in network.blocks:
-        if block.expands:
-            modules[f"{block.endpoint}/expansion_output"] = f"{block.module}.act1"
-        if block.depthwise:
-            modules[f"{block.endpoint}/depthwise_output"] = f"{block.module}.act{1 + block.expands}"
-        modules[f"{block.endpoint}/output"] = block.module
-        modules[block.endpoint] = block.module
-    modules[network.endpoint_after_blocks(0)] = network.last_act
-    if network.pools_in_layers:
-        modules[network.endpoint_after_blocks(1)] = "global_pool"
-    else:
-        modules["global_pool"] = "global_pool"
-    if network.head:
-        modules[network.endpoint_after_blocks(2)] = "act2"
-        modules["global_pool"] = "act2"
-    if classes:
-        modules["Logits"] = "classifier"
-    return modules
+    return {output.endpoint: output.module for layer in layers(network, classes) for output in layer.outputs}
 
 
 def endpoint_names(network: Network, classes: int) -> list[str]:

@@ -1,63 +1,103 @@
-"""The state-dict entries of the PyTorch network, in order, with their shapes: worked out without torch.
+"""The one walk over a network: every layer with weights, in the order of computation, and what follows from it.
 
-Names are timm's. tests/test_network.py holds this against the network itself.
+Names are timm's and slim's. tests/test_network.py holds this against the PyTorch network itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from porter.architecture.network import Block, Network
 
 Shape = tuple[int, ...]
 COUNTER = "num_batches_tracked"  # PyTorch's batch norms count batches; TensorFlow has no such variable
+Kind = Literal["activation", "block", "pool", "logits"]
+
+
+class Output(NamedTuple):
+    """A TensorFlow endpoint, the module whose output it is, and what kind of thing that is."""
+
+    endpoint: str
+    module: str
+    kind: Kind
 
 
 class Layer(NamedTuple):
-    """A convolution or linear layer: its module, the shape of its weight (OIHW, OI), the batch norm behind it."""
+    """A convolution or linear layer.
+
+    ``module`` and ``scope`` are its names in the state dict and below slim's scope; ``shape`` is that of its weight
+    (OIHW, OI); ``norm`` the batch norm behind it. ``outputs`` are the endpoints that are there once it has run, with
+    what follows it up to the next layer. ``pooled`` tells that it works on one position, not on a map.
+    """
 
     module: str
+    scope: str
     shape: Shape
-    norm: str | None
+    norm: str | None = None
+    stride: int = 1
+    outputs: tuple[Output, ...] = ()
+    pooled: bool = False
+
+
+def layers(network: Network, classes: int) -> Iterator[Layer]:
+    """Every layer with weights, in the order of computation. 0 ``classes``: no classifier."""
+    kernel, after = network.stem_kernel, network.endpoint_after_blocks
+    shape = (network.stem, network.channels, kernel, kernel)
+    yield Layer("conv_stem", "Conv", shape, "bn1", network.stem_stride, (Output("layer_1", "act1", "activation"),))
+    for block in network.blocks:
+        yield from _block(block)
+    pool = after(1) if network.pools_in_layers else "global_pool"
+    outputs = Output(after(0), network.last_act, "activation"), Output(pool, "global_pool", "pool")
+    shape = (network.last, network.blocks[-1].out, 1, 1)
+    yield Layer(network.last_conv, "Conv_1", shape, network.last_norm, outputs=outputs)
+    if network.head:
+        outputs = Output(after(2), "act2", "activation"), Output("global_pool", "act2", "pool")
+        yield Layer("conv_head", "Conv_2", (network.head, network.last, 1, 1), outputs=outputs, pooled=True)
+    if classes:
+        logits = (Output("Logits", "classifier", "logits"),)
+        shape = (classes, network.features)
+        yield Layer("classifier", "Logits/Conv2d_1c_1x1", shape, outputs=logits, pooled=True)
+
+
+def _block(block: Block) -> Iterator[Layer]:
+    at, scope, number = block.module, block.scope, 0
+
+    def convolution(name: str, below: str, shape: Shape, stride: int, endpoint: str) -> Layer:
+        outputs = (Output(f"{block.endpoint}/{endpoint}", f"{at}.act{number}", "activation"),)
+        return Layer(f"{at}.{name}", f"{scope}/{below}", shape, f"{at}.bn{number}", stride, outputs)
+
+    if block.expands:
+        number += 1
+        fused = block.kind == "fused"
+        name, kernel = ("conv_exp", block.kernel) if fused else ("conv_pw", 1)
+        shape = (block.expanded, block.channels_in, kernel, kernel)
+        yield convolution(name, "expand", shape, block.stride if fused else 1, "expansion_output")
+    if block.depthwise:
+        number += 1
+        shape = (block.expanded, 1, block.kernel, block.kernel)
+        yield convolution("conv_dw", "depthwise", shape, block.stride, "depthwise_output")
+    if block.squeezed:
+        for name, below, sides in (
+            ("conv_reduce", "Conv", (block.squeezed, block.expanded)),
+            ("conv_expand", "Conv_1", (block.expanded, block.squeezed)),
+        ):
+            yield Layer(f"{at}.se.{name}", f"{scope}/squeeze_excite/{below}", (*sides, 1, 1), pooled=True)
+    ends = tuple(Output(endpoint, at, "block") for endpoint in (f"{block.endpoint}/output", block.endpoint))
+    stride = block.stride if block.kind == "projection" else 1
+    shape = (block.out, block.expanded, 1, 1)
+    yield Layer(f"{at}.{block.project}", f"{scope}/project", shape, f"{at}.bn{number + 1}", stride, ends)
 
 
 def state_dict_shapes(network: Network, classes: int) -> dict[str, Shape]:
     """Entry -> shape (OIHW for convolutions) of the classifier with ``classes`` outputs."""
     entries: dict[str, Shape] = {}
-    for module, shape, norm in layers(network, classes):
-        entries[f"{module}.weight"] = shape
-        if norm is None or network.bn_folded:
-            entries[f"{module}.bias"] = shape[:1]
+    for layer in layers(network, classes):
+        entries[f"{layer.module}.weight"] = layer.shape
+        channels = layer.shape[:1]
+        if layer.norm is None or network.bn_folded:
+            entries[f"{layer.module}.bias"] = channels
         else:
-            entries |= {f"{norm}.{name}": shape[:1] for name in ("weight", "bias", "running_mean", "running_var")}
-            entries[f"{norm}.{COUNTER}"] = ()
+            entries |= {f"{layer.norm}.{name}": channels for name in ("weight", "bias", "running_mean", "running_var")}
+            entries[f"{layer.norm}.{COUNTER}"] = ()
     return entries
-
-
-def layers(network: Network, classes: int) -> Iterator[Layer]:
-    """Every layer with weights, in the order of computation. 0 ``classes``: no classifier."""
-    kernel = network.stem_kernel
-    yield Layer("conv_stem", (network.stem, network.channels, kernel, kernel), "bn1")
-    for block in network.blocks:
-        for name, shape, norm in _block(block):
-            yield Layer(f"{block.module}.{name}", shape, norm and f"{block.module}.{norm}")
-    yield Layer(network.last_conv, (network.last, network.blocks[-1].out, 1, 1), network.last_norm)
-    if network.head:
-        yield Layer("conv_head", (network.head, network.last, 1, 1), None)
-    if classes:
-        yield Layer("classifier", (classes, network.features), None)
-
-
-def _block(block: Block) -> Iterator[Layer]:
-    norms = iter(("bn1", "bn2", "bn3"))
-    if block.kind == "fused":
-        yield Layer("conv_exp", (block.expanded, block.channels_in, block.kernel, block.kernel), next(norms))
-    elif block.expands:
-        yield Layer("conv_pw", (block.expanded, block.channels_in, 1, 1), next(norms))
-    if block.depthwise:
-        yield Layer("conv_dw", (block.expanded, 1, block.kernel, block.kernel), next(norms))
-    if block.squeezed:
-        yield Layer("se.conv_reduce", (block.squeezed, block.expanded, 1, 1), None)
-        yield Layer("se.conv_expand", (block.expanded, block.squeezed, 1, 1), None)
-    yield Layer(block.project, (block.out, block.expanded, 1, 1), next(norms))

@@ -42,7 +42,8 @@ def without_batch_norms(artifact: Artifact, network: Network) -> Artifact:
     """The same port, in layout ``slim``, with batch norms folded into the convolutions before them."""
     arrays = {name: tensor.numpy() for name, tensor in artifact.tensors.items()}
     tensors: dict[str, torch.Tensor] = {}
-    for module, _, norm in layers(network, len(artifact.tensors.get("classifier.bias", ()))):
+    for layer in layers(network, len(artifact.tensors.get("classifier.bias", ()))):
+        module, norm = layer.module, layer.norm
         weight, bias = arrays[f"{module}.weight"], arrays.get(f"{module}.bias")
         if norm is not None:
             weight, bias = fold_batch_norm(arrays, module, norm, network.epsilon)

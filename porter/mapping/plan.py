@@ -141,7 +141,7 @@ def make_plan(mapping: VariantMapping, fitted: Fit, checkpoint: Checkpoint, opti
         targets=tuple(state_dict_shapes(replace(network, bn_folded=bn_folded), kept)),
         ignored=ignored,
         bn_folded=bn_folded,
-        norms={module: norm for module, _, norm in layers(network, kept) if norm and norms_to_fold},
+        norms={layer.module: layer.norm for layer in layers(network, kept) if layer.norm and norms_to_fold},
         epsilon=network.epsilon,
         ranges={} if options.fake_quant is False else ranges,
         dequantized=options.fake_quant is False and bool(ranges),

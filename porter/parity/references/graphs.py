@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from porter.architecture.layers import layers
 from porter.architecture.network import Network
 from porter.errors import ParityError
 from porter.jobs.convert import Port
@@ -135,25 +136,18 @@ def endpoint_operations(network: Network, scope: str) -> dict[str, list[str]]:
     Freezing strips the identities that slim names after endpoints, so what they name comes second.
     """
 
-    def activated(prefix: str) -> list[str]:
-        return [f"{prefix}/hard_swish/mul_1", f"{prefix}/Relu"]
-
-    after = network.endpoint_after_blocks
-    found = {"layer_1": activated(f"{scope}/Conv")}
-    for block in network.blocks:
-        at = f"{scope}/{block.scope}"
-        if block.expands:
-            found[f"{block.endpoint}/expansion_output"] = [f"{at}/expansion_output", *activated(f"{at}/expand")]
-        if block.depthwise:
-            found[f"{block.endpoint}/depthwise_output"] = [f"{at}/depthwise_output", *activated(f"{at}/depthwise")]
-        output = [f"{at}/output", f"{at}/add", f"{at}/project/BatchNorm/FusedBatchNormV3"]
-        found[f"{block.endpoint}/output"] = found[block.endpoint] = output
-    found[after(0)] = activated(f"{scope}/Conv_1")
-    if network.pools_in_layers:
-        found[after(1)] = [f"{scope}/AvgPool2D/AvgPool"]
-    if network.head:
-        found[after(2)] = activated(f"{scope}/Conv_2")
-    found["global_pool"] = [f"{scope}/Logits/AvgPool2D"]
+    found = {"global_pool": [f"{scope}/Logits/AvgPool2D"]}
+    for layer in layers(network, classes=1):
+        at = f"{scope}/{layer.scope}"
+        inside, activated = at.rpartition("/")[0], [f"{at}/hard_swish/mul_1", f"{at}/Relu"]
+        for endpoint, _, kind in layer.outputs:
+            if kind == "activation":
+                named = [f"{inside}/{endpoint.partition('/')[2]}"] if "/" in endpoint else []
+                found[endpoint] = [*named, *activated]
+            elif kind == "block":
+                found[endpoint] = [f"{inside}/output", f"{inside}/add", f"{at}/BatchNorm/FusedBatchNormV3"]
+            elif kind == "pool" and endpoint != "global_pool":
+                found[endpoint] = [f"{scope}/AvgPool2D/AvgPool"]
     found["Logits"] = [f"{scope}/Logits/output", f"{scope}/Logits/Squeeze"]
     found["Predictions"] = [f"{scope}/Predictions/Reshape_1", f"{scope}/Predictions/Softmax"]
     return found
