@@ -28,7 +28,8 @@ def with_batch_norms(folded: Path, path: Path) -> Path:
     """The same weights for timm, whose network has batch norms: they add what the biases did."""
     model = porter.create_model("small_100")
     state, biased = model.state_dict(), torch.load(folded, weights_only=True)
-    for module, _, norm in layers(model.network, model.num_classes):
+    for layer in layers(model.network, model.num_classes):
+        module, norm = layer.module, layer.norm
         state[f"{module}.weight"] = biased[f"{module}.weight"]
         if norm is None:
             state[f"{module}.bias"] = biased[f"{module}.bias"]

@@ -14,7 +14,7 @@ def printable(text: str) -> str:
 
     A name with a newline in it cannot look like a line of ours, and none moves the cursor.
     """
-    return "".join(_shown(character) for character in text)
+    return "".join(_escape(character) for character in text)
 
 
 def shortened(line: str, most: int = MOST) -> str:
@@ -37,5 +37,5 @@ def _finite(value: Any) -> Any:
     return [_finite(below) for below in value] if isinstance(value, (list, tuple)) else value
 
 
-def _shown(character: str) -> str:
+def _escape(character: str) -> str:
     return character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()

@@ -43,7 +43,7 @@ class Layer(NamedTuple):
 def layers(network: Network, classes: int) -> Iterator[Layer]:
     """Every layer with weights, in the order of computation. 0 ``classes``: no classifier."""
     kernel, after = network.stem_kernel, network.endpoint_after_blocks
-    shape = (network.stem, network.channels, kernel, kernel)
+    shape: Shape = (network.stem, network.channels, kernel, kernel)
     yield Layer("conv_stem", "Conv", shape, "bn1", network.stem_stride, (Output("layer_1", "act1", "activation"),))
     for block in network.blocks:
         yield from _block(block)

@@ -83,7 +83,7 @@ def _load_pickle(path: Path) -> Artifact:
     except Exception as error:  # on damaged bytes the unpickler fails in every way there is
         raise ArtifactError(f"{path}: {_unreadable(error)}") from error
     attached = getattr(loaded, "_metadata", {})
-    loaded = _unwrapped(path, loaded)
+    loaded = _unwrap(path, loaded)
     if not isinstance(loaded, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()
     ):
@@ -107,7 +107,7 @@ def _unreadable(error: Exception) -> str:
     return f"not a readable PyTorch weights file ({reason})"
 
 
-def _unwrapped(path: Path, loaded: Any) -> Any:
+def _unwrap(path: Path, loaded: Any) -> Any:
     """The state dict in what a training script saved, its names without the prefixes of wrappers."""
     notes = []
     while isinstance(loaded, dict) and (entry := next((k for k in NESTED if isinstance(loaded.get(k), dict)), None)):

@@ -51,7 +51,7 @@ def open_classifier(source: str, options: PortOptions = DEFAULT, device: str = "
     # Rounding to levels happens in hooks, which the form for inference has not
     fast = deploy(model, mapping.input.size) if device == "cpu" and not opened.fake_quant else model
     names = opened.metadata.class_names if opened.metadata else []
-    return _checked(
+    return _check_classes(
         Classifier(
             name=f"{source} (8 bits)" if opened.fake_quant else source,
             classes=model.num_classes - (background is not None),
@@ -63,7 +63,7 @@ def open_classifier(source: str, options: PortOptions = DEFAULT, device: str = "
     )
 
 
-def _checked(classifier: Classifier) -> Classifier:
+def _check_classes(classifier: Classifier) -> Classifier:
     if classifier.classes < 1:
         raise PorterError(f"{classifier.name}: a feature extractor, without classes to evaluate")
     return classifier
@@ -101,7 +101,7 @@ def _timm(name: str, device: str) -> Classifier:
     config = model.pretrained_cfg
     size, channels = config["input_size"][1], config["input_size"][0]
     spec = Input(size, channels, list(config["mean"]), list(config["std"]), config["crop_pct"])
-    return _checked(Classifier(f"timm:{name}", model.num_classes, spec, "", _torch_logits(model, device)))
+    return _check_classes(Classifier(f"timm:{name}", model.num_classes, spec, "", _torch_logits(model, device)))
 
 
 def _tensorflow(source: str, options: PortOptions) -> Classifier:
@@ -118,4 +118,4 @@ def _tensorflow(source: str, options: PortOptions) -> Classifier:
         return whole if background is None else np.delete(whole, background, axis=1)
 
     name = f"tf:{source} ({reference.name})"
-    return _checked(Classifier(name, port.plan.num_classes, port.mapping.input, _digest(port), logits))
+    return _check_classes(Classifier(name, port.plan.num_classes, port.mapping.input, _digest(port), logits))

@@ -33,13 +33,13 @@ def find_photos(data: Path, labels: Path | None = None, class_names: Sequence[st
     if not data.is_dir():
         what = "is a file; name the folder of labelled images" if data.exists() else "no such folder of images"
         raise PorterError(f"{data}: {what}")
-    found = list(_listed(data, labels, class_names) if labels else _named(data, class_names))
+    found = list(_photos_of_csv(data, labels, class_names) if labels else _photos_by_name(data, class_names))
     if not found:
         raise PorterError(f"{data}: no images ({', '.join(SUFFIXES)}) in this folder or its class folders")
     return found
 
 
-def _named(data: Path, class_names: Sequence[str]) -> Iterator[Photo]:
+def _photos_by_name(data: Path, class_names: Sequence[str]) -> Iterator[Photo]:
     own = {name: number for number, name in enumerate(class_names)}
     numbers = {label.wordnet: number for number, label in enumerate(imagenet_labels(1000))}
     for path in sorted(p for p in data.rglob("*") if p.suffix.lower() in SUFFIXES):
@@ -56,7 +56,7 @@ def _named(data: Path, class_names: Sequence[str]) -> Iterator[Photo]:
         yield Photo(path, numbers[ids[0]])
 
 
-def _listed(data: Path, labels: Path, class_names: Sequence[str]) -> Iterator[Photo]:
+def _photos_of_csv(data: Path, labels: Path, class_names: Sequence[str]) -> Iterator[Photo]:
     """Rows of ``file, label``: a path below ``data`` (suffix optional), and a WordNet id or class number.
 
     A first row without a label is a header; what follows the label after a space (boxes, in ImageNet's own files)

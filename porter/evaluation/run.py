@@ -86,7 +86,7 @@ def evaluate(
         _check(classifiers, photos)
         batches = [photos[start : start + batch] for start in range(0, len(photos), batch)]
         header = _header(classifiers, photos, preprocess, batch)
-        [known] = _shared(place, lambda: read_journal(resume, header) if resume else {})
+        [known] = _broadcast(place, lambda: read_journal(resume, header) if resume else {})
         mine = [number for number in range(len(batches)) if number not in known][place.rank :: place.processes]
         began = time.perf_counter()
         found = {}
@@ -98,7 +98,7 @@ def evaluate(
                     write_batch(file, number, seen)
                 if progress:
                     progress(sum(map(len, found.values())), sum(len(batches[n]) for n in mine))
-        gathered = _gathered(place, found)
+        gathered = _gather(place, found)
         if place.rank:
             return None
         every = known | {number: seen for part in gathered for number, seen in part.items()}
@@ -157,7 +157,7 @@ def _run(
         _Batches([batches[number] for number in numbers], spec, settings.preprocess),
         batch_size=None,
         num_workers=min(workers, len(numbers)),
-        collate_fn=_unchanged,
+        collate_fn=_pass_through,
         worker_init_fn=_quiet_end,
     )
     for number, pixels in zip(numbers, decoded, strict=True):
@@ -169,17 +169,14 @@ def _run(
         if readable:
             images = normalized(np.stack(readable), spec.mean, spec.std)
             logits = [iter(classifier.logits(images)) for classifier in classifiers]
-        yield (
-            number,
-            [
-                Seen(photo.label, [], []) if isinstance(image, PorterError) else _seen(photo, [next(o) for o in logits])
-                for photo, image in zip(batches[number], pixels, strict=True)
-            ],
-        )
+        together = zip(batches[number], pixels, strict=True)
+        yield number, [_rank_guesses(p, None if isinstance(image, PorterError) else logits) for p, image in together]
 
 
-def _seen(photo: Photo, logits: list[np.ndarray]) -> Seen:
-    return Seen(photo.label, [rank(one, photo.label) for one in logits], [int(one.argmax()) for one in logits])
+def _rank_guesses(photo: Photo, logits: list[Iterator[np.ndarray]] | None) -> Seen:
+    """What each classifier makes of ``photo``, whose logits come next; None where it could not be read."""
+    found = [next(one) for one in logits or ()]
+    return Seen(photo.label, [rank(one, photo.label) for one in found], [int(one.argmax()) for one in found])
 
 
 def _quiet_end(_worker: int) -> None:
@@ -191,7 +188,7 @@ def _quiet_end(_worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
 
-def _unchanged(item: object) -> object:
+def _pass_through(item: object) -> object:
     return item
 
 
@@ -246,7 +243,7 @@ def _place(asked: str | None) -> Iterator[Place]:
         torch.distributed.destroy_process_group()
 
 
-def _shared(place: Place, read: Callable[[], dict[int, list[Seen]]]) -> list[dict[int, list[Seen]]]:
+def _broadcast(place: Place, read: Callable[[], dict[int, list[Seen]]]) -> list[dict[int, list[Seen]]]:
     """What ``read`` gives in the first process, in all of them."""
     found = [read() if place.rank == 0 else {}]
     if place.processes > 1:
@@ -254,7 +251,7 @@ def _shared(place: Place, read: Callable[[], dict[int, list[Seen]]]) -> list[dic
     return found
 
 
-def _gathered(place: Place, mine: dict[int, list[Seen]]) -> list[dict[int, list[Seen]]]:
+def _gather(place: Place, mine: dict[int, list[Seen]]) -> list[dict[int, list[Seen]]]:
     """Every process's batches, in the first one."""
     if place.processes == 1:
         return [mine]

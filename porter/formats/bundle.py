@@ -24,7 +24,7 @@ from porter.formats.bundle_index import Entry, EntryParser, Index, read_index, s
 from porter.formats.crc import masked_crc32c
 from porter.formats.object_graph import OBJECT_GRAPH_KEY, Resolved, resolve_names
 from porter.formats.ordered_code import slice_key
-from porter.formats.remote import Extent, Fetch
+from porter.formats.remote import ByteRange, Fetch
 from porter.formats.slices import Part, assemble, place, shape_of_slices
 from porter.formats.table import varint
 from porter.formats.variable import Contents, Variable
@@ -83,7 +83,7 @@ class _Bundle:
         self.big_endian = index.big_endian
         self.checksums = checksums
         self.fetch = fetch
-        self.ready: dict[Extent, bytes] = {}  # fetched, not yet read
+        self.ready: dict[ByteRange, bytes] = {}  # fetched, not yet read
         self.paths = [shard_path(prefix, number, index.shards) for number in range(index.shards)]
         self.shards: dict[int, FileIO] = {}  # open ones
         self.known = {} if fetch else {path: _identity(path) for path in self.paths}
@@ -193,8 +193,8 @@ class _Bundle:
                 raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
         return data
 
-    def _extent(self, entry: Entry) -> Extent:
-        return Extent(self.paths[entry.shard], entry.offset, entry.size)
+    def _extent(self, entry: Entry) -> ByteRange:
+        return ByteRange(self.paths[entry.shard], entry.offset, entry.size)
 
     def prefetch(self, names: Iterable[str]) -> None:
         """Fetch the bytes of variables, by stored name, in few requests; ``read`` takes them."""

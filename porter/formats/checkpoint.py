@@ -106,19 +106,19 @@ def open_checkpoint(path: str | os.PathLike[str], weights: Weights = "auto", che
     """
     remote = mirror(str(path)) if is_url(path) else None
     here = remote.path if remote else Path(path)
-    with _naming(str(here) if remote else "", str(path)):
+    with _name_source(str(here) if remote else "", str(path)):
         source = locate(here, weights)
     temporary = remote.folder if remote else None
     copy = str(here) if remote else ""
     if source.kind == "archive":
-        with _naming(copy, str(path)):
+        with _name_source(copy, str(path)):
             temporary = unpack(source.path)
         copy = str(Path(temporary.name) / source.path.name)
-        with _naming(copy, str(path)):
+        with _name_source(copy, str(path)):
             source = locate(Path(copy), weights)
         remote = None  # all of it has come
     fetch = remote.fetch if remote else None
-    with _naming(copy, str(path)):
+    with _name_source(copy, str(path)):
         contents = read_bundle(source.path, fetch, checksums) if source.kind == "bundle" else _read(source)
         if source.kind != "bundle":  # whose shards may be stand-ins; it looks itself
             check_total(contents.variables.values(), contents.files, str(source.path))
@@ -144,7 +144,7 @@ def open_checkpoint(path: str | os.PathLike[str], weights: Weights = "auto", che
 
 
 @contextmanager
-def _naming(copy: str, given: str) -> Iterator[None]:
+def _name_source(copy: str, given: str) -> Iterator[None]:
     """Errors name what was ``given`` instead of a temporary ``copy`` of it; ``copy`` is empty where there is none."""
     try:
         yield
@@ -169,7 +169,7 @@ def _of_copy(variable: Variable, folder: tempfile.TemporaryDirectory[str], copy:
 
     def load() -> np.ndarray:
         assert folder
-        with _naming(copy, given):
+        with _name_source(copy, given):
             return variable.load()
 
     return msgspec.structs.replace(variable, load=load, file=variable.file.replace(copy, given))

@@ -128,12 +128,12 @@ def main() -> None:
     try:
         dump(path, folder, names)
     except CheckpointError as error:
-        sys.exit(_said(str(error)))
+        sys.exit(_print_error(str(error)))
     except Exception as error:  # h5py has every kind for damaged bytes
-        sys.exit(_said(f"{path}: not a readable Keras file ({' '.join(str(error).split())})"))
+        sys.exit(_print_error(f"{path}: not a readable Keras file ({' '.join(str(error).split())})"))
 
 
-def _said(line: str) -> int:
+def _print_error(line: str) -> int:
     print(line, file=sys.stderr)
     return 2
 

@@ -41,7 +41,7 @@ def read_keras(path: Path) -> Contents:
     """
     folder = tempfile.TemporaryDirectory(prefix="mnv3-port-")
     try:
-        with _reading(path):
+        with _wrap_errors(path):
             hdf5, names = path, {}
             if zipfile.is_zipfile(path):
                 names = _layer_names(path)
@@ -74,7 +74,7 @@ def _dump(hdf5: Path, folder: Path, names: dict[str, str], path: Path) -> None:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _wrap_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (

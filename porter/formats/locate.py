@@ -109,7 +109,7 @@ def _in_folder(folder: Path, weights: Weights) -> Source:
         return _saved_model(folder)
     prefixes = sorted(path.with_suffix("") for path in folder.glob("*.index"))
     if prefixes:
-        return Source("bundle", _chosen(folder, prefixes))
+        return Source("bundle", _choose(folder, prefixes))
     order = ("pristine", "ema") if weights == "raw" else ("ema", "pristine")
     for name in order:
         if any((folder / name).glob("*.index")):
@@ -117,7 +117,7 @@ def _in_folder(folder: Path, weights: Weights) -> Source:
     children = sorted(folder.iterdir())
     tables = {_v1_name(child) for child in children if child.is_file() and is_table(_ends(child)[1])}
     if tables:
-        return Source("v1", _chosen(folder, sorted(tables)))
+        return Source("v1", _choose(folder, sorted(tables)))
     graphs = [child for child in children if child.suffix == ".pb"]
     if len(graphs) == 1:
         return Source("graphdef", graphs[0])
@@ -138,7 +138,7 @@ def _saved_model(folder: Path) -> Source:
     return Source("bundle", prefix)
 
 
-def _chosen(folder: Path, candidates: list[Path]) -> Path:
+def _choose(folder: Path, candidates: list[Path]) -> Path:
     """The candidate that the folder's ``checkpoint`` file names, else the one of the highest step.
 
     A stale absolute path in that file counts by its last part.

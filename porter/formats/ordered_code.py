@@ -14,7 +14,7 @@ def slice_key(name: str, extents: tuple[Extent, ...]) -> bytes:
     escaped = name.encode().replace(b"\0", b"\0\xff")  # 0xff needs escaping too, but UTF-8 has none
     key = _number(0) + escaped + b"\0\1" + _number(len(extents))
     for start, length in extents:
-        key += _signed(start) + _signed(-1 if length is None else length)
+        key += _encode_signed(start) + _encode_signed(-1 if length is None else length)
     return key
 
 
@@ -23,7 +23,7 @@ def _number(value: int) -> bytes:
     return bytes([size]) + value.to_bytes(size, "big")
 
 
-def _signed(value: int) -> bytes:
+def _encode_signed(value: int) -> bytes:
     magnitude = ~value if value < 0 else value
     size = magnitude.bit_length() // 7 + 1  # one header bit per byte, one sign bit
     header = ((1 << size) - 1) << (8 * size - size)  # `size` leading ones, as in kLengthToHeaderBits

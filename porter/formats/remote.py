@@ -24,7 +24,7 @@ GAP = 1 << 16  # bytes between two extents that are fetched rather than asked fo
 _SHARD = re.compile(r"(.+)\.data-\d{5}-of-(\d{5})")
 
 
-class Extent(NamedTuple):
+class ByteRange(NamedTuple):
     """``size`` bytes of ``file`` from ``start`` on."""
 
     file: Path
@@ -32,7 +32,7 @@ class Extent(NamedTuple):
     size: int
 
 
-Fetch = Callable[[Sequence[Extent]], list[bytes]]
+Fetch = Callable[[Sequence[ByteRange]], list[bytes]]
 
 
 class Mirror(NamedTuple):
@@ -58,7 +58,7 @@ def mirror(url: str) -> Mirror:
     """
     folder = tempfile.TemporaryDirectory(prefix="mnv3-port-")
     try:
-        with _reaching(url):
+        with _wrap_errors(url):
             return _mirror(url, folder)
     except BaseException:
         folder.cleanup()
@@ -79,7 +79,7 @@ def _mirror(url: str, folder: tempfile.TemporaryDirectory[str]) -> Mirror:
     if prefix is not None:
         _checkpoint(system, prefix, base.parent, places)
     elif _size(system, root) is not None:
-        _bring(system, root, base)
+        _fetch_file(system, root, base)
     else:
         _folder(system, root, base, places)
     return Mirror(base, folder, _ranges(url, system, places))
@@ -89,7 +89,7 @@ def exists(url: str) -> bool:
     """Whether there is a file at ``url``. Raises CheckpointError where its store cannot be reached."""
     import fsspec
 
-    with _reaching(url):
+    with _wrap_errors(url):
         system, root = fsspec.core.url_to_fs(url)
         return _size(system, root) is not None
 
@@ -120,7 +120,7 @@ def _checkpoint(system: Any, prefix: str, base: Path, places: dict[Path, str]) -
     from porter.formats.bundle_index import read_index, shard_path
 
     index = base / (PurePosixPath(prefix).name + ".index")
-    _bring(system, f"{prefix}.index", index)
+    _fetch_file(system, f"{prefix}.index", index)
     shards = read_index(index).shards
     for number in range(shards):
         local = shard_path(index.with_suffix(""), number, shards)
@@ -151,10 +151,10 @@ def _folder(system: Any, root: str, base: Path, places: dict[Path, str]) -> None
         total += size or 0
         if total > MAX_FOLDER:
             raise CheckpointError(f"{system.unstrip_protocol(root)}: more than {MAX_FOLDER >> 30} GiB; name the file")
-        _bring(system, path, local)
+        _fetch_file(system, path, local)
 
 
-def _bring(system: Any, place: str, local: Path) -> None:
+def _fetch_file(system: Any, place: str, local: Path) -> None:
     """Fetch a whole file; one that does not end, whatever size was announced, is given up."""
     from fsspec.callbacks import Callback
 
@@ -202,15 +202,15 @@ def _ranges(url: str, system: Any, places: dict[Path, str]) -> Fetch:
     probed: set[Path] = set()
     whole: set[Path] = set()  # files that had to come whole
 
-    def fetch(extents: Sequence[Extent]) -> list[bytes]:
+    def fetch(extents: Sequence[ByteRange]) -> list[bytes]:
         from fsspec.utils import merge_offset_ranges
 
         distant = [extent for extent in extents if extent.file not in whole]
-        with _reaching(url):
+        with _wrap_errors(url):
             for file in {extent.file for extent in distant} - probed:
                 probed.add(file)
                 if not _has_ranges(system, places[file]):
-                    _bring(system, places[file], file)
+                    _fetch_file(system, places[file], file)
                     whole.add(file)
             distant = [extent for extent in distant if extent.file not in whole]
             merged = merge_offset_ranges(
@@ -241,7 +241,7 @@ def _has_ranges(system: Any, place: str) -> bool:
     return len(system.cat_file(place, 0, 1)) <= 1
 
 
-def _cut(extent: Extent, runs: list[tuple[int, bytes]], whole: bool) -> bytes:
+def _cut(extent: ByteRange, runs: list[tuple[int, bytes]], whole: bool) -> bytes:
     """The bytes of ``extent``, from the file where all of it is here, else from the run that covers it."""
     if whole:
         with extent.file.open("rb") as file:
@@ -252,7 +252,7 @@ def _cut(extent: Extent, runs: list[tuple[int, bytes]], whole: bool) -> bytes:
 
 
 @contextmanager
-def _reaching(url: str) -> Iterator[None]:
+def _wrap_errors(url: str) -> Iterator[None]:
     try:
         yield
     except CheckpointError:

@@ -60,15 +60,15 @@ def resized(image: Image, size: Size, crop: float, how: Preprocessing) -> np.nda
 def normalized(pixels: np.ndarray, mean: list[float], std: list[float]) -> np.ndarray:
     """What ``resized`` gave, or a batch of it, minus ``mean`` over ``std``; float32."""
     if pixels.dtype != np.uint8:
-        return _normalized(pixels, mean, std)
+        return _normalize(pixels, mean, std)
     # 8 bits have 256 values: worked out once each, looked up for every pixel
-    values = _normalized((np.arange(256, dtype=np.float32) / np.float32(255))[:, None], mean, std)
+    values = _normalize((np.arange(256, dtype=np.float32) / np.float32(255))[:, None], mean, std)
     if (values == values[:, :1]).all():
         return values[:, 0].take(pixels)
     return np.stack([values[:, channel].take(pixels[..., channel]) for channel in range(len(mean))], -1)
 
 
-def _normalized(values: np.ndarray, mean: list[float], std: list[float]) -> np.ndarray:
+def _normalize(values: np.ndarray, mean: list[float], std: list[float]) -> np.ndarray:
     found: np.ndarray = (values - np.array(mean, np.float32)) / np.array(std, np.float32)
     return found
 

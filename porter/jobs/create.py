@@ -154,7 +154,7 @@ def open_model(
     """What ``create_model`` does, and where the model comes from; the layout is ``layout``, not that of ``options``."""
     _check(options, layout, shape)
     name = _name(source)
-    artifact, mapping, network, digests = _opened(source, options, layout)
+    artifact, mapping, network, digests = _open_source(source, options, layout)
     ranges = artifact.metadata.ranges if artifact and artifact.metadata else {}
     if options.fake_quant and not ranges:
         raise ArtifactError(f"{name}: holds no ranges of fake quantisation; it was not trained for 8 bits")
@@ -163,7 +163,7 @@ def open_model(
         raise ArtifactError(f"{name}: computes 8 bits in layout slim alone; leave layout out, or fake_quant=False")
     if artifact is not None:
         if fake_quant:  # the ranges belong to these weights
-            artifact = _relaid(artifact, "slim", mapping, network)
+            artifact = _relayout(artifact, "slim", mapping, network)
             if not artifact.metadata or not artifact.metadata.bn_folded:
                 artifact = without_batch_norms(artifact, network)
         network = _as_stored(network, artifact)
@@ -199,7 +199,7 @@ def _check(options: PortOptions, layout: object, shape: Shape) -> None:
         raise PorterError("out_indices: only with features_only=True")
 
 
-def _opened(
+def _open_source(
     source: Source | None, options: PortOptions, layout: ArtifactLayout | None
 ) -> tuple[Artifact | None, VariantMapping, Network, dict[str, str]]:
     """The weights of ``source`` in ``layout``, the mapping, the network with its gate, and digests of files."""
@@ -228,7 +228,7 @@ def _opened(
     if layout == "slim" and artifact.metadata is None:
         raise ArtifactError(f"{given}: not written by mnv3-port, so its gate fold is not known; use layout 'timm'")
     if layout is not None:
-        artifact = _relaid(artifact, layout, mapping, network)
+        artifact = _relayout(artifact, layout, mapping, network)
     gate = artifact.metadata.gate if artifact.metadata else TIMM_GATE
     return artifact, mapping, replace(network, gate=gate), {file.path.name: sha256(file.path)}
 
@@ -237,7 +237,7 @@ def _name(source: Source | None) -> str:
     return source.given if isinstance(source, (ArtifactFile, Checkpoint)) else str(source)
 
 
-def _relaid(artifact: Artifact, layout: ArtifactLayout, mapping: VariantMapping, network: Network) -> Artifact:
+def _relayout(artifact: Artifact, layout: ArtifactLayout, mapping: VariantMapping, network: Network) -> Artifact:
     gate_folded = [want.target for want in expected_variables(mapping, network, classes=1) if want.folds_gate]
     # A .tflite's own names never come with another gate, and its rules name the same entries
     return relayout(artifact, layout, [name for name in gate_folded if name in artifact.tensors])

@@ -42,7 +42,7 @@ def differences(a: str, b: str) -> Iterator[Difference]:
     left, right = _open(a), _open(b)
     one, other = _values(left), _values(right)
     if not one.keys() & other.keys():
-        one, other = _ported(left, right), _ported(right, left)
+        one, other = _port_entries(left, right), _port_entries(right, left)
     for name in [*one, *(name for name in other if name not in one)]:
         yield _difference(name, one.get(name), other.get(name))
 
@@ -56,7 +56,7 @@ def _values(source: Artifact | Checkpoint) -> Mapping[str, Any]:
     return source.tensors if isinstance(source, Artifact) else source
 
 
-def _ported(source: Artifact | Checkpoint, other: Artifact | Checkpoint) -> Mapping[str, Any]:
+def _port_entries(source: Artifact | Checkpoint, other: Artifact | Checkpoint) -> Mapping[str, Any]:
     """State-dict entries of ``source``, laid out as ``other`` is where that is an artifact."""
     if isinstance(source, Artifact):
         return source.tensors

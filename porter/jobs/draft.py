@@ -71,20 +71,20 @@ class Draft:
             f"# {self.uncertain} to check (marked UNCERTAIN or MISSING). Only the original graph (verify --reference",
             "# frozen or meta), or outputs that you know, prove it right.",
             f"base: {self.variant}.yaml",
-            f"scope: {_quoted(self.scope)}",
+            f"scope: {_quote(self.scope)}",
         ]
         renamed = [c for c in self.choices if c.name != _join(self.scope, c.wanted.source) or c.others]
         if renamed:
             lines += ["", "variables:  # name below the scope, as slim has it -> the checkpoint's name"]
         for choice in renamed:
-            key = _quoted(choice.wanted.source)
+            key = _quote(choice.wanted.source)
             if choice.name is None:
                 lines.append(f"  # {key}: MISSING, shape {list(choice.wanted.shape)}: {choice.reason}")
             else:
                 others = f", UNCERTAIN, as well: {', '.join(choice.others)}" if choice.others else ""
-                lines.append(f"  {key}: {_quoted(choice.name)}  # {choice.reason}{others}")
+                lines.append(f"  {key}: {_quote(choice.name)}  # {choice.reason}{others}")
         lines += ["", "ignore:"]
-        lines += [f"  - {{pattern: {_quoted(i.pattern)}, reason: {_quoted(i.reason)}}}" for i in self.ignored]
+        lines += [f"  - {{pattern: {_quote(i.pattern)}, reason: {_quote(i.reason)}}}" for i in self.ignored]
         return "\n".join(lines) + "\n"
 
 
@@ -235,5 +235,5 @@ def _literal(name: str) -> str:
     return re.sub(r"([*?[])", r"[\1]", name)
 
 
-def _quoted(text: str) -> str:
+def _quote(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

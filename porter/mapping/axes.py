@@ -40,7 +40,7 @@ def rank(axes: str) -> int:
 
 def target_shape(axes: str, shape: Shape) -> Shape:
     """The PyTorch shape of a variable of ``shape``."""
-    ordered = _ordered(axes, shape)
+    ordered = _reorder(axes, shape)
     if AXES[axes].merged == "channels":
         return (ordered[0] * ordered[1], 1, *ordered[2:])
     return ordered[:2] if AXES[axes].merged == "matrix" else ordered
@@ -55,8 +55,8 @@ def to_source(axes: str, values: np.ndarray, shape: Shape) -> np.ndarray:
     """The inverse of ``to_target``: PyTorch's ``values`` as TensorFlow's variable of ``shape``."""
     order = AXES[axes].order
     inverse = sorted(range(len(order)), key=order.__getitem__)
-    return values.reshape(_ordered(axes, shape)).transpose(inverse)
+    return values.reshape(_reorder(axes, shape)).transpose(inverse)
 
 
-def _ordered(axes: str, shape: Shape) -> Shape:
+def _reorder(axes: str, shape: Shape) -> Shape:
     return tuple(shape[axis] for axis in AXES[axes].order)

@@ -42,7 +42,7 @@ def load_variant(variant: str, names: Names = "slim") -> VariantMapping:
     document = _document(f"{variant}.yaml")
     if names != "slim":
         document = overlay(document, _document(f"{names}.yaml"))
-    return _checked(document)
+    return _convert_document(document)
 
 
 @functools.cache
@@ -69,10 +69,10 @@ def load_mapping(path: Path) -> VariantMapping:
 
     Raises MappingError with file, line and key.
     """
-    return _checked(read_yaml(path, _find_base))
+    return _convert_document(read_yaml(path, _find_base))
 
 
-def _checked(document: Document) -> VariantMapping:
+def _convert_document(document: Document) -> VariantMapping:
     try:
         mapping = msgspec.convert(document.content, VariantMapping)
     except msgspec.ValidationError as error:

@@ -85,43 +85,22 @@ def make_plan(mapping: VariantMapping, fitted: Fit, checkpoint: Checkpoint, opti
     filled twice or of another shape.
     """
     network, classes, expected = fitted
-    background = mapping.classes.background
-    dropped = background is not None and classes == mapping.classes.background_of and not options.keep_background
-    kept = classes - dropped
-    wanted = options.num_classes if options.num_classes is not None else mapping.classes.count
-    if wanted is not None and wanted != kept:
-        raise MappingError(
-            f"{checkpoint.given}: the classifier has {kept} classes{' without background' if dropped else ''}, not "
-            f"{wanted}; leave the count out to follow the checkpoint"
-        )
-
-    problems: list[str] = []
-    ignored = dict(checkpoint.set_aside)
+    dropped, kept = _classes(mapping, classes, checkpoint, options)
     gate = TIMM_GATE if options.layout == "timm" else network.gate
-    steps: list[Step] = []
-    for want in expected:
-        problem = _misfit(want, checkpoint)
-        if problem:
-            problems.append(problem)
-        shape = target_shape(want.axes, want.shape)
-        drop = background if dropped and want.class_axis is not None else None
-        if drop is not None:
-            shape = (shape[0] - 1, *shape[1:])
-        scale = network.gate / gate if want.folds_gate else 1.0
-        shift = -GATE_SHIFT if want.gate_shift and not problem and checkpoint[want.source].fused == "relu6" else 0.0
-        steps.append(Step(want.source, want.target, want.axes, want.shape, shape, drop, scale, shift))
-    candidates = module_outputs(mapping, network, classes)
-    ranges = {at: name for at, names in candidates.items() for name in names[::-1] if f"{name}/min" in checkpoint}
-    problems += [f"{n}/max: missing, but {n}/min is there" for n in ranges.values() if f"{n}/max" not in checkpoint]
-    used = {want.source for want in expected} | {f"{r}/{field}" for r in ranges.values() for field in FIELDS}
-    for name in checkpoint:
-        if name not in used:
-            reason = ignore_reason(mapping, name)
-            if reason is None:
-                problems.append(f"{name}: in the checkpoint, but no rule uses or ignores it")
-            else:
-                ignored[name] = reason
-    problems += _target_problems(steps, state_dict_shapes(network, kept))
+    drop_class = mapping.classes.background if dropped else None
+    steps = [_step(want, checkpoint, drop_class, network.gate / gate) for want in expected]
+    ranges = _ranges(mapping, network, classes, checkpoint)
+    left_over, ignored = _left_over(mapping, checkpoint, expected, ranges)
+    problems = [
+        *(problem for want in expected if (problem := _misfit(want, checkpoint))),
+        *(
+            f"{name}/max: missing, but {name}/min is there"
+            for name in ranges.values()
+            if f"{name}/max" not in checkpoint
+        ),
+        *(f"{name}: in the checkpoint, but no rule uses or ignores it" for name in left_over),
+        *_target_problems(steps, state_dict_shapes(network, kept)),
+    ]
     if problems:
         raise MappingError(
             f"{checkpoint.given}: does not fit the mapping of {mapping.variant} ({len(problems)} problems):", problems
@@ -146,6 +125,47 @@ def make_plan(mapping: VariantMapping, fitted: Fit, checkpoint: Checkpoint, opti
         ranges={} if options.fake_quant is False else ranges,
         dequantized=options.fake_quant is False and bool(ranges),
     )
+
+
+def _classes(mapping: VariantMapping, classes: int, checkpoint: Checkpoint, options: PortOptions) -> tuple[bool, int]:
+    """Whether the background is dropped, and how many classes that leaves. Raises MappingError for another number."""
+    background = mapping.classes.background
+    dropped = background is not None and classes == mapping.classes.background_of and not options.keep_background
+    kept = classes - dropped
+    wanted = options.num_classes if options.num_classes is not None else mapping.classes.count
+    if wanted is not None and wanted != kept:
+        raise MappingError(
+            f"{checkpoint.given}: the classifier has {kept} classes{' without background' if dropped else ''}, not "
+            f"{wanted}; leave the count out to follow the checkpoint"
+        )
+    return dropped, kept
+
+
+def _step(want: Expected, checkpoint: Checkpoint, drop_class: int | None, gate_ratio: float) -> Step:
+    """How the variable ``want`` becomes an entry; ``gate_ratio`` is folded into weights that take it."""
+    shape = target_shape(want.axes, want.shape)
+    drop = drop_class if want.class_axis is not None else None
+    if drop is not None:
+        shape = (shape[0] - 1, *shape[1:])
+    shifted = want.gate_shift and want.source in checkpoint and checkpoint[want.source].fused == "relu6"
+    scale, shift = gate_ratio if want.folds_gate else 1.0, -GATE_SHIFT if shifted else 0.0
+    return Step(want.source, want.target, want.axes, want.shape, shape, drop, scale, shift)
+
+
+def _ranges(mapping: VariantMapping, network: Network, classes: int, checkpoint: Checkpoint) -> dict[str, str]:
+    """Module or entry -> the source's name of the range that it was quantised to, where it has one."""
+    candidates = module_outputs(mapping, network, classes)
+    return {at: name for at, names in candidates.items() for name in names[::-1] if f"{name}/min" in checkpoint}
+
+
+def _left_over(
+    mapping: VariantMapping, checkpoint: Checkpoint, expected: list[Expected], ranges: Mapping[str, str]
+) -> tuple[list[str], dict[str, str]]:
+    """Variables that nothing uses or ignores; and those ignored, with the reason."""
+    used = {want.source for want in expected} | {f"{name}/{field}" for name in ranges.values() for field in FIELDS}
+    reasons = {name: ignore_reason(mapping, name) for name in checkpoint if name not in used}
+    ignored = {name: reason for name, reason in reasons.items() if reason is not None}
+    return [name for name, reason in reasons.items() if reason is None], dict(checkpoint.set_aside) | ignored
 
 
 def ignore_reason(mapping: VariantMapping, name: str) -> str | None:

@@ -76,11 +76,11 @@ def module_outputs(mapping: VariantMapping, network: Network, classes: int) -> d
     for section, known_names, _, gated in _sections(network, classes):
         names.names |= known_names
         for module, candidates in _outputs(mapping.outputs, section, gated):
-            found[names.fill(module)] = [_scoped(mapping, names.fill(candidate)) for candidate in candidates]
+            found[names.fill(module)] = [_add_scope(mapping, names.fill(candidate)) for candidate in candidates]
     return found
 
 
-def _scoped(mapping: VariantMapping, name: str) -> str:
+def _add_scope(mapping: VariantMapping, name: str) -> str:
     return f"{mapping.scope}/{name}" if mapping.scope else name
 
 
@@ -147,7 +147,7 @@ def _expand(
             ) from error
         if len(shape) != rank(rule.axes):
             raise ValueError(f"{key}.shape: layout {rule.axes} takes {rank(rule.axes)} sizes, not {len(shape)}")
-        source = _scoped(mapping, source)
+        source = _add_scope(mapping, source)
         axis = rule.shape.index("classes") if "classes" in rule.shape else None
         if rule.axes == "batch_norm":
             for variable, entry in mapping.batch_norm.items():

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from porter.mapping.ranges import Range
 from porter.models.blocks import Gate
 
+Hook = Callable[[nn.Module, tuple[Tensor], Tensor], Tensor]
 INPUT = "input"  # the range of the image
 
 
@@ -37,13 +38,15 @@ def fake_quantize(model: nn.Module, ranges: Mapping[str, Range]) -> None:
             with torch.no_grad():
                 weight.copy_(quantized(weight, limits))
         elif limits.input_min is not None and limits.input_scale is not None:
-            hook = _looked_up(hard_swish_table(limits), limits.input_min, limits.input_scale)
+            hook = _lookup_hook(hard_swish_table(limits), limits.input_min, limits.input_scale)
             model.get_submodule(name).register_forward_hook(hook)
         elif limits.input_zero is not None and limits.input_scale is not None:
-            hook = _averaged(limits, limits.input_scale, round(limits.input_zero))
+            hook = _mean_hook(limits, limits.input_scale, round(limits.input_zero))
             model.get_submodule(name).register_forward_hook(hook)
         elif limits.skip_scale is not None and limits.branch_scale is not None:
-            model.get_submodule(name).register_forward_hook(_added(limits, limits.skip_scale, limits.branch_scale))
+            model.get_submodule(name).register_forward_hook(
+                _addition_hook(limits, limits.skip_scale, limits.branch_scale)
+            )
         else:
             hooked = model.get_submodule(name)
             hooked.register_forward_hook(lambda _module, _args, out, limits=limits: quantized(out, limits))
@@ -63,11 +66,11 @@ def quantized(x: Tensor, limits: Range) -> Tensor:
         levels = torch.floor((torch.clamp(exact, low, high) - low) / scale - zero + 0.5)
         return (levels * scale).to(x.dtype)
     unit, multiplier = (_by_channel(value, x) for value in (limits.unit, limits.multiplier))
-    levels = _requantized(torch.round(x / unit).long(), multiplier, int(limits.ties_away))
+    levels = _requantize(torch.round(x / unit).long(), multiplier, int(limits.ties_away))
     return torch.clamp(levels.double() * scale, low, high)
 
 
-def _requantized(total: Tensor, multiplier: Tensor, ties_away: int) -> Tensor:
+def _requantize(total: Tensor, multiplier: Tensor, ties_away: int) -> Tensor:
     """``total`` (int64) times ``multiplier`` (float64) in 31-bit fixed point, ties upwards, or away from zero."""
     fraction, exponent = torch.frexp(multiplier)
     levels = (total * torch.round(fraction * 2**31).long() + (1 << 30)) >> 31
@@ -94,9 +97,7 @@ def nudged(limits: Range) -> tuple[float, float]:
     return float(-zero * scale), float(scale)
 
 
-def _averaged(
-    limits: Range, input_scale: float, input_zero: int
-) -> Callable[[nn.Module, tuple[Tensor], Tensor], Tensor]:
+def _mean_hook(limits: Range, input_scale: float, input_zero: int) -> Hook:
     """The mean over a map as TensorFlow Lite's integer kernel makes it (Mean of optimized/integer_ops/mean.h).
 
     It sums levels, zero and all, and takes what the zeros have contributed away behind the rounding.
@@ -108,13 +109,13 @@ def _averaged(
         count = args[0].shape[2] * args[0].shape[3]
         total = (torch.round(args[0] / input_scale).long() + input_zero).sum((2, 3), keepdim=True)
         share = float(np.float32(input_scale) / (np.float32(count) * np.float32(scale)))
-        levels = _requantized(total, torch.tensor(share, dtype=torch.float64), ties_away=0) - zero
+        levels = _requantize(total, torch.tensor(share, dtype=torch.float64), ties_away=0) - zero
         return torch.clamp(levels.double() * scale, low, low + 255 * scale)
 
     return hook
 
 
-def _added(limits: Range, skip: float, branch: float) -> Callable[[nn.Module, tuple[Tensor], Tensor], Tensor]:
+def _addition_hook(limits: Range, skip: float, branch: float) -> Hook:
     """A block's output as TensorFlow Lite's integer addition makes it (AddElementwise of kernels/internal/add.h).
 
     Both inputs, in levels ``skip`` and ``branch`` apart, are brought to one scale with 20 more bits and added there.
@@ -126,9 +127,9 @@ def _added(limits: Range, skip: float, branch: float) -> Callable[[nn.Module, tu
 
     def hook(_module: nn.Module, args: tuple[Tensor], out: Tensor) -> Tensor:
         levels = (torch.round(args[0] / skip).long(), torch.round((out - args[0]) / branch).long())
-        first, second = (_multiplied(level << 20, by) for level, by in zip(levels, multipliers, strict=True))
+        first, second = (_multiply(level << 20, by) for level, by in zip(levels, multipliers, strict=True))
         total = first + second
-        return torch.clamp(_multiplied(total, out_multiplier).double() * scale, low, low + 255 * scale)
+        return torch.clamp(_multiply(total, out_multiplier).double() * scale, low, low + 255 * scale)
 
     return hook
 
@@ -140,7 +141,7 @@ def _fixed_point(value: float) -> tuple[int, int]:
     return (multiplier // 2, 1 - exponent) if multiplier == 1 << 31 else (multiplier, -exponent)
 
 
-def _multiplied(x: Tensor, factor: tuple[int, int]) -> Tensor:
+def _multiply(x: Tensor, factor: tuple[int, int]) -> Tensor:
     """MultiplyByQuantizedMultiplierSmallerThanOneExp: both roundings are to the nearest, ties away from zero."""
     multiplier, shift = factor
     product = x * multiplier
@@ -151,7 +152,7 @@ def _multiplied(x: Tensor, factor: tuple[int, int]) -> Tensor:
     return (high >> shift) + ((high & mask) > (mask >> 1) + (high < 0).long())
 
 
-def _looked_up(outputs: list[float], low: float, scale: float) -> Callable[[nn.Module, tuple[Tensor], Tensor], Tensor]:
+def _lookup_hook(outputs: list[float], low: float, scale: float) -> Hook:
     table = torch.tensor(outputs, dtype=torch.float64)
 
     def hook(_module: nn.Module, args: tuple[Tensor], _output: Tensor) -> Tensor:
@@ -178,15 +179,15 @@ def hard_swish_table(limits: Range) -> list[float]:
         value = _high_half(fine, out_multiplier)
         gate = fine
         if gate_exponent > 0:
-            gate = _saturated(gate << (gate_exponent - 1))
+            gate = _saturate(gate << (gate_exponent - 1))
         gate = _high_half(gate, gate_multiplier)
         if gate_exponent > 0:
-            gate = _saturated(gate << 1)
+            gate = _saturate(gate << 1)
         elif gate_exponent < 0:
-            gate = _shifted(gate, -gate_exponent)
+            gate = _shift_right(gate, -gate_exponent)
         gate = (gate + 32768) >> 1
         product = int(gate * value / 32768)  # towards zero
-        output = _shifted(product, -out_exponent) + out_zero
+        output = _shift_right(product, -out_exponent) + out_zero
         table.append((min(max(output, 0), 255) - out_zero) * out_scale)
     return table
 
@@ -199,14 +200,14 @@ def _multiplier(value: float) -> tuple[int, int]:
 
 def _high_half(a: int, b: int) -> int:
     """SaturatingRoundingDoublingHighMul of 16-bit integers."""
-    return _saturated((a * b + (1 << 14)) >> 15)
+    return _saturate((a * b + (1 << 14)) >> 15)
 
 
-def _saturated(value: int) -> int:
+def _saturate(value: int) -> int:
     return min(max(value, -32768), 32767)
 
 
-def _shifted(value: int, bits: int) -> int:
+def _shift_right(value: int, bits: int) -> int:
     """RoundingDivideByPOT: ties away from zero. ``bits`` may not be negative."""
     mask = (1 << bits) - 1
     return (value >> bits) + ((value & mask) > (mask >> 1) + (value < 0))

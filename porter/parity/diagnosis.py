@@ -147,8 +147,8 @@ def _mistakes(port: Port, size: tuple[int, ...]) -> Iterator[Mistake]:
     yield Mistake("h-swish as swish", lambda model: _replace(model, nn.Hardswish, nn.SiLU))
     yield Mistake("h-swish as ReLU", lambda model: _replace(model, nn.Hardswish, nn.ReLU))
     yield Mistake("kernels with height and width exchanged", _exchanged_kernels)
-    yield Mistake("weights rounded to float16", lambda model: _rounded(model, torch.float16))
-    yield Mistake("weights rounded to bfloat16", lambda model: _rounded(model, torch.bfloat16))
+    yield Mistake("weights rounded to float16", lambda model: _round(model, torch.float16))
+    yield Mistake("weights rounded to bfloat16", lambda model: _round(model, torch.bfloat16))
 
 
 def _input_mistakes(port: Port, size: tuple[int, ...]) -> Iterator[Mistake]:
@@ -162,11 +162,11 @@ def _input_mistakes(port: Port, size: tuple[int, ...]) -> Iterator[Mistake]:
     yield Mistake("BGR", images=lambda x: x.flip(1))
     trained: Size = (port.mapping.input.size,) * 2
     if tuple(size) != trained:
-        yield Mistake("bilinear resize without antialiasing", images=lambda x: _resized(x, trained, False))
-        yield Mistake("bilinear resize with antialiasing", images=lambda x: _resized(x, trained, True))
+        yield Mistake("bilinear resize without antialiasing", images=lambda x: _resize(x, trained, False))
+        yield Mistake("bilinear resize with antialiasing", images=lambda x: _resize(x, trained, True))
 
 
-def _resized(x: Tensor, size: Size, antialias: bool) -> Tensor:
+def _resize(x: Tensor, size: Size, antialias: bool) -> Tensor:
     return F.interpolate(x, size, mode="bilinear", antialias=antialias)
 
 
@@ -253,7 +253,7 @@ def _exchanged_kernels(model: MobileNetV3) -> None:
             module.weight.data = module.weight.data.transpose(2, 3).contiguous()
 
 
-def _rounded(model: MobileNetV3, dtype: torch.dtype) -> None:
+def _round(model: MobileNetV3, dtype: torch.dtype) -> None:
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.is_floating_point():
             tensor.data = tensor.data.to(dtype).to(tensor.dtype)

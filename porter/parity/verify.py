@@ -287,8 +287,8 @@ def _count(
     if evidence is not None:
         evidence.classified(sample.label, sample.images, ours, theirs)
     verdict.images += len(ours)
-    verdict.top1_agree += _agreeing(ours, theirs, 1)
-    verdict.top5_agree += _agreeing(ours, theirs, 5)
+    verdict.top1_agree += _count_agreeing(ours, theirs, 1)
+    verdict.top5_agree += _count_agreeing(ours, theirs, 5)
 
 
 def _row(check: Check, name: str, label: str, theirs: Values, ours: Output, inherited: Noise) -> Row:
@@ -305,7 +305,7 @@ def _row(check: Check, name: str, label: str, theirs: Values, ours: Output, inhe
     return row.with_rounded_weights() if check.candidate.rounded_weights else row
 
 
-def _agreeing(ours: np.ndarray, theirs: np.ndarray, k: int) -> int:
+def _count_agreeing(ours: np.ndarray, theirs: np.ndarray, k: int) -> int:
     return sum(a == b for a, b in zip(top_k(ours, k), top_k(theirs, k), strict=True))
 
 

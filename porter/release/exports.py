@@ -90,7 +90,7 @@ def onnx_model(model: torch.nn.Module, stem: Path, example: np.ndarray) -> tuple
     return path, lambda batch: np.asarray(session.run(["logits"], {"image": batch})[0])
 
 
-def _exported(model: torch.nn.Module, example: np.ndarray) -> torch.export.ExportedProgram:
+def _export(model: torch.nn.Module, example: np.ndarray) -> torch.export.ExportedProgram:
     inputs = torch.from_numpy(np.concatenate([example, example]))  # a batch of one would be taken for a constant
     return torch.export.export(model, (inputs,), dynamic_shapes=({0: torch.export.Dim("batch")},))
 
@@ -98,7 +98,7 @@ def _exported(model: torch.nn.Module, example: np.ndarray) -> torch.export.Expor
 def _pt2(model: torch.nn.Module, stem: Path, example: np.ndarray) -> tuple[Path, Run]:
     path = stem.with_name(stem.name + ".pt2")
     with _quiet():
-        torch.export.save(_exported(model, example), path)
+        torch.export.save(_export(model, example), path)
         loaded = torch.export.load(path).module()
     return path, _torch_run(loaded)
 
@@ -120,7 +120,7 @@ def aot_package(model: torch.nn.Module, stem: Path, example: np.ndarray) -> tupl
     with _quiet(), torch.no_grad():
         assert isinstance(model, MobileNetV3)
         deployed = deploy(model, (example.shape[2], example.shape[3]))
-        exported = _exported(deployed, example)
+        exported = _export(deployed, example)
         torch._inductor.aoti_compile_and_package(exported, package_path=str(path), inductor_configs=AOT_OPTIONS)
         loaded = torch._inductor.aoti_load_package(str(path))
 

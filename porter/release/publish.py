@@ -106,9 +106,9 @@ def release(
             raise NoParityError(f"{checkpoint}: {failure}: nothing released")
         with_figures = msgspec.structs.replace(metadata, parity=_figures(verdict))
         save_artifact(stage / contents.WEIGHTS, tensors, with_figures)
-        (stage / contents.REFERENCE).write_bytes(_recorded(check))
+        (stage / contents.REFERENCE).write_bytes(_record_reference(check))
         exported = write_exports(publication.exports, path, mapping, stage / contents.REFERENCE)
-        evaluation = _evaluated(path, options, publication.evaluate_on, stage)
+        evaluation = _evaluate_release(path, options, publication.evaluate_on, stage)
         (stage / contents.CONFIG).write_bytes(config(port, metadata))
         card = Card(
             name=release_name(port, publication),
@@ -179,7 +179,7 @@ def _figures(verdict: Verdict) -> dict[str, str]:
     }
 
 
-def _recorded(check: Check) -> bytes:
+def _record_reference(check: Check) -> bytes:
     """What the reference makes of one image of 8-bit noise, for checks without it."""
     if check.reference.samples:
         images = check.reference.samples[0].images
@@ -191,7 +191,7 @@ def _recorded(check: Check) -> bytes:
     return record(check.reference, images, names, check.reference.keep or KEEP)
 
 
-def _evaluated(path: Path, options: PortOptions, data: Path | None, stage: Path) -> Evaluation | None:
+def _evaluate_release(path: Path, options: PortOptions, data: Path | None, stage: Path) -> Evaluation | None:
     if data is None:
         return None
     evaluation = evaluate(str(path), data, PortOptions(mapping=options.mapping))

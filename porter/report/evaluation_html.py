@@ -44,7 +44,7 @@ def evaluation_html(evaluation: Evaluation) -> bytes:
         agreement=evaluation.agreement() if several else None,
         confusions=[pair for pair in confusions if pair[1]],
         worst=_worst(evaluation, names),
-        disagreeing=_disagreeing(evaluation, names) if several else [],
+        disagreeing=_find_disagreeing(evaluation, names) if several else [],
     )
 
 
@@ -60,7 +60,7 @@ def _worst(evaluation: Evaluation, names: list[Label]) -> list[dict[str, Any]]:
     return found
 
 
-def _disagreeing(evaluation: Evaluation, names: list[Label]) -> list[dict[str, Any]]:
+def _find_disagreeing(evaluation: Evaluation, names: list[Label]) -> list[dict[str, Any]]:
     apart = [i for i, seen in enumerate(evaluation.seen) if seen.guesses[0] != seen.guesses[1]]
     return [_photo(evaluation, i, names) for i in apart[:DISAGREEING]]
 

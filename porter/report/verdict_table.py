@@ -49,7 +49,7 @@ def print_verdict(verdict: Verdict, verbose: bool = False) -> None:
     changed = [f"{n} ({verdict.variables[n]})" if n in verdict.variables else n for n in verdict.changed]
     for what, names in (("not in it", verdict.missing), ("no output", verdict.unmatched), ("changed", changed)):
         if names:
-            out.print(f"{what:<10} {_listed(names)}", markup=False, soft_wrap=True)
+            out.print(f"{what:<10} {_list(names)}", markup=False, soft_wrap=True)
     if verdict.images:
         out.print(
             f"agreement  top-1 {verdict.top1_agree}/{verdict.images}, top-5 {verdict.top5_agree}/{verdict.images}"
@@ -94,15 +94,15 @@ def _print_table(out: Console, rows: list[Row], foreign: bool) -> None:
     ]
     while sum(column.width + 2 for column in columns) > out.width + 2 and len(columns) > 2:
         columns.remove(min(columns, key=lambda column: column.worth))
-    header = "  ".join(_aligned(column.title, column) for column in columns)
+    header = "  ".join(_align(column.title, column) for column in columns)
     out.print(f"[bold]{escape(header)}[/]".rstrip(), soft_wrap=True)
     for number, row in enumerate(rows):
-        cells = [escape(printable(_aligned(column.cells[number], column))) for column in columns]
+        cells = [escape(printable(_align(column.cells[number], column))) for column in columns]
         cells[-1] = f"[green]{cells[-1]}[/]" if row.passed else f"[bold red]{cells[-1]}[/]"
         out.print("  ".join(cells), soft_wrap=True)
 
 
-def _aligned(cell: str, column: Column) -> str:
+def _align(cell: str, column: Column) -> str:
     return cell.rjust(column.width) if column.right else cell.ljust(column.width)
 
 
@@ -118,5 +118,5 @@ def _ratio(row: Row) -> str:
     return NOT_ASKED if row.noise_ratio is None else f"{row.noise_ratio:.1f} x"
 
 
-def _listed(names: list[str]) -> str:
+def _list(names: list[str]) -> str:
     return printable(", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else ""))

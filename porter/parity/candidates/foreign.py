@@ -56,7 +56,7 @@ def called(name: str, port: Port) -> Candidate:
     """
     place, _, attribute = name.rpartition(":")
     try:
-        make = getattr(_imported(place), attribute)
+        make = getattr(_import_module(place), attribute)
         model = make()
     except Exception as error:  # it is somebody's code
         raise ParityError(f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
@@ -65,7 +65,7 @@ def called(name: str, port: Port) -> Candidate:
     return module(name, model, port)
 
 
-def _imported(place: str) -> Any:
+def _import_module(place: str) -> Any:
     if not place.endswith(".py"):
         return importlib.import_module(place)
     spec = importlib.util.spec_from_file_location(Path(place).stem, place)
@@ -90,8 +90,8 @@ def module(name: str, model: nn.Module, port: Port) -> Candidate:
 
     def run(images: np.ndarray, questions: frozenset[Question]) -> Outputs:
         inputs = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-        doubles = _hooked(exact, inputs.double(), name) if "function" in questions else []
-        singles = _hooked(single, inputs, name) if "rounding" in questions else []
+        doubles = _hook_modules(exact, inputs.double(), name) if "function" in questions else []
+        singles = _hook_modules(single, inputs, name) if "rounding" in questions else []
         for position, (own_name, _) in enumerate(doubles or singles):
             exact_one, single_one = (side[position][1] if side else None for side in (doubles, singles))
             yield own_name, Output(exact_one, single_one)
@@ -115,7 +115,7 @@ def _unrounded_state(model: nn.Module, port: Port) -> dict[str, Tensor] | None:
     return None
 
 
-def _hooked(model: nn.Module, inputs: Tensor, name: str) -> list[tuple[str, np.ndarray]]:
+def _hook_modules(model: nn.Module, inputs: Tensor, name: str) -> list[tuple[str, np.ndarray]]:
     """The outputs of all submodules, NHWC, in the order in which they end; the module's own last, named ``""``."""
     found: list[tuple[str, np.ndarray]] = []
 

@@ -42,7 +42,7 @@ class Named:
         if self.upcoming[0] != name:
             return None
         output, self.upcoming = self.upcoming[1], None
-        return _fitted(name, reference, output, None, background)
+        return _fit(name, reference, output, None, background)
 
     def close(self) -> None:
         """Stop the computation."""
@@ -63,7 +63,7 @@ class Foreign:
         found: Fitting | None = None
         for position in range(self.start, len(self.outputs)):
             own_name, output = self.outputs[position]
-            fitting = _fitted(name, reference, output, own_name or "its output", background)
+            fitting = _fit(name, reference, output, own_name or "its output", background)
             shown = fitting.output.exact if fitting.output.exact is not None else fitting.output.single
             if shown is None or shown.shape != fitting.reference.values.shape:
                 continue
@@ -92,7 +92,7 @@ def matched(outputs: Outputs, foreign: bool, names: Sequence[str], keep: int) ->
     return Foreign(outputs, keep) if foreign else Named(outputs, names)
 
 
-def _fitted(name: str, reference: Values, output: Output, port_name: str | None, background: int | None) -> Fitting:
+def _fit(name: str, reference: Values, output: Output, port_name: str | None, background: int | None) -> Fitting:
     """Both in one shape: without the background that the candidate may lack, pooled vectors flat."""
     shown = output.exact if output.exact is not None else output.single
     assert shown is not None

@@ -111,10 +111,10 @@ def _live(kind: str, port: Port, sizes: tuple[Size, ...]) -> Reference:
         fake_quant=False if port.plan.dequantized else None,
     )
     reference = in_child(request)
-    return reference if copy is None else replace(reference, run=_keeping(copy, reference))
+    return reference if copy is None else replace(reference, run=_keep_copy(copy, reference))
 
 
-def _keeping(copy: tempfile.TemporaryDirectory[str], reference: Reference) -> Callable[..., Endpoints]:
+def _keep_copy(copy: tempfile.TemporaryDirectory[str], reference: Reference) -> Callable[..., Endpoints]:
     """``reference.run``, which keeps the ``copy`` that it reads."""
 
     def run(images: np.ndarray, names: Sequence[str]) -> Endpoints:

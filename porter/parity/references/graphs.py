@@ -24,7 +24,7 @@ from porter.parity.references.reference import Endpoints, Reference, Values, noi
 
 def frozen_graph(path: Path, port: Port) -> Reference:
     """The frozen graph ``path``. Raises ParityError when it is not the port's network, or not harmless."""
-    definition = _parsed(path, tensorflow().compat.v1.GraphDef())
+    definition = _parse(path, tensorflow().compat.v1.GraphDef())
     return _reference(f"frozen graph ({path.name})", str(path), definition, port, {})
 
 
@@ -35,13 +35,13 @@ def meta_graph(port: Port) -> Reference:
     """
     checkpoint = port.checkpoint
     path = checkpoint.path.with_name(checkpoint.path.name + ".meta")
-    definition = _parsed(path, tensorflow().compat.v1.MetaGraphDef()).graph_def
+    definition = _parse(path, tensorflow().compat.v1.MetaGraphDef()).graph_def
     stored = stored_values(checkpoint)
     values = {name: stored(variable.name) for name, variable in checkpoint.items() if variable.dtype == "float32"}
     return _reference(f"meta graph ({path.name})", str(path), definition, port, values)
 
 
-def _parsed(path: Path, proto: Any) -> Any:
+def _parse(path: Path, proto: Any) -> Any:
     from google.protobuf.message import DecodeError
 
     try:

@@ -63,14 +63,14 @@ def interpreter(port: Port) -> Reference:
         for image in given(images):
             runner.set_tensor(details["index"], image[None])
             runner.invoke()
-            held.append(_dequantized(runner.get_tensor(stem), graph, stem))
+            held.append(_dequantize(runner.get_tensor(stem), graph, stem))
         return np.concatenate(held)
 
     def computed(interpreter: Any, image: np.ndarray, names: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
         interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image)
         interpreter.invoke()
         for name in names:
-            values = _dequantized(interpreter.get_tensor(tensors[name]), graph, tensors[name])
+            values = _dequantize(interpreter.get_tensor(tensors[name]), graph, tensors[name])
             yield name, values.reshape(1, -1) if name in ("Logits", "Predictions") else values
 
     def run(images: np.ndarray, names: Sequence[str]) -> Endpoints:
@@ -135,7 +135,7 @@ def _with_outputs(path: Path, positions: list[int]) -> bytes:
     return bytes(builder.Output())
 
 
-def _dequantized(values: np.ndarray, graph: Graph, position: int) -> np.ndarray:
+def _dequantize(values: np.ndarray, graph: Graph, position: int) -> np.ndarray:
     tensor = graph.tensors[position]
     if not tensor.scales:
         return values

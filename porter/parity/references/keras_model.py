@@ -28,7 +28,7 @@ def keras_model(port: Port) -> Reference:
     top = port.classes > 0
     taps = {}
     for dtype in ("float64", "float32"):
-        taps[dtype] = _tapped(keras, port, spec, size, dtype)
+        taps[dtype] = _tap(keras, port, spec, size, dtype)
 
     def run(images: np.ndarray, names: Sequence[str]) -> Endpoints:
         exact, single = (
@@ -44,7 +44,7 @@ def keras_model(port: Port) -> Reference:
     return Reference(f"Keras {keras.__version__} ({path.name})", run, size=(size, size), missing=missing)
 
 
-def _tapped(keras: Any, port: Port, spec: Keras, size: int, dtype: str) -> tuple[list[str], Any]:
+def _tap(keras: Any, port: Port, spec: Keras, size: int, dtype: str) -> tuple[list[str], Any]:
     """Names of endpoints and the model that gives them, computing in ``dtype``."""
     path, top = port.checkpoint.path, port.classes > 0
     before = keras.config.dtype_policy()

@@ -48,7 +48,7 @@ def recorded(path: Path) -> Reference:
 
     Older ones hold float32 values and no noise, and say nothing of precision. Raises ParityError naming the file.
     """
-    with _opened(path) as file:
+    with _open_arrays(path) as file:
         outputs = [name for name in file if name.startswith(VALUES.format(""))]
         if "input" not in file or not outputs:
             raise ParityError(
@@ -66,7 +66,7 @@ def recorded(path: Path) -> Reference:
     def run(given: np.ndarray, names: Sequence[str]) -> Endpoints:
         if given is not images:
             raise ParityError(f"{path}: a recorded reference runs its own inputs only")
-        with _opened(path) as file:
+        with _open_arrays(path) as file:
             for name in names:
                 if VALUES.format(name) in file:
                     values, noise = file[VALUES.format(name)], None
@@ -113,7 +113,7 @@ class _Arrays(Mapping[str, np.ndarray]):
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[_Arrays]:
+def _open_arrays(path: Path) -> Iterator[_Arrays]:
     try:
         with zipfile.ZipFile(path) as archive:
             yield _Arrays(archive, allowance(path.stat().st_size) // 2)  # as bytes, then as values
