@@ -20,6 +20,7 @@ from porter.errors import PorterError
 from porter.jobs.convert import convert, plan_port
 from porter.mapping.files import list_variants, load_variant
 from porter.mapping.options import PortOptions
+from porter.parity.candidates.candidate import Output
 from porter.parity.compare import compare
 from porter.parity.references.reference import Noise, Values
 from porter.parity.verify import Against, check_sample, open_check
@@ -175,7 +176,7 @@ def test_nan_is_no_parity():
     values = Values(np.array([[1.0, 2.0]]), Noise(1e-7, 1e-7))
     broken = np.array([[1.0, np.nan]])
     for exact, single in ((broken, values.values), (values.values, broken), (broken, None)):
-        row = compare("x", "s", values, exact, single)
+        row = compare("x", "s", values, Output(exact, single))
         assert not row.passed
         assert row.worst == (0, 1)
 

@@ -81,7 +81,7 @@ def _read(path: Path, reading: _Reading, seen: tuple[Path, ...]) -> Document:
         raise MappingError(f"{path}:1: a mapping file is a YAML mapping (key: value)")
     lines: dict[str, str] = {}
     reading.nodes = 0
-    content = _value(loader, node, "$", path, lines, reading)
+    content = _value(_File(loader, path, lines, reading), node, "$")
     bases = content.pop("base", [])
     document = Document({}, {})
     for base in bases if isinstance(bases, list) else [bases]:
@@ -94,14 +94,22 @@ def overlay(below: Document, above: Document) -> Document:
     return Document(_merge(below.content, above.content), below.lines | above.lines)
 
 
-def _value(
-    loader: Any, node: yaml.Node, at: str, path: Path, lines: dict[str, str], reading: _Reading, depth: int = 0
-) -> Any:
+class _File(NamedTuple):
+    """One file of those that are read; ``lines`` tells where each key stands."""
+
+    loader: Any
+    path: Path
+    lines: dict[str, str]
+    reading: _Reading
+
+
+def _value(file: _File, node: yaml.Node, at: str, depth: int = 0) -> Any:
+    loader, path, lines, reading = file
     lines[at] = f"{path}:{node.start_mark.line + 1}"
     reading.node(lines[at], depth)
     if isinstance(node, yaml.SequenceNode):
         children = enumerate(node.value)
-        return [_value(loader, child, f"{at}[{i}]", path, lines, reading, depth + 1) for i, child in children]
+        return [_value(file, child, f"{at}[{i}]", depth + 1) for i, child in children]
     if not isinstance(node, yaml.MappingNode):
         try:
             return loader.construct_object(node)
@@ -114,7 +122,7 @@ def _value(
             raise MappingError(f"{path}:{key_node.start_mark.line + 1}: a key is a plain name, not a list or mapping")
         if key in result:
             raise MappingError(f"{path}:{key_node.start_mark.line + 1}: key {key!r} stands twice")
-        result[key] = _value(loader, child, f"{at}.{key}", path, lines, reading, depth + 1)
+        result[key] = _value(file, child, f"{at}.{key}", depth + 1)
     return result
 
 

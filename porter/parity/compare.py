@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from porter.parity.candidates.candidate import Output
 from porter.parity.references.reference import Noise, Values
 
 # The same function? Both sides in float64, largest difference over the layer's scale. Rounding is 1e-16 a number, and
@@ -143,18 +144,18 @@ def compare(
     endpoint: str,
     sample: str,
     reference: Values,
-    exact: np.ndarray | None,
-    single: np.ndarray | None,
+    port_output: Output,
     function_limit: float = SAME_FUNCTION,
     inherited: Noise = NO_NOISE,
 ) -> Row:
     """Measure a port against ``reference`` at one endpoint (same shape, NHWC).
 
-    ``exact`` are the port's float64 values (or levels), ``single`` its float32 values; None where that question is not
-    asked. ``inherited`` is the largest error, over the scale, that the reference's float32 had at an earlier endpoint:
-    what this one is computed from. Raises ValueError when the shapes differ.
+    Of ``port_output``, what is None was not asked for. ``inherited`` is the largest error, over the scale, that the
+    reference's float32 had at an earlier endpoint: what this one is computed from. Raises ValueError when the shapes
+    differ.
     """
     values, noise = reference.values.astype(np.float64), reference.noise
+    exact, single, _ = port_output
     for ours in (exact, single):
         if ours is not None and ours.shape != values.shape:
             raise ValueError(f"{endpoint}: shape {ours.shape}, the reference has {values.shape}")

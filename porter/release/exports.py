@@ -19,6 +19,7 @@ from porter.jobs.create import open_model
 from porter.mapping.options import PathLike, PortOptions
 from porter.models.deployment import deploy
 from porter.models.mobilenet_v3 import MobileNetV3
+from porter.parity.candidates.candidate import Output
 from porter.parity.compare import compare
 from porter.parity.references.recorded import recorded
 from porter.parity.references.reference import Values
@@ -56,7 +57,7 @@ def write_exports(
     found: dict[str, tuple[Path, float]] = {}
     for kind in kinds:
         path, run = _WRITERS[kind](model, artifact.with_suffix(""), batch[:1])
-        rows = [compare("Logits", "", expected, None, one[None]) for one in run(batch)]
+        rows = [compare("Logits", "", expected, Output(None, one[None])) for one in run(batch)]
         furthest = max(rows, key=lambda row: row.excess)
         assert furthest.port is not None
         error = furthest.port.largest

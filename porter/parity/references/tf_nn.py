@@ -8,7 +8,7 @@ padding is TensorFlow's. It runs at any size, in float32 or float64.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -24,6 +24,14 @@ Fetch = Callable[[str], Any]
 Pair = Callable[[str, str], tuple[Any, Any]]  # (scope, module)
 Layers = Iterator[tuple[str, Any]]  # endpoint, TensorFlow tensor NHWC
 Quantize = Callable[[str, Any], Any]  # (module or entry, tensor) -> tensor
+
+
+class _Net(NamedTuple):
+    """TensorFlow, what it computes, and whether a classifier is at the end."""
+
+    tf: Any
+    network: Network
+    classifier: bool
 
 
 def tf_nn(port: Port) -> Reference:
@@ -84,7 +92,8 @@ def graph(port: Port, dtype: str) -> Callable[[Any], Layers]:
         return tf.cast(tf.quantization.fake_quant_with_min_max_vars(tf.cast(x, tf.float32), low, high), x.dtype)
 
     forward = _forward_folded if fake_quant else _forward
-    return lambda x: forward(tf, network, port.classes > 0, fetch, quantize, x)
+    net = _Net(tf, network, port.classes > 0)
+    return lambda x: forward(net, fetch, quantize, x)
 
 
 def _of_biases(tf: Any, port: Port, dtype: str) -> Callable[[Any], Layers]:
@@ -105,10 +114,13 @@ def _of_biases(tf: Any, port: Port, dtype: str) -> Callable[[Any], Layers]:
             return tf.nn.depthwise_conv2d(x, kernel, [1, stride, stride, 1], "SAME") + bias
         return tf.nn.conv2d(x, kernel, stride, "SAME") + bias
 
-    return lambda x: _layers(tf, network, port.classes > 0, pair, lambda _at, y: y, convolved, x)
+    net = _Net(tf, network, port.classes > 0)
+    return lambda x: _layers(net, pair, lambda _at, y: y, convolved, x)
 
 
-def _forward(tf: Any, network: Network, classifier: bool, fetch: Fetch, quantize: Quantize, x: Any) -> Layers:
+def _forward(net: _Net, fetch: Fetch, quantize: Quantize, x: Any) -> Layers:
+    tf, network = net.tf, net.network
+
     def convolved(scope: str, _module: str, _norm: str, x: Any, stride: int = 1) -> Any:
         mean, variance, beta, gamma = (
             fetch(f"{scope}/BatchNorm/{name}") for name in ("moving_mean", "moving_variance", "beta", "gamma")
@@ -119,14 +131,16 @@ def _forward(tf: Any, network: Network, classifier: bool, fetch: Fetch, quantize
             x = tf.nn.conv2d(x, fetch(f"{scope}/weights"), stride, "SAME")
         return tf.nn.batch_normalization(x, mean, variance, beta, gamma, network.epsilon)
 
-    return _layers(tf, network, classifier, _slim_pair(fetch), quantize, convolved, x)
+    return _layers(net, _slim_pair(fetch), quantize, convolved, x)
 
 
 def _slim_pair(fetch: Fetch) -> Pair:
     return lambda scope, _module: (fetch(f"{scope}/weights"), fetch(f"{scope}/biases"))
 
 
-def _forward_folded(tf: Any, network: Network, classifier: bool, fetch: Fetch, quantize: Quantize, x: Any) -> Layers:
+def _forward_folded(net: _Net, fetch: Fetch, quantize: Quantize, x: Any) -> Layers:
+    tf, network = net.tf, net.network
+
     def convolved(scope: str, module: str, norm: str, x: Any, stride: int = 1) -> Any:
         mean, variance, beta, gamma = (
             fetch(f"{scope}/BatchNorm/{name}") for name in ("moving_mean", "moving_variance", "beta", "gamma")
@@ -143,13 +157,11 @@ def _forward_folded(tf: Any, network: Network, classifier: bool, fetch: Fetch, q
             x = tf.nn.conv2d(x, quantize(f"{module}.weight", weights), stride, "SAME")
         return quantize(norm, x + bias)
 
-    return _layers(tf, network, classifier, _slim_pair(fetch), quantize, convolved, quantize("input", x))
+    return _layers(net, _slim_pair(fetch), quantize, convolved, quantize("input", x))
 
 
 def _layers(
-    tf: Any,
-    network: Network,
-    classifier: bool,
+    net: _Net,
     pair: Pair,
     quantize: Quantize,
     convolved: Callable[..., Any],
@@ -159,6 +171,8 @@ def _layers(
 
     ``pair`` gives weights (HWIO) and bias of one without.
     """
+
+    tf, network, classifier = net
 
     def activate(kind: str, module: str, x: Any) -> Any:
         return quantize(module, tf.nn.relu(x) if kind == "relu" else x * tf.nn.relu6(x + 3.0) * (1.0 / 6.0))
