@@ -6,7 +6,7 @@ import json
 import math
 from typing import Any
 
-MOST = 300  # characters of a line that tells of an error
+MOST = 300  # characters of an error message
 
 
 def printable(text: str) -> str:

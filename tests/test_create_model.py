@@ -1,11 +1,15 @@
 """``create_model``: what it refuses, what it finds by itself, and where it is like timm's."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 import porter
 from porter.errors import PorterError
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(
@@ -149,6 +153,6 @@ def test_types(tmp_path):
         "reveal_type(porter.create_model('small_075'))\n"
         "reveal_type(porter.create_model('small_075', features_only=True))\n"
     )
-    said, _, _ = api.run([str(tmp_path / "user.py"), "--follow-imports=silent", "--no-incremental"])
+    said, _, _ = api.run([str(tmp_path / "user.py"), "--follow-imports=silent", f"--cache-dir={ROOT / '.mypy_cache'}"])
     kinds = [line.rpartition(".")[2].rstrip('"') for line in said.splitlines() if "Revealed type" in line]
     assert kinds == ["MobileNetV3", "MobileNetV3Features"], said

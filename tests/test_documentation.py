@@ -55,6 +55,23 @@ def test_examples(name, tmp_path, demo_folder, timm):
     assert ran.stdout
 
 
+def test_the_examples_of_public_functions(demo_folder, tmp_path):
+    """As doctests; the demo's checkpoint is ``source``."""
+    import doctest
+
+    import torch
+
+    import porter
+
+    finder, runner = doctest.DocTestFinder(recurse=False), doctest.DocTestRunner()
+    for name in porter.__all__:
+        given = {"porter": porter, "torch": torch, "source": demo_folder, "folder": tmp_path}
+        for test in finder.find(getattr(porter, name), name, globs=given):
+            runner.run(test)
+    assert runner.summarize().attempted >= 10
+    assert runner.failures == 0
+
+
 def test_the_notebook():
     """Its cells, one after the other."""
     cells = json.loads((ROOT / "examples" / "walkthrough.ipynb").read_text())["cells"]

@@ -142,16 +142,17 @@ def torchrun(processes, *arguments):
     return json.loads(ran.stdout)
 
 
-def test_any_number_of_processes(photos, demo_folder, tmp_path):
+@pytest.mark.parametrize("most", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_any_number_of_processes(photos, demo_folder, tmp_path, most):
     """22 images in batches of 3: eight batches, the last one of one image."""
     results = {}
-    for processes in (1, 2, 3):
+    for processes in (1, most):
         table = tmp_path / f"{processes}.csv"
         found = torchrun(processes, demo_folder, photos, "--batch", 3, "--json", "--workers", 0, "--per-class", table)
         run = found.pop("run")
         assert (run["images"], run["processes"]) == (22, processes)
         results[processes] = found, table.read_text()
-    assert results[1] == results[2] == results[3]
+    assert results[1] == results[most]
 
 
 def test_goes_on_after_an_interruption(photos, demo_folder, tmp_path, monkeypatch):
@@ -202,6 +203,7 @@ def test_no_such_timm_model(timm, photos, run):
     assert "timm cannot make it (Unknown model" in run("evaluate", "timm:no_such_model", photos).err
 
 
+@pytest.mark.slow
 def test_trained_classifier_beside_its_interpreter(run):
     """Dequantised weights against TFLite's own run, on real photos."""
     if not REAL.is_dir():

@@ -146,6 +146,7 @@ def test_grey_images_equal_grey_rgb(demo_folder, model, images):
     assert porter.create_model("small_075", demo_folder, in_chans=4)(torch.zeros(1, 4, 64, 64)).shape == (1, 1000)
 
 
+@pytest.mark.slow
 def test_export_keeps_size_and_padding_dynamic(model, images):
     shape = {0: torch.export.Dim("batch", min=1), 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     program = torch.export.export(model, (images,), dynamic_shapes=(shape,)).module()

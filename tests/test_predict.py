@@ -67,6 +67,7 @@ def test_bad_input(tmp_path, photo, run):
     assert "bad.jpg: not a readable image" in ran.err
 
 
+@pytest.mark.slow
 def test_trained_classifier_on_real_photos(run):
     """The file names carry the WordNet id. TensorFlow's own run of the 8-bit file gave 78 % and 93 % on such photos."""
     if not REAL.is_dir():

@@ -279,6 +279,7 @@ def test_int8_of_keras(tf, tmp_path, run):
     assert ran.code == 0, ran.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [EIGHT_BIT.name, "mobilenet_edgetpu_224_1.0_uint8.tflite"])
 def test_the_authors_eight_bits(real, run, name):
     ran = run("verify", real / name)

@@ -83,7 +83,7 @@ def _photos_of_csv(data: Path, labels: Path, class_names: Sequence[str]) -> Iter
         if row[0] not in files:
             raise PorterError(f"{labels}: line {line}: {data / row[0]}: no such image")
         if files[row[0]] in seen:
-            raise PorterError(f"{labels}: line {line}: {row[0]} stands there twice")
+            raise PorterError(f"{labels}: line {line}: {row[0]} is listed twice")
         seen.add(files[row[0]])
         known = own if label in own else numbers
         yield Photo(files[row[0]], known[label] if label in known else int(label))

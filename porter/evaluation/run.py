@@ -74,7 +74,7 @@ def evaluate(
 
     Batches are the same however many processes share them, so the result is too. Under torchrun (gloo, or nccl
     where there are GPUs) process r of n takes every n-th batch; the first one returns the result, the others None.
-    ``progress`` is told of this process's images. Raises PorterError.
+    ``progress(done, total)`` counts this process's images. Raises PorterError.
     """
     batch, resume, preprocess = settings.batch, settings.resume, settings.preprocess
     if batch < 1:

@@ -9,8 +9,8 @@ from pathlib import Path
 from porter.errors import CheckpointError
 from porter.formats.variable import Variable
 
-# A reader may take so many times the bytes of its source, and so much more for what it is itself. Weights are float32
-# at most four times as wide as they are stored (8 bits); nothing that any tool writes is denser.
+# A reader may take TIMES the bytes of its source, and SLACK bytes more for itself. Weights become float32, at most four
+# times as wide as they are stored (8 bits). No tool writes anything denser.
 TIMES, SLACK = 4, 64 << 20
 
 MAX_RANK = 32  # numpy's is 64; TensorFlow's 254; no variable of a network has more than 5

@@ -97,12 +97,26 @@ class Checkpoint(Mapping[str, Variable]):
 
 
 def open_checkpoint(path: str | os.PathLike[str], weights: Weights = "auto", checksums: bool = True) -> Checkpoint:
-    """Open the TensorFlow weights at ``path`` without reading them.
+    """Open TensorFlow weights without reading them.
 
-    ``path``: a V2 or V1 checkpoint (prefix, file or folder), a SavedModel, a Keras file, a ``.tflite``, a released
-    tarball or its folder, a frozen ``.pb``, a zip or tarball of any of them, or the URL of any of them. ``weights``:
-    ``ema`` or ``raw`` where both exist; ``auto`` prefers the averages. ``checksums`` False skips those of a V2
-    checkpoint's tensors. Raises CheckpointError naming the file and what to do.
+    Args:
+        path: A V2 or V1 checkpoint (prefix, file or folder), a SavedModel, a Keras file, a ``.tflite``, a released
+            tarball or its folder, a frozen ``.pb``, a zip or tarball of any of them, or the URL of any of them.
+        weights: ``ema`` or ``raw`` where both exist; ``auto`` prefers the averages.
+        checksums: False skips those of a V2 checkpoint's tensors.
+
+    Returns:
+        A mapping of plain variable names to variables, whose values are read on demand.
+
+    Raises:
+        CheckpointError: Naming the file and what to do.
+
+    Example:
+        >>> checkpoint = porter.open_checkpoint(source)
+        >>> checkpoint["MobilenetV3/Conv/weights"].shape
+        (3, 3, 3, 16)
+        >>> checkpoint["MobilenetV3/Conv/weights"].read().dtype
+        dtype('float32')
     """
     remote = mirror(str(path)) if is_url(path) else None
     here = remote.path if remote else Path(path)

@@ -90,7 +90,7 @@ def read_graph(path: Path) -> Graph:
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from error
     except (struct.error, IndexError, KeyError, ValueError, TypeError, OverflowError, UnicodeDecodeError) as error:
-        # What FlatBuffers' accessors raise on offsets that lead astray
+        # What FlatBuffers' accessors raise on bad offsets
         raise CheckpointError(f"{path}: damaged or not a .tflite ({error}); fetch it again") from error
 
 

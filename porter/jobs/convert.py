@@ -77,10 +77,31 @@ def convert(
     fake_quant: bool | None = None,
     force: bool = False,
 ) -> tuple[Path, Port]:
-    """Port ``checkpoint`` and write ``output`` (``.pth`` or ``.safetensors``; ``<variant>.pth`` when left out).
+    """Port a TensorFlow checkpoint and write an artifact.
 
-    Other arguments as for ``PortOptions``. Returns the path written and what was done. Raises PorterError
-    and leaves no file behind.
+    Args:
+        checkpoint: What ``open_checkpoint`` takes.
+        output: A ``.pth`` or ``.safetensors``; ``<variant>.pth`` when left out.
+        variant: Found from the shapes when left out.
+        mapping: A mapping file of your own.
+        weights: ``ema`` or ``raw`` where both exist; ``auto`` prefers the averages.
+        layout: ``timm`` makes the weights exact where the squeeze-excite gate is 1/6, ``slim`` leaves them untouched.
+        keep_background: Keep class 0 of slim's 1,001.
+        num_classes: Refuse a classifier of another size.
+        fold_bn: Fold batch norms into the convolutions before them.
+        fake_quant: False makes a float network of a source that was trained for 8 bits.
+        force: Overwrite ``output``.
+
+    Returns:
+        The path written, and the port: its mapping, network and plan.
+
+    Raises:
+        PorterError: On bad input. No file is left behind.
+
+    Example:
+        >>> path, port = porter.convert(source, folder / "small_075.pth")
+        >>> port.mapping.variant, port.plan.num_classes
+        ('small_075', 1000)
     """
     if output is not None:  # before any work
         refuse_existing(Path(output), force)

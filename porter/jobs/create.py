@@ -121,18 +121,38 @@ def create_model(
     keep_background: bool = False,
     fake_quant: bool | None = None,
 ) -> MobileNetV3 | MobileNetV3Features:
-    """Build ``variant`` and load ``checkpoint`` into it; returned in eval mode.
+    """Build a MobileNetV3 and load weights into it.
 
-    ``variant`` may be timm's name of it, or a file of weights, whose variant is found. ``checkpoint`` is a ``.pth`` or
-    ``.safetensors`` (ours, or any with timm's keys), a release's folder, any TensorFlow source that
-    ``open_checkpoint`` takes, the URL of any of these, or None for untrained weights. ``num_classes`` other than the
-    checkpoint's gives a new classifier (0: none) above loaded features; a source without one (a feature extractor)
-    gives the pooled features; ``in_chans`` other than 3 adapts the first convolution; ``dropout`` is a probability.
-    ``layout`` chooses the definition: ``slim`` (gate 0.16667) or ``timm`` (gate 1/6, weights folded); by default as the
-    artifact was written, slim's for a TensorFlow source. ``features_only`` gives the feature pyramid, ``out_indices``
-    some of it, in that order. ``mapping`` is a user's own mapping file. Weights that were trained for 8 bits compute
-    them, in slim's definition with batch norms folded and in float64; ``fake_quant`` False opens them as a float
-    network. Raises PorterError.
+    Args:
+        variant: One of ``list_variants()``, timm's name of one, or a file of weights, whose variant is found.
+        checkpoint: A ``.pth`` or ``.safetensors`` (ours, or with timm's keys), a release's folder, anything that
+            ``open_checkpoint`` takes, or the URL of any of these. None: untrained weights.
+        mapping: A mapping file of your own.
+        num_classes: Another number than the checkpoint's gives a new classifier, 0 the (N, features) embedding.
+        in_chans: Channels of the images; the first convolution is adapted.
+        dropout: Probability before the classifier, in training mode alone.
+        features_only: Give the feature pyramid, a list of (N, C, H / r, W / r) maps.
+        out_indices: Some maps of the pyramid, in this order.
+        layout: ``slim`` (gate 0.16667) or ``timm`` (gate 1/6, weights folded); by default as the artifact was written,
+            ``slim`` for a TensorFlow source.
+        weights: ``ema`` or ``raw`` where both exist; ``auto`` prefers the averages.
+        keep_background: Keep class 0 of slim's 1,001.
+        fake_quant: Weights that were trained for 8 bits compute them, in float64; False opens them as a float network.
+
+    Returns:
+        The model, in eval mode: (N, channels, H, W) RGB in [-1, 1] -> (N, num_classes) logits. State-dict keys are
+        timm's.
+
+    Raises:
+        PorterError: On weights that do not fit, or an argument that is none of those allowed.
+
+    Example:
+        >>> model = porter.create_model("small_075", source)
+        >>> model(torch.zeros(1, 3, 224, 224)).shape
+        torch.Size([1, 1000])
+        >>> pyramid = porter.create_model("small_075", source, features_only=True)
+        >>> pyramid.feature_info.channels()
+        [16, 16, 24, 40, 432]
     """
     options = PortOptions(None, mapping, weights, "timm", keep_background, fake_quant=fake_quant)
     shape = Shape(num_classes, in_chans, dropout, features_only, out_indices)

@@ -46,7 +46,7 @@ def download(
         raise DownloadError(f"{output.parent}: no such folder; make it first")
     part = output.with_name(output.name + ".part")
     if part.is_symlink() or (part.exists() and not part.is_file()):
-        raise DownloadError(f"{part}: is no plain file; remove it")
+        raise DownloadError(f"{part}: is not a regular file; remove it")
     try:
         headers, total = _fetch(url, part, sha256, progress)
     except (OSError, http.client.HTTPException, ValueError) as error:

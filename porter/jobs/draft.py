@@ -176,7 +176,7 @@ def _choose(expected: list[Expected], candidates: dict[str, Variable], scope: st
 
 
 def _match(wanted: list[Expected], names: list[str]) -> dict[str, Choice]:
-    """Pairs within one shape and kind, the likest names first; a tie is settled by order and names the rivals."""
+    """Pairs within one shape and kind, the most similar names first; a tie is settled by order and names the rivals."""
     if not names:
         return {w.source: Choice(w, None, (), "no variable of this shape and kind is left") for w in wanted}
     if len(wanted) == len(names) == 1:
@@ -194,7 +194,7 @@ def _match(wanted: list[Expected], names: list[str]) -> dict[str, Choice]:
             best = like[w, found[w]]
             equals = tuple(name for n, name in enumerate(names) if n != found[w] and like[w, n] >= best)
             contested = any(like[v, found[w]] >= best for v in range(len(wanted)) if v != w)
-            reason = f"likest name of {len(names)} of this shape"
+            reason = f"most similar name of {len(names)} of this shape"
             if equals or contested:
                 reason = f"by order among {len(names)} of this shape"
             choices[want.source] = Choice(want, names[found[w]], rivals if equals or contested else (), reason)

@@ -37,12 +37,29 @@ def export_tf(
     averages: bool = False,
     force: bool = False,
 ) -> Exported:
-    """Write ``artifact`` into ``folder`` as a V2 checkpoint under slim's names, the gate fold undone.
+    """Write an artifact as a TensorFlow V2 checkpoint under slim's names, the gate fold undone.
 
-    ``variant`` is the artifact's own when left out; one without metadata (timm's) needs it, and is taken for
-    gate 1/6. ``averages`` writes each variable under its ``ExponentialMovingAverage`` name as well. A background
-    class that was dropped does not come back: the checkpoint has the artifact's classes. Converting it again
-    gives the same state dict, bit for bit. Raises PorterError.
+    A background class that was dropped does not come back. Converting the checkpoint again gives the same state dict,
+    bit for bit.
+
+    Args:
+        artifact: A ``.pth`` or ``.safetensors``, a release's folder, or the URL of either.
+        folder: Where the checkpoint goes, as ``model-<step>``.
+        variant: Needed for a state dict of another tool, which is taken for gate 1/6.
+        mapping: A mapping file of your own.
+        averages: Write every variable under its ``ExponentialMovingAverage`` name as well.
+        force: Overwrite a checkpoint in ``folder``.
+
+    Returns:
+        The prefix written, the number of variables, and the classes.
+
+    Raises:
+        PorterError: On an artifact that is not of that variant, or has its batch norms folded.
+
+    Example:
+        >>> path, _ = porter.convert(source, folder / "back.pth")
+        >>> porter.export_tf(path, folder / "tensorflow").variables
+        211
     """
     source, out = str(artifact), Path(folder)
     file = find_artifact(source)

@@ -52,7 +52,12 @@ def _document(name: str) -> Document:
 
 @functools.cache
 def list_variants() -> tuple[str, ...]:
-    """The built-in variants: the mapping files that name one. Those of other tools' names are laid over them."""
+    """The built-in variants: the mapping files that name one.
+
+    Example:
+        >>> porter.list_variants()[-3:]
+        ('small_075', 'small_100', 'small_minimal_100')
+    """
     files = sorted(mappings_folder().glob("*.yaml"))
     return tuple(path.stem for path in files if re.search("^variant:", path.read_text(), re.MULTILINE))
 
@@ -115,7 +120,7 @@ def _check(mapping: VariantMapping, document: Document) -> None:
     for field, name in (("variant", mapping.variant), ("timm", mapping.timm)):
         if name is not None and not PLAIN_NAME.fullmatch(name):
             at = document.where(f"$.{field}")
-            raise MappingError(f"{at}: {field}: {name[:60]!r} is no plain name (letters, digits, _ . -)")
+            raise MappingError(f"{at}: {field}: {name[:60]!r} is not a plain name (letters, digits, _ . -)")
     try:
         network = build_network(mapping)
         expected_variables(mapping, network, classes=1)

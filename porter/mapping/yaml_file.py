@@ -40,7 +40,7 @@ class _Reading:
     def file(self, path: Path) -> str:
         self.files += 1
         if self.files > MAX_BASES:
-            raise MappingError(f"{path}: more than {MAX_BASES} files by way of `base:`")
+            raise MappingError(f"{path}: more than {MAX_BASES} files through `base:`")
         if not path.is_file():
             raise MappingError(f"{path}: {'is no file' if path.exists() else 'No such file or directory'}")
         try:

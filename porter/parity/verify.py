@@ -105,15 +105,39 @@ def verify(
 ) -> Verdict:
     """Compare a port of ``checkpoint`` with TensorFlow, endpoint by endpoint: the same function, and as exact?
 
-    ``artifact`` is the port to check: a ``.pth`` or ``.safetensors``, or any other (see
-    ``porter.parity.candidates.choose``), with ``weights_file`` for a ``timm:NAME``. Without it, what ``convert`` would
-    write is checked (``layout``, ``keep_background``, ``fold_bn``). ``dtype`` asks one question alone: ``float64``
-    whether it is the same function, ``float32`` whether it is as exact as TensorFlow's own float32. What was trained
-    for 8 bits is compared in them, unless ``fake_quant`` is False, or the artifact is its float network.
-    ``reference``: ``auto``, one of ``choose.KINDS`` or an ``.npz``. Inputs are seeded noise and structured images at
-    ``sizes``, or the photos at ``images``; a recorded reference has its own. ``evidence`` collects what a report shows;
-    ``deployed`` runs the port's float32 as ``porter.deploy`` makes it; ``progress`` is told of each endpoint compared.
-    Returns the verdict, passed or not. Raises PorterError when no comparison can be made.
+    Args:
+        checkpoint: What ``open_checkpoint`` takes.
+        artifact: The port to check: a ``.pth`` or ``.safetensors``, ``timm:NAME``, ``.onnx``, ``.pt2``, another
+            TensorFlow source, or ``file.py:callable``. None: what ``convert`` would write.
+        variant: Found from the shapes when left out.
+        mapping: A mapping file of your own.
+        weights: As for ``convert``, like ``layout``, ``keep_background`` and ``fold_bn``.
+        layout: See there.
+        keep_background: See there.
+        fold_bn: See there.
+        fake_quant: What was trained for 8 bits is compared in them, unless this is False or the artifact is its float
+            network.
+        reference: ``auto``, ``frozen``, ``meta``, ``keras``, ``tflite``, ``tf.nn`` or an ``.npz``.
+        dtype: ``float64`` asks whether it is the same function, ``float32`` whether it is as exact as TensorFlow's own
+            float32, ``both`` both.
+        sizes: Image sizes, (height, width) each.
+        images: Photos (a file or a folder) instead of noise and structured images.
+        seed: Of the noise.
+        evidence: Collects what a report shows.
+        deployed: Run the port's float32 as ``porter.deploy`` makes it.
+        weights_file: The state dict for ``timm:NAME``.
+        progress: ``progress(sample, endpoint)`` is called after each endpoint.
+
+    Returns:
+        The verdict, passed or not.
+
+    Raises:
+        PorterError: When no comparison can be made.
+
+    Example:
+        >>> verdict = porter.verify(source, reference=str(source / "expected.npz"))
+        >>> verdict.passed, len(verdict.worst_rows())
+        (True, 50)
     """
     options = PortOptions(variant, mapping, weights, layout, keep_background, None, fold_bn, fake_quant)
     inputs = Inputs(None if sizes is None else tuple(sizes), images, seed)

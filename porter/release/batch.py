@@ -35,9 +35,9 @@ def release_all(
 ) -> Iterator[Outcome]:
     """Release every tarball, zip and folder in ``folder`` into a folder of ``out`` named as the model is.
 
-    ``jobs`` processes at a time, as many as there are cores when left out; ``options`` are those of ``release``. Told
-    how many there are, ``found`` may show it. Gives outcomes as they come. Raises PorterError where there is nothing
-    to release, or two have one name.
+    ``jobs`` processes at a time, as many as there are cores when left out; ``options`` are those of ``release``.
+    ``found(count)`` is called with the number of checkpoints. Gives outcomes as they come. Raises PorterError where
+    there is nothing to release, or two have one name.
     """
     if not folder.is_dir():
         raise PorterError(f"{folder}: no such folder; to release several, name a folder of checkpoints")

@@ -43,7 +43,7 @@ Content = TypeVar("Content", _Config, _Parity)
 def check_release(folder: Path, checkpoint: str | None = None) -> Verdict:
     """Check files against each other, and the weights against the recorded reference, or ``checkpoint`` itself.
 
-    Returns the verdict. Raises PorterError naming every file that is missing, changed or at odds with another, and
+    Returns the verdict. Raises PorterError naming every file that is missing, changed or contradicts another, and
     NoParityError where the weights do not compute what TensorFlow computed.
     """
     problems = contents.checksum_problems(folder)

@@ -72,7 +72,7 @@ def checksum_problems(folder: Path) -> list[str]:
     present = {file.relative_to(folder).as_posix(): file for file in _files(folder)}
     strange = [name for name, file in present.items() if file.is_symlink() or not file.is_file()]
     if strange:
-        raise PorterError(f"{folder}: {len(strange)} entries are no plain files:", strange)
+        raise PorterError(f"{folder}: {len(strange)} entries are not regular files:", strange)
     problems = [f"{name}: listed in {CHECKSUMS}, but missing" for name in listed if name not in present]
     problems += [f"{name}: not listed in {CHECKSUMS}" for name in present if name not in listed]
     return problems + [

@@ -144,7 +144,7 @@ def release_name(port: Port, publication: Publication = DEFAULT) -> str:
 def _check(port: Port, publication: Publication) -> None:
     """Raise PorterError for a publication that cannot be, before any work."""
     if publication.name is not None and not PLAIN_NAME.fullmatch(publication.name):
-        raise PorterError(f"name {publication.name[:60]!r}: is no plain name (letters, digits, _ . -)")
+        raise PorterError(f"name {publication.name[:60]!r}: is not a plain name (letters, digits, _ . -)")
     if publication.class_names and len(publication.class_names) != port.plan.num_classes:
         raise PorterError(
             f"{len(publication.class_names)} class names for {port.plan.num_classes} classes; one name for each"

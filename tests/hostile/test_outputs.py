@@ -147,7 +147,7 @@ def test_links_and_strange_files_in_a_release(tmp_path, run, demo_folder):
     (tmp_path / "dist" / "more").symlink_to("/etc")
     ran = run("release", "--check", tmp_path / "dist")
     assert ran.code == 2
-    assert "entries are no plain files" in ran.err
+    assert "entries are not regular files" in ran.err
     (tmp_path / "dist" / "more").unlink()
     (tmp_path / "dist" / "sub").mkdir()
     (tmp_path / "dist" / "sub" / "SHA256SUMS").write_text("")

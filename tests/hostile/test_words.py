@@ -26,8 +26,8 @@ def mapping(tmp_path, text):
 
 
 MAPPINGS = {
-    "base: small_075.yaml\nvariant: ../../X": "is no plain name",
-    "base: small_075.yaml\nvariant: a\ntimm: ../X": "is no plain name",
+    "base: small_075.yaml\nvariant: ../../X": "is not a plain name",
+    "base: small_075.yaml\nvariant: a\ntimm: ../X": "is not a plain name",
     "base: small_075.yaml\ndefinition: {divisor: 0}": "definition.divisor: 0 is not between",
     "base: small_075.yaml\ndefinition: {gate: .nan}": "definition.gate: nan is not a number",
     "base: small_075.yaml\ndefinition: {gate: .inf}": "definition.gate: inf is not a number",
@@ -58,7 +58,7 @@ def test_bases_in_diamonds(run, tmp_path, demo_folder):
     (tmp_path / "24.yaml").write_text("base: small_075.yaml\n")
     ran = run("convert", demo_folder, "--mapping", tmp_path / "0.yaml", "-o", tmp_path / "a.pth")
     assert ran.code == 2
-    assert "by way of `base:`" in ran.err
+    assert "through `base:`" in ran.err
 
 
 def test_names_cannot_forge_lines_or_move_the_cursor(run, tmp_path):
@@ -163,7 +163,7 @@ def test_labels(run, demo_folder, tmp_path, label):
     (tmp_path / "l.csv").write_text("file,label\na,1\na.png,2\n")
     ran = run("evaluate", demo_folder, tmp_path / "i", "--labels", tmp_path / "l.csv", "--workers", "0")
     assert ran.code == 2
-    assert "stands there twice" in ran.err
+    assert "is listed twice" in ran.err
 
 
 def test_damage_in_an_archive_names_the_archive(run, tmp_path, demo_folder):
