@@ -314,3 +314,27 @@ def test_several_at_once(tmp_path, run):
     assert "is a file" in run("convert", *sources, "-o", tmp_path / "one.pth").err
     assert "two checkpoints would become model-0.pth" in run("convert", *sources[:1] * 2, "-o", tmp_path / "x").err
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    "command", ["convert {demo} -o {folder}/b.safetensors", "diff {one} {one}", "export-tf {one} {folder}/tf"]
+)
+def test_safetensors_take_no_torch(demo_folder, run, tmp_path, command):
+    """Importing torch costs three times what all the rest does."""
+    one = tmp_path / "one.safetensors"
+    run("convert", demo_folder, "-o", one)
+    words = command.format(demo=demo_folder, folder=tmp_path, one=one).split()
+    code = (
+        f"import sys; sys.argv = ['mnv3-port', *{words}]; from porter.cli import main\n"
+        "try: main()\nexcept SystemExit as stop: assert not stop.code\nassert 'torch' not in sys.modules"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_the_same_bytes_by_either_road(demo_folder, tmp_path):
+    from porter.artifacts.files import load_artifact, save_artifact
+
+    path, _ = porter.convert(demo_folder, tmp_path / "a.safetensors")
+    save_artifact(tmp_path / "b.safetensors", *load_artifact(path))
+    assert (tmp_path / "b.safetensors").read_bytes() == path.read_bytes()

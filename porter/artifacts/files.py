@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections import OrderedDict
@@ -12,9 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from porter.artifacts.locate import SUFFIXES, ArtifactFile, find_artifact
+from porter.artifacts.arrays import Arrays, check_suffix, existing, load_arrays, save_arrays
+from porter.artifacts.locate import ArtifactFile
 from porter.artifacts.metadata import KEY, Metadata, decode, encode
-from porter.atomic import atomic_write, write_bytes
+from porter.atomic import atomic_write
 from porter.errors import ArtifactError, PorterNote
 from porter.mapping.options import PathLike
 
@@ -31,11 +31,15 @@ class Artifact(NamedTuple):
     tensors: dict[str, Tensor]
     metadata: Metadata | None
 
+    @property
+    def as_arrays(self) -> Arrays:
+        """The same memory for numpy."""
+        return Arrays({name: tensor.numpy() for name, tensor in self.tensors.items()}, self.metadata)
 
-def check_suffix(path: Path) -> None:
-    """Raise ArtifactError unless ``path`` names one of the formats."""
-    if path.suffix not in SUFFIXES:
-        raise ArtifactError(f"{path}: the output's name must end in one of {', '.join(SUFFIXES)}")
+    @classmethod
+    def of(cls, found: Arrays) -> Artifact:
+        """The same memory for torch."""
+        return cls({name: torch.from_numpy(values) for name, values in found.arrays.items()}, found.metadata)
 
 
 def save_artifact(path: Path, tensors: dict[str, Tensor], metadata: Metadata, force: bool = False) -> None:
@@ -46,8 +50,7 @@ def save_artifact(path: Path, tensors: dict[str, Tensor], metadata: Metadata, fo
     """
     check_suffix(path)
     if path.suffix == ".safetensors":
-        data = _safetensors_bytes(tensors, metadata)
-        write_bytes(path, data, force)
+        save_arrays(path, {name: tensor.contiguous().numpy() for name, tensor in tensors.items()}, metadata, force)
         return
     state_dict: OrderedDict[str, Tensor] = OrderedDict(tensors)
     state_dict._metadata = {KEY: {"json": encode(metadata)}}  # type: ignore[attr-defined]
@@ -66,13 +69,11 @@ def load_artifact(source: PathLike | ArtifactFile) -> Artifact:
     Of a training script's checkpoint, the weights in it; a PorterNote warns of that. Raises ArtifactError or
     CheckpointError.
     """
-    file = source if isinstance(source, ArtifactFile) else find_artifact(source)
-    if file is None:
-        raise ArtifactError(f"{source}: no artifact ({', '.join(SUFFIXES)}, or a release's folder)")
-    if not file.path.is_file():
-        raise ArtifactError(f"{file.path}: no such file")
+    file = existing(source)
+    if file.path.suffix == ".safetensors":
+        return Artifact.of(load_arrays(file))
     try:
-        return _load_safetensors(file.path) if file.path.suffix == ".safetensors" else _load_pickle(file.path)
+        return _load_pickle(file.path)
     except ArtifactError as error:
         raise error if file.copy is None else error.renamed(str(file.path), file.given) from error
 
@@ -131,29 +132,3 @@ def _plain(path: Path, name: str, value: Tensor) -> Tensor:
         kind = "meta" if value.is_meta else "quantized" if value.is_quantized else str(value.layout)
         raise ArtifactError(f"{path}: tensor {name}: is {kind}, not an ordinary dense tensor")
     return value.float() if value.dtype in WITHOUT_NUMPY else value
-
-
-def _safetensors_bytes(tensors: dict[str, Tensor], metadata: Metadata) -> bytes:
-    from safetensors.torch import save
-
-    data = save(tensors, {"format": "pt", KEY: encode(metadata)})
-    # The library writes the metadata keys in random order; sorted, the same input gives the same bytes.
-    size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + size])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    padded = text + b" " * (-len(text) % 8)
-    return len(padded).to_bytes(8, "little") + padded + data[8 + size :]
-
-
-def _load_safetensors(path: Path) -> Artifact:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            text = (file.metadata() or {}).get(KEY)
-    except (SafetensorError, OSError) as error:
-        raise ArtifactError(f"{path}: not a readable safetensors file ({error})") from error
-    plain = {name: _plain(path, name, value) for name, value in tensors.items()}
-    return Artifact(plain, decode(text, str(path)) if text is not None else None)

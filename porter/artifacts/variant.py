@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from porter.artifacts.files import Artifact
+from porter.artifacts.metadata import Metadata
 from porter.errors import ArtifactError
 from porter.mapping.files import load_mapping, load_variant, variant_named
 from porter.mapping.options import PortOptions
 from porter.mapping.schema import VariantMapping
 
 
-def mapping_of(artifact: Artifact, options: PortOptions, own: Path | None, source: str) -> VariantMapping:
+def mapping_of(metadata: Metadata | None, options: PortOptions, own: Path | None, source: str) -> VariantMapping:
     """The mapping that was asked for, that of a release (``own``), or that of the artifact's variant.
 
     Raises ArtifactError where it cannot be told, or the artifact is of another one.
     """
-    said = artifact.metadata.variant if artifact.metadata else None
+    said = metadata.variant if metadata else None
     if options.mapping is not None:
         mapping = load_mapping(Path(options.mapping))
     elif own is not None:

@@ -22,6 +22,7 @@ from porter.mapping.plan import Plan, fit, make_plan
 from porter.mapping.schema import VariantMapping
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from porter.artifacts.metadata import Metadata
@@ -108,12 +109,26 @@ def convert(
     options = PortOptions(variant, mapping, weights, layout, keep_background, num_classes, fold_bn, fake_quant)
     port = plan_port(checkpoint, options)
     path = Path(output if output is not None else f"{port.mapping.variant}.pth")
-    from porter.artifacts.files import check_suffix, save_artifact
+    from porter.artifacts.arrays import check_suffix
 
     check_suffix(path)
     refuse_existing(path, force)
-    save_artifact(path, *carry_out_port(port), force)
+    _save(path, *carry_out_arrays(port), force)
     return path, port
+
+
+def _save(path: Path, arrays: dict[str, np.ndarray], metadata: Metadata, force: bool) -> None:
+    """Write an artifact; only a ``.pth`` takes torch, whose import costs more than all the rest."""
+    if path.suffix == ".safetensors":
+        from porter.artifacts.arrays import save_arrays
+
+        save_arrays(path, arrays, metadata, force)
+        return
+    import torch
+
+    from porter.artifacts.files import save_artifact
+
+    save_artifact(path, {name: torch.from_numpy(values) for name, values in arrays.items()}, metadata, force)
 
 
 def convert_all(
@@ -127,8 +142,6 @@ def convert_all(
     """
     from concurrent.futures import ThreadPoolExecutor
 
-    from porter.artifacts.files import save_artifact
-
     names = [f"{Path(checkpoint).name.removesuffix('.index')}.pth" for checkpoint in checkpoints]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
@@ -139,9 +152,9 @@ def convert_all(
     for name in names:
         refuse_existing(folder / name, force)
 
-    def read(checkpoint: str) -> tuple[Port, dict[str, Tensor], Metadata]:
+    def read(checkpoint: str) -> tuple[Port, dict[str, np.ndarray], Metadata]:
         port = plan_port(checkpoint, options)
-        return port, *carry_out_port(port)
+        return port, *carry_out_arrays(port)
 
     with ThreadPoolExecutor(1) as reader:
         ready = read(checkpoints[0])
@@ -149,22 +162,27 @@ def convert_all(
             options = replace(options, variant=ready[0].mapping.variant)
         for name, following in zip_longest(names, checkpoints[1:]):
             ahead = reader.submit(read, following) if following else None
-            port, tensors, metadata = ready
-            save_artifact(folder / name, tensors, metadata, force)
+            port, arrays, metadata = ready
+            _save(folder / name, arrays, metadata, force)
             yield folder / name, port
             if ahead:
                 ready = ahead.result()
 
 
-def carry_out_port(port: Port) -> tuple[dict[str, Tensor], Metadata]:
-    """Read and port the weights: a state dict and its metadata. Raises CheckpointError or MappingError."""
-    import torch
-
+def carry_out_arrays(port: Port) -> tuple[dict[str, np.ndarray], Metadata]:
+    """Read and port the weights: a state dict as arrays, and its metadata. Raises CheckpointError or MappingError."""
     from porter.mapping.apply import carry_out
 
     ported = carry_out(port.plan, port.checkpoint)
-    tensors = {name: torch.from_numpy(values) for name, values in ported.tensors.items()}
-    return tensors, _describe(port, ported)
+    return ported.tensors, _describe(port, ported)
+
+
+def carry_out_port(port: Port) -> tuple[dict[str, Tensor], Metadata]:
+    """The same as tensors."""
+    import torch
+
+    arrays, metadata = carry_out_arrays(port)
+    return {name: torch.from_numpy(values) for name, values in arrays.items()}, metadata
 
 
 def _describe(port: Port, ported: Ported) -> Metadata:

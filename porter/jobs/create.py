@@ -185,7 +185,7 @@ def open_model(
         if fake_quant:  # the ranges belong to these weights
             artifact = _relayout(artifact, "slim", mapping, network)
             if not artifact.metadata or not artifact.metadata.bn_folded:
-                artifact = without_batch_norms(artifact, network)
+                artifact = Artifact.of(without_batch_norms(artifact.as_arrays, network))
         network = _as_stored(network, artifact)
     network = replace(network, channels=shape.in_chans or network.channels)
     model = _built(network, artifact, shape)
@@ -243,7 +243,7 @@ def _open_source(
         network = replace(port.network, gate=port.plan.gate)
         return Artifact(*carry_out_port(port)), port.mapping, network, port.checkpoint.digests()
     artifact = load_artifact(file)
-    mapping = mapping_of(artifact, options, file.mapping, given)
+    mapping = mapping_of(artifact.metadata, options, file.mapping, given)
     network = build_network(mapping)
     if layout == "slim" and artifact.metadata is None:
         raise ArtifactError(f"{given}: not written by mnv3-port, so its gate fold is not known; use layout 'timm'")
@@ -260,7 +260,8 @@ def _name(source: Source | None) -> str:
 def _relayout(artifact: Artifact, layout: ArtifactLayout, mapping: VariantMapping, network: Network) -> Artifact:
     gate_folded = [want.target for want in expected_variables(mapping, network, classes=1) if want.folds_gate]
     # A .tflite's own names never come with another gate, and its rules name the same entries
-    return relayout(artifact, layout, [name for name in gate_folded if name in artifact.tensors])
+    names = [name for name in gate_folded if name in artifact.tensors]
+    return Artifact.of(relayout(artifact.as_arrays, layout, names))
 
 
 def _built(network: Network, artifact: Artifact | None, shape: Shape) -> MobileNetV3 | MobileNetV3Features:

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from porter.artifacts.files import Artifact, load_artifact
+from porter.artifacts.arrays import Arrays, load_arrays
 from porter.artifacts.locate import find_artifact
 from porter.formats import Checkpoint, open_checkpoint
 from porter.jobs.convert import plan_port
@@ -47,20 +47,20 @@ def differences(a: str, b: str) -> Iterator[Difference]:
         yield _difference(name, one.get(name), other.get(name))
 
 
-def _open(path: str) -> Artifact | Checkpoint:
+def _open(path: str) -> Arrays | Checkpoint:
     file = find_artifact(path)
-    return load_artifact(file) if file else open_checkpoint(path)
+    return load_arrays(file) if file else open_checkpoint(path)
 
 
-def _values(source: Artifact | Checkpoint) -> Mapping[str, Any]:
-    return source.tensors if isinstance(source, Artifact) else source
+def _values(source: Arrays | Checkpoint) -> Mapping[str, Any]:
+    return source.arrays if isinstance(source, Arrays) else source
 
 
-def _port_entries(source: Artifact | Checkpoint, other: Artifact | Checkpoint) -> Mapping[str, Any]:
+def _port_entries(source: Arrays | Checkpoint, other: Arrays | Checkpoint) -> Mapping[str, Any]:
     """State-dict entries of ``source``, laid out as ``other`` is where that is an artifact."""
-    if isinstance(source, Artifact):
-        return source.tensors
-    metadata = other.metadata if isinstance(other, Artifact) else None
+    if isinstance(source, Arrays):
+        return source.arrays
+    metadata = other.metadata if isinstance(other, Arrays) else None
     layout: ArtifactLayout = "slim" if metadata and metadata.layout == "slim" else "timm"
     keep_background = metadata is not None and not metadata.background_dropped
     fold_bn = metadata is not None and metadata.bn_folded

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from porter.architecture.network import build_network
-from porter.artifacts.files import load_artifact
+from porter.artifacts.arrays import load_arrays
 from porter.artifacts.locate import find_artifact
 from porter.artifacts.relayout import relayout, without_fold
 from porter.artifacts.variant import mapping_of
@@ -63,19 +63,19 @@ def export_tf(
     """
     source, out = str(artifact), Path(folder)
     file = find_artifact(source)
-    loaded = load_artifact(file or source)
+    loaded = load_arrays(file or source)
     metadata = loaded.metadata
-    chosen = mapping_of(loaded, PortOptions(variant, mapping), file.mapping if file else None, source)
+    chosen = mapping_of(loaded.metadata, PortOptions(variant, mapping), file.mapping if file else None, source)
     if metadata and metadata.bn_folded:
         raise ArtifactError(f"{source}: its batch norms are folded away, and slim's graph has them; convert it without")
     network = build_network(chosen)
-    classes = len(loaded.tensors.get("classifier.bias", ()))
+    classes = len(loaded.arrays.get("classifier.bias", ()))
     expected = expected_variables(chosen, network, classes)
     gate_folded = [want.target for want in expected if want.folds_gate]
     problems = [
         f"{want.target}: {'missing' if found is None else f'shape {list(found.shape)}'}, expected {list(shape)}"
         for want in expected
-        for found, shape in [(loaded.tensors.get(want.target), target_shape(want.axes, want.shape))]
+        for found, shape in [(loaded.arrays.get(want.target), target_shape(want.axes, want.shape))]
         if found is None or tuple(found.shape) != shape
     ]
     if problems:
@@ -84,7 +84,7 @@ def export_tf(
     step = (metadata.step if metadata else None) or 0
     variables: dict[str, np.ndarray] = {"global_step": np.array(step, np.int64)}
     for want in expected:
-        values = to_source(want.axes, plain.tensors[want.target].numpy(), want.shape)
+        values = to_source(want.axes, plain.arrays[want.target], want.shape)
         variables[want.source] = values
         if averages:
             variables[want.source + SUFFIX] = values

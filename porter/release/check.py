@@ -75,7 +75,7 @@ def _contradictions(folder: Path) -> list[str]:
     problems += [f"{path.name}: {n}: not finite" for n, value in artifact.tensors.items() if not value.isfinite().all()]
     config, parity = _json(folder / contents.CONFIG, _Config), _json(folder / contents.PARITY, _Parity)
     own = folder / MAPPING if (folder / MAPPING).is_file() else None
-    mapping = mapping_of(artifact, PortOptions(), own, str(path))
+    mapping = mapping_of(artifact.metadata, PortOptions(), own, str(path))
     expected = _Config(architecture(mapping, artifact.metadata), artifact.metadata.num_classes)
     if config != expected:
         problems.append(f"{contents.CONFIG}: is of {config}, the weights are of {expected}")
@@ -110,7 +110,7 @@ def _json(path: Path, kind: type[Content]) -> Content:
 def _against_recorded(folder: Path, path: Path, own: Path | None) -> Verdict:
     reference = recorded(folder / contents.REFERENCE)
     artifact = load_artifact(path)
-    mapping = mapping_of(artifact, PortOptions(), own, str(path))
+    mapping = mapping_of(artifact.metadata, PortOptions(), own, str(path))
     candidate = recorded_artifact(path, own)
     verdict = Verdict(
         variant=mapping.variant,

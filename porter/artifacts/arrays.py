@@ -1,0 +1,85 @@
+"""``.safetensors`` files as numpy arrays: written and read without torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from porter.artifacts.locate import SUFFIXES, ArtifactFile, find_artifact
+from porter.artifacts.metadata import KEY, Metadata, decode, encode
+from porter.atomic import write_bytes
+from porter.errors import ArtifactError
+from porter.mapping.options import PathLike
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class Arrays(NamedTuple):
+    """A state dict as numpy arrays; ``metadata`` is None where another tool wrote the file."""
+
+    arrays: dict[str, np.ndarray]
+    metadata: Metadata | None
+
+
+def check_suffix(path: Path) -> None:
+    """Raise ArtifactError unless ``path`` names one of the formats."""
+    if path.suffix not in SUFFIXES:
+        raise ArtifactError(f"{path}: the output's name must end in one of {', '.join(SUFFIXES)}")
+
+
+def load_arrays(source: PathLike | ArtifactFile) -> Arrays:
+    """Read an artifact as arrays; only a ``.pth`` takes torch. Raises as ``porter.artifacts.files.load_artifact``."""
+    file = existing(source)
+    if file.path.suffix != ".safetensors":
+        from porter.artifacts.files import load_artifact
+
+        loaded = load_artifact(file)
+        return Arrays({name: tensor.numpy() for name, tensor in loaded.tensors.items()}, loaded.metadata)
+    try:
+        return _read(file.path)
+    except ArtifactError as error:
+        raise error if file.copy is None else error.renamed(str(file.path), file.given) from error
+
+
+def existing(source: PathLike | ArtifactFile) -> ArtifactFile:
+    """The file that ``source`` names. Raises ArtifactError where there is none, or it is no artifact."""
+    file = source if isinstance(source, ArtifactFile) else find_artifact(source)
+    if file is None:
+        raise ArtifactError(f"{source}: no artifact ({', '.join(SUFFIXES)}, or a release's folder)")
+    if not file.path.is_file():
+        raise ArtifactError(f"{file.path}: no such file")
+    return file
+
+
+def save_arrays(path: Path, arrays: dict[str, np.ndarray], metadata: Metadata, force: bool = False) -> None:
+    """Write a ``.safetensors``, atomically; same input, same bytes. Raises PorterError."""
+    from safetensors.numpy import save
+
+    data = save(arrays, {"format": "pt", KEY: encode(metadata)})
+    # The library writes the metadata keys in random order; sorted, the same input gives the same bytes.
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    padded = text + b" " * (-len(text) % 8)
+    write_bytes(path, len(padded).to_bytes(8, "little") + padded + data[8 + size :], force)
+
+
+def _read(path: Path) -> Arrays:
+    import numpy as np
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            text = (file.metadata() or {}).get(KEY)
+    except (SafetensorError, OSError, TypeError, AttributeError, KeyError) as error:  # of types that numpy has not
+        raise ArtifactError(f"{path}: not a readable safetensors file ({error})") from error
+    for name, values in arrays.items():
+        if values.dtype.kind == "c":
+            raise ArtifactError(f"{path}: tensor {name}: is complex, not an ordinary dense tensor")
+        if values.dtype.kind not in "fiub":  # bfloat16 and the 8-bit floats, which numpy knows by ml_dtypes
+            arrays[name] = values.astype(np.float32)
+    return Arrays(arrays, decode(text, str(path)) if text is not None else None)
