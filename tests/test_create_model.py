@@ -110,14 +110,21 @@ def test_like_timms(timm, demo_folder):
     assert ours.default_cfg is ours.pretrained_cfg
 
 
-def test_fx_and_export_with_named_sizes(demo_folder):
+def test_symbolic_trace(demo_folder):
+    model = porter.create_model("small_075", demo_folder)
+    x = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (2, 3, 97, 130)).astype("f"))
+    with torch.no_grad():
+        assert torch.equal(torch.fx.symbolic_trace(model)(x), model(x))
+
+
+@pytest.mark.slow
+def test_export_with_named_sizes(demo_folder):
     model = porter.create_model("small_075", demo_folder)
     x = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (2, 3, 97, 130)).astype("f"))
     dims = {0: torch.export.Dim("batch")}
     dims |= {axis: torch.export.Dim(name, min=64, max=2048) for axis, name in ((2, "height"), (3, "width"))}
     program = torch.export.export(model, (torch.zeros(3, 3, 224, 192),), dynamic_shapes=(dims,))
     with torch.no_grad():
-        assert torch.equal(torch.fx.symbolic_trace(model)(x), model(x))
         assert torch.allclose(program.module()(x), model(x), atol=1e-5)
 
 
@@ -144,6 +151,7 @@ def test_the_package_tells_what_it_has():
     assert porter.PorterError is PorterError
 
 
+@pytest.mark.slow
 def test_types(tmp_path):
     """What mypy knows of the two kinds of model."""
     from mypy import api

@@ -32,10 +32,9 @@ def test_the_port_is_the_original_function(source):
     assert verdict.precision == "float64"
 
 
-@pytest.mark.parametrize("source", ["small_075", "large_minimal_100"], indirect=True)
+@pytest.mark.parametrize("source", ["small_075"], indirect=True)
 def test_another_variants_record_is_no_parity(source):
-    other = {"small_075": "small_100", "large_minimal_100": "large_100"}[source[1]]
     try:
-        assert not compared(source, other).passed
+        assert not compared(source, "small_100").passed
     except porter.PorterError as error:  # their shapes differ already
         assert "shape" in str(error)
