@@ -17,7 +17,7 @@ demo: setup
 	$(BIN)/mnv3-port demo
 
 test: setup
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow" --durations=10
 
 test-all: setup
 	$(BIN)/python -m pytest -n 2

@@ -95,6 +95,9 @@ def main() -> None:
             "mnv3-port --help": [*tool, "--help"],
             "mnv3-port inspect": [*tool, "inspect", str(checkpoint)],
             "mnv3-port convert": [*tool, "convert", str(checkpoint), "-o", output, "--force"],
+            "mnv3-port convert, .safetensors": [
+                *(*tool, "convert", str(checkpoint), "-o", str(folder / "a.safetensors"), "--force")
+            ],
             "the user's own script": [*python, SCRIPT, str(prefix), str(folder / "b.pth"), str(folder / "names.txt")],
             f"mnv3-port convert, {given.batch} of them": [*tool, "convert", *run, "-o", str(folder / "out"), "--force"],
             "mnv3-port verify, recorded": [*tool, "verify", str(checkpoint), "--reference", recorded],

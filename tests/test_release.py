@@ -288,6 +288,7 @@ def test_interrupted_half_way(demo_folder, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_all(tmp_path, run):
     """Two good ones, a damaged one and a text file."""
     sources = tmp_path / "sources"
@@ -453,13 +454,12 @@ def test_what_the_owner_says(tmp_path, run, tf):
 @pytest.mark.tensorflow
 def test_a_variant_of_ones_own(tmp_path, run, tf):
     """Exports, the accuracy and --check know it by the mapping in the folder."""
-    pytest.importorskip("onnxruntime")
     image = pytest.importorskip("PIL.Image")
     (tmp_path / "photos" / "n01440764").mkdir(parents=True)
     image.new("RGB", (50, 40), "teal").save(tmp_path / "photos" / "n01440764" / "a.png")
     mapping = tmp_path / "mine.yaml"
     mapping.write_text("base: small_075.yaml\nvariant: mine\ntimm: null\nurl: null\n")
-    options = ("--mapping", mapping, "--onnx", "--evaluate", tmp_path / "photos")
+    options = ("--mapping", mapping, "--torchscript", "--evaluate", tmp_path / "photos")
     ran = run("release", googles(tmp_path / "v3"), "--out", tmp_path / "dist", *options)
     assert ran.code == 0, ran.err
     assert "1 labelled images" in (tmp_path / "dist" / "README.md").read_text()

@@ -241,8 +241,7 @@ def eight_bits(tf, converter, low, whole=True):
     "variant",
     [
         "small_075",
-        "edgetpu_075",
-        *(pytest.param(v, marks=pytest.mark.slow) for v in ("small_minimal_100", "large_100")),
+        *(pytest.param(v, marks=pytest.mark.slow) for v in ("edgetpu_075", "small_minimal_100", "large_100")),
     ],
 )
 def test_int8_level_for_level(tf, tmp_path, run, variant, whole):
@@ -268,6 +267,7 @@ def test_int8_level_for_level(tf, tmp_path, run, variant, whole):
         assert run("verify", path, tmp_path / "a.pth").code == 0
 
 
+@pytest.mark.slow
 def test_int8_of_keras(tf, tmp_path, run):
     """Its preprocessing is of 8 bits too, and its gate of 1/6 rounds between its operations."""
     from test_keras import build
