@@ -1,4 +1,4 @@
-"""Writing files and folders whole or not at all, whatever happens in between."""
+"""Atomic writes: a file or folder is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -69,18 +69,18 @@ def _rename_new(temporary: Path, path: Path) -> None:
 
 
 def write_bytes(path: Path, data: bytes, force: bool = False) -> None:
-    """``atomic_write`` of data that is there already."""
+    """Write ``data`` with ``atomic_write``."""
     with atomic_write(path, force) as file:
         file.write(data)
 
 
 def temporary_beside(path: Path) -> Path:
-    """A name beside ``path`` that nobody has; ``sweep`` removes it when this process is gone."""
+    """An unused name beside ``path``. ``sweep`` removes it after this process has ended."""
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
 def sweep(path: Path, endings: str = "") -> None:
-    """Remove what killed runs have left beside ``path``, or for names that go on in ``endings`` (a pattern)."""
+    """Remove temporary files of killed runs beside ``path``, or those whose names end in ``endings`` (a pattern)."""
     ours = re.compile(re.escape(f".{path.name}") + endings + r"\.(\d+)-[0-9a-f]{8}\.tmp")
     with suppress(OSError):
         for left in path.parent.iterdir():

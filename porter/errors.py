@@ -1,4 +1,4 @@
-"""Errors that a person caused or can mend; the CLI shows each as one line with exit code 2."""
+"""Errors that a user can mend. The command prints one line and exits with code 2."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class PorterError(Exception):
 
 
 class PorterNote(UserWarning):
-    """A warning of what was taken for granted; the command prints it as a line."""
+    """A warning about an assumption. The command prints it as one line."""
 
 
 class CheckpointError(PorterError):
@@ -68,6 +68,6 @@ class ParityError(PorterError):
 
 
 class NoParityError(PorterError):
-    """A check ran and failed where only a port that passes may go on."""
+    """A check ran and failed, and only a port that passes may go on."""
 
     exit_code = 1

@@ -1,4 +1,4 @@
-"""Text from files and other programs, as a terminal may see it."""
+"""Making text from files safe for terminals, and JSON."""
 
 from __future__ import annotations
 

@@ -185,7 +185,7 @@ def build_network(mapping: Architecture) -> Network:
 
 
 def _check_numbers(mapping: Architecture) -> None:
-    """Numbers that no network has end in a message, not in an absurd amount of memory."""
+    """Refuse absurd numbers with a message, before they take memory."""
     table, definition, spec = mapping.network, mapping.definition, mapping.input
     if len(table.blocks) > MOST_BLOCKS:
         raise ValueError(f"network.blocks: {len(table.blocks)} blocks; at most {MOST_BLOCKS}")

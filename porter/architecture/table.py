@@ -70,7 +70,7 @@ class BlockRow(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Pointwise(Struct, frozen=True, forbid_unknown_fields=True):
-    """A 1x1 convolution; the multiplier spares a ``fixed`` one."""
+    """A 1x1 convolution. The multiplier does not apply to a ``fixed`` one."""
 
     out: int
     activation: Activation

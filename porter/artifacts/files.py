@@ -96,7 +96,7 @@ def _load_pickle(path: Path) -> Artifact:
 
 
 def _unreadable(error: Exception) -> str:
-    """Why torch did not load a file, without its page of advice."""
+    """Why torch did not load a file, in one line."""
     said = str(error).rpartition("WeightsUnpickler error: ")[2]
     pickled = re.search(r"Unsupported global: GLOBAL ([\w.]+)", said)
     if pickled:
@@ -126,7 +126,7 @@ def _unwrap(path: Path, loaded: Any) -> Any:
 
 
 def _plain(path: Path, name: str, value: Tensor) -> Tensor:
-    """A tensor that numpy can look at: no parameter, float32 for types that it does not have. Raises ArtifactError."""
+    """``value`` as a plain tensor of a dtype that numpy has (else float32). Raises ArtifactError."""
     value = value.detach()
     if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_complex():
         kind = "meta" if value.is_meta else "quantized" if value.is_quantized else str(value.layout)

@@ -1,4 +1,4 @@
-"""What an artifact, or the release that it lies in, says of itself and holds."""
+"""``inspect`` for artifacts and releases: metadata, tensors, parity."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PARITY = "parity.json"
 
 
 class _Parity(msgspec.Struct):
-    """What is shown of a release's ``parity.json``."""
+    """The part of a release's ``parity.json`` that is shown."""
 
     passed: bool
     sentence: str
@@ -50,7 +50,7 @@ def inspect_artifact(source: str) -> dict[str, Any]:
 
 
 def artifact_lines(found: dict[str, Any]) -> Iterator[str]:
-    """The same for a terminal, in the words of ``inspect`` for checkpoints."""
+    """The same as lines for a terminal."""
     metadata = found["metadata"]
     widest = max((len(tensor["name"]) for tensor in found["tensors"]), default=0)
     for tensor in found["tensors"]:

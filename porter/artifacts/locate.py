@@ -1,4 +1,4 @@
-"""Which file an artifact is: named itself, in a release's folder, or at a URL of either."""
+"""Finding an artifact's file: named itself, in a release's folder, or at the URL of either."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WEIGHTS, MAPPING = "model.safetensors", "mapping.yaml"  # in a release
 
 
 class ArtifactFile(NamedTuple):
-    """An artifact within reach: ``path`` of the file, what was ``given``.
+    """A local artifact: ``path`` of the file, and what was ``given``.
 
     ``mapping`` is the mapping file of a release whose variant is no built-in one. ``copy`` is the temporary folder of
     what came from a URL, and goes with this value.

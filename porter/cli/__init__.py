@@ -95,7 +95,7 @@ def main() -> None:
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    """Our own notes as a line; what libraries warn of does not concern the user of a command."""
+    """Print our own notes as one line each, and drop the warnings of libraries."""
     if issubclass(category, PorterNote):
         click.echo(f"note      {shortened(str(message))}", err=True)
 

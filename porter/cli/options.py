@@ -57,7 +57,7 @@ skip_option = click.option("--skip-unreadable", is_flag=True, help="Leave out im
 
 
 def taken_port_options(options: dict[str, Any]) -> PortOptions:
-    """The value of those of ``options`` that say how to port; they are taken out."""
+    """Remove the options of a port from ``options`` and return them as one value."""
     from dataclasses import fields
 
     from porter.mapping.options import PortOptions
@@ -121,5 +121,5 @@ def print_port(port: Port, variant: str | None) -> None:
 
 
 def echo_lines(lines: Iterable[str]) -> None:
-    """Print ``lines``, names from files in them made harmless."""
+    """Print ``lines``, with control characters escaped."""
     click.echo("\n".join(map(printable, lines)))

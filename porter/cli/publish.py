@@ -96,7 +96,7 @@ def _release_all(folder: Path, out: Path, jobs: int | None, options: dict[str, A
 
 
 def _releases(folder: Path) -> list[Path]:
-    """``folder``, or the releases in it where it is none itself."""
+    """``folder`` if it is a release, else the releases in it."""
     from porter.release.folder import CHECKSUMS
 
     if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""Finished batches on disk, so that an interrupted evaluation goes on where it was."""
+"""Finished batches on disk, so that an interrupted evaluation can be resumed."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def share(count: int, total: int) -> Share:
 
 @dataclass
 class Evaluation:
-    """Every image as every classifier saw it; ``measured`` of them in this run, which took ``seconds``.
+    """The result for every image and classifier. This run ``measured`` so many of the images in ``seconds``.
 
     ``photos`` are the files, in the order of ``seen``; ``skipped`` those that could not be read.
     """
@@ -87,7 +87,7 @@ class Evaluation:
         return share(sum(seen.guesses[0] == seen.guesses[1] for seen in self.seen), len(self.seen))
 
     def difference(self) -> tuple[float, float]:
-        """Top-1 of the second less the first, and half its 95 % interval, paired by image."""
+        """Top-1 of the second classifier minus the first's, and half its 95 % interval, paired by image."""
         changes = [(seen.ranks[1] < 1) - (seen.ranks[0] < 1) for seen in self.seen]
         mean = sum(changes) / len(changes)
         variance = sum((change - mean) ** 2 for change in changes) / len(changes)

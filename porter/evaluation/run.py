@@ -32,7 +32,7 @@ Progress = Callable[[int, int], None]  # images done, of how many
 
 
 class Place(NamedTuple):
-    """This process among all of an evaluation, and where its classifiers run."""
+    """The rank of this process among all of an evaluation, and its device."""
 
     rank: int
     processes: int
@@ -126,7 +126,7 @@ def evaluate(
 
 
 class _Batches(Dataset[list[np.ndarray | PorterError]]):
-    """Decoded and resized images, a batch an item; an unreadable file is its error, raised where it can be told."""
+    """Decoded and resized images, one batch per item. An unreadable file is represented by its error."""
 
     def __init__(self, batches: Sequence[Sequence[Photo]], spec: Input, preprocess: Preprocessing) -> None:
         self.batches, self.spec, self.preprocess = batches, spec, preprocess
@@ -174,7 +174,7 @@ def _run(
 
 
 def _rank_guesses(photo: Photo, logits: list[Iterator[np.ndarray]] | None) -> Seen:
-    """What each classifier makes of ``photo``, whose logits come next; None where it could not be read."""
+    """The ranks and guesses of each classifier for ``photo``; ``logits`` is None if it could not be read."""
     found = [next(one) for one in logits or ()]
     return Seen(photo.label, [rank(one, photo.label) for one in found], [int(one.argmax()) for one in found])
 
@@ -193,7 +193,7 @@ def _pass_through(item: object) -> object:
 
 
 def rank(logits: np.ndarray, label: int) -> int:
-    """How many of the (classes,) ``logits`` come before ``label``'s: higher, or as high and of a lower number.
+    """How many of the (classes,) ``logits`` rank before ``label``'s: higher ones, and equal ones of a lower number.
 
     NaN comes before everything else.
     """
@@ -244,7 +244,7 @@ def _place(asked: str | None) -> Iterator[Place]:
 
 
 def _broadcast(place: Place, read: Callable[[], dict[int, list[Seen]]]) -> list[dict[int, list[Seen]]]:
-    """What ``read`` gives in the first process, in all of them."""
+    """Call ``read`` in the first process and give its result to all."""
     found = [read() if place.rank == 0 else {}]
     if place.processes > 1:
         torch.distributed.broadcast_object_list(found)
@@ -252,7 +252,7 @@ def _broadcast(place: Place, read: Callable[[], dict[int, list[Seen]]]) -> list[
 
 
 def _gather(place: Place, mine: dict[int, list[Seen]]) -> list[dict[int, list[Seen]]]:
-    """Every process's batches, in the first one."""
+    """Collect every process's batches in the first one."""
     if place.processes == 1:
         return [mine]
     parts: list[dict[int, list[Seen]]] = [{} for _ in range(place.processes)]

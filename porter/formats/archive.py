@@ -39,7 +39,7 @@ class _TarInfo(tarfile.TarInfo):
 
 
 class _Member(NamedTuple):
-    """A file of an archive: ``plain`` unless it is a link or a device."""
+    """A member of an archive. ``plain`` is False for links and devices."""
 
     name: str
     size: int

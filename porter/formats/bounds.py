@@ -18,7 +18,7 @@ MAX_VALUES = 1 << 48
 
 
 def allowance(size: int) -> int:
-    """Bytes that a source of ``size`` bytes may become."""
+    """How much memory the values of a source of ``size`` bytes may take."""
     return TIMES * size + SLACK
 
 

@@ -66,7 +66,7 @@ def _no_collection() -> Iterator[None]:
 
 
 def _identity(path: Path) -> tuple[int, ...] | None:
-    """What changes when somebody replaces or rewrites the file; None where it is missing."""
+    """Size, inode and time of the file: they change when it is replaced or rewritten. None if it is missing."""
     try:
         found = path.stat()
     except OSError:

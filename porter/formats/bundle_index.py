@@ -32,7 +32,7 @@ class Index(NamedTuple):
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
-    """What a BundleEntryProto tells of a tensor; ``slices`` are a partitioned one's, whose values lie there."""
+    """The content of a BundleEntryProto. ``slices`` are those of a partitioned variable, which hold its values."""
 
     dtype: str
     shape: Shape
@@ -44,7 +44,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 
 
 class _Kind(NamedTuple):
-    """What entries of one dtype and shape share; ``size`` is None where the dtype does not tell."""
+    """What entries of one dtype and shape have in common. ``size`` is None if the dtype has no fixed size."""
 
     dtype: str
     shape: Shape
@@ -57,7 +57,7 @@ def shard_path(prefix: Path, shard: int, shards: int) -> Path:
 
 
 def read_index(path: Path) -> Index:
-    """Read the table and its header. Raises CheckpointError when it is damaged or for later readers."""
+    """Read the table and its header. Raises CheckpointError if it is damaged, or needs a later reader."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -72,7 +72,7 @@ def read_index(path: Path) -> Index:
 
 
 class EntryParser:
-    """Parses the entries of one index, which has up to 10^5 of them but few dtypes and shapes: each parsed once."""
+    """Parses the entries of one index. There are up to 10^5, of few dtypes and shapes, which are parsed once each."""
 
     def __init__(self, index: Path, shards: list[Path], sizes: list[int]) -> None:
         self.index = index

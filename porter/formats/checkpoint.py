@@ -62,11 +62,11 @@ class Checkpoint(Mapping[str, Variable]):
         return len(self.variables)
 
     def values(self) -> ValuesView[Variable]:
-        """The variables; the mapping's own view would look each of 10^5 up again."""
+        """The variables. (The inherited view would look up each name again.)"""
         return self.variables.values()
 
     def prefetch(self, names: Iterable[str]) -> None:
-        """Tell that these variables will be read; from a remote store they come in few requests."""
+        """Announce which variables will be read, so that a remote store is asked in few requests."""
         if self.fetch_values:
             self.fetch_values(self.variables[name].stored_as for name in names)
 

@@ -1,4 +1,4 @@
-"""What a file is that is no checkpoint: what people save by mistake has a name."""
+"""Recognising files that are not checkpoints, such as web pages and images saved by mistake."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KNOWN = (  # how files begin
 
 
 def recognised(path: Path) -> str | None:
-    """What ``path`` is, with what to do where that helps; None where it may be a graph. Raises CheckpointError."""
+    """What kind of file ``path`` is, with advice; None if it may be a graph. Raises CheckpointError."""
     try:
         with path.open("rb") as file:
             head = file.read(HEAD)

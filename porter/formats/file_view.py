@@ -1,4 +1,4 @@
-"""A file as a sequence of bytes, read where it is looked at.
+"""A file as a sequence of bytes. Only the parts that are accessed are read.
 
 Not mapped: a file that shrinks under a mapping kills the process.
 """

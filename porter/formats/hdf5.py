@@ -57,7 +57,7 @@ def dump(path: Path, folder: Path, layer_names: dict[str, str]) -> None:
 
 
 def _check(dataset: h5py.Dataset, path: Path, before: int) -> None:
-    """Refuse what is no plain number, or is more than the file can hold with the ``before`` bytes already read."""
+    """Refuse values that are not numbers, or more than the file can hold (``before`` bytes are read already)."""
     stored, shape = dataset.name.strip("/"), dataset.shape or ()
     if dataset.dtype.kind not in "fiu" or dataset.external or dataset.is_virtual:
         raise CheckpointError(

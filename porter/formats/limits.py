@@ -1,4 +1,4 @@
-"""How much memory a process may take that looks at a stranger's file."""
+"""A limit on the memory of a process that reads an untrusted file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def limit_memory(more: int) -> None:
-    """From now on this process may take ``more`` bytes than it has; only where the system can (Linux)."""
+    """Allow this process only ``more`` bytes beyond its current memory (Linux alone)."""
     with suppress(ImportError, OSError, ValueError):
         import resource
 

@@ -1,4 +1,4 @@
-"""From what a person typed (file, prefix, folder, tarball) to the one checkpoint to read."""
+"""Finding the checkpoint that a file name, prefix, folder or tarball stands for."""
 
 from __future__ import annotations
 

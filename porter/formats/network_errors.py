@@ -1,4 +1,4 @@
-"""Why a server could not be reached, in words that tell a person what to do."""
+"""Messages for failed network requests, with advice."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MISSING = "no such file or folder there"
 
 
 def reason(error: BaseException) -> str:
-    """What happened, whatever library wrapped it: a refusal, silence, a name unknown, an answer with an HTTP code."""
+    """The cause of ``error`` in words: connection refused, time-out, unknown host, HTTP status. Wrapping is undone."""
     chain = list(_chain(error))
     for one in chain:
         code = getattr(one, "status", None) or getattr(one, "code", None)

@@ -52,7 +52,7 @@ def is_url(path: object) -> bool:
 
 
 def mirror(url: str) -> Mirror:
-    """Bring what ``url`` stands for (a file, a checkpoint's prefix or a folder) within reach.
+    """Make ``url`` (a file, a checkpoint's prefix or a folder) available as local files.
 
     Raises CheckpointError where it cannot be reached, or the file system's package is not installed.
     """
@@ -130,7 +130,7 @@ def _checkpoint(system: Any, prefix: str, base: Path, places: dict[Path, str]) -
 
 
 def _folder(system: Any, root: str, base: Path, places: dict[Path, str]) -> None:
-    """Everything in a folder; where there are checkpoints, nothing beside them."""
+    """All files of a folder; if it holds checkpoints, only those."""
     found: dict[str, Any] = system.find(root, maxdepth=3, detail=True)
     if not found:
         raise CheckpointError(f"{system.unstrip_protocol(root)}: no such file, checkpoint or folder")
@@ -155,7 +155,7 @@ def _folder(system: Any, root: str, base: Path, places: dict[Path, str]) -> None
 
 
 def _fetch_file(system: Any, place: str, local: Path) -> None:
-    """Fetch a whole file; one that does not end, whatever size was announced, is given up."""
+    """Fetch a whole file, up to ``MAX_FOLDER`` bytes, whatever size was announced."""
     from fsspec.callbacks import Callback
 
     class Bounded(Callback):  # type: ignore[misc]
@@ -233,7 +233,7 @@ def _ranges(url: str, system: Any, places: dict[Path, str]) -> Fetch:
 
 
 def _has_ranges(system: Any, place: str) -> bool:
-    """Whether the store gives a byte where one is asked for; one without ranges sends the file whatever is asked."""
+    """Whether the store supports byte ranges. One that does not sends the whole file."""
     if "http" in (system.protocol if isinstance(system.protocol, str) else "".join(system.protocol)):
         request = urllib.request.Request(place, headers={"Range": "bytes=0-0"})
         with urllib.request.urlopen(request, timeout=SILENCE) as response:

@@ -1,4 +1,4 @@
-"""The main job: a TensorFlow checkpoint in, an artifact out."""
+"""``convert``: a TensorFlow checkpoint in, an artifact out."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def convert(
 
 
 def _save(path: Path, arrays: dict[str, np.ndarray], metadata: Metadata, force: bool) -> None:
-    """Write an artifact; only a ``.pth`` takes torch, whose import costs more than all the rest."""
+    """Write an artifact. Only a ``.pth`` needs torch, whose import takes longer than everything else."""
     if path.suffix == ".safetensors":
         from porter.artifacts.arrays import save_arrays
 

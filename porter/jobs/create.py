@@ -38,7 +38,7 @@ HEAD = ("classifier", "conv_head", "bn2", "act2", "global_pool")  # what a featu
 
 @dataclass(frozen=True)
 class Shape:
-    """What of the network is built; None leaves it as the weights have it."""
+    """Changes to the network; None keeps what the weights have."""
 
     num_classes: int | None = None
     in_chans: int | None = None
@@ -171,7 +171,7 @@ def open_model(
     layout: ArtifactLayout | None = None,
     shape: Shape = WHOLE,
 ) -> OpenedModel:
-    """What ``create_model`` does, and where the model comes from; the layout is ``layout``, not that of ``options``."""
+    """Like ``create_model``, with the model's origin. ``layout`` counts, not that of ``options``."""
     _check(options, layout, shape)
     name = _name(source)
     artifact, mapping, network, digests = _open_source(source, options, layout)
@@ -202,7 +202,7 @@ def open_model(
 
 
 def _check(options: PortOptions, layout: object, shape: Shape) -> None:
-    """Raise PorterError for an argument that is none of those allowed, before anything is read."""
+    """Raise PorterError for an invalid argument, before anything is read."""
     for name, value, allowed in (
         ("layout", layout, (None, *get_args(ArtifactLayout))),
         ("weights", options.weights, get_args(Weights)),
@@ -276,7 +276,7 @@ def _built(network: Network, artifact: Artifact | None, shape: Shape) -> MobileN
 
 
 def _as_stored(network: Network, artifact: Artifact) -> Network:
-    """``network`` with as much of it as ``artifact`` holds: batch norms or biases, a head or none; and its gate."""
+    """``network`` changed to fit ``artifact``: its gate, batch norms or biases, with or without a head."""
     metadata = artifact.metadata
     bn_folded = metadata.bn_folded if metadata else "conv_stem.bias" in artifact.tensors
     head = network.head if "conv_head.weight" in artifact.tensors else 0
@@ -284,7 +284,7 @@ def _as_stored(network: Network, artifact: Artifact) -> Network:
 
 
 def _ranges_of(model: nn.Module, ranges: dict[str, Range], new_head: bool, source: str) -> dict[str, Range]:
-    """The ranges of what is in ``model``: not those of a head that was left out or is another one."""
+    """The ranges of modules in ``model``, without those of a head that was removed or replaced."""
     modules = {name for name, _ in model.named_modules()} | {name for name, _ in model.named_parameters()}
     found = {
         name: limits
@@ -298,7 +298,7 @@ def _ranges_of(model: nn.Module, ranges: dict[str, Range], new_head: bool, sourc
 
 
 def _fill(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
-    """Load ``tensors`` strictly, but for a head that was asked to differ and an adapted stem."""
+    """Load ``tensors`` strictly, except for a replaced head and an adapted stem."""
     own = model.state_dict()
     head = ("classifier.", "conv_head.", "bn2.")
     state = {name: value for name, value in tensors.items() if name in own or not name.startswith(head)}

@@ -1,4 +1,4 @@
-"""A small real checkpoint of any variant, for when no trained one is at hand."""
+"""A small real checkpoint of any variant, for trying things without a trained one."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class Difference(NamedTuple):
     max_rel: float = 0.0
 
     def within(self, tolerance: float) -> bool:
-        """Equal, or apart by no more than ``tolerance`` of the scale."""
+        """Equal, or different by at most ``tolerance`` of the scale."""
         return self.status == "equal" or (self.status in ("close", "differs") and self.max_rel <= tolerance)
 
 

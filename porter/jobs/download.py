@@ -69,7 +69,7 @@ def download(
 
 
 def _version_file(part: Path) -> Path:
-    """Where the server's name for the version that ``part`` is of (ETag, else Last-Modified) is kept."""
+    """The file that keeps the version of ``part`` (the server's ETag, else Last-Modified)."""
     return part.with_name(part.name + ".version")
 
 
@@ -135,7 +135,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def _mismatch(path: Path, headers: Message, sha256: str | None) -> str | None:
-    """What digest ``path`` does not have, or None."""
+    """A message if ``path`` lacks one of the digests, else None."""
     wanted = {"sha256": sha256.lower()} if sha256 else {}
     for entry in ",".join(headers.get_all("x-goog-hash", [])).split(","):
         name, _, value = entry.strip().partition("=")

@@ -35,7 +35,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Choice:
-    """One variable of the network: the checkpoint's ``name`` for it, or None, and what else it could be."""
+    """One variable of the network: the checkpoint's ``name`` for it, or None, and the other candidates."""
 
     wanted: Expected
     name: str | None
@@ -44,7 +44,7 @@ class Choice:
 
     @property
     def certain(self) -> bool:
-        """Found, with nothing else that it could be."""
+        """Found, and there was no other candidate."""
         return self.name is not None and not self.others
 
 
@@ -60,7 +60,7 @@ class Draft:
 
     @property
     def uncertain(self) -> int:
-        """How many choices want a look."""
+        """The number of uncertain choices."""
         return sum(not choice.certain for choice in self.choices)
 
     def yaml(self) -> str:
@@ -157,7 +157,7 @@ def _scope(expected: list[Expected], candidates: dict[str, Variable]) -> str:
 
 
 def _choose(expected: list[Expected], candidates: dict[str, Variable], scope: str) -> tuple[Choice, ...]:
-    """Names first, then what shape and kind leave."""
+    """Match by name first, then by shape and kind."""
     free = dict(candidates)
     named: dict[str, Choice] = {}
     for want in expected:
@@ -231,7 +231,7 @@ def _join(scope: str, name: str) -> str:
 
 
 def _literal(name: str) -> str:
-    """``name`` as a shell pattern that matches it alone."""
+    """``name`` as a shell pattern that matches only itself."""
     return re.sub(r"([*?[])", r"[\1]", name)
 
 

@@ -1,4 +1,4 @@
-"""Back again: an artifact as a TensorFlow checkpoint that slim's graph restores."""
+"""``export_tf``: an artifact as a TensorFlow checkpoint that slim's graph restores."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ DEFAULT = PortOptions()
 class Settings:
     """How to predict: the ``top`` classes, of images made ready by ``preprocess`` (porter.imagenet.images.resized).
 
-    ``class_names`` are the classes' own names, by default those in the artifact or ImageNet's. ``skipped`` is told of
-    images that cannot be read; without it they are errors.
+    ``class_names`` are the classes' own names, by default those in the artifact or ImageNet's. ``skipped(error)`` is
+    called for images that cannot be read; without it they are errors.
     """
 
     top: int = 5

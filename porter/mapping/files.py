@@ -116,7 +116,7 @@ def _with_line(message: str, document: Document) -> str:
 
 
 def _check(mapping: VariantMapping, document: Document) -> None:
-    """What types cannot say: names are plain, the table makes a network, and the rules can be expanded over it."""
+    """Checks beyond types: names are plain, the table makes a network, and the rules can be expanded over it."""
     for field, name in (("variant", mapping.variant), ("timm", mapping.timm)):
         if name is not None and not PLAIN_NAME.fullmatch(name):
             at = document.where(f"$.{field}")

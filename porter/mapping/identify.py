@@ -1,4 +1,4 @@
-"""Which variant a checkpoint is and how its variables are named, from names and shapes."""
+"""Identifying a checkpoint's variant and naming scheme from its names and shapes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person asks of a port, as one value: made once at the command line or by a public function."""
+"""The options of a port as one value, made once by the command line or a public function."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plan: which variable becomes which state-dict entry. Made without reading a tensor; strict."""
+"""The plan of a port: which variable becomes which state-dict entry. It is strict, and reads no tensor."""
 
 from __future__ import annotations
 

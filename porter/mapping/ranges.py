@@ -1,4 +1,4 @@
-"""What a source was quantised to: 256 levels between two limits, and how its integer kernels round."""
+"""Quantisation ranges: 256 levels between two limits, and how integer kernels round to them."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ NEXT = re.compile(r"\{next_(\w+)\}")
 
 
 class Placeholders:
-    """What stands for the braces in a mapping's names.
+    """Values of the placeholders in a mapping's names.
 
     ``{next_x}`` counts the counter x up, from 0, and ``{x}`` is the same number again.
     """

@@ -32,7 +32,7 @@ MAX_BASES = 32  # files read for one mapping
 
 
 class _Reading:
-    """What reading one mapping has taken so far: a file may ask for no more than there is."""
+    """The files and values read so far for one mapping, with their limits."""
 
     def __init__(self, find: Find) -> None:
         self.find, self.files, self.nodes = find, 0, 0
@@ -95,7 +95,7 @@ def overlay(below: Document, above: Document) -> Document:
 
 
 class _File(NamedTuple):
-    """One file of those that are read; ``lines`` tells where each key stands."""
+    """One file while it is read; ``lines`` maps keys to ``file:line``."""
 
     loader: Any
     path: Path

@@ -8,7 +8,7 @@ from porter.errors import PorterError
 
 
 def chosen_device(name: str) -> torch.device:
-    """``cpu``, ``cuda``, ``cuda:1``, ``mps``. Raises PorterError for one that this machine has not."""
+    """The device ``name``: ``cpu``, ``cuda``, ``cuda:1``, ``mps``. Raises PorterError if this machine lacks it."""
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

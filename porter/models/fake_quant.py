@@ -17,9 +17,9 @@ INPUT = "input"  # the range of the image
 
 
 def fake_quantize(model: nn.Module, ranges: Mapping[str, Range]) -> None:
-    """From now on round the output of each module that ``ranges`` names to its 256 levels, and weights at once.
+    """Make ``model`` round the outputs of the modules in ``ranges`` to their 256 levels; weights are rounded at once.
 
-    The model becomes float64: a level more or less for want of digits, early in the network, moves many levels later.
+    The model becomes float64: with fewer digits, a level that is off early in the network would change many later.
     Keys are modules (``blocks.1.0.act1``), weights (``blocks.1.0.conv_pw.weight``) or ``input``. Raises
     AttributeError on a name that ``model`` does not have.
     """

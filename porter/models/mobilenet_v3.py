@@ -35,7 +35,7 @@ BLOCKS = {
 
 @torch.fx.wrap  # one operation for who traces the network symbolically
 def _made_ready(x: Tensor, channels: int) -> Tensor:
-    """Images in the memory layout that is fastest. Raises TypeError or ValueError for what is no batch of images."""
+    """``x`` in the fastest memory layout. Raises TypeError or ValueError if it is not a batch of images."""
     if torch.compiler.is_compiling():  # a compiler chooses for itself
         return x
     if not isinstance(x, Tensor):

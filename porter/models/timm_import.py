@@ -1,4 +1,4 @@
-"""timm, also where torchvision stops at import: there is no CPU build of it for every torch."""
+"""Importing timm even if torchvision fails to import, as it does without a build for this torch."""
 
 from __future__ import annotations
 

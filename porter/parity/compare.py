@@ -83,7 +83,7 @@ class Row(NamedTuple):
 
     @property
     def rms_limit(self) -> float:
-        """What ``noise_ratio`` may be: the multiple, or more where the reference's own error is below the floor."""
+        """The limit of ``noise_ratio``: the multiple, or more if the reference's own error is below the floor."""
         if self.allowed is None or self.reference is None or not self.reference.rms:
             return math.inf
         return self.allowed.rms / self.reference.rms
@@ -104,12 +104,12 @@ class Row(NamedTuple):
         return self.port.largest if self.port is not None else math.nan
 
     def with_port_noise(self, noise: Noise) -> Row:
-        """The row of a port whose own float32 error is known, in the endpoint's units, instead of its values."""
+        """The row with the port's float32 error ``noise``, known instead of its values, in the endpoint's units."""
         unit = self.scale or 1.0
         return self._replace(port=Noise(noise.rms / unit, noise.largest / unit))
 
     def with_rounded_weights(self) -> Row:
-        """The row of a port whose weights carry float32's rounding: of it, float64 has as much as float32 may."""
+        """The row for rounded weights: the float64 values may then differ as much as float32's."""
         return self if self.allowed is None else self._replace(function_limit=self.allowed.largest)
 
     def as_json(self) -> dict[str, Any]:

@@ -39,7 +39,7 @@ TF_CLASSES = 1001  # slim's, background first
 
 
 class Mistake(NamedTuple):
-    """What a port may do otherwise than the original: to the network, to its images, to its logits."""
+    """A way in which a port may differ from the original: in the network, its images or its logits."""
 
     name: str
     change: Callable[[MobileNetV3], None] | None = None
@@ -67,7 +67,7 @@ def diagnose(port: Port, target: Target, images: np.ndarray) -> list[Cause]:
     networks: dict[tuple[str, ...], MobileNetV3] = {}
 
     def changed(mistakes: tuple[Mistake, ...], dtype: str) -> MobileNetV3:
-        """Our network with these mistakes; kept where it is one, for pairs begin with it."""
+        """Our network with these mistakes. Networks with one mistake are kept, since pairs begin with them."""
         changes = tuple(mistake for mistake in mistakes if mistake.change is not None)
         if not changes:
             return models[dtype]
@@ -114,7 +114,7 @@ def diagnose(port: Port, target: Target, images: np.ndarray) -> list[Cause]:
 
 
 def _one_more(known: list[Mistake], ranked: list[tuple[Mistake, ...]]) -> list[tuple[Mistake, ...]]:
-    """All pairs; of more, only those that begin with one of the pairs that bring the difference down furthest."""
+    """All pairs; longer combinations only of the pairs that reduce the difference most."""
     begun = ranked if len(ranked[0]) == 1 else ranked[:EXTENDED]
     more = {frozenset((*mistakes, other)): (*mistakes, other) for mistakes in begun for other in known}
     ordered = [mistakes for names, mistakes in more.items() if len(names) == len(mistakes)]

@@ -1,4 +1,4 @@
-"""What a report shows beside the verdict: channels, where in the image the port differs, classes guessed."""
+"""Evidence for a report: worst channels, where in the image a layer differs, and the classes guessed."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Evidence:
     _furthest: dict[str, float] = field(default_factory=dict)
 
     def compared(self, row: Row, ours: np.ndarray, theirs: np.ndarray) -> None:
-        """Take note of one endpoint, (N, H, W, C) or (N, C)."""
+        """Record one endpoint, (N, H, W, C) or (N, C)."""
         distance = row.excess
         if distance < self._furthest.get(row.endpoint, -1):
             return
@@ -80,7 +80,7 @@ class Evidence:
         return row.endpoint in known and known.index(row.endpoint) <= known.index(shown.row.endpoint)
 
     def classified(self, sample: str, images: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> None:
-        """Take note of the logits (N, classes) of a sample."""
+        """Record the logits (N, classes) of a sample."""
         self.classes = ours.shape[1]
         for image, one, other in zip(images, ours, theirs, strict=True):
             if len(self.pictures) < PICTURES:

@@ -11,7 +11,7 @@ Item = TypeVar("Item")
 
 
 class _Stopped(Exception):
-    """Nobody wants the rest."""
+    """Raised in the producer when its results are no longer wanted."""
 
 
 def streamed(produce: Callable[[Callable[[Item], None]], None]) -> Iterator[Item]:

@@ -60,7 +60,7 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Every question asked at every endpoint is answered yes, there were some, and no weight was changed."""
+        """True if there are endpoints, every question at every one is answered yes, and no weight was changed."""
         return bool(self.rows) and not self.changed and all(row.passed for row in self.rows)
 
     @property
@@ -74,7 +74,7 @@ class Verdict:
         return _all([row.as_exact for row in self.rows], [])
 
     def worst_rows(self) -> list[Row]:
-        """One row an endpoint, of the sample where it is furthest off, in the order of computation."""
+        """One row for each endpoint, of the sample where it is furthest off, in the order of computation."""
         worst: dict[str, Row] = {}
         for row in self.rows:
             known = worst.get(row.endpoint)
@@ -101,7 +101,7 @@ class Verdict:
         return statistics.median(ratios) if ratios else None
 
     def sentence(self) -> str:
-        """Both answers in one sentence; of another function, nobody asks how exact it is."""
+        """Both answers in one sentence. The second is left out if it is another function."""
         if self.same_function is False:
             return self._about_function()
         return "; ".join(filter(None, (self._about_function(), self._about_rounding()))) or "nothing compared"

@@ -153,7 +153,7 @@ def verify(
 
 
 def _causes(check: Check, sizes: Sequence[Size] | None) -> list[Cause]:
-    """What explains the difference: of the port's logits, or of the reference's where the port is as planned."""
+    """The causes of the difference: of the port's logits, or of the reference's if the port is as planned."""
     port, candidate, reference = check.port, check.candidate, check.reference
     if port is None or not port.classes or 0 < len(candidate.changed) <= FEW:
         return []
@@ -174,7 +174,7 @@ def _causes(check: Check, sizes: Sequence[Size] | None) -> list[Cause]:
 
 
 class Check(NamedTuple):
-    """What ``verify`` compares, the questions, and the verdict that ``check_sample`` adds to.
+    """Both sides of a comparison, the questions, and the verdict that ``check_sample`` extends.
 
     ``port`` is None where the source is out of reach, and only what was recorded of it is there.
     """
@@ -303,7 +303,7 @@ def check_sample(
 def _count(
     verdict: Verdict, row: Row, sample: Sample, ours: np.ndarray, theirs: np.ndarray, evidence: Evidence | None
 ) -> None:
-    """Take note of one endpoint's values: of agreeing classes, and of what a report shows."""
+    """Record one endpoint's values: agreeing classes, and evidence for a report."""
     if evidence is not None:
         evidence.compared(row, ours, theirs)
     if row.endpoint != "Logits":

@@ -23,7 +23,7 @@ ARCHIVES = (".tgz", ".tar.gz", ".zip")
 
 
 class Outcome(NamedTuple):
-    """What became of one checkpoint: a release, or the error that prevented it."""
+    """The outcome for one checkpoint: a release, or the error that prevented it."""
 
     checkpoint: Path
     released: Released | None
@@ -73,7 +73,7 @@ def release_all(
 
 
 def _end_quietly() -> None:
-    """A process of the pool that is interrupted or ended cleans up and prints nothing: its parent tells."""
+    """Make this process of the pool end silently when it is interrupted; its parent reports it."""
     for number in ENDS:
         signal.signal(number, _end)
 

@@ -27,7 +27,7 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # not learn
 
 @dataclass(frozen=True)
 class Card:
-    """What a card tells; ``license`` and ``dataset`` are claimed where they are not None."""
+    """The content of a card. ``license`` and ``dataset`` are claimed unless they are None."""
 
     name: str
     port: Port
@@ -102,7 +102,7 @@ def model_card(card: Card) -> bytes:
 
 
 def _plain(text: str) -> str:
-    """A name from a file so that neither Markdown nor HTML takes it for its own."""
+    """``text`` from a file, escaped for Markdown and HTML."""
     escaped = html.escape(printable(text))
     return re.sub(r"([\\`*_{}\[\]()#+!|~])", r"\\\1", escaped)
 

@@ -1,4 +1,4 @@
-"""``release --check``: a folder that somebody published, looked at again."""
+"""``release --check``: checking a folder that somebody published."""
 
 from __future__ import annotations
 

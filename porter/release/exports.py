@@ -1,4 +1,4 @@
-"""Further forms of a port, each checked against the reference's logits before it counts."""
+"""Exports of a port, each checked against the reference's logits."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def _torch_run(loaded: Callable[[torch.Tensor], torch.Tensor]) -> Run:
 
 @contextlib.contextmanager
 def _quiet():  # type: ignore[no-untyped-def]
-    """torch's exporters report their progress and each other's deprecation; errors still come through."""
+    """Silence the progress and deprecation messages of torch's exporters. Errors still come through."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

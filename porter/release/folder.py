@@ -1,4 +1,4 @@
-"""A release folder: written beside its place and renamed, names and checksums of what is in it."""
+"""A release's folder: written beside its place and renamed, with names and checksums of its files."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def write_checksums(folder: Path) -> None:
 
 
 def checksum_problems(folder: Path) -> list[str]:
-    """What does not agree with ``SHA256SUMS``. Raises PorterError where it is missing or malformed."""
+    """The differences from ``SHA256SUMS``. Raises PorterError where it is missing or malformed."""
     path = folder / CHECKSUMS
     if not path.is_file():
         raise PorterError(f"{folder}: no {CHECKSUMS} in it; not a release")

@@ -1,4 +1,4 @@
-"""What a release may be called and may claim."""
+"""Names of releases, and the claims that they may make."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def why_not_timm(mapping: VariantMapping, made: Made) -> str | None:
 
 
 def plain_name(mapping: VariantMapping, made: Made, dequantized: bool = False) -> str:
-    """A name that claims nothing: the variant, and whether it computes 8 bits or was made for them."""
+    """A name without claims: the variant, and whether it computes 8 bits or was dequantised."""
     kind = "_8bit" if made.ranges else "_dequantized" if dequantized else ""
     return f"mobilenetv3_{mapping.variant}{kind}"
 

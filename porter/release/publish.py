@@ -39,7 +39,7 @@ KEEP = 1024  # values recorded of each endpoint: more than there are classes, so
 
 @dataclass(frozen=True)
 class Publication:
-    """What a release is called and says of itself, beyond what the weights tell.
+    """The name of a release and its statements that do not follow from the weights.
 
     What is left out is claimed for Google's own checkpoints alone (porter.release.naming). ``dataset`` and ``license``
     are Hugging Face's identifiers. ``evaluate_on`` is a folder of labelled images for the card's accuracy; ``exports``
@@ -142,7 +142,7 @@ def release_name(port: Port, publication: Publication = DEFAULT) -> str:
 
 
 def _check(port: Port, publication: Publication) -> None:
-    """Raise PorterError for a publication that cannot be, before any work."""
+    """Raise PorterError for an impossible publication, before any work."""
     if publication.name is not None and not PLAIN_NAME.fullmatch(publication.name):
         raise PorterError(f"name {publication.name[:60]!r}: is not a plain name (letters, digits, _ . -)")
     if publication.class_names and len(publication.class_names) != port.plan.num_classes:
@@ -162,7 +162,7 @@ def _last_name(checkpoint: PathLike) -> str:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Sums in one order however many cores there are: same input, same bytes."""
+    """Run on one thread, so that sums have one order: same input, same bytes."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -13,12 +13,12 @@ PIPED_WIDTH = 160  # columns where there is no terminal to ask
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Leave it to the command, whose exit code is not 1 then."""
+        """Raise BrokenPipeError, for which the command has an exit code of its own."""
         raise BrokenPipeError
 
 
 def console() -> Console:
-    """Standard output; wide enough for every column when it is no terminal."""
+    """Standard output; wide enough for every column if it is not a terminal."""
     plain = _Console(highlight=False)
     return plain if plain.is_terminal else _Console(highlight=False, width=PIPED_WIDTH)
 
@@ -30,7 +30,7 @@ def progress_console() -> Console:
 
 @contextmanager
 def endpoint_progress() -> Iterator[Callable[[str, str], None]]:
-    """On a terminal, the sample and the endpoint just compared; to be told of each."""
+    """Show progress on a terminal. The function given is called with each sample and endpoint."""
     errors = progress_console()
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:

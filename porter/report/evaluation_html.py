@@ -76,7 +76,7 @@ def _photo(evaluation: Evaluation, number: int, names: list[Label]) -> dict[str,
 
 
 def thumbnail(path: Path) -> str:
-    """The photo as a data URI; empty where it is gone since."""
+    """The photo as a data URI; empty if it no longer exists."""
     try:
         return of_image(read_image(path), SIDE)
     except PorterError:

@@ -67,7 +67,7 @@ def parity_html(verdict: Verdict, evidence: Evidence) -> bytes:
 
 
 def _plot(verdict: Verdict) -> dict[str, Any]:
-    """Figures of each endpoint on a log scale; what is 0 lies on the floor, what is not finite on the ceiling."""
+    """The errors of each endpoint on a log scale. 0 is drawn at the bottom, NaN and infinity at the top."""
     rows = verdict.worst_rows()
     figures: list[tuple[str, str, list[float | None]]] = [
         ("port, float32", "port", [row.port and row.port.largest for row in rows]),
@@ -128,7 +128,7 @@ def _labels(rows: list[Row], step: float) -> list[tuple[float, str]]:
 
 
 def _command(verdict: Verdict) -> str:
-    """What repeats the comparison. Quoted as a shell wants it; names come from files."""
+    """The command that repeats the comparison, quoted for a shell."""
     options = ["--no-fake-quant"] if verdict.dequantized else []
     words = ["mnv3-port", "verify", "--variant", verdict.variant, *options, verdict.checkpoint]
     return printable(shlex.join([*words, *([verdict.artifact] if verdict.artifact else [])]))

@@ -65,7 +65,7 @@ def port_lines(plan: Plan, read: str, weights: str, variant_found: bool) -> Iter
 
 
 def difference_lines(found: Sequence[Difference]) -> Iterator[str]:
-    """Every tensor that is not equal, furthest first, then how many are what."""
+    """Every tensor that differs, furthest first, and a count of each status."""
     rows = []
     for d in sorted(found, key=lambda d: -d.max_rel):
         if d.status != "equal":

@@ -1,4 +1,4 @@
-"""What the HTML reports share: the template engine, and pictures in the page."""
+"""Rendering of HTML reports: templates, and pictures as data URIs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def png(pixels: np.ndarray, at_most: int | None = None) -> str:
 
 
 def of_image(image: Image, at_most: int | None = None) -> str:
-    """The same of a decoded photo."""
+    """The same for a decoded photo."""
     if at_most:
         image.thumbnail((at_most, at_most))
     file = io.BytesIO()

@@ -15,7 +15,7 @@ SIDE = 320  # pixels of an image
 
 
 def predictions_html(source: str, found: Sequence[tuple[Photo, list[Guess]]]) -> bytes:
-    """The whole page, UTF-8. Raises PorterError where an image is gone since."""
+    """The whole page, UTF-8. Raises PorterError if an image no longer exists."""
     images = [
         {"name": _name(image), "png": of_image(_again(image), SIDE), "guesses": [_guess(guess) for guess in guesses]}
         for image, guesses in found

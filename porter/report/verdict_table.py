@@ -18,7 +18,7 @@ FURTHEST = 5  # endpoints in a summary
 
 
 class Column(NamedTuple):
-    """A column of the table: where a terminal is too narrow, those of the lowest ``worth`` go first."""
+    """A column of the table. In a narrow terminal, columns of the lowest ``worth`` are left out first."""
 
     title: str
     worth: int
@@ -78,7 +78,7 @@ def cause_text(cause: Cause) -> str:
 
 
 def _print_table(out: Console, rows: list[Row], foreign: bool) -> None:
-    """A line a row, whatever the width: columns are left out before a row is cut or broken."""
+    """Print one line for each row: columns are left out rather than rows cut or wrapped."""
     columns = [
         Column("endpoint", 9, [row.endpoint for row in rows], right=False),
         *([Column("in the port", 7, [row.port_name or "" for row in rows], right=False)] if foreign else []),

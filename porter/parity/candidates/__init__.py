@@ -1,1 +1,1 @@
-"""What is checked: our network with a port's weights, any other module, exported file or TensorFlow source."""
+"""Candidates: our network with a port's weights, other modules, exported files and TensorFlow sources."""

@@ -1,4 +1,4 @@
-"""What every candidate (the port that is checked) offers."""
+"""The interface of candidates, the ports that are checked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From what a person names to the candidate that is checked."""
+"""Opening the candidate that a name stands for."""
 
 from __future__ import annotations
 

@@ -200,7 +200,7 @@ def _of_outputs(path: Path, compute: Callable[[np.ndarray], list[np.ndarray]], s
 
 
 def _class_endpoint(values: np.ndarray) -> str:
-    """What (N, classes) are."""
+    """Whether (N, classes) are logits or predictions, as an endpoint's name."""
     logits, predictions = CLASS_ENDPOINTS
     return predictions if _are_chances(values) else logits
 

@@ -1,4 +1,4 @@
-"""Which output of a candidate is which endpoint: by name, or, where the names are foreign, by shape and value."""
+"""Matching a candidate's outputs to endpoints: by name, or for foreign names by shape and value."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Foreign:
         self.start = 0  # of what the next endpoint may be
 
     def at(self, name: str, reference: Values, background: int | None) -> Fitting | None:
-        """The output that is most like ``reference`` among those behind the last one found; None without one."""
+        """The output most similar to ``reference`` among those after the last match; None without one."""
         best: tuple[float, int, int] | None = None
         found: Fitting | None = None
         for position in range(self.start, len(self.outputs)):

@@ -1,1 +1,1 @@
-"""What a port is checked against. TensorFlow is imported here and nowhere else."""
+"""References: what a port is checked against. TensorFlow is imported only here."""

@@ -105,7 +105,7 @@ class Child:
             send(self.connection, header, images)
 
     def end(self) -> None:
-        """Stop the process, whatever it does."""
+        """Kill the process."""
         if self.pid:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)

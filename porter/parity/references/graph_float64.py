@@ -45,7 +45,7 @@ def in_float64(graph: Any) -> Any:
 
 
 def as_written(value: np.float32) -> float:
-    """The number that code meant by a constant: a small fraction or the shortest decimal that rounds to ``value``."""
+    """The constant as the code had it: a small fraction, or the shortest decimal that rounds to ``value``."""
     if not np.isfinite(value):
         return float(value)
     fraction = Fraction(float(value)).limit_denominator(LARGEST_DENOMINATOR)

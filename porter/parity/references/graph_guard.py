@@ -1,4 +1,4 @@
-"""What of a stored graph is given to TensorFlow: the part that the endpoints need, of known harmless operations.
+"""The part of a stored graph that is given to TensorFlow: what the endpoints need, of known harmless operations.
 
 A graph from the internet is a program. Operations that read and write files, call Python or keep state are refused,
 whatever they are named; so is everything else that is not on the list.

@@ -99,7 +99,7 @@ def paired(names: Sequence[str], exact: list[np.ndarray], single: list[np.ndarra
 
 
 def _session(graph: Any, path: str) -> Any:
-    """A session that runs the graph as it is: optimising it would change what is measured, and take longest of all."""
+    """A session without graph optimisation, which would change what is measured and take long."""
     tf = tensorflow()
     config = tf.compat.v1.ConfigProto()
     config.graph_options.rewrite_options.disable_meta_optimizer = True

@@ -143,7 +143,7 @@ def _dequantize(values: np.ndarray, graph: Graph, position: int) -> np.ndarray:
 
 
 def input_scale(graph: Graph, path: Path) -> InputScale:
-    """What the graph does to its input before the first convolution: additions and multiplications of constants."""
+    """The scale and offset that the graph applies to its input before the first convolution."""
     factor, offset = 1.0, 0.0
     at = graph.inputs[0]
     for operator in graph.operators:

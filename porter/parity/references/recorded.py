@@ -92,7 +92,7 @@ def recorded(path: Path) -> Reference:
 
 
 class _Arrays(Mapping[str, np.ndarray]):
-    """The arrays of an ``.npz``. No header decides how much memory is taken: ``np.load`` believes them."""
+    """The arrays of an ``.npz``, limited in memory. (``np.load`` trusts the headers.)"""
 
     def __init__(self, archive: zipfile.ZipFile, most: int) -> None:
         self._archive, self._most = archive, most

@@ -1,4 +1,4 @@
-"""What every reference offers."""
+"""The interface of references."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def noise_between(single: np.ndarray, exact: np.ndarray) -> Noise:
 
 
 def noise_of_softmax(chances: np.ndarray, logits: Noise) -> Noise:
-    """What errors of the logits, independent and of the size ``logits``, make of the probabilities (N, classes).
+    """The error of probabilities (N, classes) that follows from independent errors of the logits.
 
     Class i errs by p_i (e_i - sum of p_j e_j). Where few classes have all of the probability, the error of one run is
     the luck of few numbers; this is what it is on average.

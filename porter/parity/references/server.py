@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def _die_with_parent() -> None:
-    """Have the system end this process when the server ends, whatever it is computing (Linux)."""
+    """Make the system kill this process when the server ends (Linux)."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

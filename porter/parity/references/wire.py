@@ -67,7 +67,7 @@ def send(connection: socket.socket, header: Header | Request, array: np.ndarray 
 
 
 def receive_bytes(connection: socket.socket, most: int) -> tuple[bytes, memoryview]:
-    """The next header, not decoded, and its array's bytes, which may be ``most``. Raises Closed or ValueError."""
+    """The next header, encoded, and its array's bytes, at most ``most``. Raises Closed or ValueError."""
     header, payload = LENGTHS.unpack(_exactly(connection, LENGTHS.size))
     if header > MAX_HEADER or payload > most:
         raise ValueError(f"a message of {header} and {payload} bytes")
