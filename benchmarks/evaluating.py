@@ -18,6 +18,7 @@ import porter
 from porter.architecture.layers import layers
 from porter.evaluation.run import Settings, evaluate
 from porter.jobs.convert import convert
+from porter.mapping.options import PortOptions
 from porter.models.timm_import import import_timm
 
 REAL = SHARED.parent / "real"
@@ -74,7 +75,7 @@ def main() -> None:
         guesses: dict[str, list[int]] = {}
 
         def ours() -> None:
-            result = evaluate(str(artifact), given.images, settings=Settings(workers=0, batch=BATCH))
+            result = evaluate(str(artifact), given.images, PortOptions("small_100"), Settings(workers=0, batch=BATCH))
             assert result
             guesses["ours"] = [seen.guesses[0] for seen in result.seen]
 

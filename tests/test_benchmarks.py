@@ -32,7 +32,7 @@ def test_reading(tmp_path):
 @pytest.mark.tensorflow
 def test_cost(tmp_path, demo_folder):
     found = bench("cost", tmp_path, demo_folder, "--runs", 1, "--batch", 2)
-    assert len(found["commands"]) == 9
+    assert len(found["commands"]) == 10
     assert found["claims"]["convert: x the user's own script"] > 0
 
 
