@@ -180,6 +180,7 @@ def test_exported_files(run, tf, demo_folder, tmp_path):
         assert "nothing to ask" in ran.err
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_another_tensorflow_source(run, tf, demo_folder, tmp_path):
     """A frozen graph beside the checkpoint it was made of, and beside one of other weights."""

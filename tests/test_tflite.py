@@ -70,6 +70,7 @@ def test_inspect_convert_verify(tf, tmp_path, run, variant):
     assert len(verdict.worst_rows()) >= 45
 
 
+@pytest.mark.slow
 def test_keras_model(tf, tmp_path):
     """Keras's gate is 1/6, and the file says so."""
     from test_keras import build

@@ -71,7 +71,9 @@ def test_the_original_graph_runs_at_any_size(tf, shared):
 
 
 @TENSORFLOW
-@pytest.mark.parametrize("variant", ["large_100", "small_075", "small_minimal_100"])
+@pytest.mark.parametrize(
+    "variant", [pytest.param("large_100", marks=pytest.mark.slow), "small_075", "small_minimal_100"]
+)
 def test_frozen_graph(tf, shared, variant):
     folder = shared / FOLDERS[variant]
     for source in (folder, folder / f"{folder.name}.pb"):
