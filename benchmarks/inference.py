@@ -1,4 +1,4 @@
-"""Inference: our forms against timm's, onnx2torch, ONNX Runtime, TensorFlow and LiteRT.
+"""Inference: our forms and exports against timm's, tf2onnx, onnx2torch and TensorFlow.
 
 .venv/bin/python benchmarks/inference.py [--variants small_075 ...] [--threads 1 2] [--batches 1 32] [--no-compile]
 
@@ -99,36 +99,56 @@ def ours_eager(setting: Setting) -> Run:
     return _torch_run(_ours(setting), setting.images)
 
 
+def ours_compiled(setting: Setting) -> Run:
+    """``porter.create_model`` under torch.compile."""
+    import torch
+
+    return _torch_run(torch.compile(_ours(setting)), setting.images)
+
+
 def ours_deployed(setting: Setting) -> Run:
     """``porter.deploy``."""
     import porter
 
-    return _torch_run(porter.deploy(_ours(setting)), setting.images)
+    return _torch_run(porter.deploy(_ours(setting), threads=setting.threads), setting.images)
 
 
-def ours_compiled(setting: Setting) -> Run:
-    """``porter.deploy(model).compile()``."""
-    import porter
+def _exported(setting: Setting, suffix: str) -> Path:
+    """What ``convert -o x<suffix>`` writes."""
+    from porter.jobs.convert import convert
 
-    model = porter.deploy(_ours(setting))
-    model.compile(options={"cpp_wrapper": True})
-    return _torch_run(model, setting.images)
-
-
-def ours_aot(setting: Setting) -> Run:
-    """The package that ``release --aot`` writes."""
-    from porter.release.exports import aot_package
-
-    _, run = aot_package(_ours(setting), setting.folder / "model", setting.images[:1])
-    return lambda: run(setting.images)
+    path, _ = convert(setting.source, setting.folder / f"model{suffix}", setting.variant)
+    return path
 
 
 def onnx_runtime(setting: Setting) -> Run:
-    """ONNX Runtime on the model that ``release --onnx`` writes."""
-    from porter.release.exports import onnx_model
+    """ONNX Runtime on the model that ``convert -o x.onnx`` writes."""
+    return _onnx_run(_exported(setting, ".onnx").read_bytes(), "image", setting)
 
-    path, _ = onnx_model(_ours(setting), setting.folder / "model", setting.images[:1])
-    return _onnx_run(path.read_bytes(), "image", setting)
+
+def openvino(setting: Setting) -> Run:
+    """OpenVINO on the same model."""
+    import openvino
+
+    options = {"INFERENCE_NUM_THREADS": setting.threads, "PERFORMANCE_HINT": "LATENCY"}
+    options["INFERENCE_PRECISION_HINT"] = "f32"  # else it rounds to bfloat16 where the processor has that
+    model = openvino.Core().compile_model(str(_exported(setting, ".onnx")), "CPU", options)
+    return lambda: model(setting.images)[0]
+
+
+def executorch(setting: Setting) -> Run | None:
+    """ExecuTorch with XNNPACK on what ``release --pte`` writes: one image at a time."""
+    if len(setting.images) > 1:
+        return None
+    from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
+
+    from porter.jobs.create import open_model
+    from porter.release.exports import Exported, write_pte
+
+    exported = Exported(open_model(setting.artifact), setting.artifact, None, setting.images, setting.folder / "x.pte")
+    run = write_pte(exported)
+    _unsafe_reset_threadpool(setting.threads)
+    return lambda: run(setting.images)
 
 
 def _onnx_run(model: bytes, name: str, setting: Setting) -> Run:
@@ -188,15 +208,12 @@ def tensorflow(setting: Setting) -> Run:
     return _without_background(lambda: run(nhwc))
 
 
-def lite_rt(setting: Setting) -> Run | None:
-    """LiteRT on the .tflite, where there is one; its softmax included."""
-    path = next(setting.source.glob("*.tflite"), None)
-    if path is None:
-        return None
+def lite_rt(setting: Setting) -> Run:
+    """LiteRT on the model that ``convert -o x.tflite`` writes."""
     from ai_edge_litert.interpreter import Interpreter
 
     nhwc = setting.nhwc
-    interpreter = Interpreter(str(path), num_threads=setting.threads)
+    interpreter = Interpreter(str(_exported(setting, ".tflite")), num_threads=setting.threads)
     given = interpreter.get_input_details()[0]["index"]
     interpreter.resize_tensor_input(given, nhwc.shape)
     interpreter.allocate_tensors()
@@ -207,7 +224,7 @@ def lite_rt(setting: Setting) -> Run | None:
         interpreter.invoke()
         return interpreter.get_tensor(output)
 
-    return _without_background(run)
+    return run
 
 
 FORMS: dict[str, Callable[[Setting], Run | None]] = {
@@ -215,16 +232,17 @@ FORMS: dict[str, Callable[[Setting], Run | None]] = {
     "timm channels_last": timm_channels_last,
     "timm torch.compile": timm_compiled,
     "ours eager": ours_eager,
-    "ours deployed": ours_deployed,
     "ours torch.compile": ours_compiled,
-    "ours AOTInductor": ours_aot,
+    "ours deployed": ours_deployed,
     "ONNX Runtime": onnx_runtime,
+    "OpenVINO": openvino,
+    "ExecuTorch": executorch,
+    "LiteRT": lite_rt,
     "ONNX Runtime, tf2onnx": frozen_in_onnx_runtime,
     "onnx2torch": frozen_in_onnx2torch,
     "TensorFlow": tensorflow,
-    "LiteRT": lite_rt,
 }
-COMPILED = ("timm torch.compile", "ours torch.compile", "ours AOTInductor")
+COMPILED = ("timm torch.compile", "ours torch.compile")
 
 
 def answer(form: str, variant: str, artifact: Path, batch: int, threads: int) -> None:
@@ -248,9 +266,7 @@ def answer(form: str, variant: str, artifact: Path, batch: int, threads: int) ->
         if run is None:
             print("null", file=answers)
             return
-        found = run()
-        is_logits = found.min() < 0  # probabilities are not
-        error = float(np.abs(found - expected).max() / np.abs(expected).max()) if is_logits else None
+        error = float(np.abs(run() - expected).max() / np.abs(expected).max())
         print(json.dumps({"logits_error": error}), file=answers)
         for _ in sys.stdin:
             warm, calls = (3, 5) if batch == 1 else (1, 1)

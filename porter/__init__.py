@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from porter.formats import open_checkpoint
     from porter.jobs.convert import convert
     from porter.jobs.create import create_model
+    from porter.jobs.deploy import deploy
     from porter.jobs.export_tf import export_tf
     from porter.mapping.files import list_variants
-    from porter.models.deployment import deploy
     from porter.parity.verify import verify
 
     __version__: str
@@ -40,7 +40,7 @@ _HOMES = {
     "list_variants": "porter.mapping.files",
     "convert": "porter.jobs.convert",
     "create_model": "porter.jobs.create",
-    "deploy": "porter.models.deployment",
+    "deploy": "porter.jobs.deploy",
     "export_tf": "porter.jobs.export_tf",
     "open_checkpoint": "porter.formats",
     "verify": "porter.parity.verify",

@@ -44,18 +44,6 @@ def test_evaluating(tmp_path):
 
 
 @pytest.mark.slow
-def test_kernels(tmp_path):
-    pytest.importorskip("onnxruntime")
-    command = [sys.executable, BENCHMARKS / "kernels.py", "--results", tmp_path, "--rounds", "2"]
-    ran = subprocess.run(command, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr[-2000:]
-    found = json.loads((tmp_path / "kernels-small_075.json").read_text())
-    parts = {"stem", "depthwise", "dense", "1x1", "between"}
-    assert found["kinds"].keys() == found["onnx_kinds"].keys() == parts
-    assert all(floor <= 1 for _, floor in found["kinds"].values())
-
-
-@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_inference(tmp_path, shared):
     options = ("--variants", "small_075", "--threads", 1, "--batches", 1, "--rounds", 1, "--no-compile")

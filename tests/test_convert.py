@@ -162,8 +162,8 @@ def test_existing_output(run, demo_folder, tmp_path):
 
 
 def test_output_that_cannot_be(run, demo_folder, tmp_path):
-    ran = run("convert", demo_folder, "-o", tmp_path / "out.onnx")
-    assert_refused(ran, "must end in one of .pth, .pt, .safetensors", tmp_path)
+    ran = run("convert", demo_folder, "-o", tmp_path / "out.ckpt")
+    assert_refused(ran, "must end in one of .pth, .pt, .safetensors, .onnx, .tflite", tmp_path)
     ran = run("convert", demo_folder, "-o", tmp_path / "none" / "out.pth")
     assert_refused(ran, "none/out.pth: cannot be written: No such file or directory", tmp_path)
     (tmp_path / "file").write_text("")
@@ -317,9 +317,14 @@ def test_several_at_once(tmp_path, run):
 
 
 @pytest.mark.parametrize(
-    "command", ["convert {demo} -o {folder}/b.safetensors", "diff {one} {one}", "export-tf {one} {folder}/tf"]
+    "command",
+    [
+        *(f"convert {{demo}} -o {{folder}}/b{suffix}" for suffix in (".safetensors", ".onnx", ".tflite")),
+        "diff {one} {one}",
+        "export-tf {one} {folder}/tf",
+    ],
 )
-def test_safetensors_take_no_torch(demo_folder, run, tmp_path, command):
+def test_no_torch(demo_folder, run, tmp_path, command):
     """Importing torch costs three times what all the rest does."""
     one = tmp_path / "one.safetensors"
     run("convert", demo_folder, "-o", one)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from porter.architecture.network import Block, Network
+from porter.architecture.table import Activation
 
 Shape = tuple[int, ...]
 COUNTER = "num_batches_tracked"  # PyTorch's batch norms count batches; TensorFlow has no such variable
@@ -28,7 +29,9 @@ class Layer(NamedTuple):
 
     ``module`` and ``scope`` are its names in the state dict and below slim's scope; ``shape`` is that of its weight
     (OIHW, OI); ``norm`` the batch norm behind it. ``outputs`` are the endpoints that are there once it has run, with
-    what follows it up to the next layer. ``pooled`` tells that it works on one position, not on a map.
+    what follows it up to the next layer. ``pooled`` tells that it works on one position, not on a map. ``activation``
+    follows the batch norm; ``gates`` tells that squeeze-excite's gate follows, with which the map before is multiplied,
+    and ``adds`` that the block's input is added.
     """
 
     module: str
@@ -38,26 +41,36 @@ class Layer(NamedTuple):
     stride: int = 1
     outputs: tuple[Output, ...] = ()
     pooled: bool = False
+    activation: Activation | None = None
+    gates: bool = False
+    adds: bool = False
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether each channel has a kernel of its own."""
+        return self.module.endswith(".conv_dw")
 
 
 def layers(network: Network, classes: int) -> Iterator[Layer]:
     """Every layer with weights, in the order of computation. 0 ``classes``: no classifier."""
     kernel, after = network.stem_kernel, network.endpoint_after_blocks
     shape: Shape = (network.stem, network.channels, kernel, kernel)
-    yield Layer("conv_stem", "Conv", shape, "bn1", network.stem_stride, (Output("layer_1", "act1", "activation"),))
+    outputs: tuple[Output, ...] = (Output("layer_1", "act1", "activation"),)
+    act = network.stem_activation
+    yield Layer("conv_stem", "Conv", shape, "bn1", network.stem_stride, outputs, activation=act)
     for block in network.blocks:
         yield from _block(block)
     pool = after(1) if network.pools_in_layers else "global_pool"
     outputs = Output(after(0), network.last_act, "activation"), Output(pool, "global_pool", "pool")
-    shape = (network.last, network.blocks[-1].out, 1, 1)
-    yield Layer(network.last_conv, "Conv_1", shape, network.last_norm, outputs=outputs)
+    shape, act = (network.last, network.blocks[-1].out, 1, 1), network.last_activation
+    yield Layer(network.last_conv, "Conv_1", shape, network.last_norm, outputs=outputs, activation=act)
     if network.head:
         outputs = Output(after(2), "act2", "activation"), Output("global_pool", "act2", "pool")
-        yield Layer("conv_head", "Conv_2", (network.head, network.last, 1, 1), outputs=outputs, pooled=True)
+        shape, act = (network.head, network.last, 1, 1), network.head_activation
+        yield Layer("conv_head", "Conv_2", shape, outputs=outputs, pooled=True, activation=act)
     if classes:
-        logits = (Output("Logits", "classifier", "logits"),)
-        shape = (classes, network.features)
-        yield Layer("classifier", "Logits/Conv2d_1c_1x1", shape, outputs=logits, pooled=True)
+        outputs = (Output("Logits", "classifier", "logits"),)
+        yield Layer("classifier", "Logits/Conv2d_1c_1x1", (classes, network.features), outputs=outputs, pooled=True)
 
 
 def _block(block: Block) -> Iterator[Layer]:
@@ -65,7 +78,8 @@ def _block(block: Block) -> Iterator[Layer]:
 
     def convolution(name: str, below: str, shape: Shape, stride: int, endpoint: str) -> Layer:
         outputs = (Output(f"{block.endpoint}/{endpoint}", f"{at}.act{number}", "activation"),)
-        return Layer(f"{at}.{name}", f"{scope}/{below}", shape, f"{at}.bn{number}", stride, outputs)
+        norm, act = f"{at}.bn{number}", block.activation
+        return Layer(f"{at}.{name}", f"{scope}/{below}", shape, norm, stride, outputs, activation=act)
 
     if block.expands:
         number += 1
@@ -78,15 +92,16 @@ def _block(block: Block) -> Iterator[Layer]:
         shape = (block.expanded, 1, block.kernel, block.kernel)
         yield convolution("conv_dw", "depthwise", shape, block.stride, "depthwise_output")
     if block.squeezed:
-        for name, below, sides in (
-            ("conv_reduce", "Conv", (block.squeezed, block.expanded)),
-            ("conv_expand", "Conv_1", (block.expanded, block.squeezed)),
-        ):
-            yield Layer(f"{at}.se.{name}", f"{scope}/squeeze_excite/{below}", (*sides, 1, 1), pooled=True)
+        se, scope_below, sides = f"{at}.se", f"{scope}/squeeze_excite", (block.squeezed, block.expanded)
+        shape = (*sides, 1, 1)
+        yield Layer(f"{se}.conv_reduce", f"{scope_below}/Conv", shape, pooled=True, activation="relu")
+        shape = (*sides[::-1], 1, 1)
+        yield Layer(f"{se}.conv_expand", f"{scope_below}/Conv_1", shape, pooled=True, gates=True)
     ends = tuple(Output(endpoint, at, "block") for endpoint in (f"{block.endpoint}/output", block.endpoint))
     stride = block.stride if block.kind == "projection" else 1
     shape = (block.out, block.expanded, 1, 1)
-    yield Layer(f"{at}.{block.project}", f"{scope}/project", shape, f"{at}.bn{number + 1}", stride, ends)
+    norm = f"{at}.bn{number + 1}"
+    yield Layer(f"{at}.{block.project}", f"{scope}/project", shape, norm, stride, ends, adds=block.residual)
 
 
 def state_dict_shapes(network: Network, classes: int) -> dict[str, Shape]:

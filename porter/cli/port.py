@@ -31,18 +31,30 @@ if TYPE_CHECKING:
     "--output",
     type=FILE,
     metavar="FILE",
-    help="A .pth or .safetensors, <variant>.pth when left out; a folder for several.",
+    help="A .pth, .safetensors, .onnx or .tflite, <variant>.pth when left out; a folder for several.",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["pth", "safetensors", "onnx", "tflite"]),
+    default="pth",
+    show_default=True,
+    help="What several checkpoints become.",
 )
 @click.option("--num-classes", type=int, metavar="N", help="Refuse a classifier of another size.")
 @click.option("--force", is_flag=True, help="Overwrite the output.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
-def convert(checkpoint: tuple[str, ...], output: Path | None, force: bool, dry_run: bool, **options: Any) -> None:
+def convert(
+    checkpoint: tuple[str, ...], output: Path | None, form: str, force: bool, dry_run: bool, **options: Any
+) -> None:
     """Port CHECKPOINT to PyTorch; several at once into a folder (-o)."""
     if len(checkpoint) > 1:
         if output is None or dry_run:
             raise click.UsageError("several checkpoints need -o FOLDER, and take no --dry-run")
-        _convert_all(checkpoint, output, force, taken_port_options(options))
+        _convert_all(checkpoint, output, f".{form}", force, taken_port_options(options))
         return
+    if form != "pth":
+        raise click.UsageError("--format is for several checkpoints; name the output of one (-o)")
     variant = options["variant"]
     if dry_run:
         from porter.jobs.convert import plan_port
@@ -59,7 +71,7 @@ def convert(checkpoint: tuple[str, ...], output: Path | None, force: bool, dry_r
     click.echo(f"wrote     {path} ({path.stat().st_size:,} bytes)")
 
 
-def _convert_all(checkpoints: tuple[str, ...], folder: Path, force: bool, options: PortOptions) -> None:
+def _convert_all(checkpoints: tuple[str, ...], folder: Path, suffix: str, force: bool, options: PortOptions) -> None:
     from rich.progress import Progress
 
     from porter.jobs.convert import convert_all
@@ -68,7 +80,7 @@ def _convert_all(checkpoints: tuple[str, ...], folder: Path, force: bool, option
     console = progress_console()
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("convert", total=len(checkpoints))
-        for path, port in convert_all(checkpoints, folder, options, force=force):
+        for path, port in convert_all(checkpoints, folder, options, suffix=suffix, force=force):
             bar.advance(task)
             click.echo(f"wrote     {path} ({port.mapping.variant}, {path.stat().st_size:,} bytes)")
 

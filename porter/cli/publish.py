@@ -33,9 +33,10 @@ if TYPE_CHECKING:
 @class_names_option
 @click.option("--evaluate", "evaluate_on", type=FILE, metavar="DATA", help="Put the accuracy on DATA in the card.")
 @click.option("--onnx", is_flag=True, help="Write an ONNX model as well (batch of any size).")
+@click.option("--tflite", is_flag=True, help="Write a .tflite as well; integers for what computes 8 bits.")
+@click.option("--pte", is_flag=True, help="Write an ExecuTorch program for phones (XNNPACK) as well.")
 @click.option("--pt2", is_flag=True, help="Write a torch.export program as well.")
 @click.option("--torchscript", is_flag=True, help="Write a TorchScript module as well.")
-@click.option("--aot", is_flag=True, help="Write an AOTInductor package for this machine as well.")
 @click.option("--force", is_flag=True, help="Replace an earlier release.")
 def release(
     path: str, out: Path | None, every: bool, check: bool, against: str | None, jobs: int | None, **options: Any

@@ -12,8 +12,8 @@ from porter.architecture.table import Input
 from porter.errors import PorterError
 from porter.jobs.convert import DEFAULT, Port, plan_port
 from porter.jobs.create import open_model
+from porter.jobs.deploy import deploy
 from porter.mapping.options import PortOptions
-from porter.models.deployment import Deployed, deploy
 from porter.models.timm_import import import_timm
 from porter.parity.references.choose import open_reference
 
@@ -80,9 +80,7 @@ def _torch_logits(
 
     def logits(images: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            inputs = torch.from_numpy(images).permute(0, 3, 1, 2).to(device)
-            if not isinstance(model, Deployed):  # which takes NHWC memory as it is
-                inputs = inputs.contiguous()
+            inputs = torch.from_numpy(images).permute(0, 3, 1, 2).to(device).contiguous()
             found: np.ndarray = model(inputs).cpu().numpy()
         return found if background is None else np.delete(found, background, axis=1)
 

@@ -31,6 +31,9 @@ def read_image(path: Photo) -> Image:
             width, height = opened.size
             if max(width, height) > MAX_ASPECT * min(width, height):
                 raise PorterError(f"{path}: an image of {width} x {height} pixels; not a photo")
+            if opened.mode == "RGB":
+                opened.load()
+                return opened
             return opened.convert("RGB")
     except PorterError:
         raise
@@ -58,19 +61,16 @@ def resized(image: Image, size: Size, crop: float, how: Preprocessing) -> np.nda
 
 
 def normalized(pixels: np.ndarray, mean: list[float], std: list[float]) -> np.ndarray:
-    """What ``resized`` gave, or a batch of it, minus ``mean`` over ``std``; float32."""
-    if pixels.dtype != np.uint8:
-        return _normalize(pixels, mean, std)
-    # 8 bits have 256 values: worked out once each, looked up for every pixel
-    values = _normalize((np.arange(256, dtype=np.float32) / np.float32(255))[:, None], mean, std)
-    if (values == values[:, :1]).all():
-        return values[:, 0].take(pixels)
-    return np.stack([values[:, channel].take(pixels[..., channel]) for channel in range(len(mean))], -1)
+    """What ``resized`` gave, or a batch of it, minus ``mean`` over ``std``; (..., H, W, 3) float32.
 
-
-def _normalize(values: np.ndarray, mean: list[float], std: list[float]) -> np.ndarray:
-    found: np.ndarray = (values - np.array(mean, np.float32)) / np.array(std, np.float32)
-    return found
+    Each channel lies together in memory, as PyTorch and ONNX Runtime take it.
+    """
+    planes = np.moveaxis(pixels, -1, -3).astype(np.float32, order="C")
+    if pixels.dtype == np.uint8:
+        planes /= np.float32(255)
+    planes -= np.array(mean, np.float32)[:, None, None]
+    planes /= np.array(std, np.float32)[:, None, None]
+    return np.moveaxis(planes, -3, -1)
 
 
 def _short_side(image: Image, size: Size, crop: float) -> np.ndarray:

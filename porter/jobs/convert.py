@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from porter.architecture.network import Network
-from porter.atomic import refuse_existing
+from porter.atomic import refuse_existing, write_bytes
 from porter.errors import MappingError, Option, PorterError
 from porter.formats import Checkpoint, open_checkpoint
 from porter.formats.weights import Weights
@@ -82,7 +82,7 @@ def convert(
 
     Args:
         checkpoint: What ``open_checkpoint`` takes.
-        output: A ``.pth`` or ``.safetensors``; ``<variant>.pth`` when left out.
+        output: A ``.pth``, ``.safetensors``, ``.onnx`` or ``.tflite``; ``<variant>.pth`` when left out.
         variant: Found from the shapes when left out.
         mapping: A mapping file of your own.
         weights: ``ema`` or ``raw`` where both exist; ``auto`` prefers the averages.
@@ -109,20 +109,35 @@ def convert(
     options = PortOptions(variant, mapping, weights, layout, keep_background, num_classes, fold_bn, fake_quant)
     port = plan_port(checkpoint, options)
     path = Path(output if output is not None else f"{port.mapping.variant}.pth")
-    from porter.artifacts.arrays import check_suffix
-
-    check_suffix(path)
+    if path.suffix == ".tflite" and port.plan.ranges:  # integers are the source's own weights
+        port = plan_opened(port.checkpoint, port.mapping, replace(options, layout="slim"))
+    _check_suffix(path)
     refuse_existing(path, force)
-    _save(path, *carry_out_arrays(port), force)
+    _save(path, port, *carry_out_arrays(port), force)
     return path, port
 
 
-def _save(path: Path, arrays: dict[str, np.ndarray], metadata: Metadata, force: bool) -> None:
-    """Write an artifact. Only a ``.pth`` needs torch, whose import takes longer than everything else."""
+def _check_suffix(path: Path) -> None:
+    from porter.artifacts.locate import SUFFIXES
+    from porter.exports import files
+
+    suffixes = (*SUFFIXES, *files.SUFFIXES)
+    if path.suffix not in suffixes:
+        raise PorterError(f"{path}: the output's name must end in one of {', '.join(suffixes)}")
+
+
+def _save(path: Path, port: Port, arrays: dict[str, np.ndarray], metadata: Metadata, force: bool) -> None:
+    """Write a port. Only a ``.pth`` needs torch, whose import takes longer than everything else."""
     if path.suffix == ".safetensors":
         from porter.artifacts.arrays import save_arrays
 
         save_arrays(path, arrays, metadata, force)
+        return
+    if path.suffix != ".pth":
+        from porter.exports.files import export_bytes
+
+        data = export_bytes(path.suffix, port.target_network, arrays, metadata, port.mapping.input.size)
+        write_bytes(path, data, force)
         return
     import torch
 
@@ -132,9 +147,14 @@ def _save(path: Path, arrays: dict[str, np.ndarray], metadata: Metadata, force: 
 
 
 def convert_all(
-    checkpoints: Sequence[str], folder: Path, options: PortOptions = DEFAULT, *, force: bool = False
+    checkpoints: Sequence[str],
+    folder: Path,
+    options: PortOptions = DEFAULT,
+    *,
+    suffix: str = ".pth",
+    force: bool = False,
 ) -> Iterator[tuple[Path, Port]]:
-    """Port several checkpoints, of one training run say, into ``folder`` as ``<name of the checkpoint>.pth``.
+    """Port several checkpoints, of one training run say, into ``folder`` as ``<name of the checkpoint><suffix>``.
 
     Results as for ``convert``; the variant is found once, and each is read while the one before
     it is written. Raises PorterError before the first where an output exists, and at the first that cannot be
@@ -142,7 +162,7 @@ def convert_all(
     """
     from concurrent.futures import ThreadPoolExecutor
 
-    names = [f"{Path(checkpoint).name.removesuffix('.index')}.pth" for checkpoint in checkpoints]
+    names = [f"{Path(checkpoint).name.removesuffix('.index')}{suffix}" for checkpoint in checkpoints]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise PorterError(f"{folder}: two checkpoints would become {twice[0]}; convert them one by one")
@@ -163,7 +183,7 @@ def convert_all(
         for name, following in zip_longest(names, checkpoints[1:]):
             ahead = reader.submit(read, following) if following else None
             port, arrays, metadata = ready
-            _save(folder / name, arrays, metadata, force)
+            _save(folder / name, port, arrays, metadata, force)
             yield folder / name, port
             if ahead:
                 ready = ahead.result()

@@ -258,10 +258,14 @@ def _name(source: Source | None) -> str:
 
 
 def _relayout(artifact: Artifact, layout: ArtifactLayout, mapping: VariantMapping, network: Network) -> Artifact:
-    gate_folded = [want.target for want in expected_variables(mapping, network, classes=1) if want.folds_gate]
-    # A .tflite's own names never come with another gate, and its rules name the same entries
-    names = [name for name in gate_folded if name in artifact.tensors]
+    names = [name for name in gate_folded(mapping, network) if name in artifact.tensors]
     return Artifact.of(relayout(artifact.as_arrays, layout, names))
+
+
+def gate_folded(mapping: VariantMapping, network: Network) -> list[str]:
+    """The entries that the squeeze-excite constant is folded into in layout ``timm``."""
+    # A .tflite's own names never come with another gate, and its rules name the same entries
+    return [want.target for want in expected_variables(mapping, network, classes=1) if want.folds_gate]
 
 
 def _built(network: Network, artifact: Artifact | None, shape: Shape) -> MobileNetV3 | MobileNetV3Features:

@@ -30,4 +30,19 @@ class Range(Struct, frozen=True, omit_defaults=True):
     branch_scale: float | None = None
 
 
+def levels(limits: Range) -> tuple[float, int]:
+    """The distance of the 256 levels, and which of them stands for 0.
+
+    Where the distance is not stored, it is worked out in float32, as FakeQuantWithMinMaxVars does (Nudge of
+    tensorflow/core/kernels/fake_quant_ops_functor.h).
+    """
+    import numpy as np
+
+    if limits.scale is not None:
+        return limits.scale, -round(limits.min / limits.scale)
+    low, high = np.float32(limits.min), np.float32(limits.max)
+    scale = (high - low) / np.float32(255)
+    return float(scale), int(np.clip(np.floor(-low / scale + np.float32(0.5)), 0, 255))
+
+
 FIELDS = Range.__struct_fields__

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from porter.architecture.endpoints import endpoint_modules
-from porter.models.deployment import Deployed
 from porter.models.mobilenet_v3 import MobileNetV3
 
 
 @contextmanager
-def capture(model: MobileNetV3 | Deployed, receive: Callable[[str, Tensor], None]) -> Iterator[None]:
+def capture(model: MobileNetV3, receive: Callable[[str, Tensor], None]) -> Iterator[None]:
     """While open, every forward pass of ``model`` hands each endpoint to ``receive(name, tensor)``.
 
     Feature maps are NCHW, logits and predictions (N, classes). They come one at a time, as they are
@@ -25,14 +24,6 @@ def capture(model: MobileNetV3 | Deployed, receive: Callable[[str, Tensor], None
         receive(name, output)
         if name == "Logits":
             receive("Predictions", output.softmax(1))
-
-    if isinstance(model, Deployed):
-        model.receive = with_predictions
-        try:
-            yield
-        finally:
-            model.receive = None
-        return
 
     def hook(names: list[str]) -> Callable[[nn.Module, object, Tensor], None]:
         def forward_hook(_module: nn.Module, _args: object, output: Tensor) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from porter.mapping.ranges import Range
+from porter.mapping.ranges import Range, levels
 from porter.models.blocks import Gate
 
 Hook = Callable[[nn.Module, tuple[Tensor], Tensor], Tensor]
@@ -89,12 +89,9 @@ def _by_channel(value: float | list[float], x: Tensor) -> Tensor:
 
 def nudged(limits: Range) -> tuple[float, float]:
     """The lowest level and the distance of levels; in float32, as TensorFlow works them out, where it is not stored."""
-    if limits.scale is not None:
-        return round(limits.min / limits.scale) * limits.scale, limits.scale
-    low, high = (torch.tensor(limit, dtype=torch.float32) for limit in (limits.min, limits.max))
-    scale = (high - low) / 255
-    zero = torch.clamp(torch.floor(-low / scale + 0.5), 0, 255)
-    return float(-zero * scale), float(scale)
+    scale, zero = levels(limits)
+    lowest = -zero * scale
+    return (lowest if limits.scale is not None else float(np.float32(lowest))), scale
 
 
 def _mean_hook(limits: Range, input_scale: float, input_zero: int) -> Hook:

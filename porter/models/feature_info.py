@@ -9,11 +9,15 @@ from porter.architecture.network import Network
 
 
 class Tap(NamedTuple):
-    """The last stage at a resolution: (N, ``channels``, H / ``reduction``, W / ``reduction``). Stage -1 is the stem."""
+    """The last stage at a resolution: (N, ``channels``, H / ``reduction``, W / ``reduction``). Stage -1 is the stem.
+
+    ``endpoint`` is TensorFlow's name of its output.
+    """
 
     stage: int
     channels: int
     reduction: int
+    endpoint: str
 
     @property
     def module(self) -> str:
@@ -47,11 +51,12 @@ class FeatureInfo(list[dict[str, int | str]]):
 
 def pyramid(network: Network) -> list[Tap]:
     """The last stage at each resolution, largest map first."""
-    taps = {network.stem_stride: Tap(-1, network.stem, network.stem_stride)}
+    taps = {network.stem_stride: Tap(-1, network.stem, network.stem_stride, "layer_1")}
     reduction = network.stem_stride
     for block in network.blocks:
         reduction *= block.stride
-        taps[reduction] = Tap(block.stage, block.out, reduction)
+        taps[reduction] = Tap(block.stage, block.out, reduction, block.endpoint)
     if network.pools_in_layers:
-        taps[reduction] = Tap(network.blocks[-1].stage + 1, network.last, reduction)
+        last = network.endpoint_after_blocks(0)
+        taps[reduction] = Tap(network.blocks[-1].stage + 1, network.last, reduction, last)
     return list(taps.values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.fx
@@ -25,12 +25,26 @@ from porter.models.blocks import (
 from porter.models.feature_info import FeatureInfo, pyramid
 from porter.models.same_padding import SameConv2d
 
+if TYPE_CHECKING:
+    import numpy as np
+
 BLOCKS = {
     "separable": DepthwiseSeparable,
     "inverted_residual": InvertedResidual,
     "fused": EdgeResidual,
     "projection": Projection,
 }
+
+
+def check_images(x: Tensor | np.ndarray, channels: int) -> None:
+    """Raise TypeError or ValueError if ``x`` is not a batch of images, (N, ``channels``, H, W) floats."""
+    if x.ndim != 4 or x.shape[1] != channels:
+        move = "permute" if isinstance(x, Tensor) else "transpose"
+        hint = f"; NHWC? use x.{move}(0, 3, 1, 2)" if x.ndim == 4 and x.shape[3] == channels else ""
+        hint = "; one image? use x[None]" if x.ndim == 3 and x.shape[0] == channels else hint
+        raise ValueError(f"the network takes (N, {channels}, H, W), not {tuple(x.shape)}{hint}")
+    if not str(x.dtype).removeprefix("torch.").startswith(("float", "bfloat")):
+        raise TypeError(f"the network takes floats in [-1, 1], not {x.dtype}; for 8-bit RGB: x / 127.5 - 1")
 
 
 @torch.fx.wrap  # one operation for who traces the network symbolically
@@ -40,12 +54,7 @@ def _made_ready(x: Tensor, channels: int) -> Tensor:
         return x
     if not isinstance(x, Tensor):
         raise TypeError(f"the network takes a tensor of (N, {channels}, H, W), not {type(x).__name__}")
-    if x.ndim != 4 or x.shape[1] != channels:
-        hint = "; NHWC? use x.permute(0, 3, 1, 2)" if x.ndim == 4 and x.shape[3] == channels else ""
-        hint = "; one image? use x[None]" if x.ndim == 3 and x.shape[0] == channels else hint
-        raise ValueError(f"the network takes (N, {channels}, H, W), not {tuple(x.shape)}{hint}")
-    if not x.is_floating_point():
-        raise TypeError(f"the network takes floats in [-1, 1], not {x.dtype}; for 8-bit RGB: x / 127.5 - 1")
+    check_images(x, channels)
     # Every layer follows the layout that it is given; convolutions on CPU are faster in this one
     return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
 
@@ -153,6 +162,7 @@ class MobileNetV3Features(Trunk):
         indices = range(len(taps)) if out_indices is None else out_indices
         chosen = [taps[index] for index in indices]
         self.stages = [tap.stage for tap in chosen]
+        self.endpoints = [tap.endpoint for tap in chosen]  # TensorFlow's names of the maps
         self.channels = [tap.channels for tap in chosen]
         self.reductions = [tap.reduction for tap in chosen]
         self.feature_info = FeatureInfo(chosen)

@@ -1,7 +1,6 @@
 """TensorFlow's SAME padding in PyTorch, exact for every size, stride, dilation and kernel.
 
-TensorFlow pads so that ``out = ceil(in / stride)`` and puts the odd pixel at the end
-(tensorflow/core/framework/kernel_shape_util.cc); PyTorch's own ``padding="same"`` refuses strides.
+PyTorch's own ``padding="same"`` refuses strides.
 """
 
 from __future__ import annotations
@@ -10,18 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-def same_padding(size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
-    """Zeros before and after one spatial axis of ``size`` pixels.
-
-    Written without ``max`` over the size where it is not needed, so that traced and exported graphs
-    keep the size symbolic.
-    """
-    reach = dilation * (kernel - 1) + 1 - stride  # total padding where stride divides the size
-    total = reach + (-size) % stride
-    if reach < 0:
-        total = max(total, 0)
-    return total // 2, total - total // 2
+from porter.architecture.padding import same_padding
 
 
 class SameConv2d(nn.Conv2d):

@@ -5,30 +5,54 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 
+from porter.artifacts.arrays import load_arrays
+from porter.artifacts.relayout import relayout
 from porter.errors import ArtifactError, NoParityError
-from porter.jobs.create import open_model
+from porter.exports.files import export_bytes, onnx_bytes
+from porter.exports.operations import IMAGE
+from porter.jobs.convert import plan_port
+from porter.jobs.create import OpenedModel, gate_folded, open_model
+from porter.jobs.deploy import model_program
 from porter.mapping.options import PathLike, PortOptions
-from porter.models.deployment import deploy
 from porter.models.mobilenet_v3 import MobileNetV3
+from porter.models.plain import Plain
 from porter.parity.candidates.candidate import Output
-from porter.parity.compare import compare
+from porter.parity.compare import SAME_LEVEL, Row, compare
+from porter.parity.references.interpreter import interpreter
 from porter.parity.references.recorded import recorded
 from porter.parity.references.reference import Values
 
-Export = Literal["onnx", "pt2", "torchscript", "aot"]
-# Loops run on as many threads as there are when the package runs, not as there were when it was made. They are cut
-# for eight at least: for fewer, images alone would be shared out, and one image never.
-AOT_OPTIONS = {"cpp.dynamic_threads": True, "cpp.threads": max(8, os.cpu_count() or 1)}
+Export = Literal["onnx", "tflite", "pte", "pt2", "torchscript"]
+SUFFIXES: dict[Export, str] = {"torchscript": "ts"}  # others are their own
 Run = Callable[[np.ndarray], np.ndarray]  # (N, 3, H, W) -> (N, classes)
+
+
+class Exported(NamedTuple):
+    """What an export is made of, and its file. ``example`` is one image, (1, 3, H, W)."""
+
+    opened: OpenedModel
+    artifact: Path
+    mapping: PathLike | None
+    example: np.ndarray
+    path: Path
+
+    @property
+    def model(self) -> MobileNetV3:
+        """The classifier."""
+        return self.opened.classifier
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of images."""
+        return self.example.shape[2], self.example.shape[3]
 
 
 def write_exports(
@@ -36,13 +60,14 @@ def write_exports(
 ) -> dict[str, tuple[Path, float]]:
     """Write each of ``kinds`` beside ``artifact``: kind -> file, and how far its logits are, over their scale.
 
-    All take a batch of any size at the training resolution. Raises NoParityError where one is less exact than it may
+    All take images of the training resolution, a ``pte`` one at a time, the others a batch of any size. What computes 8
+    bits has a ``tflite`` alone, which gives the same levels. Raises NoParityError where one is less exact than it may
     be, ArtifactError where a package is missing.
     """
     if not kinds:
         return {}
     opened = open_model(artifact, PortOptions(mapping=mapping))
-    model, background = opened.model, opened.mapping.classes.background
+    model, background = opened.classifier, opened.mapping.classes.background
     against = recorded(reference)
     images = against.samples[0].images
     found_there = dict(against.run(images, ["Logits"]))
@@ -56,80 +81,96 @@ def write_exports(
     batch = np.ascontiguousarray(np.concatenate([images[:1]] * 2).transpose(0, 3, 1, 2))
     found: dict[str, tuple[Path, float]] = {}
     for kind in kinds:
-        path, run = _WRITERS[kind](model, artifact.with_suffix(""), batch[:1])
-        rows = [compare("Logits", "", expected, Output(None, one[None])) for one in run(batch)]
-        furthest = max(rows, key=lambda row: row.excess)
-        assert furthest.port is not None
-        error = furthest.port.largest
+        path = artifact.with_suffix(f".{SUFFIXES.get(kind, kind)}")
+        run = _WRITERS[kind](Exported(opened, artifact, mapping, batch[:1], path))
+        furthest = max((_compared(one[None], expected, opened.fake_quant) for one in run(batch)), key=_excess)
+        error = furthest.distance
         if not furthest.passed:
             raise NoParityError(f"{path.name}: no parity: logits are {error:.1e} of their scale off: nothing released")
         found[kind] = path, error
     return found
 
 
-def onnx_model(model: torch.nn.Module, stem: Path, example: np.ndarray) -> tuple[Path, Run]:
-    """``<stem>.onnx`` of ``model``, and ONNX Runtime running it. ``example`` is one image, (1, 3, H, W)."""
+def _compared(logits: np.ndarray, expected: Values, levels: bool) -> Row:
+    if levels:
+        return compare("Logits", "", expected, Output(logits, None), SAME_LEVEL)
+    return compare("Logits", "", expected, Output(None, logits))
+
+
+def _excess(row: Row) -> float:
+    return row.excess
+
+
+def write_onnx(exported: Exported) -> Run:
+    """ONNX, and ONNX Runtime running it."""
     try:
         import onnxruntime
-        import onnxscript  # noqa: F401 - torch's exporter needs it
     except ImportError as error:
         raise ArtifactError(f"the ONNX export needs pip install 'mnv3-port[onnx]' ({error})") from error
-    path = stem.with_name(stem.name + ".onnx")
+    exported.path.write_bytes(onnx_bytes(model_program(exported.model), exported.size, exported.opened.metadata))
+    session = onnxruntime.InferenceSession(str(exported.path), providers=["CPUExecutionProvider"])
+    return lambda batch: np.asarray(session.run(None, {IMAGE: batch})[0])
+
+
+def write_pt2(exported: Exported) -> Run:
+    """A torch.export program."""
+    inputs = torch.from_numpy(np.concatenate([exported.example] * 2))  # a batch of one would be taken for a constant
     with _quiet():
-        torch.onnx.export(
-            model,
-            (torch.from_numpy(example),),
-            path,
-            input_names=["image"],
-            output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return path, lambda batch: np.asarray(session.run(["logits"], {"image": batch})[0])
+        program = torch.export.export(exported.model, (inputs,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        torch.export.save(program, exported.path)
+        loaded = torch.export.load(exported.path).module()
+    return _torch_run(loaded)
 
 
-def _export(model: torch.nn.Module, example: np.ndarray) -> torch.export.ExportedProgram:
-    inputs = torch.from_numpy(np.concatenate([example, example]))  # a batch of one would be taken for a constant
-    return torch.export.export(model, (inputs,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+def write_torchscript(exported: Exported) -> Run:
+    """TorchScript."""
+    with _quiet(), torch.no_grad():
+        traced = torch.jit.trace(exported.model, torch.from_numpy(exported.example))  # type: ignore[no-untyped-call]
+        traced.save(str(exported.path))
+        loaded = torch.jit.load(str(exported.path))  # type: ignore[no-untyped-call]
+    return _torch_run(loaded)
 
 
-def _pt2(model: torch.nn.Module, stem: Path, example: np.ndarray) -> tuple[Path, Run]:
-    path = stem.with_name(stem.name + ".pt2")
+def write_pte(exported: Exported) -> Run:
+    """ExecuTorch with XNNPACK, one image at a time, as a phone has them."""
     with _quiet():
-        torch.export.save(_export(model, example), path)
-        loaded = torch.export.load(path).module()
-    return path, _torch_run(loaded)
+        try:
+            from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+            from executorch.exir import to_edge_transform_and_lower
+            from executorch.runtime import Runtime
+        except ImportError as error:
+            raise ArtifactError(f"the .pte export needs pip install 'mnv3-port[executorch]' ({error})") from error
+        plain = Plain(model_program(exported.model)).eval()
+        program = torch.export.export(plain, (torch.from_numpy(exported.example),))
+        lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+        exported.path.write_bytes(lowered.to_executorch().buffer)
+        method = Runtime.get().load_program(exported.path).load_method("forward")
+
+    def run(batch: np.ndarray) -> np.ndarray:
+        return np.concatenate([method.execute([torch.from_numpy(image[None])])[0].numpy() for image in batch])
+
+    return run
 
 
-def _torchscript(model: torch.nn.Module, stem: Path, example: np.ndarray) -> tuple[Path, Run]:
-    path = stem.with_name(stem.name + ".ts")
-    with _quiet(), torch.no_grad():
-        torch.jit.trace(model, torch.from_numpy(example)).save(str(path))  # type: ignore[no-untyped-call]
-        loaded = torch.jit.load(str(path))  # type: ignore[no-untyped-call]
-    return path, _torch_run(loaded)
+def write_tflite(exported: Exported) -> Run:
+    """TensorFlow Lite; of what computes 8 bits, the integers."""
+    opened, model = exported.opened, exported.opened.classifier
+    assert opened.metadata is not None
+    arrays = load_arrays(exported.artifact)
+    if opened.fake_quant:
+        names = gate_folded(opened.mapping, model.network)
+        arrays = relayout(arrays, "slim", names)
+    metadata, network = arrays.metadata, model.network
+    assert metadata is not None
+    exported.path.write_bytes(export_bytes(".tflite", network, arrays.arrays, metadata, exported.size[0]))
+    own = PortOptions(opened.mapping.variant, exported.mapping)
+    reference = interpreter(plan_port(exported.path, own))
 
+    def run(batch: np.ndarray) -> np.ndarray:
+        images = np.ascontiguousarray(batch.transpose(0, 2, 3, 1))
+        return dict(reference.run(images, ["Logits"]))["Logits"].values
 
-def aot_package(model: torch.nn.Module, stem: Path, example: np.ndarray) -> tuple[Path, Run]:
-    """``<stem>.aot.pt2``: ``model``, deployed, compiled by AOTInductor; and torch running it. ``example`` as above.
-
-    The package takes a batch of any size; it is run in parts, as ``Deployed`` does, because that is faster.
-    """
-    path = stem.with_name(stem.name + ".aot.pt2")
-    with _quiet(), torch.no_grad():
-        assert isinstance(model, MobileNetV3)
-        deployed = deploy(model, (example.shape[2], example.shape[3]))
-        exported = _export(deployed, example)
-        torch._inductor.aoti_compile_and_package(exported, package_path=str(path), inductor_configs=AOT_OPTIONS)
-        loaded = torch._inductor.aoti_load_package(str(path))
-
-    def in_parts(images: torch.Tensor) -> torch.Tensor:
-        starts = range(0, len(images), deployed.part)
-        return torch.cat([loaded(images[start : start + deployed.part]) for start in starts])
-
-    return path, _torch_run(in_parts)
+    return run
 
 
 def _torch_run(loaded: Callable[[torch.Tensor], torch.Tensor]) -> Run:
@@ -154,9 +195,10 @@ def _quiet():  # type: ignore[no-untyped-def]
         logging.disable(level)
 
 
-_WRITERS: dict[Export, Callable[[torch.nn.Module, Path, np.ndarray], tuple[Path, Run]]] = {
-    "onnx": onnx_model,
-    "pt2": _pt2,
-    "torchscript": _torchscript,
-    "aot": aot_package,
+_WRITERS: dict[Export, Callable[[Exported], Run]] = {
+    "onnx": write_onnx,
+    "tflite": write_tflite,
+    "pte": write_pte,
+    "pt2": write_pt2,
+    "torchscript": write_torchscript,
 }

@@ -149,10 +149,10 @@ def _check(port: Port, publication: Publication) -> None:
         raise PorterError(
             f"{len(publication.class_names)} class names for {port.plan.num_classes} classes; one name for each"
         )
-    if port.plan.ranges and publication.exports:
+    if port.plan.ranges and set(publication.exports) - {"tflite"}:
         raise PorterError(
-            f"{port.checkpoint.given}: computes 8 bits, and exports are of float networks; ask for the dequantised one "
-            "(fake_quant=False), or publish the .tflite"
+            f"{port.checkpoint.given}: computes 8 bits, and exports but tflite are of float networks; ask for the "
+            "dequantised one (fake_quant=False)"
         )
 
 

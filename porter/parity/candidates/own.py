@@ -11,16 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from porter.architecture.endpoints import CLASS_ENDPOINTS
 from porter.artifacts.files import Artifact, load_artifact
 from porter.artifacts.locate import ArtifactFile
-from porter.errors import ArtifactError, ParityError
+from porter.errors import ArtifactError
 from porter.formats.checkpoint import sha256
 from porter.jobs.convert import Port, plan_opened
 from porter.jobs.create import OpenedModel, open_model
+from porter.jobs.deploy import deploy
 from porter.mapping.apply import carry_out
 from porter.mapping.options import ArtifactLayout, PathLike, PortOptions
 from porter.mapping.plan import Plan
-from porter.models.deployment import Deployed, deploy
 from porter.models.endpoints import capture
 from porter.models.mobilenet_v3 import MobileNetV3
 from porter.parity.candidates.candidate import Candidate, Output, Outputs, Question
@@ -79,19 +80,18 @@ def quantised(opened: OpenedModel, named: PathLike | None) -> Candidate:
 
 
 def deployed(candidate: Candidate) -> Candidate:
-    """``candidate`` with its float32 computed by the form for inference. Raises ParityError where there is none."""
-    model = candidate.model
-    assert model is not None
+    """``candidate`` with its float32 computed by the form for inference, every endpoint an output of the graph."""
+    assert candidate.model is not None
+    fast = deploy(candidate.model)
 
     def run(images: np.ndarray, questions: frozenset[Question]) -> Outputs:
-        try:
-            fast = deploy(model, (images.shape[1], images.shape[2]))
-        except ValueError as error:
-            raise ParityError(f"{candidate.name or 'the port'}: {error}") from error
-        singles = streamed(_computation(fast, images))
+        inputs = torch.from_numpy(images).permute(0, 3, 1, 2)
+        singles = fast.endpoints(inputs)
+        # The graph that users run has one output, and is fused otherwise
+        singles["Logits"] = fast(inputs).numpy()
+        singles["Predictions"] = torch.from_numpy(singles["Logits"]).softmax(1).numpy()
         for name, output in candidate.run(images, questions):
-            _, single = next(singles)
-            yield name, output._replace(single=_nhwc(single))
+            yield name, output._replace(single=_like_map(name, singles[name]))
 
     return replace(candidate, name=f"{candidate.name or 'the port'}, deployed", run=run, deployed=True)
 
@@ -162,17 +162,22 @@ def _refuse_others(found: Mapping[str, Tensor], planned: Mapping[str, np.ndarray
         raise ArtifactError(f"the artifact is not a port of the checkpoint ({len(problems)} problems):", problems[:20])
 
 
-def _computation(
-    model: MobileNetV3 | Deployed, images: np.ndarray
-) -> Callable[[Callable[[tuple[str, Tensor]], None]], None]:
+def _computation(model: MobileNetV3, images: np.ndarray) -> Callable[[Callable[[tuple[str, Tensor]], None]], None]:
     inputs = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-    dtype = torch.float32 if isinstance(model, Deployed) else next(model.parameters()).dtype
+    dtype = next(model.parameters()).dtype
 
     def produce(give: Callable[[tuple[str, Tensor]], None]) -> None:
         with torch.no_grad(), capture(model, lambda name, tensor: give((name, tensor))):
             model(inputs.to(dtype))
 
     return produce
+
+
+def _like_map(endpoint: str, values: np.ndarray) -> np.ndarray:
+    """NHWC, and (N, classes) for logits and predictions: what is pooled has one position."""
+    if endpoint in CLASS_ENDPOINTS:
+        return values
+    return values.transpose(0, 2, 3, 1) if values.ndim == 4 else values[:, None, None]
 
 
 def _nhwc(tensor: Tensor) -> np.ndarray:

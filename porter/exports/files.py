@@ -1,0 +1,54 @@
+"""A port as a file of another runtime: ``.onnx`` or ``.tflite``, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from porter.architecture.network import Network
+from porter.artifacts.metadata import KEY, Metadata, encode
+from porter.errors import ArtifactError
+from porter.exports.operations import Program, classifier_program
+from porter.mapping.gate import TIMM_GATE
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SUFFIXES = (".onnx", ".tflite")
+
+
+def export_bytes(
+    suffix: str, network: Network, arrays: Mapping[str, np.ndarray], metadata: Metadata, size: int
+) -> bytes:
+    """The classifier ``network`` with the state dict ``arrays`` as a file, for square images of ``size`` pixels.
+
+    A batch may have any size. A ``.tflite`` of what was trained for 8 bits is the integer one; ``arrays`` must be in
+    layout ``slim`` then. Raises ArtifactError where the port has no such form.
+    """
+    sides = (size, size)
+    if suffix == ".tflite":
+        from porter.exports.tflite_model import tflite_model
+
+        if not metadata.ranges:
+            return tflite_model(classifier_program(network, metadata.num_classes, arrays), sides)
+        # Its constant stays in the graph, where the source has it
+        program = classifier_program(replace(network, gate=TIMM_GATE), metadata.num_classes, arrays)
+        return tflite_model(program, sides, metadata.ranges, metadata.source_gate)
+    if metadata.ranges:
+        raise ArtifactError(
+            f"a {suffix} is of a float network, and this port computes 8 bits: write a .tflite, or the float network "
+            "(fake_quant=False)"
+        )
+    return onnx_bytes(classifier_program(network, metadata.num_classes, arrays), sides, metadata)
+
+
+def onnx_bytes(program: Program, size: tuple[int, int], metadata: Metadata | None) -> bytes:
+    """An ONNX file that knows where it comes from."""
+    from porter.exports.onnx_model import onnx_model
+
+    model = onnx_model(program, size)
+    if metadata is not None:
+        model.metadata_props.add(key=KEY, value=encode(metadata))
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
