@@ -33,8 +33,7 @@ bench: setup
 	$(BIN)/python benchmarks/reading.py
 	$(BIN)/python benchmarks/evaluating.py
 	$(BIN)/python benchmarks/inference.py
-	$(BIN)/python benchmarks/kernels.py
-	$(BIN)/python benchmarks/kernels.py --variant large_100
+	$(BIN)/python scripts/write_benchmarks_page.py
 
 parity: setup
 	$(BIN)/python scripts/parity_table.py

@@ -107,10 +107,11 @@ def ours_compiled(setting: Setting) -> Run:
 
 
 def ours_deployed(setting: Setting) -> Run:
-    """``porter.deploy``."""
+    """``porter.deploy``, given arrays, as ONNX Runtime is."""
     import porter
 
-    return _torch_run(porter.deploy(_ours(setting), threads=setting.threads), setting.images)
+    model = porter.deploy(_ours(setting), 224, threads=setting.threads)
+    return lambda: model(setting.images)
 
 
 def _exported(setting: Setting, suffix: str) -> Path:

@@ -37,6 +37,13 @@ def test_the_command_reference_is_current():
     assert PAGE.read_text() == reference(), "run scripts/write_command_reference.py"
 
 
+def test_the_benchmarks_page_is_current():
+    from write_benchmarks_page import PAGE, README, page, readme
+
+    assert PAGE.read_text() == page(), "run scripts/write_benchmarks_page.py"
+    assert README.read_text() == readme(), "run scripts/write_benchmarks_page.py"
+
+
 def test_the_readme_shows_the_commands_that_there_are():
     from porter.cli import cli
 
