@@ -35,6 +35,8 @@ class Session:
 
     def run(self, images: np.ndarray) -> list[np.ndarray]:
         """(N, channels, H, W) float32 -> one array for each output; its first axis is that of ``images``."""
+        if len(images) == 1:
+            return self._run(images)
         part = max(1, PART_PIXELS // (images.shape[2] * images.shape[3]))
         if len(images) <= part:
             return self._run(images)
@@ -42,5 +44,8 @@ class Session:
         return [np.concatenate(values) for values in zip(*parts, strict=True)]
 
     def _run(self, images: np.ndarray) -> list[np.ndarray]:
-        found = dict(zip(self._names, self._session.run(self._names, {IMAGE: images}), strict=True))
-        return [found[name] for name in self._asked]
+        found: list[np.ndarray] = self._session.run(self._names, {IMAGE: images})
+        if len(self._names) == len(self._asked):
+            return found
+        by_name = dict(zip(self._names, found, strict=True))
+        return [by_name[name] for name in self._asked]
