@@ -42,6 +42,7 @@ class Layer(NamedTuple):
     outputs: tuple[Output, ...] = ()
     pooled: bool = False
     activation: Activation | None = None
+    dilation: int = 1
     gates: bool = False
     adds: bool = False
 
@@ -61,9 +62,11 @@ def layers(network: Network, classes: int) -> Iterator[Layer]:
     for block in network.blocks:
         yield from _block(block)
     pool = after(1) if network.pools_in_layers else "global_pool"
-    outputs = Output(after(0), network.last_act, "activation"), Output(pool, "global_pool", "pool")
-    shape, act = (network.last, network.blocks[-1].out, 1, 1), network.last_activation
-    yield Layer(network.last_conv, "Conv_1", shape, network.last_norm, outputs=outputs, activation=act)
+    if network.last:
+        outputs = (Output(after(0), network.last_act, "activation"),)
+        outputs += () if network.backbone else (Output(pool, "global_pool", "pool"),)
+        shape, act = (network.last, network.blocks[-1].out, 1, 1), network.last_activation
+        yield Layer(network.last_conv, "Conv_1", shape, network.last_norm, outputs=outputs, activation=act)
     if network.head:
         outputs = Output(after(2), "act2", "activation"), Output("global_pool", "act2", "pool")
         shape, act = (network.head, network.last, 1, 1), network.head_activation
@@ -77,9 +80,12 @@ def _block(block: Block) -> Iterator[Layer]:
     at, scope, number = block.module, block.scope, 0
 
     def convolution(name: str, below: str, shape: Shape, stride: int, endpoint: str) -> Layer:
+        dilation = block.dilation if shape[-1] > 1 else 1
         outputs = (Output(f"{block.endpoint}/{endpoint}", f"{at}.act{number}", "activation"),)
         norm, act = f"{at}.bn{number}", block.activation
-        return Layer(f"{at}.{name}", f"{scope}/{below}", shape, norm, stride, outputs, activation=act)
+        return Layer(
+            f"{at}.{name}", f"{scope}/{below}", shape, norm, stride, outputs, activation=act, dilation=dilation
+        )
 
     if block.expands:
         number += 1

@@ -28,12 +28,16 @@ class BatchNorm(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Definition(Struct, frozen=True, forbid_unknown_fields=True):
-    """Constants of the network that are neither weights nor in the table."""
+    """Constants of the network that are neither weights nor in the table.
+
+    ``min_depth`` is the least number of channels that the multiplier leaves; the divisor where it is left out.
+    """
 
     batch_norm: BatchNorm
     gate: float
     dropout: float
     divisor: int
+    min_depth: int | None = None
 
 
 class BlockNames(Struct, frozen=True, forbid_unknown_fields=True):
@@ -78,13 +82,18 @@ class Pointwise(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Table(Struct, frozen=True, forbid_unknown_fields=True):
-    """The network table of a variant."""
+    """The network table of a variant.
+
+    ``output_stride`` is how many pixels a position of the last map may stand for at most; past it, strides become
+    dilations.
+    """
 
     multiplier: float
     stem: Stem
     blocks: list[BlockRow]
-    last: Pointwise
+    last: Pointwise | None
     head: Pointwise | None
+    output_stride: int | None = None
 
 
 class Architecture(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

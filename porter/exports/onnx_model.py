@@ -75,14 +75,18 @@ def onnx_model(program: Program, size: Size | None, values: Sequence[str] | None
 def _convolution(operation: Operation, sides: Sequence[int | str]) -> dict[str, Any]:
     """The attributes of a convolution with SAME padding, on a map with ``sides``."""
     assert operation.weight is not None
-    kernel, stride = operation.weight.shape[2:], operation.stride
+    kernel, stride, dilation = operation.weight.shape[2:], operation.stride, operation.dilation
     attributes: dict[str, Any] = {"kernel_shape": kernel, "strides": [stride] * 2, "group": operation.groups}
+    if dilation > 1:
+        attributes["dilations"] = [dilation] * 2
     if kernel == (1, 1) and stride == 1:
         return attributes
     numbers = [side for side in sides if isinstance(side, int)]
     if len(numbers) < len(sides):
         return attributes | {"auto_pad": "SAME_UPPER"}  # the odd pixel at the end, as TensorFlow's
-    (top, bottom), (left, right) = (same_padding(side, k, stride) for side, k in zip(numbers, kernel, strict=True))
+    (top, bottom), (left, right) = (
+        same_padding(side, k, stride, dilation) for side, k in zip(numbers, kernel, strict=True)
+    )
     return attributes | {"pads": [top, left, bottom, right]}
 
 

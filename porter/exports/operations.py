@@ -23,9 +23,9 @@ LOGITS = "logits"  # a classifier's output
 class Operation(NamedTuple):
     """One step. ``inputs`` and ``output`` name values: TensorFlow's endpoints, or modules where it has no name.
 
-    ``weight`` is float32, OIHW for a convolution (SAME padding, ``stride`` along both axes) and OI for a dense layer,
-    batch norm folded in. A mean is over the whole map, whose axes it keeps. ``gate`` is ``relu6(x + 3) / 6``.
-    ``layer`` is the module with the weights, ``module`` the one that gives the output, ``before`` the one that gives
+    ``weight`` is float32, OIHW for a convolution (SAME padding, ``stride`` and ``dilation`` along both axes) and OI
+    for a dense layer, batch norm folded in. A mean is over the whole map, whose axes it keeps. ``gate`` is
+    ``relu6(x + 3) / 6``. ``layer`` is the module with the weights, ``module`` the one that gives the output, ``before`` the one that gives
     what the activation takes.
     """
 
@@ -36,6 +36,7 @@ class Operation(NamedTuple):
     bias: np.ndarray | None = None
     stride: int = 1
     groups: int = 1
+    dilation: int = 1
     activation: Activation | None = None
     layer: str = ""
     module: str = ""
@@ -115,6 +116,7 @@ def _walk(
             bias=bias,
             stride=layer.stride,
             groups=layer.shape[0] if layer.depthwise else 1,
+            dilation=layer.dilation,
             activation="gate" if layer.gates else layer.activation,
             module=f"{parent}.gate" if layer.gates else _output_of(layer, parent),
             layer=layer.module,

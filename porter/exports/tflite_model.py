@@ -78,6 +78,7 @@ class _Writer:
         made = self._computed(f"{name}/linear" if separate else name, shape, module)
         inputs = [given, *self._weights(operation, given, module)]
         options: dict[str, Any] = {"padding": SAME, "stride_w": stride, "stride_h": stride}
+        options |= {"dilation_w": operation.dilation, "dilation_h": operation.dilation}
         options["fused"] = FUSED["relu" if fused else None]
         if operation.groups > 1:
             self._step("depthwise_conv_2d", inputs, made, depth_multiplier=1, **options)

@@ -10,13 +10,13 @@ from typing import Literal, NamedTuple, get_args, overload
 import torch
 from torch import Tensor, nn
 
-from porter.architecture.network import Network, build_network
+from porter.architecture.network import Network, build_network, with_output_stride
 from porter.artifacts.files import Artifact, load_artifact
 from porter.artifacts.locate import ArtifactFile, find_artifact
 from porter.artifacts.metadata import Metadata
 from porter.artifacts.relayout import relayout, without_batch_norms
 from porter.artifacts.variant import mapping_of, variant_mapping
-from porter.errors import ArtifactError, PorterError
+from porter.errors import ArtifactError, MappingError, PorterError
 from porter.formats import Checkpoint
 from porter.formats.checkpoint import sha256
 from porter.formats.weights import Weights
@@ -45,6 +45,7 @@ class Shape:
     dropout: float | None = None
     features_only: bool = False
     out_indices: Sequence[int] | None = None
+    output_stride: int | None = None
 
 
 WHOLE = Shape()
@@ -85,6 +86,7 @@ def create_model(
     weights: Weights = "auto",
     keep_background: bool = False,
     fake_quant: bool | None = None,
+    output_stride: int | None = None,
 ) -> MobileNetV3: ...
 
 
@@ -103,6 +105,7 @@ def create_model(
     weights: Weights = "auto",
     keep_background: bool = False,
     fake_quant: bool | None = None,
+    output_stride: int | None = None,
 ) -> MobileNetV3Features: ...
 
 
@@ -120,6 +123,7 @@ def create_model(
     weights: Weights = "auto",
     keep_background: bool = False,
     fake_quant: bool | None = None,
+    output_stride: int | None = None,
 ) -> MobileNetV3 | MobileNetV3Features:
     """Build a MobileNetV3 and load weights into it.
 
@@ -133,6 +137,7 @@ def create_model(
         dropout: Probability before the classifier, in training mode alone.
         features_only: Give the feature pyramid, a list of (N, C, H / r, W / r) maps.
         out_indices: Some maps of the pyramid, in this order.
+        output_stride: How many pixels a position of the last map stands for, 8 or 16: dilations instead of strides.
         layout: ``slim`` (gate 0.16667) or ``timm`` (gate 1/6, weights folded); by default as the artifact was written,
             ``slim`` for a TensorFlow source.
         weights: ``ema`` or ``raw`` where both exist; ``auto`` prefers the averages.
@@ -155,7 +160,7 @@ def create_model(
         [16, 16, 24, 40, 432]
     """
     options = PortOptions(None, mapping, weights, "timm", keep_background, fake_quant=fake_quant)
-    shape = Shape(num_classes, in_chans, dropout, features_only, out_indices)
+    shape = Shape(num_classes, in_chans, dropout, features_only, out_indices, output_stride)
     source = checkpoint
     name: str | None = str(variant)
     if checkpoint is None and mapping is None and variant_named(str(variant)) is None:
@@ -174,7 +179,7 @@ def open_model(
     """Like ``create_model``, with the model's origin. ``layout`` counts, not that of ``options``."""
     _check(options, layout, shape)
     name = _name(source)
-    artifact, mapping, network, digests = _open_source(source, options, layout)
+    artifact, mapping, network, digests = _open_source(source, options, layout, shape.features_only)
     ranges = artifact.metadata.ranges if artifact and artifact.metadata else {}
     if options.fake_quant and not ranges:
         raise ArtifactError(f"{name}: holds no ranges of fake quantisation; it was not trained for 8 bits")
@@ -188,6 +193,12 @@ def open_model(
                 artifact = Artifact.of(without_batch_norms(artifact.as_arrays, network))
         network = _as_stored(network, artifact)
     network = replace(network, channels=shape.in_chans or network.channels)
+    if shape.output_stride is not None:
+        try:
+            network = with_output_stride(network, shape.output_stride)
+        except ValueError:
+            strides = ", ".join(str(tap.reduction) for tap in pyramid(network))
+            raise PorterError(f"output_stride={shape.output_stride!r}: use one of {strides}") from None
     model = _built(network, artifact, shape)
     if artifact is None:
         initialize(model)
@@ -220,7 +231,7 @@ def _check(options: PortOptions, layout: object, shape: Shape) -> None:
 
 
 def _open_source(
-    source: Source | None, options: PortOptions, layout: ArtifactLayout | None
+    source: Source | None, options: PortOptions, layout: ArtifactLayout | None, features_only: bool
 ) -> tuple[Artifact | None, VariantMapping, Network, dict[str, str]]:
     """The weights of ``source`` in ``layout``, the mapping, the network with its gate, and digests of files."""
     if source is None:
@@ -230,6 +241,8 @@ def _open_source(
             else variant_mapping(str(options.variant))
         )
         network = build_network(mapping)
+        if mapping.top == "none":
+            network = replace(network, head=0, backbone=True)
         return None, mapping, replace(network, gate=TIMM_GATE if layout == "timm" else network.gate), {}
     if isinstance(source, ArtifactFile):
         file: ArtifactFile | None = source
@@ -239,7 +252,13 @@ def _open_source(
     if file is None:
         assert not isinstance(source, ArtifactFile)
         name = options.variant and (variant_named(options.variant) or options.variant)
-        port = plan_port(source, replace(options, variant=name, layout=layout or "slim"))
+        options = replace(options, variant=name, layout=layout or "slim")
+        try:
+            port = plan_port(source, options)
+        except MappingError:
+            if not features_only:
+                raise
+            port = plan_port(source, replace(options, backbone=True))
         network = replace(port.network, gate=port.plan.gate)
         return Artifact(*carry_out_port(port)), port.mapping, network, port.checkpoint.digests()
     artifact = load_artifact(file)
@@ -275,7 +294,9 @@ def _built(network: Network, artifact: Artifact | None, shape: Shape) -> MobileN
         if wrong:
             raise PorterError(f"out_indices: {wrong[0]!r} is none of 0 to {count - 1}")
         return MobileNetV3Features(network, shape.out_indices)
-    classes = 1000 if artifact is None else len(artifact.tensors.get("classifier.bias", ()))
+    classes = 0 if network.backbone else 1000
+    if artifact is not None:
+        classes = len(artifact.tensors.get("classifier.bias", ()))
     return MobileNetV3(network, classes if shape.num_classes is None else shape.num_classes, shape.dropout)
 
 
@@ -284,7 +305,8 @@ def _as_stored(network: Network, artifact: Artifact) -> Network:
     metadata = artifact.metadata
     bn_folded = metadata.bn_folded if metadata else "conv_stem.bias" in artifact.tensors
     head = network.head if "conv_head.weight" in artifact.tensors else 0
-    return replace(network, bn_folded=bn_folded, head=head, gate=metadata.gate if metadata else network.gate)
+    last = network.last if f"{network.last_conv}.weight" in artifact.tensors else 0
+    return replace(network, bn_folded=bn_folded, last=last, head=head, gate=metadata.gate if metadata else network.gate)
 
 
 def _ranges_of(model: nn.Module, ranges: dict[str, Range], new_head: bool, source: str) -> dict[str, Range]:

@@ -57,14 +57,13 @@ class Deployed(nn.Module):
 
     def forward(self, x: Tensor | np.ndarray) -> Any:
         """(N, channels, H, W) float32 -> (N, num_classes), or a list of maps. Raises TypeError or ValueError."""
-        is_tensor = isinstance(x, Tensor)
         try:  # checking first would cost 3 % of an image's time: what Python touches is not in the caches by then
-            found = self._session.run(x.numpy() if is_tensor else x)
+            found = self._session.run(x.numpy() if isinstance(x, Tensor) else x)
         except Exception:  # ONNX Runtime has kinds of its own; what is wrong with ``x``, `_ready` tells or mends
             found = self._session.run(self._ready(x))
         if not self.program.features:
-            return torch.from_numpy(found[0]) if is_tensor else found[0]
-        return [torch.from_numpy(values) for values in found] if is_tensor else found
+            return torch.from_numpy(found[0]) if isinstance(x, Tensor) else found[0]
+        return [torch.from_numpy(values) for values in found] if isinstance(x, Tensor) else found
 
     def endpoints(self, x: Tensor | np.ndarray) -> dict[str, np.ndarray]:
         """Every endpoint by TensorFlow's name, each an output of the graph: (N, C, H, W), or (N, classes)."""

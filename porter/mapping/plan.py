@@ -19,6 +19,7 @@ from porter.mapping.ranges import FIELDS
 from porter.mapping.rules import Expected, expected_variables, module_outputs
 from porter.mapping.schema import VariantMapping
 
+NOT_BACKBONE = "not of the backbone"
 GATE_ROUNDING = 1e-7  # a gate read from a float32 graph is the known one within this
 
 
@@ -164,6 +165,8 @@ def _left_over(
     """Variables that nothing uses or ignores; and those ignored, with the reason."""
     used = {want.source for want in expected} | {f"{name}/{field}" for name in ranges.values() for field in FIELDS}
     reasons = {name: ignore_reason(mapping, name) for name in checkpoint if name not in used}
+    if mapping.top == "none":
+        reasons = {name: reason or NOT_BACKBONE for name, reason in reasons.items()}
     ignored = {name: reason for name, reason in reasons.items() if reason is not None}
     return [name for name, reason in reasons.items() if reason is None], dict(checkpoint.set_aside) | ignored
 
@@ -183,6 +186,8 @@ def fit(mapping: VariantMapping, checkpoint: Checkpoint) -> Fit:
     if checkpoint.gate is not None:
         known = next((g for g in (network.gate, TIMM_GATE) if abs(g - checkpoint.gate) < GATE_ROUNDING), None)
         network = replace(network, gate=known or checkpoint.gate)
+    if mapping.top == "none":
+        return _fit_backbone(mapping, network, checkpoint)
     expected = expected_variables(mapping, network, classes=1)
     for want in expected:
         variable = checkpoint.get(want.source)
@@ -196,6 +201,16 @@ def fit(mapping: VariantMapping, checkpoint: Checkpoint) -> Fit:
     if any(want.source in checkpoint for want in set(whole) - set(bare)):
         return Fit(network, 0, whole)
     return Fit(headless, 0, bare)
+
+
+def _fit_backbone(mapping: VariantMapping, network: Network, checkpoint: Checkpoint) -> Fit:
+    """Stem and blocks, and the last convolution where the network counts it among them and the checkpoint has it."""
+    whole = replace(network, head=0, backbone=True)
+    blocks = replace(whole, last=0)
+    with_last, without = (expected_variables(mapping, net, classes=0) for net in (whole, blocks))
+    if whole.pools_in_layers and any(want.source in checkpoint for want in set(with_last) - set(without)):
+        return Fit(whole, 0, with_last)
+    return Fit(blocks, 0, without)
 
 
 def _with_classes(want: Expected, classes: int) -> Expected:

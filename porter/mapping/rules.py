@@ -111,7 +111,7 @@ def _sections(network: Network, classes: int) -> Iterator[_Section]:
     for block in network.blocks:
         names = {"block": block.scope, "module": block.module}
         yield _Section(block.kind, names, _block_symbols(block), block.squeezed > 0)
-    for section, present in (("last", True), ("head", network.head), ("classifier", classes)):
+    for section, present in (("last", network.last), ("head", network.head), ("classifier", classes)):
         if present:
             yield _Section(section, outside, symbols, False)
 

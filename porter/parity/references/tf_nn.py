@@ -108,10 +108,10 @@ def _of_biases(tf: Any, port: Port, dtype: str) -> Callable[[Any], Layers]:
         three = 3.0 if bias.gate_shift and checkpoint[bias.source].fused == "relu6" else 0.0
         return tf.constant(kernel.astype(dtype)), tf.constant(checkpoint[bias.source].read().astype(dtype) - three)
 
-    def convolved(scope: str, module: str, _norm: str, x: Any, stride: int = 1) -> Any:
+    def convolved(scope: str, module: str, _norm: str, x: Any, stride: int = 1, rate: int = 1) -> Any:
         kernel, bias = pair(scope, module)
         if scope.endswith("depthwise"):
-            return tf.nn.depthwise_conv2d(x, kernel, [1, stride, stride, 1], "SAME") + bias
+            return _depthwise(tf, x, kernel, stride, rate) + bias
         return tf.nn.conv2d(x, kernel, stride, "SAME") + bias
 
     net = _Net(tf, network, port.classes > 0)
@@ -121,12 +121,12 @@ def _of_biases(tf: Any, port: Port, dtype: str) -> Callable[[Any], Layers]:
 def _forward(net: _Net, fetch: Fetch, quantize: Quantize, x: Any) -> Layers:
     tf, network = net.tf, net.network
 
-    def convolved(scope: str, _module: str, _norm: str, x: Any, stride: int = 1) -> Any:
+    def convolved(scope: str, _module: str, _norm: str, x: Any, stride: int = 1, rate: int = 1) -> Any:
         mean, variance, beta, gamma = (
             fetch(f"{scope}/BatchNorm/{name}") for name in ("moving_mean", "moving_variance", "beta", "gamma")
         )
         if scope.endswith("depthwise"):
-            x = tf.nn.depthwise_conv2d(x, fetch(f"{scope}/depthwise_weights"), [1, stride, stride, 1], "SAME")
+            x = _depthwise(tf, x, fetch(f"{scope}/depthwise_weights"), stride, rate)
         else:
             x = tf.nn.conv2d(x, fetch(f"{scope}/weights"), stride, "SAME")
         return tf.nn.batch_normalization(x, mean, variance, beta, gamma, network.epsilon)
@@ -141,7 +141,7 @@ def _slim_pair(fetch: Fetch) -> Pair:
 def _forward_folded(net: _Net, fetch: Fetch, quantize: Quantize, x: Any) -> Layers:
     tf, network = net.tf, net.network
 
-    def convolved(scope: str, module: str, norm: str, x: Any, stride: int = 1) -> Any:
+    def convolved(scope: str, module: str, norm: str, x: Any, stride: int = 1, rate: int = 1) -> Any:
         mean, variance, beta, gamma = (
             fetch(f"{scope}/BatchNorm/{name}") for name in ("moving_mean", "moving_variance", "beta", "gamma")
         )
@@ -151,13 +151,17 @@ def _forward_folded(net: _Net, fetch: Fetch, quantize: Quantize, x: Any) -> Laye
         if scope.endswith("depthwise"):
             weights = fetch(f"{scope}/depthwise_weights") * factor[:, None]
             weights = quantize(f"{module}.weight", tf.cast(tf.cast(weights, tf.float32), x.dtype))
-            x = tf.nn.depthwise_conv2d(x, weights, [1, stride, stride, 1], "SAME")
+            x = _depthwise(tf, x, weights, stride, rate)
         else:
             weights = tf.cast(tf.cast(fetch(f"{scope}/weights") * factor, tf.float32), x.dtype)
             x = tf.nn.conv2d(x, quantize(f"{module}.weight", weights), stride, "SAME")
         return quantize(norm, x + bias)
 
     return _layers(net, _slim_pair(fetch), quantize, convolved, quantize("input", x))
+
+
+def _depthwise(tf: Any, x: Any, kernel: Any, stride: int, rate: int) -> Any:
+    return tf.nn.depthwise_conv2d(x, kernel, [1, stride, stride, 1], "SAME", dilations=[rate, rate])
 
 
 def _layers(
@@ -167,12 +171,12 @@ def _layers(
     convolved: Callable[..., Any],
     x: Any,
 ) -> Layers:
-    """The network; ``convolved(scope, module, norm, x, stride)`` is a convolution with its batch norm.
+    """The network; ``convolved(scope, module, norm, x, stride, rate)`` is a convolution with its batch norm.
 
     ``pair`` gives weights (HWIO) and bias of one without.
     """
 
-    tf, network, classifier = net
+    tf, network, _ = net
 
     def activate(kind: str, module: str, x: Any) -> Any:
         return quantize(module, tf.nn.relu(x) if kind == "relu" else x * tf.nn.relu6(x + 3.0) * (1.0 / 6.0))
@@ -192,7 +196,8 @@ def _layers(
             yield f"{block.endpoint}/expansion_output", x
         if block.depthwise:
             number += 1
-            x = convolved(f"{scope}/depthwise", f"{module}.conv_dw", f"{module}.bn{number}", x, block.stride)
+            at = f"{scope}/depthwise", f"{module}.conv_dw", f"{module}.bn{number}"
+            x = convolved(*at, x, block.stride, block.dilation)
             x = activate(block.activation, f"{module}.act{number}", x)
             yield f"{block.endpoint}/depthwise_output", x
         if block.squeezed:
@@ -209,12 +214,19 @@ def _layers(
         yield block.endpoint, x
         return x
 
-    after = network.endpoint_after_blocks
     x = convolved("Conv", "conv_stem", "bn1", x, network.stem_stride)
     x = activate(network.stem_activation, "act1", x)
     yield "layer_1", x
     for block in network.blocks:
         x = yield from block_outputs(block, x)
+    if network.last:
+        yield from _after_blocks(net, convolved, biased, activate, quantize, x)
+
+
+def _after_blocks(net: _Net, convolved: Any, biased: Any, activate: Any, quantize: Quantize, x: Any) -> Layers:
+    """Last convolution, pooling, head and classifier; those that there are."""
+    tf, network, classifier = net
+    after = network.endpoint_after_blocks
     x = convolved("Conv_1", network.last_conv, network.last_norm, x)
     x = activate(network.last_activation, network.last_act, x)
     yield after(0), x
