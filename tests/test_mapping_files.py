@@ -10,7 +10,7 @@ from porter.architecture.network import build_network, make_divisible
 from porter.errors import MappingError
 from porter.mapping.files import (
     Names,
-    list_backbones,
+    list_networks,
     list_variants,
     load_mapping,
     load_variant,
@@ -137,6 +137,6 @@ def test_unknown_variant():
 def test_variants_and_names_are_all_the_files():
     assert {path.stem for path in mappings_folder().glob("*.yaml")} == {
         *list_variants(),
-        *list_backbones(),
+        *list_networks(),
         *get_args(Names),
     }

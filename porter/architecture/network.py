@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from porter.architecture.table import Activation, Architecture, BlockKind
+from porter.architecture.table import Activation, Architecture, BlockKind, Segmentation
 
 # What a mapping file may ask for; the largest network of the paper has 1,280 channels, 15 blocks and expansions of 8
 MOST, MOST_COUNT, MOST_BLOCKS = 1024, 65_536, 256
@@ -72,7 +72,8 @@ class Network:
 
     ``last_conv``, ``last_norm`` and ``last_act`` are modules. ``last`` is 0 where the blocks are all, ``head`` where
     there is no convolution after pooling; ``bn_folded`` networks have biases for batch norms. ``backbone`` tells that
-    nothing is pooled: its last endpoint is a map.
+    nothing is pooled: its last endpoint is a map. ``segmentation`` is the head of a segmenter, which has torchvision's
+    names of modules.
     """
 
     channels: int
@@ -94,6 +95,15 @@ class Network:
     dropout: float
     bn_folded: bool = False
     backbone: bool = False
+    segmentation: Segmentation | None = None
+
+    @property
+    def low_channels(self) -> int:
+        """Channels of the map that the segmentation head takes beside the last one."""
+        assert self.segmentation is not None
+        number, _, inside = self.segmentation.low.removeprefix("layer_").partition("/")
+        block = self.blocks[int(number) - 2]
+        return block.out if inside in ("", "output") else block.expanded
 
     @property
     def features(self) -> int:
@@ -173,7 +183,11 @@ def build_network(mapping: Architecture) -> Network:
     last = mapping.module.format(stage=blocks[-1].stage + 1, position=0)
     if table.output_stride is not None:
         blocks = _dilated(blocks, table.stem.stride, table.output_stride)
+    if mapping.segmentation is not None:
+        _check_segmentation(mapping.segmentation, blocks)
     return Network(
+        segmentation=mapping.segmentation,
+        backbone=mapping.segmentation is not None,
         channels=mapping.input.channels,
         stem=scaled(table.stem.out),
         stem_kernel=table.stem.kernel,
@@ -185,7 +199,7 @@ def build_network(mapping: Architecture) -> Network:
         last_norm=f"{last}.bn1" if table.head else "bn2",
         last_act=f"{last}.act" if table.head else "act2",
         last_activation=table.last.activation if table.last else "relu",
-        head=table.head.out if table.head else 0,
+        head=table.head.out if table.head and mapping.segmentation is None else 0,
         head_activation=table.head.activation if table.head else "relu",
         gate=definition.gate,
         epsilon=definition.batch_norm.epsilon,
@@ -193,6 +207,17 @@ def build_network(mapping: Architecture) -> Network:
         dropout=definition.dropout,
         bn_folded=mapping.bn_folded,
     )
+
+
+def _check_segmentation(head: Segmentation, blocks: Sequence[Block]) -> None:
+    ends = [end for block in blocks for end in (block.endpoint, f"{block.endpoint}/depthwise_output")]
+    if head.low not in ends:
+        raise ValueError(f"segmentation.low: {head.low[:60]!r} is none of {', '.join(ends)}")
+    for key, sides in (("window", head.window), ("stride", head.stride)):
+        if len(sides) != 2 or not all(1 <= side <= MOST_COUNT for side in sides):
+            raise ValueError(f"segmentation.{key}: is a height and a width, in positions")
+    if not 1 <= head.filters <= MOST_COUNT or not 0 < head.epsilon < 1:
+        raise ValueError("segmentation: filters and epsilon are positive, epsilon below 1")
 
 
 def with_output_stride(network: Network, output_stride: int) -> Network:

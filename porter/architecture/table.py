@@ -96,6 +96,20 @@ class Table(Struct, frozen=True, forbid_unknown_fields=True):
     output_stride: int | None = None
 
 
+class Segmentation(Struct, frozen=True, forbid_unknown_fields=True):
+    """The LR-ASPP head of DeepLab, on the last map and on that of the endpoint ``low``.
+
+    ``filters`` are its inner channels. ``window`` and ``stride`` (height, width) are of its pooling, in positions of
+    the last map; a map that is smaller is pooled whole. ``epsilon`` is that of its batch norm.
+    """
+
+    filters: int
+    window: list[int]
+    stride: list[int]
+    epsilon: float
+    low: str
+
+
 class Architecture(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a network is made of.
 
@@ -108,4 +122,5 @@ class Architecture(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     block: BlockNames
     module: str
     network: Table
+    segmentation: Segmentation | None = None
     bn_folded: bool = field(name="folded", default=False)

@@ -238,6 +238,7 @@ def _describe(port: Port, ported: Ported) -> Metadata:
         fold_nudges=ported.fold_nudges,
         bn_folded=plan.bn_folded,
         ranges=ported.ranges,
+        segmentation=port.network.segmentation,
     )
 
 

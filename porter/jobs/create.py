@@ -15,8 +15,8 @@ from porter.artifacts.files import Artifact, load_artifact
 from porter.artifacts.locate import ArtifactFile, find_artifact
 from porter.artifacts.metadata import Metadata
 from porter.artifacts.relayout import relayout, without_batch_norms
-from porter.artifacts.variant import mapping_of, variant_mapping
-from porter.errors import ArtifactError, MappingError, PorterError
+from porter.artifacts.variant import CLASS_BIASES, class_count, mapping_of, network_as_stored, variant_mapping
+from porter.errors import ArtifactError, MappingError, Option, PorterError
 from porter.formats import Checkpoint
 from porter.formats.checkpoint import sha256
 from porter.formats.weights import Weights
@@ -27,6 +27,7 @@ from porter.mapping.options import ArtifactLayout, PathLike, PortOptions
 from porter.mapping.ranges import Range
 from porter.mapping.rules import expected_variables
 from porter.mapping.schema import VariantMapping
+from porter.models.build import Whole, build_model
 from porter.models.fake_quant import fake_quantize
 from porter.models.feature_info import pyramid
 from porter.models.mobilenet_v3 import MobileNetV3, MobileNetV3Features, initialize
@@ -58,16 +59,26 @@ class OpenedModel(NamedTuple):
     name. ``fake_quant`` tells that it computes the 8 bits of its source.
     """
 
-    model: MobileNetV3 | MobileNetV3Features
+    model: Whole | MobileNetV3Features
     mapping: VariantMapping
     metadata: Metadata | None
     digests: dict[str, str]
     fake_quant: bool
 
     @property
-    def classifier(self) -> MobileNetV3:
+    def whole(self) -> Whole:
         """The model, which was asked for whole."""
-        assert isinstance(self.model, MobileNetV3)
+        assert not isinstance(self.model, MobileNetV3Features)
+        return self.model
+
+    @property
+    def classifier(self) -> MobileNetV3:
+        """The model, which must be a classifier. Raises PorterError where it is a segmenter."""
+        if not isinstance(self.model, MobileNetV3):
+            raise PorterError(
+                f"a {self.mapping.variant} port is a segmenter, no classifier; for its masks use",
+                option=Option("masks", "FOLDER"),
+            )
         return self.model
 
 
@@ -87,7 +98,7 @@ def create_model(
     keep_background: bool = False,
     fake_quant: bool | None = None,
     output_stride: int | None = None,
-) -> MobileNetV3: ...
+) -> Whole: ...
 
 
 @overload
@@ -124,7 +135,7 @@ def create_model(
     keep_background: bool = False,
     fake_quant: bool | None = None,
     output_stride: int | None = None,
-) -> MobileNetV3 | MobileNetV3Features:
+) -> Whole | MobileNetV3Features:
     """Build a MobileNetV3 and load weights into it.
 
     Args:
@@ -191,7 +202,7 @@ def open_model(
             artifact = _relayout(artifact, "slim", mapping, network)
             if not artifact.metadata or not artifact.metadata.bn_folded:
                 artifact = Artifact.of(without_batch_norms(artifact.as_arrays, network))
-        network = _as_stored(network, artifact)
+        network = network_as_stored(network, artifact.tensors, artifact.metadata)
     network = replace(network, channels=shape.in_chans or network.channels)
     if shape.output_stride is not None:
         try:
@@ -206,7 +217,7 @@ def open_model(
         _fill(model, artifact.tensors, name)
     if fake_quant:
         assert artifact is not None
-        new_head = shape.num_classes not in (None, len(artifact.tensors.get("classifier.bias", ())))
+        new_head = shape.num_classes not in (None, class_count(artifact.tensors))
         fake_quantize(model, _ranges_of(model, ranges, new_head, name))
     model.pretrained_cfg = pretrained_cfg(mapping, getattr(model, "num_classes", 0), network.channels)
     return OpenedModel(model.eval(), mapping, artifact.metadata if artifact else None, digests, fake_quant)
@@ -259,6 +270,8 @@ def _open_source(
             if not features_only:
                 raise
             port = plan_port(source, replace(options, backbone=True))
+        if features_only and port.network.segmentation is not None:
+            port = plan_port(source, replace(options, variant=None, backbone=True))
         network = replace(port.network, gate=port.plan.gate)
         return Artifact(*carry_out_port(port)), port.mapping, network, port.checkpoint.digests()
     artifact = load_artifact(file)
@@ -287,7 +300,9 @@ def gate_folded(mapping: VariantMapping, network: Network) -> list[str]:
     return [want.target for want in expected_variables(mapping, network, classes=1) if want.folds_gate]
 
 
-def _built(network: Network, artifact: Artifact | None, shape: Shape) -> MobileNetV3 | MobileNetV3Features:
+def _built(network: Network, artifact: Artifact | None, shape: Shape) -> Whole | MobileNetV3Features:
+    if shape.features_only and network.segmentation is not None:
+        raise PorterError("features_only: of a segmenter, port the backbone alone (convert with backbone=True)")
     if shape.features_only:
         count = len(pyramid(network))
         wrong = [i for i in shape.out_indices or () if isinstance(i, bool) or i not in range(count)]
@@ -296,17 +311,8 @@ def _built(network: Network, artifact: Artifact | None, shape: Shape) -> MobileN
         return MobileNetV3Features(network, shape.out_indices)
     classes = 0 if network.backbone else 1000
     if artifact is not None:
-        classes = len(artifact.tensors.get("classifier.bias", ()))
-    return MobileNetV3(network, classes if shape.num_classes is None else shape.num_classes, shape.dropout)
-
-
-def _as_stored(network: Network, artifact: Artifact) -> Network:
-    """``network`` changed to fit ``artifact``: its gate, batch norms or biases, with or without a head."""
-    metadata = artifact.metadata
-    bn_folded = metadata.bn_folded if metadata else "conv_stem.bias" in artifact.tensors
-    head = network.head if "conv_head.weight" in artifact.tensors else 0
-    last = network.last if f"{network.last_conv}.weight" in artifact.tensors else 0
-    return replace(network, bn_folded=bn_folded, last=last, head=head, gate=metadata.gate if metadata else network.gate)
+        classes = class_count(artifact.tensors)
+    return build_model(network, classes if shape.num_classes is None else shape.num_classes, shape.dropout)
 
 
 def _ranges_of(model: nn.Module, ranges: dict[str, Range], new_head: bool, source: str) -> dict[str, Range]:
@@ -331,10 +337,12 @@ def _fill(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
     stem = "conv_stem.weight"
     if stem in state and state[stem].shape[1] != own[stem].shape[1]:
         state[stem] = _adapt_stem(state[stem], own[stem].shape[1])
-    for name in ("classifier.weight", "classifier.bias"):
-        if name in own and (name not in state or state[name].shape[:1] != own[name].shape[:1]):
-            initialize(model.get_submodule("classifier"))  # another number of classes
-            state[name] = own[name]
+    for bias in CLASS_BIASES:
+        module = bias.rpartition(".")[0]
+        for name in (f"{module}.weight", bias):
+            if name in own and (name not in state or state[name].shape[:1] != own[name].shape[:1]):
+                initialize(model.get_submodule(module))  # another number of classes
+                state[name] = own[name]
     problems = [f"{name}: missing" for name in own if name not in state and not name.endswith("num_batches_tracked")]
     problems += [f"{name}: not in the network" for name in state if name not in own]
     problems += [

@@ -13,6 +13,7 @@ from porter.architecture.layers import COUNTER, state_dict_shapes
 from porter.architecture.network import build_network
 from porter.artifacts.files import load_artifact
 from porter.artifacts.locate import SUFFIXES
+from porter.artifacts.variant import class_count
 from porter.errors import MappingError
 from porter.formats import Checkpoint, open_checkpoint
 from porter.formats.dtypes import FLOATS
@@ -97,7 +98,7 @@ def _variant(to: str) -> str:
     tensors = load_artifact(Path(to)).tensors
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items() if not name.endswith(COUNTER)}
     for variant in list_variants():
-        classes = len(tensors.get("classifier.bias", ()))
+        classes = class_count(tensors)
         shapes = state_dict_shapes(build_network(load_variant(variant)), classes)
         if found == {name: shape for name, shape in shapes.items() if not name.endswith(COUNTER)}:
             return variant

@@ -51,6 +51,7 @@ class Rules(Struct, frozen=True, forbid_unknown_fields=True):
     last: list[Rule]
     head: list[Rule]
     classifier: list[Rule]
+    segmentation: list[Rule] = []
 
 
 class Ignored(Struct, frozen=True, forbid_unknown_fields=True):

@@ -48,7 +48,7 @@ def check_images(x: Tensor | np.ndarray, channels: int) -> None:
 
 
 @torch.fx.wrap  # one operation for who traces the network symbolically
-def _made_ready(x: Tensor, channels: int) -> Tensor:
+def made_ready(x: Tensor, channels: int) -> Tensor:
     """``x`` in the fastest memory layout. Raises TypeError or ValueError if it is not a batch of images."""
     if torch.compiler.is_compiling():  # a compiler chooses for itself
         return x
@@ -86,7 +86,7 @@ class Trunk(nn.Module):
 
     def forward_stem(self, x: Tensor) -> Tensor:
         """(N, channels, H, W) -> (N, stem, H / 2, W / 2)."""
-        return self.act1(self.bn1(self.conv_stem(_made_ready(x, self.network.channels))))
+        return self.act1(self.bn1(self.conv_stem(made_ready(x, self.network.channels))))
 
     def forward_features(self, x: Tensor) -> Tensor:
         """What the blocks make of images."""
