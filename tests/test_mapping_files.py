@@ -8,7 +8,15 @@ import pytest
 
 from porter.architecture.network import build_network, make_divisible
 from porter.errors import MappingError
-from porter.mapping.files import Names, list_variants, load_mapping, load_variant, mapping_digest, mappings_folder
+from porter.mapping.files import (
+    Names,
+    list_networks,
+    list_variants,
+    load_mapping,
+    load_variant,
+    mapping_digest,
+    mappings_folder,
+)
 from porter.mapping.rules import expected_variables
 
 # Learnable parameters at 1000 classes (shared/FACTS.md, from timm's cards)
@@ -127,4 +135,8 @@ def test_unknown_variant():
 
 
 def test_variants_and_names_are_all_the_files():
-    assert {path.stem for path in mappings_folder().glob("*.yaml")} == {*list_variants(), *get_args(Names)}
+    assert {path.stem for path in mappings_folder().glob("*.yaml")} == {
+        *list_variants(),
+        *list_networks(),
+        *get_args(Names),
+    }

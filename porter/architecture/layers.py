@@ -1,6 +1,7 @@
 """The one walk over a network: every layer with weights, in the order of computation, and what follows from it.
 
-Names are timm's and slim's. tests/test_network.py holds this against the PyTorch network itself.
+Names are timm's and slim's; those of segmenters torchvision's. tests/test_network.py holds this against the PyTorch
+network itself.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from typing import Literal, NamedTuple
 
 from porter.architecture.network import Block, Network
 from porter.architecture.table import Activation
+from porter.architecture.torchvision_names import torchvision_names
 
 Shape = tuple[int, ...]
 COUNTER = "num_batches_tracked"  # PyTorch's batch norms count batches; TensorFlow has no such variable
-Kind = Literal["activation", "block", "pool", "logits"]
+Kind = Literal["activation", "block", "pool", "logits", "head"]
 
 
 class Output(NamedTuple):
@@ -30,8 +32,8 @@ class Layer(NamedTuple):
     ``module`` and ``scope`` are its names in the state dict and below slim's scope; ``shape`` is that of its weight
     (OIHW, OI); ``norm`` the batch norm behind it. ``outputs`` are the endpoints that are there once it has run, with
     what follows it up to the next layer. ``pooled`` tells that it works on one position, not on a map. ``activation``
-    follows the batch norm; ``gates`` tells that squeeze-excite's gate follows, with which the map before is multiplied,
-    and ``adds`` that the block's input is added.
+    follows the batch norm; a ``depthwise`` layer has a kernel for each channel; ``gates`` tells that squeeze-excite's
+    gate follows, with which the map before is multiplied, and ``adds`` that the block's input is added.
     """
 
     module: str
@@ -42,17 +44,43 @@ class Layer(NamedTuple):
     outputs: tuple[Output, ...] = ()
     pooled: bool = False
     activation: Activation | None = None
+    dilation: int = 1
+    depthwise: bool = False
     gates: bool = False
     adds: bool = False
-
-    @property
-    def depthwise(self) -> bool:
-        """Whether each channel has a kernel of its own."""
-        return self.module.endswith(".conv_dw")
 
 
 def layers(network: Network, classes: int) -> Iterator[Layer]:
     """Every layer with weights, in the order of computation. 0 ``classes``: no classifier."""
+    if network.segmentation is None:
+        yield from _classifier(network, classes)
+        return
+    names = torchvision_names(network)
+    for layer in _classifier(network, classes=0):
+        outputs = tuple(output._replace(module=names[output.module]) for output in layer.outputs)
+        yield layer._replace(module=names[layer.module], norm=layer.norm and names[layer.norm], outputs=outputs)
+    yield from _segmentation(network, network.segmentation.filters, classes)
+
+
+def _segmentation(network: Network, filters: int, classes: int) -> Iterator[Layer]:
+    """The head of a segmenter (research/deeplab/model.py); scopes are beside that of the network."""
+
+    def output(endpoint: str, module: str) -> tuple[Output, ...]:
+        return (Output(endpoint, module, "head"),)
+
+    at, last = "classifier", network.map_channels
+    gate = output("image_pooling", f"{at}.scale.1")  # before the gate, whose constant may be folded away
+    yield Layer(f"{at}.scale.1", "image_pooling", (filters, last, 1, 1), outputs=gate, gates=True)
+    shape, aspp = (filters, last, 1, 1), output("aspp0", f"{at}.cbr")
+    yield Layer(f"{at}.cbr.0", "aspp0", shape, f"{at}.cbr.1", outputs=aspp, activation="relu")
+    high, low = f"{at}.high_classifier", f"{at}.low_classifier"
+    yield Layer(high, "decoder/decoder_conv0", (classes, filters, 1, 1), outputs=output("decoder_conv0", high))
+    ends = (*output("feature_projection0", low), *output("semantic", at))
+    yield Layer(low, "decoder/feature_projection0", (classes, network.low_channels, 1, 1), outputs=ends)
+
+
+def _classifier(network: Network, classes: int) -> Iterator[Layer]:
+    """The layers of a classifier, under timm's names."""
     kernel, after = network.stem_kernel, network.endpoint_after_blocks
     shape: Shape = (network.stem, network.channels, kernel, kernel)
     outputs: tuple[Output, ...] = (Output("layer_1", "act1", "activation"),)
@@ -61,9 +89,11 @@ def layers(network: Network, classes: int) -> Iterator[Layer]:
     for block in network.blocks:
         yield from _block(block)
     pool = after(1) if network.pools_in_layers else "global_pool"
-    outputs = Output(after(0), network.last_act, "activation"), Output(pool, "global_pool", "pool")
-    shape, act = (network.last, network.blocks[-1].out, 1, 1), network.last_activation
-    yield Layer(network.last_conv, "Conv_1", shape, network.last_norm, outputs=outputs, activation=act)
+    if network.last:
+        outputs = (Output(after(0), network.last_act, "activation"),)
+        outputs += () if network.backbone else (Output(pool, "global_pool", "pool"),)
+        shape, act = (network.last, network.blocks[-1].out, 1, 1), network.last_activation
+        yield Layer(network.last_conv, "Conv_1", shape, network.last_norm, outputs=outputs, activation=act)
     if network.head:
         outputs = Output(after(2), "act2", "activation"), Output("global_pool", "act2", "pool")
         shape, act = (network.head, network.last, 1, 1), network.head_activation
@@ -77,9 +107,12 @@ def _block(block: Block) -> Iterator[Layer]:
     at, scope, number = block.module, block.scope, 0
 
     def convolution(name: str, below: str, shape: Shape, stride: int, endpoint: str) -> Layer:
+        dilation = block.dilation if shape[-1] > 1 else 1
         outputs = (Output(f"{block.endpoint}/{endpoint}", f"{at}.act{number}", "activation"),)
         norm, act = f"{at}.bn{number}", block.activation
-        return Layer(f"{at}.{name}", f"{scope}/{below}", shape, norm, stride, outputs, activation=act)
+        return Layer(
+            f"{at}.{name}", f"{scope}/{below}", shape, norm, stride, outputs, activation=act, dilation=dilation
+        )
 
     if block.expands:
         number += 1
@@ -90,7 +123,8 @@ def _block(block: Block) -> Iterator[Layer]:
     if block.depthwise:
         number += 1
         shape = (block.expanded, 1, block.kernel, block.kernel)
-        yield convolution("conv_dw", "depthwise", shape, block.stride, "depthwise_output")
+        layer = convolution("conv_dw", "depthwise", shape, block.stride, "depthwise_output")
+        yield layer._replace(depthwise=True)
     if block.squeezed:
         se, scope_below, sides = f"{at}.se", f"{scope}/squeeze_excite", (block.squeezed, block.expanded)
         shape = (*sides, 1, 1)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from porter.architecture.table import Activation, Architecture, BlockKind
+from porter.architecture.table import Activation, Architecture, BlockKind, Segmentation
 
 # What a mapping file may ask for; the largest network of the paper has 1,280 channels, 15 blocks and expansions of 8
 MOST, MOST_COUNT, MOST_BLOCKS = 1024, 65_536, 256
@@ -26,7 +27,7 @@ KINDS: dict[tuple[bool, bool], BlockKind] = {
 class Block:
     """One block. ``scope`` is TensorFlow's, ``module`` the state dict's, ``endpoint`` e.g. ``layer_2``.
 
-    ``squeezed`` is the width inside squeeze-excite, 0 where there is none.
+    ``squeezed`` is the width inside squeeze-excite, 0 where there is none; ``dilation`` is of the k x k convolution.
     """
 
     scope: str
@@ -42,6 +43,7 @@ class Block:
     activation: Activation
     kind: BlockKind
     skip: bool
+    dilation: int = 1
 
     @property
     def expands(self) -> bool:
@@ -68,8 +70,10 @@ class Block:
 class Network:
     """A variant's network. Channel counts; ``gate`` is the squeeze-excite constant of the definition.
 
-    ``last_conv``, ``last_norm`` and ``last_act`` are modules. ``head`` is 0 where there is no convolution after
-    pooling; ``bn_folded`` networks have biases for batch norms.
+    ``last_conv``, ``last_norm`` and ``last_act`` are modules. ``last`` is 0 where the blocks are all, ``head`` where
+    there is no convolution after pooling; ``bn_folded`` networks have biases for batch norms. ``backbone`` tells that
+    nothing is pooled: its last endpoint is a map. ``segmentation`` is the head of a segmenter, which has torchvision's
+    names of modules.
     """
 
     channels: int
@@ -90,11 +94,26 @@ class Network:
     decay: float
     dropout: float
     bn_folded: bool = False
+    backbone: bool = False
+    segmentation: Segmentation | None = None
+
+    @property
+    def low_channels(self) -> int:
+        """Channels of the map that the segmentation head takes beside the last one."""
+        assert self.segmentation is not None
+        number, _, inside = self.segmentation.low.removeprefix("layer_").partition("/")
+        block = self.blocks[int(number) - 2]
+        return block.out if inside in ("", "output") else block.expanded
 
     @property
     def features(self) -> int:
         """Inputs of the classifier."""
-        return self.head or self.last
+        return self.head or self.map_channels
+
+    @property
+    def map_channels(self) -> int:
+        """Channels of the last feature map."""
+        return self.last or self.blocks[-1].out
 
     @property
     def pools_in_layers(self) -> bool:
@@ -118,7 +137,7 @@ def build_network(mapping: Architecture) -> Network:
     _check_numbers(mapping)
 
     def scaled(count: int) -> int:
-        return make_divisible(count * table.multiplier, divisor)
+        return make_divisible(count * table.multiplier, divisor, definition.min_depth)
 
     blocks: list[Block] = []
     channels = scaled(table.stem.out)
@@ -162,20 +181,26 @@ def build_network(mapping: Architecture) -> Network:
         raise ValueError("network.blocks: there must be at least one block")
     # timm's names: its MobileNetV3 keeps the last convolution in the blocks, its EfficientNet before the pooling
     last = mapping.module.format(stage=blocks[-1].stage + 1, position=0)
+    if table.output_stride is not None:
+        blocks = _dilated(blocks, table.stem.stride, table.output_stride)
+    if mapping.segmentation is not None:
+        _check_segmentation(mapping.segmentation, blocks)
     return Network(
+        segmentation=mapping.segmentation,
+        backbone=mapping.segmentation is not None,
         channels=mapping.input.channels,
         stem=scaled(table.stem.out),
         stem_kernel=table.stem.kernel,
         stem_stride=table.stem.stride,
         stem_activation=table.stem.activation,
         blocks=tuple(blocks),
-        last=table.last.out if table.last.fixed else scaled(table.last.out),
+        last=0 if table.last is None else table.last.out if table.last.fixed else scaled(table.last.out),
         last_conv=f"{last}.conv" if table.head else "conv_head",
         last_norm=f"{last}.bn1" if table.head else "bn2",
         last_act=f"{last}.act" if table.head else "act2",
-        last_activation=table.last.activation,
-        head=table.head.out if table.head else 0,
-        head_activation=table.head.activation if table.head else table.last.activation,
+        last_activation=table.last.activation if table.last else "relu",
+        head=table.head.out if table.head and mapping.segmentation is None else 0,
+        head_activation=table.head.activation if table.head else "relu",
         gate=definition.gate,
         epsilon=definition.batch_norm.epsilon,
         decay=definition.batch_norm.decay,
@@ -184,13 +209,48 @@ def build_network(mapping: Architecture) -> Network:
     )
 
 
+def _check_segmentation(head: Segmentation, blocks: Sequence[Block]) -> None:
+    ends = [end for block in blocks for end in (block.endpoint, f"{block.endpoint}/depthwise_output")]
+    if head.low not in ends:
+        raise ValueError(f"segmentation.low: {head.low[:60]!r} is none of {', '.join(ends)}")
+    for key, sides in (("window", head.window), ("stride", head.stride)):
+        if len(sides) != 2 or not all(1 <= side <= MOST_COUNT for side in sides):
+            raise ValueError(f"segmentation.{key}: is a height and a width, in positions")
+    if not 1 <= head.filters <= MOST_COUNT or not 0 < head.epsilon < 1:
+        raise ValueError("segmentation: filters and epsilon are positive, epsilon below 1")
+
+
+def with_output_stride(network: Network, output_stride: int) -> Network:
+    """``network`` with dilations for the strides past ``output_stride``. Raises ValueError where none is reached."""
+    return replace(network, blocks=tuple(_dilated(network.blocks, network.stem_stride, output_stride)))
+
+
+def _dilated(blocks: Iterable[Block], stride: int, output_stride: int) -> list[Block]:
+    """``blocks`` behind a stem of ``stride``; mobilenet_base of slim/nets/mobilenet/mobilenet.py.
+
+    Once the output stride is reached, a block's stride becomes 1 and multiplies the dilation of the blocks after it.
+    """
+    found, rate = [], 1
+    for block in blocks:
+        if stride == output_stride:
+            found.append(replace(block, stride=1, dilation=rate))
+            rate *= block.stride
+        else:
+            found.append(block)
+            stride *= block.stride
+    if stride != output_stride:
+        raise ValueError(f"network.output_stride: {output_stride} is none of the strides that the network reaches")
+    return found
+
+
 def _check_numbers(mapping: Architecture) -> None:
     """Refuse absurd numbers with a message, before they take memory."""
     table, definition, spec = mapping.network, mapping.definition, mapping.input
     if len(table.blocks) > MOST_BLOCKS:
         raise ValueError(f"network.blocks: {len(table.blocks)} blocks; at most {MOST_BLOCKS}")
     counts = {"input.size": spec.size, "input.channels": spec.channels, "definition.divisor": definition.divisor}
-    counts |= {"network.stem.out": table.stem.out, "network.last.out": table.last.out}
+    counts |= {"definition.min_depth": definition.min_depth or 1, "network.output_stride": table.output_stride or 1}
+    counts |= {"network.stem.out": table.stem.out, "network.last.out": table.last.out if table.last else 1}
     counts |= {"network.stem.kernel": table.stem.kernel, "network.stem.stride": table.stem.stride}
     if table.head:
         counts["network.head.out"] = table.head.out
@@ -213,7 +273,10 @@ def _check_numbers(mapping: Architecture) -> None:
         raise ValueError("input: mean and std are finite, and std is not 0")
 
 
-def make_divisible(value: float, divisor: int) -> int:
-    """``_make_divisible`` of slim/nets/mobilenet/mobilenet.py: the nearest multiple, at least 90 % of ``value``."""
-    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
+def make_divisible(value: float, divisor: int, least: int | None = None) -> int:
+    """``_make_divisible`` of slim/nets/mobilenet/mobilenet.py: the nearest multiple, at least 90 % of ``value``.
+
+    And at least ``least``, or ``divisor``.
+    """
+    rounded = max(least or divisor, int(value + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * value else rounded

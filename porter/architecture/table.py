@@ -28,12 +28,16 @@ class BatchNorm(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Definition(Struct, frozen=True, forbid_unknown_fields=True):
-    """Constants of the network that are neither weights nor in the table."""
+    """Constants of the network that are neither weights nor in the table.
+
+    ``min_depth`` is the least number of channels that the multiplier leaves; the divisor where it is left out.
+    """
 
     batch_norm: BatchNorm
     gate: float
     dropout: float
     divisor: int
+    min_depth: int | None = None
 
 
 class BlockNames(Struct, frozen=True, forbid_unknown_fields=True):
@@ -78,13 +82,32 @@ class Pointwise(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Table(Struct, frozen=True, forbid_unknown_fields=True):
-    """The network table of a variant."""
+    """The network table of a variant.
+
+    ``output_stride`` is how many pixels a position of the last map may stand for at most; past it, strides become
+    dilations.
+    """
 
     multiplier: float
     stem: Stem
     blocks: list[BlockRow]
-    last: Pointwise
+    last: Pointwise | None
     head: Pointwise | None
+    output_stride: int | None = None
+
+
+class Segmentation(Struct, frozen=True, forbid_unknown_fields=True):
+    """The LR-ASPP head of DeepLab, on the last map and on that of the endpoint ``low``.
+
+    ``filters`` are its inner channels. ``window`` and ``stride`` (height, width) are of its pooling, in positions of
+    the last map; a map that is smaller is pooled whole. ``epsilon`` is that of its batch norm.
+    """
+
+    filters: int
+    window: list[int]
+    stride: list[int]
+    epsilon: float
+    low: str
 
 
 class Architecture(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -99,4 +122,5 @@ class Architecture(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     block: BlockNames
     module: str
     network: Table
+    segmentation: Segmentation | None = None
     bn_folded: bool = field(name="folded", default=False)

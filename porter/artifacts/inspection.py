@@ -9,6 +9,7 @@ import msgspec
 
 from porter.artifacts.files import load_artifact
 from porter.artifacts.locate import find_artifact
+from porter.artifacts.variant import class_count
 from porter.errors import ArtifactError
 from porter.formats.checkpoint import sha256
 
@@ -35,7 +36,7 @@ def inspect_artifact(source: str) -> dict[str, Any]:
         "sha256": sha256(file.path),
         "bytes": file.path.stat().st_size,
         "tensors": [{"name": n, "shape": list(t.shape), "dtype": str(t.dtype)[6:]} for n, t in tensors.items()],
-        "classes": len(tensors["classifier.bias"]) if "classifier.bias" in tensors else 0,
+        "classes": class_count(tensors),
         "metadata": msgspec.to_builtins(artifact.metadata) if artifact.metadata else None,
         "parity": dict(artifact.metadata.parity) if artifact.metadata else {},
     }

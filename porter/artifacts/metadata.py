@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from porter.architecture.table import Segmentation
 from porter.errors import ArtifactError
 from porter.mapping.ranges import Range
 
@@ -19,8 +20,8 @@ class Metadata(msgspec.Struct, frozen=True, omit_defaults=True):
     porter.mapping.gate). ``bn_folded`` (``folded`` in the file) tells that batch norms are folded into convolutions.
     ``ranges`` are those that the source was quantised to, by module or entry: an artifact with ranges computes 8 bits.
     ``sources`` are SHA-256 digests by file name. ``parity`` are the figures that a release was checked with,
-    ``class_names`` the classes' names where they are not ImageNet's. No paths, no time: the same input gives the same
-    bytes.
+    ``class_names`` the classes' names where they are not ImageNet's, ``segmentation`` the constants of the head, as the
+    source has them. No paths, no time: the same input gives the same bytes.
     """
 
     tool: str
@@ -39,6 +40,7 @@ class Metadata(msgspec.Struct, frozen=True, omit_defaults=True):
     ranges: dict[str, Range] = {}
     parity: dict[str, str] = {}
     class_names: list[str] = []
+    segmentation: Segmentation | None = None
     format: int = FORMAT
 
 

@@ -10,6 +10,7 @@ import msgspec
 from porter.architecture.layers import layers
 from porter.architecture.network import Network
 from porter.artifacts.arrays import Arrays
+from porter.artifacts.variant import class_count
 from porter.mapping.apply import fold_batch_norm
 from porter.mapping.gate import TIMM_GATE, fold, unfold
 from porter.mapping.options import ArtifactLayout
@@ -45,7 +46,7 @@ def without_batch_norms(artifact: Arrays, network: Network) -> Arrays:
     """The same port, in layout ``slim``, with batch norms folded into the convolutions before them."""
     arrays = artifact.arrays
     folded: dict[str, np.ndarray] = {}
-    for layer in layers(network, len(artifact.arrays.get("classifier.bias", ()))):
+    for layer in layers(network, class_count(artifact.arrays)):
         module, norm = layer.module, layer.norm
         weight, bias = arrays[f"{module}.weight"], arrays.get(f"{module}.bias")
         if norm is not None:

@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Mapping, Sized
+from dataclasses import replace
 from pathlib import Path
 
+from porter.architecture.network import Network
 from porter.artifacts.metadata import Metadata
 from porter.errors import ArtifactError
 from porter.mapping.files import load_mapping, load_variant, variant_named
 from porter.mapping.options import PortOptions
 from porter.mapping.schema import VariantMapping
+
+# Of a classifier, or of both inputs of a segmentation head
+CLASS_BIASES = ("classifier.bias", "classifier.high_classifier.bias", "classifier.low_classifier.bias")
+
+
+def class_count(entries: Mapping[str, Sized]) -> int:
+    """Outputs of the classifier, or of the segmentation head, in a state dict; 0 without one."""
+    return next((len(entries[name]) for name in CLASS_BIASES if name in entries), 0)
+
+
+def network_as_stored(network: Network, entries: Container[str], metadata: Metadata | None) -> Network:
+    """``network`` changed to fit a state dict: its gate, batch norms or biases, with or without head and last map."""
+    gate = metadata.gate if metadata else network.gate
+    if network.segmentation is not None:
+        segmentation = metadata.segmentation if metadata and metadata.segmentation else network.segmentation
+        return replace(network, segmentation=segmentation, gate=gate)
+    bn_folded = metadata.bn_folded if metadata else "conv_stem.bias" in entries
+    head = network.head if "conv_head.weight" in entries else 0
+    last = network.last if f"{network.last_conv}.weight" in entries else 0
+    return replace(network, bn_folded=bn_folded, last=last, head=head, gate=gate)
 
 
 def mapping_of(metadata: Metadata | None, options: PortOptions, own: Path | None, source: str) -> VariantMapping:

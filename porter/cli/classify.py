@@ -37,8 +37,22 @@ preprocess_option = click.option(
 @skip_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object an image, a line each.")
 @click.option("--html", type=FILE, metavar="FILE", help="Write a page of the images and their classes as well.")
-def predict(source: str, images: tuple[str, ...], as_json: bool, html: Path | None, **options: Any) -> None:
+@click.option("--masks", type=FILE, metavar="FOLDER", help="Of a segmenter: write each image's mask here, as PNG.")
+@click.option("--force", is_flag=True, help="Overwrite masks.")
+def predict(
+    source: str,
+    images: tuple[str, ...],
+    as_json: bool,
+    html: Path | None,
+    masks: Path | None,
+    **options: Any,
+) -> None:
     """Print the likeliest classes of IMAGES: files, all in a folder, a quoted pattern, or - for standard input."""
+    if masks is not None:
+        _write_masks(source, images, masks, options)
+        return
+    if options.pop("force"):
+        raise click.UsageError("--force is for --masks")
     from porter.imagenet.labels import read_class_names
     from porter.jobs.predict import Settings, find_images, predict
 
@@ -79,6 +93,31 @@ def predict(source: str, images: tuple[str, ...], as_json: bool, html: Path | No
         raise PorterError("none of the images could be read")
 
 
+def _write_masks(source: str, images: tuple[str, ...], folder: Path, options: dict[str, Any]) -> None:
+    """A mask for each image, and the shares of its classes."""
+    from porter.atomic import refuse_existing, write_bytes
+    from porter.imagenet.labels import read_class_names
+    from porter.jobs.predict import find_images
+    from porter.jobs.segment import mask_png, segment, shares
+
+    found, force = find_images(images), options["force"]
+    targets = {path: folder / f"{path.stem}.png" for path in found}
+    if len(set(targets.values())) < len(found):
+        raise PorterError(f"{folder}: two images have one name; write their masks into two folders")
+    if folder.is_file():
+        raise PorterError(f"{folder}: is a file; name a folder for masks")
+    folder.mkdir(parents=True, exist_ok=True)
+    for target in targets.values():
+        refuse_existing(target, force)
+    names = read_class_names(options["class_names"]) if options["class_names"] else ()
+    for image, labels in segment(source, found, taken_port_options(options), options["device"] or "cpu"):
+        assert isinstance(image, Path)
+        write_bytes(targets[image], mask_png(labels), force)
+        click.echo(f"{printable(str(image))} -> {printable(str(targets[image]))}")
+        for number, name, share in shares(labels, names):
+            click.echo(f"  {share:6.2%}  {number:>4}  {printable(name)}".rstrip())
+
+
 def _name(guess: Guess) -> str:
     return printable("  ".join(filter(None, guess.label))) if guess.label else ""
 
@@ -104,11 +143,18 @@ def _standard_input() -> BinaryIO:
 @click.option("--per-class", type=FILE, metavar="CSV", help="Write the counts of every class.")
 @click.option("--force", is_flag=True, help="Overwrite the file of --per-class.")
 @click.option("--html", type=FILE, metavar="FILE", help="Write a report as well: one page that needs no network.")
+@click.option("--masks", type=FILE, metavar="LABELS", help="Of a segmenter: the folder of DATA's labels, as PNG.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def evaluate(
-    source: str, data: Path, per_class: Path | None, force: bool, html: Path | None, as_json: bool, **options: Any
+    source: str,
+    data: Path,
+    per_class: Path | None,
+    masks: Path | None,
+    html: Path | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
-    """Measure top-1 and top-5 accuracy of SOURCE on the labelled images of DATA.
+    """Measure top-1 and top-5 accuracy of SOURCE on the labelled images of DATA, or the mean IoU of a segmenter.
 
     DATA is a folder of class folders named by WordNet id or class name, or of images with the id in their names. To
     share the work among processes, machines or GPUs: torchrun --nproc-per-node N -m porter evaluate ...
@@ -120,6 +166,10 @@ def evaluate(
     from porter.imagenet.labels import read_class_names
     from porter.report.console import progress_console
 
+    if masks is not None:
+        _evaluate_masks(source, data, masks, as_json, options)
+        return
+    force = options.pop("force")
     if per_class:
         refuse_existing(per_class, force)
     port = taken_port_options(options)
@@ -152,3 +202,19 @@ def evaluate(
         from porter.report.evaluation_table import print_evaluation
 
         print_evaluation(result)
+
+
+def _evaluate_masks(source: str, data: Path, masks: Path, as_json: bool, options: dict[str, Any]) -> None:
+    from porter.imagenet.labels import read_class_names
+    from porter.jobs.segment import compare_masks
+
+    names = read_class_names(options["class_names"]) if options["class_names"] else ()
+    found = compare_masks(source, data, masks, taken_port_options(options), options["device"] or "cpu")
+    if as_json:
+        click.echo(json_text(found.as_json(), indent=1))
+        return
+    click.echo(
+        f"{printable(source)}: mean IoU {found.mean_iou:.2%}, pixels {found.accuracy:.2%}, {found.images} images"
+    )
+    for number, value in found.ious.items():
+        click.echo(f"  {value:7.2%}  {number:>4}  {printable(names[number] if number < len(names) else '')}".rstrip())

@@ -98,6 +98,7 @@ def reading_options(command: Callable[..., None]) -> Callable[..., None]:
 def port_options(command: Callable[..., None]) -> Callable[..., None]:
     """How the port is laid out."""
     for option in (
+        click.option("--backbone", is_flag=True, help="Take the network inside a larger model."),
         fake_quant_option,
         click.option("--fold-bn", is_flag=True, help="Fold batch norms into the convolutions before them."),
         click.option("--keep-background", is_flag=True, help="Keep class 0 of slim's 1001 classes."),

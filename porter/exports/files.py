@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from porter.architecture.network import Network
 from porter.artifacts.metadata import KEY, Metadata, encode
 from porter.errors import ArtifactError
-from porter.exports.operations import Program, classifier_program
+from porter.exports.operations import Program, classifier_program, segmenter_program
 from porter.mapping.gate import TIMM_GATE
 
 if TYPE_CHECKING:
@@ -27,6 +27,10 @@ def export_bytes(
     layout ``slim`` then. Raises ArtifactError where the port has no such form.
     """
     sides = (size, size)
+    if network.segmentation is not None:
+        if suffix != ".onnx":
+            raise ArtifactError(f"a segmenter has no {suffix} form; write an .onnx")
+        return onnx_bytes(segmenter_program(network, metadata.num_classes, arrays), sides, metadata)
     if suffix == ".tflite":
         from porter.exports.tflite_model import tflite_model
 

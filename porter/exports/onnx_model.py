@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from porter.architecture.padding import same_padding
 from porter.errors import ArtifactError
-from porter.exports.operations import IMAGE, Operation, Program
+from porter.exports.operations import IMAGE, LINEAR, Operation, Program
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
@@ -41,7 +43,7 @@ def onnx_model(program: Program, size: Size | None, values: Sequence[str] | None
     for operation in program.operations:
         output, made = operation.output, operation.output
         if operation.activation:
-            made = f"{output}/linear"
+            made = f"{output}/{LINEAR}"
         weights = []
         for part, array in (("weight", operation.weight), ("bias", operation.bias)):
             if array is not None:
@@ -54,9 +56,20 @@ def onnx_model(program: Program, size: Size | None, values: Sequence[str] | None
             node("Conv", inputs, made, **_convolution(operation, before[2:]))
         elif operation.kind == "dense":
             node("Gemm", inputs, made, transB=1)
+        elif operation.kind == "pool":
+            window = [min(side, most) for side, most in zip(_sides(before), operation.window, strict=True)]
+            node("AveragePool", inputs, made, kernel_shape=window, strides=operation.strides)
+            shapes[output] = [
+                *before[:2],
+                *((side - w) // s + 1 for side, w, s in zip(_sides(before), window, operation.strides, strict=True)),
+            ]
+        elif operation.kind == "resize":
+            shapes[output] = [*before[:2], *shapes[operation.inputs[1]][2:]]
+            _resize(node, constants, operation, before, shapes[output])
         else:
             kinds = {"mean": "GlobalAveragePool", "flatten": "Flatten", "multiply": "Mul", "add": "Add"}
             node(kinds[operation.kind], inputs, made)
+        shapes[made] = shapes[output]
         if operation.activation == "gate":
             node("HardSigmoid", [made], output, **GATE)
         elif operation.activation:
@@ -72,17 +85,48 @@ def onnx_model(program: Program, size: Size | None, values: Sequence[str] | None
     return helper.make_model(graph, producer_name="mnv3-port", opset_imports=[opset], ir_version=IR_VERSION)
 
 
+def _sides(shape: Sequence[int | str]) -> list[int]:
+    """Height and width of a map. Raises ArtifactError where they are free."""
+    sides = [side for side in shape[2:] if isinstance(side, int)]
+    if len(sides) != 2:
+        raise ArtifactError("the graph of a segmenter is for images of one size; name the size")
+    return sides
+
+
+def _resize(
+    node: Callable[..., None],
+    constants: list[TensorProto],
+    operation: Operation,
+    before: Sequence[int | str],
+    after: Sequence[int | str],
+) -> None:
+    """A resize by scales, which leave the batch free: those that give the size exactly."""
+    from onnx import numpy_helper
+
+    scales = [1.0, 1.0, *(to / of for to, of in zip(_sides(after), _sides(before), strict=True))]
+    # A scale in float32 may fall below the quotient, and the size is rounded down
+    scales = [float(np.nextafter(np.float32(scale), np.float32(np.inf))) if scale != 1 else 1.0 for scale in scales]
+    name = f"{operation.output}/scales"
+    constants.append(numpy_helper.from_array(np.array(scales, np.float32), name))
+    mode = {"coordinate_transformation_mode": "align_corners", "mode": "linear"}
+    node("Resize", [operation.inputs[0], "", name], operation.output, **mode)
+
+
 def _convolution(operation: Operation, sides: Sequence[int | str]) -> dict[str, Any]:
     """The attributes of a convolution with SAME padding, on a map with ``sides``."""
     assert operation.weight is not None
-    kernel, stride = operation.weight.shape[2:], operation.stride
+    kernel, stride, dilation = operation.weight.shape[2:], operation.stride, operation.dilation
     attributes: dict[str, Any] = {"kernel_shape": kernel, "strides": [stride] * 2, "group": operation.groups}
+    if dilation > 1:
+        attributes["dilations"] = [dilation] * 2
     if kernel == (1, 1) and stride == 1:
         return attributes
     numbers = [side for side in sides if isinstance(side, int)]
     if len(numbers) < len(sides):
         return attributes | {"auto_pad": "SAME_UPPER"}  # the odd pixel at the end, as TensorFlow's
-    (top, bottom), (left, right) = (same_padding(side, k, stride) for side, k in zip(numbers, kernel, strict=True))
+    (top, bottom), (left, right) = (
+        same_padding(side, k, stride, dilation) for side, k in zip(numbers, kernel, strict=True)
+    )
     return attributes | {"pads": [top, left, bottom, right]}
 
 

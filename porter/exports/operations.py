@@ -14,19 +14,21 @@ from porter.mapping.gate import TIMM_GATE
 if TYPE_CHECKING:
     import numpy as np
 
-Kind = Literal["convolution", "dense", "mean", "flatten", "multiply", "add"]
+Kind = Literal["convolution", "dense", "mean", "pool", "resize", "flatten", "multiply", "add"]
 Activation = Literal["relu", "hard_swish", "gate"]
 IMAGE = "image"  # the input's name in exported graphs
+LINEAR = "linear"  # below the name of what an activation gives: what it takes
 LOGITS = "logits"  # a classifier's output
 
 
 class Operation(NamedTuple):
     """One step. ``inputs`` and ``output`` name values: TensorFlow's endpoints, or modules where it has no name.
 
-    ``weight`` is float32, OIHW for a convolution (SAME padding, ``stride`` along both axes) and OI for a dense layer,
-    batch norm folded in. A mean is over the whole map, whose axes it keeps. ``gate`` is ``relu6(x + 3) / 6``.
-    ``layer`` is the module with the weights, ``module`` the one that gives the output, ``before`` the one that gives
-    what the activation takes.
+    ``weight`` is float32, OIHW for a convolution (SAME padding, ``stride`` and ``dilation`` along both axes) and OI
+    for a dense layer, batch norm folded in. A mean is over the whole map, whose axes it keeps. A ``pool`` averages over
+    ``window`` (height, width) without padding, ``strides`` apart; a ``resize`` is bilinear, to the size of its second
+    input, corner pixels on corner pixels. ``gate`` is ``relu6(x + 3) / 6``. ``layer`` is the module with the weights,
+    ``module`` the one that gives the output, ``before`` the one that gives what the activation takes.
     """
 
     kind: Kind
@@ -36,6 +38,9 @@ class Operation(NamedTuple):
     bias: np.ndarray | None = None
     stride: int = 1
     groups: int = 1
+    dilation: int = 1
+    window: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
     activation: Activation | None = None
     layer: str = ""
     module: str = ""
@@ -45,7 +50,7 @@ class Operation(NamedTuple):
 class Program(NamedTuple):
     """Operations in the order of computation, on (N, ``channels``, H, W) images.
 
-    ``endpoints`` gives the value of each of TensorFlow's endpoints; ``outputs`` are values, the logits alone or
+    ``endpoints`` gives the value of each of TensorFlow's endpoints; ``outputs`` are values, the logits first or
     (``features``) maps.
     """
 
@@ -84,6 +89,43 @@ def features_program(network: Network, taps: Sequence[str], arrays: Mapping[str,
     return Program(operations, endpoints, [endpoints[tap] for tap in taps], network.channels, features=True)
 
 
+def segmenter_program(network: Network, classes: int, arrays: Mapping[str, np.ndarray]) -> Program:
+    """The segmenter: its output has the size of the images. Raises as ``classifier_program``."""
+    _check_entries(state_dict_shapes(network, classes), arrays)
+    head = network.segmentation
+    assert head is not None
+    found = list(layers(network, classes))
+    trunk = [layer for layer in found if not layer.module.startswith("classifier.")]
+    pooling, aspp, high, low = found[len(trunk) :]
+    operations, endpoints = _walk(network, trunk, arrays)
+    last, inner = endpoints[network.endpoint_after_blocks(0)], endpoints[head.low]
+
+    def add(kind: Kind, output: str, *inputs: str, **details: Any) -> str:
+        operations.append(Operation(kind, inputs, output, **details))
+        return output
+
+    def convolution(layer: Layer, value: str, scale: float = 1.0) -> str:
+        weight, bias = _folded(layer, network, arrays, scale, head.epsilon)
+        name, activation = layer.outputs[0].endpoint, "gate" if layer.gates else layer.activation
+        if layer.gates:
+            name = f"{name}/gate"
+        return add("convolution", name, value, weight=weight, bias=bias, activation=activation)
+
+    pooled = add("pool", "image_pooling/pool", last, window=tuple(head.window), strides=tuple(head.stride))
+    gate = convolution(pooling, pooled)
+    endpoints["image_pooling"] = f"{gate}/{LINEAR}"
+    gate = add("resize", "image_pooling/resized", gate, last)
+    value = convolution(aspp, last)
+    endpoints["aspp0"] = value
+    value = add("resize", "aspp0/resized", add("multiply", "aspp0/scaled", value, gate), inner)
+    value = convolution(high, value, network.gate / TIMM_GATE)
+    projected = convolution(low, inner)
+    endpoints |= {"decoder_conv0": value, "feature_projection0": projected}
+    endpoints["semantic"] = add("add", "semantic", value, projected)
+    add("resize", LOGITS, "semantic", IMAGE)
+    return Program(operations, endpoints, [LOGITS, "semantic"], network.channels)
+
+
 def _walk(
     network: Network, found: Iterable[Layer], arrays: Mapping[str, np.ndarray]
 ) -> tuple[list[Operation], dict[str, str]]:
@@ -115,6 +157,7 @@ def _walk(
             bias=bias,
             stride=layer.stride,
             groups=layer.shape[0] if layer.depthwise else 1,
+            dilation=layer.dilation,
             activation="gate" if layer.gates else layer.activation,
             module=f"{parent}.gate" if layer.gates else _output_of(layer, parent),
             layer=layer.module,
@@ -144,7 +187,7 @@ def _output_of(layer: Layer, parent: str) -> str:
 
 
 def _folded(
-    layer: Layer, network: Network, arrays: Mapping[str, np.ndarray], scale: float
+    layer: Layer, network: Network, arrays: Mapping[str, np.ndarray], scale: float, epsilon: float | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Weight (times ``scale``) and bias with the batch norm in them, worked out in float64 and rounded once."""
     owners = (layer.module, layer.norm)
@@ -153,7 +196,7 @@ def _folded(
     if layer.norm is None or network.bn_folded:
         bias = own[f"{layer.module}.bias"]
     else:
-        weight, bias = fold_batch_norm(own, layer.module, layer.norm, network.epsilon)
+        weight, bias = fold_batch_norm(own, layer.module, layer.norm, epsilon or network.epsilon)
     return weight.astype("float32"), bias.astype("float32")
 
 

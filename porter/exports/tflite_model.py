@@ -9,7 +9,7 @@ import numpy as np
 
 from porter.errors import ArtifactError
 from porter.exports.onnx_model import Size
-from porter.exports.operations import IMAGE, Operation, Program
+from porter.exports.operations import IMAGE, LINEAR, Operation, Program
 from porter.formats.tflite_writer import FUSED, SAME, VALID, Constant, Step, tflite_bytes
 from porter.mapping.ranges import Range, levels
 
@@ -75,9 +75,10 @@ class _Writer:
         fused = activation == "relu"
         separate = activation is not None and not fused
         module = operation.before if separate else operation.module
-        made = self._computed(f"{name}/linear" if separate else name, shape, module)
+        made = self._computed(f"{name}/{LINEAR}" if separate else name, shape, module)
         inputs = [given, *self._weights(operation, given, module)]
         options: dict[str, Any] = {"padding": SAME, "stride_w": stride, "stride_h": stride}
+        options |= {"dilation_w": operation.dilation, "dilation_h": operation.dilation}
         options["fused"] = FUSED["relu" if fused else None]
         if operation.groups > 1:
             self._step("depthwise_conv_2d", inputs, made, depth_multiplier=1, **options)

@@ -16,6 +16,7 @@ from porter.formats import protos
 from porter.formats.variable import Variable
 
 OBJECT_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
+LISTED_AGAIN = "_all_variables"
 VALUE_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 
 
@@ -45,7 +46,10 @@ def resolve_names(variables: Mapping[str, Variable], serialized: bytes, file: st
         if 0 <= number < len(graph.nodes)
         for attribute in graph.nodes[number].attributes
     }
-    counts = Counter(full_names.values())
+    # Keras 3 exports each variable twice, in `variables` and in `_all_variables`
+    listed = {name for key, name in full_names.items() if key.split("/")[0] != LISTED_AGAIN}
+    twice = {k for k, name in full_names.items() if k.split("/")[0] == LISTED_AGAIN and name in listed}
+    counts = Counter(name for key, name in full_names.items() if key not in twice)
     resolved: dict[str, Variable] = {}
     set_aside: dict[str, str] = {}
     for key, variable in variables.items():
@@ -54,6 +58,8 @@ def resolve_names(variables: Mapping[str, Variable], serialized: bytes, file: st
             set_aside[key] = "object graph"
         elif key in slot_keys or "optimizer" in path.split("/"):
             set_aside[key] = "optimizer state"
+        elif key in twice:
+            set_aside[key] = "listed twice"
         elif path == "save_counter":
             set_aside[key] = "save counter"
         else:

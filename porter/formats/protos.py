@@ -32,7 +32,9 @@ message Extent { int64 start = 1; int64 length = 2; }
 message GraphDef { repeated NodeDef node = 1; }
 message NodeDef { bytes name = 1; bytes op = 2; repeated bytes input = 3; repeated Attr attr = 5; }
 message Attr { bytes key = 1; AttrValue value = 2; }
-message AttrValue { int32 type = 6; TensorProto tensor = 8; }
+message AttrValue { ListValue list = 1; float f = 4; int32 type = 6; TensorProto tensor = 8; }
+message ListValue { repeated int64 i = 3; }
+message MetaGraphDef { GraphDef graph_def = 2; }
 message TensorProto {
   int32 dtype = 1; TensorShapeProto tensor_shape = 2; bytes tensor_content = 4;
   repeated float float_val = 5; repeated double double_val = 6; repeated int32 int_val = 7;
@@ -89,6 +91,7 @@ BundleHeaderProto = _class("BundleHeaderProto")
 BundleEntryProto = _class("BundleEntryProto")
 TensorShapeProto = _class("TensorShapeProto")
 GraphDef = _class("GraphDef")
+MetaGraphDef = _class("MetaGraphDef")
 SavedTensorSlices = _class("SavedTensorSlices")
 TrackableObjectGraph = _class("TrackableObjectGraph")
 CheckpointState = _class("CheckpointState")

@@ -21,8 +21,15 @@ FUSED = {activation: number for number, activation in ACTIVATIONS.items()}
 # Operator -> number of its options in their union, count of their fields, option -> (field, type)
 _POOL = {"padding": (0, "Int8"), "stride_w": (1, "Int32"), "stride_h": (2, "Int32")}
 OPTIONS: dict[str, tuple[int, int, dict[str, tuple[int, str]]]] = {
-    "conv_2d": (1, 7, {**_POOL, "fused": (3, "Int8")}),
-    "depthwise_conv_2d": (2, 7, {**_POOL, "depth_multiplier": (3, "Int32"), "fused": (4, "Int8")}),
+    "conv_2d": (1, 7, {**_POOL, "fused": (3, "Int8"), "dilation_w": (4, "Int32"), "dilation_h": (5, "Int32")}),
+    "depthwise_conv_2d": (
+        *(2, 7),
+        {
+            **_POOL,
+            **{"depth_multiplier": (3, "Int32"), "fused": (4, "Int8")},
+            **{"dilation_w": (5, "Int32"), "dilation_h": (6, "Int32")},
+        },
+    ),
     "average_pool_2d": (5, 6, {**_POOL, "filter_w": (3, "Int32"), "filter_h": (4, "Int32")}),
     "softmax": (9, 1, {"beta": (0, "Float32")}),
     "add": (11, 2, {"fused": (0, "Int8")}),

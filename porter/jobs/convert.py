@@ -15,6 +15,7 @@ from porter.atomic import refuse_existing, write_bytes
 from porter.errors import MappingError, Option, PorterError
 from porter.formats import Checkpoint, open_checkpoint
 from porter.formats.weights import Weights
+from porter.mapping.backbone import as_backbone, by_other_names, find_backbone, hint
 from porter.mapping.files import load_mapping, load_variant, mapping_digest
 from porter.mapping.identify import match_variants
 from porter.mapping.options import ArtifactLayout, PathLike, PortOptions
@@ -55,7 +56,16 @@ def plan_port(checkpoint: PathLike | Checkpoint, options: PortOptions = DEFAULT)
     Raises CheckpointError or MappingError.
     """
     opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint, options.weights)
-    return plan_opened(opened, choose_mapping(opened, options.variant, options.mapping), options)
+    if options.backbone:
+        return plan_opened(opened, choose_backbone(opened, options.variant, options.mapping), options)
+    try:
+        return plan_opened(opened, choose_mapping(opened, options.variant, options.mapping), options)
+    except MappingError:
+        best = match_variants(opened)[0]
+        whole = best.exact and best.classes  # a classifier; what is wrong with it, the error tells
+        if options.mapping is None and not whole and (refusal := hint(opened)):
+            raise refusal from None
+        raise
 
 
 def plan_opened(opened: Checkpoint, mapping: VariantMapping, options: PortOptions = DEFAULT) -> Port:
@@ -76,6 +86,7 @@ def convert(
     num_classes: int | None = None,
     fold_bn: bool = False,
     fake_quant: bool | None = None,
+    backbone: bool = False,
     force: bool = False,
 ) -> tuple[Path, Port]:
     """Port a TensorFlow checkpoint and write an artifact.
@@ -91,6 +102,7 @@ def convert(
         num_classes: Refuse a classifier of another size.
         fold_bn: Fold batch norms into the convolutions before them.
         fake_quant: False makes a float network of a source that was trained for 8 bits.
+        backbone: Take the network that is inside a larger model: of a segmenter, a detector, a model of your own.
         force: Overwrite ``output``.
 
     Returns:
@@ -106,7 +118,9 @@ def convert(
     """
     if output is not None:  # before any work
         refuse_existing(Path(output), force)
-    options = PortOptions(variant, mapping, weights, layout, keep_background, num_classes, fold_bn, fake_quant)
+    options = PortOptions(
+        variant, mapping, weights, layout, keep_background, num_classes, fold_bn, fake_quant, backbone
+    )
     port = plan_port(checkpoint, options)
     path = Path(output if output is not None else f"{port.mapping.variant}.pth")
     if path.suffix == ".tflite" and port.plan.ranges:  # integers are the source's own weights
@@ -224,6 +238,7 @@ def _describe(port: Port, ported: Ported) -> Metadata:
         fold_nudges=ported.fold_nudges,
         bn_folded=plan.bn_folded,
         ranges=ported.ranges,
+        segmentation=port.network.segmentation,
     )
 
 
@@ -232,6 +247,23 @@ def _version() -> str:
     from importlib.metadata import version
 
     return version("mnv3-port")
+
+
+def choose_backbone(checkpoint: Checkpoint, variant: str | None, mapping: PathLike | None) -> VariantMapping:
+    """The mapping of the backbone inside ``checkpoint``. Raises MappingError where there is none."""
+    if mapping is not None:
+        return as_backbone(choose_mapping(checkpoint, variant, mapping))
+    variants = None if variant is None else [load_variant(variant).variant]
+    found = find_backbone(checkpoint, variants)
+    if found.exact:
+        return found.mapping
+    other = by_other_names(checkpoint, variants)
+    if other is not None:
+        return other
+    raise MappingError(
+        f"{checkpoint.given}: no backbone of ours in it; closest is {found.mapping.variant} with {found.fitting} of "
+        f"{found.expected} variables. `mnv3-port draft` proposes names where it has others"
+    )
 
 
 def choose_mapping(checkpoint: Checkpoint, variant: str | None, mapping: PathLike | None) -> VariantMapping:

@@ -10,13 +10,13 @@ from typing import Literal, NamedTuple, get_args, overload
 import torch
 from torch import Tensor, nn
 
-from porter.architecture.network import Network, build_network
+from porter.architecture.network import Network, build_network, with_output_stride
 from porter.artifacts.files import Artifact, load_artifact
 from porter.artifacts.locate import ArtifactFile, find_artifact
 from porter.artifacts.metadata import Metadata
 from porter.artifacts.relayout import relayout, without_batch_norms
-from porter.artifacts.variant import mapping_of, variant_mapping
-from porter.errors import ArtifactError, PorterError
+from porter.artifacts.variant import CLASS_BIASES, class_count, mapping_of, network_as_stored, variant_mapping
+from porter.errors import ArtifactError, MappingError, Option, PorterError
 from porter.formats import Checkpoint
 from porter.formats.checkpoint import sha256
 from porter.formats.weights import Weights
@@ -27,6 +27,7 @@ from porter.mapping.options import ArtifactLayout, PathLike, PortOptions
 from porter.mapping.ranges import Range
 from porter.mapping.rules import expected_variables
 from porter.mapping.schema import VariantMapping
+from porter.models.build import Whole, build_model
 from porter.models.fake_quant import fake_quantize
 from porter.models.feature_info import pyramid
 from porter.models.mobilenet_v3 import MobileNetV3, MobileNetV3Features, initialize
@@ -45,6 +46,7 @@ class Shape:
     dropout: float | None = None
     features_only: bool = False
     out_indices: Sequence[int] | None = None
+    output_stride: int | None = None
 
 
 WHOLE = Shape()
@@ -57,16 +59,26 @@ class OpenedModel(NamedTuple):
     name. ``fake_quant`` tells that it computes the 8 bits of its source.
     """
 
-    model: MobileNetV3 | MobileNetV3Features
+    model: Whole | MobileNetV3Features
     mapping: VariantMapping
     metadata: Metadata | None
     digests: dict[str, str]
     fake_quant: bool
 
     @property
-    def classifier(self) -> MobileNetV3:
+    def whole(self) -> Whole:
         """The model, which was asked for whole."""
-        assert isinstance(self.model, MobileNetV3)
+        assert not isinstance(self.model, MobileNetV3Features)
+        return self.model
+
+    @property
+    def classifier(self) -> MobileNetV3:
+        """The model, which must be a classifier. Raises PorterError where it is a segmenter."""
+        if not isinstance(self.model, MobileNetV3):
+            raise PorterError(
+                f"a {self.mapping.variant} port is a segmenter, no classifier; for its masks use",
+                option=Option("masks", "FOLDER"),
+            )
         return self.model
 
 
@@ -85,7 +97,8 @@ def create_model(
     weights: Weights = "auto",
     keep_background: bool = False,
     fake_quant: bool | None = None,
-) -> MobileNetV3: ...
+    output_stride: int | None = None,
+) -> Whole: ...
 
 
 @overload
@@ -103,6 +116,7 @@ def create_model(
     weights: Weights = "auto",
     keep_background: bool = False,
     fake_quant: bool | None = None,
+    output_stride: int | None = None,
 ) -> MobileNetV3Features: ...
 
 
@@ -120,7 +134,8 @@ def create_model(
     weights: Weights = "auto",
     keep_background: bool = False,
     fake_quant: bool | None = None,
-) -> MobileNetV3 | MobileNetV3Features:
+    output_stride: int | None = None,
+) -> Whole | MobileNetV3Features:
     """Build a MobileNetV3 and load weights into it.
 
     Args:
@@ -133,6 +148,7 @@ def create_model(
         dropout: Probability before the classifier, in training mode alone.
         features_only: Give the feature pyramid, a list of (N, C, H / r, W / r) maps.
         out_indices: Some maps of the pyramid, in this order.
+        output_stride: How many pixels a position of the last map stands for, 8 or 16: dilations instead of strides.
         layout: ``slim`` (gate 0.16667) or ``timm`` (gate 1/6, weights folded); by default as the artifact was written,
             ``slim`` for a TensorFlow source.
         weights: ``ema`` or ``raw`` where both exist; ``auto`` prefers the averages.
@@ -155,7 +171,7 @@ def create_model(
         [16, 16, 24, 40, 432]
     """
     options = PortOptions(None, mapping, weights, "timm", keep_background, fake_quant=fake_quant)
-    shape = Shape(num_classes, in_chans, dropout, features_only, out_indices)
+    shape = Shape(num_classes, in_chans, dropout, features_only, out_indices, output_stride)
     source = checkpoint
     name: str | None = str(variant)
     if checkpoint is None and mapping is None and variant_named(str(variant)) is None:
@@ -174,7 +190,7 @@ def open_model(
     """Like ``create_model``, with the model's origin. ``layout`` counts, not that of ``options``."""
     _check(options, layout, shape)
     name = _name(source)
-    artifact, mapping, network, digests = _open_source(source, options, layout)
+    artifact, mapping, network, digests = _open_source(source, options, layout, shape.features_only)
     ranges = artifact.metadata.ranges if artifact and artifact.metadata else {}
     if options.fake_quant and not ranges:
         raise ArtifactError(f"{name}: holds no ranges of fake quantisation; it was not trained for 8 bits")
@@ -186,8 +202,14 @@ def open_model(
             artifact = _relayout(artifact, "slim", mapping, network)
             if not artifact.metadata or not artifact.metadata.bn_folded:
                 artifact = Artifact.of(without_batch_norms(artifact.as_arrays, network))
-        network = _as_stored(network, artifact)
+        network = network_as_stored(network, artifact.tensors, artifact.metadata)
     network = replace(network, channels=shape.in_chans or network.channels)
+    if shape.output_stride is not None:
+        try:
+            network = with_output_stride(network, shape.output_stride)
+        except ValueError:
+            strides = ", ".join(str(tap.reduction) for tap in pyramid(network))
+            raise PorterError(f"output_stride={shape.output_stride!r}: use one of {strides}") from None
     model = _built(network, artifact, shape)
     if artifact is None:
         initialize(model)
@@ -195,7 +217,7 @@ def open_model(
         _fill(model, artifact.tensors, name)
     if fake_quant:
         assert artifact is not None
-        new_head = shape.num_classes not in (None, len(artifact.tensors.get("classifier.bias", ())))
+        new_head = shape.num_classes not in (None, class_count(artifact.tensors))
         fake_quantize(model, _ranges_of(model, ranges, new_head, name))
     model.pretrained_cfg = pretrained_cfg(mapping, getattr(model, "num_classes", 0), network.channels)
     return OpenedModel(model.eval(), mapping, artifact.metadata if artifact else None, digests, fake_quant)
@@ -220,7 +242,7 @@ def _check(options: PortOptions, layout: object, shape: Shape) -> None:
 
 
 def _open_source(
-    source: Source | None, options: PortOptions, layout: ArtifactLayout | None
+    source: Source | None, options: PortOptions, layout: ArtifactLayout | None, features_only: bool
 ) -> tuple[Artifact | None, VariantMapping, Network, dict[str, str]]:
     """The weights of ``source`` in ``layout``, the mapping, the network with its gate, and digests of files."""
     if source is None:
@@ -230,6 +252,8 @@ def _open_source(
             else variant_mapping(str(options.variant))
         )
         network = build_network(mapping)
+        if mapping.top == "none":
+            network = replace(network, head=0, backbone=True)
         return None, mapping, replace(network, gate=TIMM_GATE if layout == "timm" else network.gate), {}
     if isinstance(source, ArtifactFile):
         file: ArtifactFile | None = source
@@ -239,7 +263,15 @@ def _open_source(
     if file is None:
         assert not isinstance(source, ArtifactFile)
         name = options.variant and (variant_named(options.variant) or options.variant)
-        port = plan_port(source, replace(options, variant=name, layout=layout or "slim"))
+        options = replace(options, variant=name, layout=layout or "slim")
+        try:
+            port = plan_port(source, options)
+        except MappingError:
+            if not features_only:
+                raise
+            port = plan_port(source, replace(options, backbone=True))
+        if features_only and port.network.segmentation is not None:
+            port = plan_port(source, replace(options, variant=None, backbone=True))
         network = replace(port.network, gate=port.plan.gate)
         return Artifact(*carry_out_port(port)), port.mapping, network, port.checkpoint.digests()
     artifact = load_artifact(file)
@@ -268,23 +300,19 @@ def gate_folded(mapping: VariantMapping, network: Network) -> list[str]:
     return [want.target for want in expected_variables(mapping, network, classes=1) if want.folds_gate]
 
 
-def _built(network: Network, artifact: Artifact | None, shape: Shape) -> MobileNetV3 | MobileNetV3Features:
+def _built(network: Network, artifact: Artifact | None, shape: Shape) -> Whole | MobileNetV3Features:
+    if shape.features_only and network.segmentation is not None:
+        raise PorterError("features_only: of a segmenter, port the backbone alone (convert with backbone=True)")
     if shape.features_only:
         count = len(pyramid(network))
         wrong = [i for i in shape.out_indices or () if isinstance(i, bool) or i not in range(count)]
         if wrong:
             raise PorterError(f"out_indices: {wrong[0]!r} is none of 0 to {count - 1}")
         return MobileNetV3Features(network, shape.out_indices)
-    classes = 1000 if artifact is None else len(artifact.tensors.get("classifier.bias", ()))
-    return MobileNetV3(network, classes if shape.num_classes is None else shape.num_classes, shape.dropout)
-
-
-def _as_stored(network: Network, artifact: Artifact) -> Network:
-    """``network`` changed to fit ``artifact``: its gate, batch norms or biases, with or without a head."""
-    metadata = artifact.metadata
-    bn_folded = metadata.bn_folded if metadata else "conv_stem.bias" in artifact.tensors
-    head = network.head if "conv_head.weight" in artifact.tensors else 0
-    return replace(network, bn_folded=bn_folded, head=head, gate=metadata.gate if metadata else network.gate)
+    classes = 0 if network.backbone else 1000
+    if artifact is not None:
+        classes = class_count(artifact.tensors)
+    return build_model(network, classes if shape.num_classes is None else shape.num_classes, shape.dropout)
 
 
 def _ranges_of(model: nn.Module, ranges: dict[str, Range], new_head: bool, source: str) -> dict[str, Range]:
@@ -309,10 +337,12 @@ def _fill(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
     stem = "conv_stem.weight"
     if stem in state and state[stem].shape[1] != own[stem].shape[1]:
         state[stem] = _adapt_stem(state[stem], own[stem].shape[1])
-    for name in ("classifier.weight", "classifier.bias"):
-        if name in own and (name not in state or state[name].shape[:1] != own[name].shape[:1]):
-            initialize(model.get_submodule("classifier"))  # another number of classes
-            state[name] = own[name]
+    for bias in CLASS_BIASES:
+        module = bias.rpartition(".")[0]
+        for name in (f"{module}.weight", bias):
+            if name in own and (name not in state or state[name].shape[:1] != own[name].shape[:1]):
+                initialize(model.get_submodule(module))  # another number of classes
+                state[name] = own[name]
     problems = [f"{name}: missing" for name in own if name not in state and not name.endswith("num_batches_tracked")]
     problems += [f"{name}: not in the network" for name in state if name not in own]
     problems += [

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from porter.errors import ArtifactError
 from porter.exports.onnx_model import Size
-from porter.exports.operations import Program, classifier_program, features_program
+from porter.exports.operations import Program, classifier_program, features_program, segmenter_program
 from porter.exports.runtime import Session
 from porter.jobs.create import open_model
 from porter.mapping.options import PathLike
+from porter.models.lraspp import LRASPP
 from porter.models.mobilenet_v3 import MobileNetV3, MobileNetV3Features, check_images
 
-Deployable = MobileNetV3 | MobileNetV3Features | PathLike
+Deployable = nn.Module | PathLike
 
 
 def deploy(model: Deployable, size: Size | int | None = None, threads: int | None = None) -> Deployed:
@@ -43,6 +44,7 @@ def deploy(model: Deployable, size: Size | int | None = None, threads: int | Non
     """
     if not isinstance(model, nn.Module):
         model = open_model(model).model
+    assert isinstance(model, nn.Module)
     sides = (size, size) if isinstance(size, int) else size
     return Deployed(model_program(model), sides, threads or torch.get_num_threads())
 
@@ -57,10 +59,13 @@ class Deployed(nn.Module):
 
     def forward(self, x: Tensor | np.ndarray) -> Any:
         """(N, channels, H, W) float32 -> (N, num_classes), or a list of maps. Raises TypeError or ValueError."""
-        found: list[Any] = self._session.run(self._ready(x))
-        if isinstance(x, Tensor):
-            found = [torch.from_numpy(values) for values in found]
-        return found if self.program.features else found[0]
+        try:  # checking first would cost 3 % of an image's time: what Python touches is not in the caches by then
+            found = self._session.run(x.numpy() if isinstance(x, Tensor) else x)
+        except Exception:  # ONNX Runtime has kinds of its own; what is wrong with ``x``, `_ready` tells or mends
+            found = self._session.run(self._ready(x))
+        if not self.program.features:
+            return torch.from_numpy(found[0]) if isinstance(x, Tensor) else found[0]
+        return [torch.from_numpy(values) for values in found] if isinstance(x, Tensor) else found
 
     def endpoints(self, x: Tensor | np.ndarray) -> dict[str, np.ndarray]:
         """Every endpoint by TensorFlow's name, each an output of the graph: (N, C, H, W), or (N, classes)."""
@@ -81,13 +86,15 @@ class Deployed(nn.Module):
 
 def model_program(model: nn.Module) -> Program:
     """``model`` as operations. Raises ArtifactError where it is not a float32 network of ours."""
-    if not isinstance(model, (MobileNetV3, MobileNetV3Features)):
+    if not isinstance(model, (MobileNetV3, MobileNetV3Features, LRASPP)):
         raise ArtifactError(f"{type(model).__name__}: only a model of create_model can be deployed")
     if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
         raise ArtifactError(
             "only a float32 model can be deployed; one of 8 bits as its float network, fake_quant=False"
         )
     arrays = {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()}
+    if isinstance(model, LRASPP):
+        return segmenter_program(model.network, model.num_classes, arrays)
     if isinstance(model, MobileNetV3):
         return classifier_program(model.network, model.num_classes, arrays)
     return features_program(model.network, model.endpoints, arrays)

@@ -11,7 +11,7 @@ from porter.architecture.network import build_network
 from porter.artifacts.arrays import load_arrays
 from porter.artifacts.locate import find_artifact
 from porter.artifacts.relayout import relayout, without_fold
-from porter.artifacts.variant import mapping_of
+from porter.artifacts.variant import class_count, mapping_of, network_as_stored
 from porter.errors import ArtifactError
 from porter.formats.bundle_writer import write_bundle
 from porter.formats.weights import SUFFIX
@@ -68,8 +68,8 @@ def export_tf(
     chosen = mapping_of(loaded.metadata, PortOptions(variant, mapping), file.mapping if file else None, source)
     if metadata and metadata.bn_folded:
         raise ArtifactError(f"{source}: its batch norms are folded away, and slim's graph has them; convert it without")
-    network = build_network(chosen)
-    classes = len(loaded.arrays.get("classifier.bias", ()))
+    network = network_as_stored(build_network(chosen), loaded.arrays, metadata)
+    classes = class_count(loaded.arrays)
     expected = expected_variables(chosen, network, classes)
     gate_folded = [want.target for want in expected if want.folds_gate]
     problems = [

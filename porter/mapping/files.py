@@ -37,8 +37,8 @@ def load_variant(variant: str, names: Names = "slim") -> VariantMapping:
 
     Raises MappingError for an unknown variant.
     """
-    if variant not in list_variants():
-        raise MappingError(f"unknown variant {variant!r}; there are {', '.join(list_variants())}")
+    if variant not in list_networks():
+        raise MappingError(f"unknown variant {variant!r}; there are {', '.join(list_networks())}")
     document = _document(f"{variant}.yaml")
     if names != "slim":
         document = overlay(document, _document(f"{names}.yaml"))
@@ -52,19 +52,42 @@ def _document(name: str) -> Document:
 
 @functools.cache
 def list_variants() -> tuple[str, ...]:
-    """The built-in variants: the mapping files that name one.
+    """The built-in classifiers: the mapping files that name one.
 
     Example:
         >>> porter.list_variants()[-3:]
         ('small_075', 'small_100', 'small_minimal_100')
     """
+    others = (*list_backbones(), *list_segmenters())
+    return tuple(name for name in _variants() if name not in others)
+
+
+@functools.cache
+def list_backbones() -> tuple[str, ...]:
+    """The built-in networks without a classifier: those of segmentation and detection models."""
+    return tuple(name for name in _variants() if _document(f"{name}.yaml").content["top"] == "none")
+
+
+@functools.cache
+def list_segmenters() -> tuple[str, ...]:
+    """The built-in networks with a segmentation head."""
+    return tuple(name for name in _variants() if _document(f"{name}.yaml").content.get("segmentation"))
+
+
+def list_networks() -> tuple[str, ...]:
+    """Classifiers, segmenters and backbones."""
+    return (*list_variants(), *list_segmenters(), *list_backbones())
+
+
+@functools.cache
+def _variants() -> tuple[str, ...]:
     files = sorted(mappings_folder().glob("*.yaml"))
     return tuple(path.stem for path in files if re.search("^variant:", path.read_text(), re.MULTILINE))
 
 
 def variant_named(name: str) -> str | None:
-    """The variant that is called ``name``, or that timm calls so; None where there is none."""
-    if name in list_variants():
+    """The variant or backbone that is called ``name``, or that timm calls so; None where there is none."""
+    if name in list_networks():
         return name
     return next((variant for variant in list_variants() if load_variant(variant).timm == name), None)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from porter.formats import Checkpoint
-from porter.mapping.files import Names, list_variants, load_variant
+from porter.mapping.files import Names, list_segmenters, list_variants, load_variant
 from porter.mapping.plan import fit
 
 # What names to try in which format; a format not listed here holds TensorFlow's variables.
@@ -36,8 +36,12 @@ def match_variants(checkpoint: Checkpoint, variants: Sequence[str] | None = None
     kernels differ, so at most one variant fits.
     """
     matches: list[Match] = []
-    for names in NAMES.get(checkpoint.format, TENSORFLOW_NAMES):
-        for variant in variants or list_variants():
+    tried = NAMES.get(checkpoint.format, TENSORFLOW_NAMES)
+    groups = [(names, variants or list_variants()) for names in tried]
+    if not variants and "slim" in tried:
+        groups.append(("slim", list_segmenters()))
+    for names, named in groups:
+        for variant in named:
             mapping = load_variant(variant, names)
             _, classes, expected = fit(mapping, checkpoint)
             fitting = sum(e.source in checkpoint and checkpoint[e.source].shape == e.shape for e in expected)

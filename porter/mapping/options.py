@@ -21,7 +21,7 @@ class PortOptions:
     1/6, ``slim`` leaves them as they are. ``keep_background`` keeps class 0 of slim's 1,001; ``num_classes`` is what
     the caller expects the classifier to give. ``fold_bn`` folds batch norms into the convolutions before them.
     ``fake_quant`` says whether the port computes the 8 bits that the source was trained for: by default where the
-    source has their ranges.
+    source has their ranges. ``backbone`` takes the network that is inside a larger model, without head and classifier.
     """
 
     variant: str | None = None
@@ -32,3 +32,4 @@ class PortOptions:
     num_classes: int | None = None
     fold_bn: bool = False
     fake_quant: bool | None = None
+    backbone: bool = False

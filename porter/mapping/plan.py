@@ -7,11 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import msgspec
+
 from porter.architecture.layers import COUNTER, Shape, layers, state_dict_shapes
 from porter.architecture.network import Network, build_network
+from porter.architecture.table import Segmentation
 from porter.errors import MappingError
 from porter.formats import Checkpoint
 from porter.formats.dtypes import FLOATS
+from porter.formats.graph_operations import graph_operations
 from porter.mapping.axes import target_shape
 from porter.mapping.gate import GATE_SHIFT, TIMM_GATE
 from porter.mapping.options import ArtifactLayout, PortOptions
@@ -19,6 +23,7 @@ from porter.mapping.ranges import FIELDS
 from porter.mapping.rules import Expected, expected_variables, module_outputs
 from porter.mapping.schema import VariantMapping
 
+NOT_BACKBONE = "not of the backbone"
 GATE_ROUNDING = 1e-7  # a gate read from a float32 graph is the known one within this
 
 
@@ -107,6 +112,8 @@ def make_plan(mapping: VariantMapping, fitted: Fit, checkpoint: Checkpoint, opti
         )
     if options.fake_quant and not ranges:
         raise MappingError(f"{checkpoint.given}: holds no ranges of fake quantisation; it was not trained for 8 bits")
+    if options.fold_bn and network.segmentation is not None:
+        raise MappingError(f"{checkpoint.given}: batch norms of a segmenter are not folded; leave fold_bn out")
     bn_folded = options.fold_bn or network.bn_folded
     norms_to_fold = options.fold_bn and not network.bn_folded
     return Plan(
@@ -164,6 +171,8 @@ def _left_over(
     """Variables that nothing uses or ignores; and those ignored, with the reason."""
     used = {want.source for want in expected} | {f"{name}/{field}" for name in ranges.values() for field in FIELDS}
     reasons = {name: ignore_reason(mapping, name) for name in checkpoint if name not in used}
+    if mapping.top == "none":
+        reasons = {name: reason or NOT_BACKBONE for name, reason in reasons.items()}
     ignored = {name: reason for name, reason in reasons.items() if reason is not None}
     return [name for name, reason in reasons.items() if reason is None], dict(checkpoint.set_aside) | ignored
 
@@ -183,6 +192,10 @@ def fit(mapping: VariantMapping, checkpoint: Checkpoint) -> Fit:
     if checkpoint.gate is not None:
         known = next((g for g in (network.gate, TIMM_GATE) if abs(g - checkpoint.gate) < GATE_ROUNDING), None)
         network = replace(network, gate=known or checkpoint.gate)
+    if network.segmentation is not None:
+        network = replace(network, segmentation=_as_in_graph(network.segmentation, mapping, checkpoint))
+    if mapping.top == "none":
+        return _fit_backbone(mapping, network, checkpoint)
     expected = expected_variables(mapping, network, classes=1)
     for want in expected:
         variable = checkpoint.get(want.source)
@@ -196,6 +209,45 @@ def fit(mapping: VariantMapping, checkpoint: Checkpoint) -> Fit:
     if any(want.source in checkpoint for want in set(whole) - set(bare)):
         return Fit(network, 0, whole)
     return Fit(headless, 0, bare)
+
+
+def _fit_backbone(mapping: VariantMapping, network: Network, checkpoint: Checkpoint) -> Fit:
+    """Stem and blocks, and the last convolution where the network counts it among them and the checkpoint has it."""
+    whole = replace(network, head=0, backbone=True)
+    blocks = replace(whole, last=0)
+    with_last, without = (expected_variables(mapping, net, classes=0) for net in (whole, blocks))
+    if whole.pools_in_layers and any(want.source in checkpoint for want in set(with_last) - set(without)):
+        return Fit(whole, 0, with_last)
+    return Fit(blocks, 0, without)
+
+
+def _as_in_graph(head: Segmentation, mapping: VariantMapping, checkpoint: Checkpoint) -> Segmentation:
+    """``head`` with the pooling and epsilon of the checkpoint's own graph, where there is one."""
+    parent = mapping.scope.rpartition("/")[0]
+    above = f"{parent}/" if parent else ""
+    if f"{above}aspp0/weights" not in checkpoint:
+        return head
+    if checkpoint.format == "bundle":
+        path = checkpoint.path.with_name(checkpoint.path.name + ".meta")
+    else:
+        path = checkpoint.path
+    if checkpoint.format not in ("bundle", "graphdef") or not path.is_file():
+        return head
+    found = graph_operations(path)
+    pooling = found.poolings.get(f"{above}AvgPool2D/AvgPool")
+    if pooling is not None:
+        head = msgspec.structs.replace(head, window=list(pooling.window), stride=list(pooling.stride))
+    epsilons = [e for name, e in found.epsilons.items() if name.startswith(f"{above}aspp0/BatchNorm/FusedBatchNorm")]
+    if epsilons:
+        head = msgspec.structs.replace(head, epsilon=as_decimal(epsilons[0]))
+    return head
+
+
+def as_decimal(value: float) -> float:
+    """The shortest decimal that float32 rounds to ``value``: what the code that wrote the graph said."""
+    import numpy as np
+
+    return float(np.format_float_positional(np.float32(value), unique=True, trim="0"))
 
 
 def _with_classes(want: Expected, classes: int) -> Expected:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import msgspec
 
 from porter.architecture.network import Block, Network
+from porter.architecture.torchvision_names import torchvision_names
 from porter.mapping.axes import rank
 from porter.mapping.schema import BlockRule, Rule, VariantMapping
 
@@ -62,11 +63,18 @@ def expected_variables(mapping: VariantMapping, network: Network, classes: int) 
     for section, known_names, symbols, gated in _sections(network, classes):
         names.names |= known_names
         expected += _expand(mapping, section, names, symbols, gated)
+    if network.segmentation is not None:
+        expected = [_as_torchvision(want, torchvision_names(network)) for want in expected]
     if not mapping.variables:
         return expected
     below = f"{mapping.scope}/" if mapping.scope else ""
     own = [mapping.variables.get(want.source.removeprefix(below), want.source) for want in expected]
     return [want._replace(source=source) for want, source in zip(expected, own, strict=True)]
+
+
+def _as_torchvision(want: Expected, names: Mapping[str, str]) -> Expected:
+    module, _, part = want.target.rpartition(".")
+    return want._replace(target=f"{names.get(module, module)}.{part}")
 
 
 def module_outputs(mapping: VariantMapping, network: Network, classes: int) -> dict[str, list[str]]:
@@ -82,6 +90,12 @@ def module_outputs(mapping: VariantMapping, network: Network, classes: int) -> d
 
 def _add_scope(mapping: VariantMapping, name: str) -> str:
     return f"{mapping.scope}/{name}" if mapping.scope else name
+
+
+def _beside_scope(mapping: VariantMapping, name: str) -> str:
+    """A head's scopes lie beside the network's."""
+    parent = mapping.scope.rpartition("/")[0]
+    return f"{parent}/{name}" if parent else name
 
 
 def _outputs(outputs: dict[str, dict[str, list[str]]], section: str, gated: bool) -> Iterator[tuple[str, list[str]]]:
@@ -111,9 +125,13 @@ def _sections(network: Network, classes: int) -> Iterator[_Section]:
     for block in network.blocks:
         names = {"block": block.scope, "module": block.module}
         yield _Section(block.kind, names, _block_symbols(block), block.squeezed > 0)
-    for section, present in (("last", True), ("head", network.head), ("classifier", classes)):
-        if present:
+    if network.segmentation is not None and classes:
+        symbols |= {"filters": network.segmentation.filters, "low": network.low_channels}
+    for section, present in (("last", network.last), ("head", network.head), ("classifier", classes)):
+        if present and not (section == "classifier" and network.segmentation):
             yield _Section(section, outside, symbols, False)
+    if network.segmentation is not None and classes:
+        yield _Section("segmentation", outside, symbols, True)
 
 
 def _plain(section: list[BlockRule]) -> Iterator[Rule]:
@@ -147,7 +165,7 @@ def _expand(
             ) from error
         if len(shape) != rank(rule.axes):
             raise ValueError(f"{key}.shape: layout {rule.axes} takes {rank(rule.axes)} sizes, not {len(shape)}")
-        source = _add_scope(mapping, source)
+        source = _beside_scope(mapping, source) if section == "segmentation" else _add_scope(mapping, source)
         axis = rule.shape.index("classes") if "classes" in rule.shape else None
         if rule.axes == "batch_norm":
             for variable, entry in mapping.batch_norm.items():

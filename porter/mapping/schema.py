@@ -51,6 +51,7 @@ class Rules(Struct, frozen=True, forbid_unknown_fields=True):
     last: list[Rule]
     head: list[Rule]
     classifier: list[Rule]
+    segmentation: list[Rule] = []
 
 
 class Ignored(Struct, frozen=True, forbid_unknown_fields=True):
@@ -85,7 +86,8 @@ class VariantMapping(Architecture, frozen=True, forbid_unknown_fields=True, kw_o
     """A whole mapping file with its bases merged in.
 
     ``names`` renames the ``from`` of rules, ``variables`` single variables (by full name, wherever they lie);
-    ``outputs`` tells, by section, what the source calls modules' outputs.
+    ``outputs`` tells, by section, what the source calls modules' outputs. A ``top`` of ``none`` is a backbone: what is
+    not of the network is left where it is.
     """
 
     variant: str
@@ -94,7 +96,7 @@ class VariantMapping(Architecture, frozen=True, forbid_unknown_fields=True, kw_o
     batch_norm: dict[str, str]
     rules: Rules
     ignore: list[Ignored]
-    top: Literal["required", "optional"] = "required"
+    top: Literal["required", "optional", "none"] = "required"
     names: dict[str, str] = {}  # noqa: RUF012 - msgspec copies it
     outputs: dict[str, dict[str, list[str]]] = {}  # noqa: RUF012
     variables: dict[str, str] = {}  # noqa: RUF012

@@ -74,7 +74,7 @@ def _squeeze_excite(block: Block, network: Network) -> nn.Module:
 
 def _depthwise(block: Block, network: Network) -> SameConv2d:
     channels, bias = block.expanded, network.bn_folded
-    return SameConv2d(channels, channels, block.kernel, block.stride, groups=channels, bias=bias)
+    return SameConv2d(channels, channels, block.kernel, block.stride, block.dilation, groups=channels, bias=bias)
 
 
 def pointwise(channels_in: int, out: int, network: Network) -> nn.Conv2d:
@@ -131,7 +131,7 @@ class EdgeResidual(nn.Module):
         super().__init__()
         self.residual = block.residual
         self.conv_exp = SameConv2d(
-            block.channels_in, block.expanded, block.kernel, block.stride, bias=network.bn_folded
+            block.channels_in, block.expanded, block.kernel, block.stride, block.dilation, bias=network.bn_folded
         )
         self.bn1 = batch_norm(block.expanded, network)
         self.act1 = activation(block.activation)

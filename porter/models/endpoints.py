@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from porter.architecture.endpoints import endpoint_modules
-from porter.models.mobilenet_v3 import MobileNetV3
+from porter.models.build import Whole
 
 
 @contextmanager
-def capture(model: MobileNetV3, receive: Callable[[str, Tensor], None]) -> Iterator[None]:
+def capture(model: Whole, receive: Callable[[str, Tensor], None]) -> Iterator[None]:
     """While open, every forward pass of ``model`` hands each endpoint to ``receive(name, tensor)``.
 
     Feature maps are NCHW, logits and predictions (N, classes). They come one at a time, as they are
@@ -26,7 +26,8 @@ def capture(model: MobileNetV3, receive: Callable[[str, Tensor], None]) -> Itera
             receive("Predictions", output.softmax(1))
 
     def hook(names: list[str]) -> Callable[[nn.Module, object, Tensor], None]:
-        def forward_hook(_module: nn.Module, _args: object, output: Tensor) -> None:
+        def forward_hook(_module: nn.Module, _args: object, output: Tensor | tuple[Tensor, Tensor]) -> None:
+            output = output if isinstance(output, Tensor) else output[0]  # the inner map of a block is the second
             for name in names:
                 with_predictions(name, output)
 
@@ -43,7 +44,7 @@ def capture(model: MobileNetV3, receive: Callable[[str, Tensor], None]) -> Itera
             handle.remove()
 
 
-def endpoints(model: MobileNetV3, x: Tensor) -> dict[str, Tensor]:
+def endpoints(model: Whole, x: Tensor) -> dict[str, Tensor]:
     """Run ``model`` on ``x`` (N, C, H, W) and return every endpoint by TensorFlow's name."""
     found: dict[str, Tensor] = {}
     with torch.no_grad(), capture(model, found.__setitem__):

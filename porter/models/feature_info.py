@@ -56,7 +56,7 @@ def pyramid(network: Network) -> list[Tap]:
     for block in network.blocks:
         reduction *= block.stride
         taps[reduction] = Tap(block.stage, block.out, reduction, block.endpoint)
-    if network.pools_in_layers:
+    if network.pools_in_layers and network.last:
         last = network.endpoint_after_blocks(0)
         taps[reduction] = Tap(network.blocks[-1].stage + 1, network.last, reduction, last)
     return list(taps.values())

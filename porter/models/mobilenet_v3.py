@@ -48,7 +48,7 @@ def check_images(x: Tensor | np.ndarray, channels: int) -> None:
 
 
 @torch.fx.wrap  # one operation for who traces the network symbolically
-def _made_ready(x: Tensor, channels: int) -> Tensor:
+def made_ready(x: Tensor, channels: int) -> Tensor:
     """``x`` in the fastest memory layout. Raises TypeError or ValueError if it is not a batch of images."""
     if torch.compiler.is_compiling():  # a compiler chooses for itself
         return x
@@ -74,7 +74,7 @@ class Trunk(nn.Module):
         stages: list[list[nn.Module]] = [[] for _ in range(network.blocks[-1].stage + 1)]
         for block in network.blocks:
             stages[block.stage].append(BLOCKS[block.kind](block, network))
-        self.last_in_blocks = network.pools_in_layers
+        self.last_in_blocks = network.pools_in_layers and network.last > 0
         if self.last_in_blocks:
             stages.append([ConvNormAct(network.blocks[-1].out, network.last, network.last_activation, network)])
         self.blocks = nn.Sequential(*(nn.Sequential(*stage) for stage in stages))
@@ -86,7 +86,7 @@ class Trunk(nn.Module):
 
     def forward_stem(self, x: Tensor) -> Tensor:
         """(N, channels, H, W) -> (N, stem, H / 2, W / 2)."""
-        return self.act1(self.bn1(self.conv_stem(_made_ready(x, self.network.channels))))
+        return self.act1(self.bn1(self.conv_stem(made_ready(x, self.network.channels))))
 
     def forward_features(self, x: Tensor) -> Tensor:
         """What the blocks make of images."""
@@ -106,8 +106,13 @@ class MobileNetV3(Trunk):
         self.num_classes = num_classes
         self.dropout = network.dropout if dropout is None else dropout
         self.global_pool = nn.AdaptiveAvgPool2d(1)
-        if not self.last_in_blocks:
-            self.conv_head: nn.Module = pointwise(network.blocks[-1].out, network.last, network)
+        self.conv_head: nn.Module
+        self.bn2: nn.Module
+        self.act2: nn.Module
+        if not network.last:
+            self.conv_head, self.bn2, self.act2 = nn.Identity(), nn.Identity(), nn.Identity()
+        elif not self.last_in_blocks:
+            self.conv_head = pointwise(network.blocks[-1].out, network.last, network)
             self.bn2 = batch_norm(network.last, network)
             self.act2 = activation(network.last_activation)
         elif network.head:
@@ -116,7 +121,7 @@ class MobileNetV3(Trunk):
         else:
             self.conv_head = self.act2 = nn.Identity()
         self.classifier: nn.Module = nn.Linear(network.features, num_classes) if num_classes else nn.Identity()
-        self.num_features, self.head_hidden_size = network.last, network.features
+        self.num_features, self.head_hidden_size = network.map_channels, network.features
         self.feature_info = FeatureInfo(pyramid(network))
 
     def get_classifier(self) -> nn.Module:

@@ -43,11 +43,12 @@ class Plain(nn.Module):
         if operation.kind in ("add", "multiply"):
             return given[0] + given[1] if operation.kind == "add" else given[0] * given[1]
         x, weight = given[0], self.get_buffer(f"weight_{number}")
+        stride, dilation = operation.stride, operation.dilation
         sides = zip(x.shape[2:], weight.shape[2:], strict=True)
-        (top, bottom), (left, right) = (same_padding(side, kernel, operation.stride) for side, kernel in sides)
+        (top, bottom), (left, right) = (same_padding(side, kernel, stride, dilation) for side, kernel in sides)
         padding = (top, left)
         if (top, left) != (bottom, right):
             x, padding = F.pad(x, (left, right, top, bottom)), (0, 0)
         bias = self.get_buffer(f"bias_{number}")
-        x = F.conv2d(x, weight, bias, operation.stride, padding, groups=operation.groups)
+        x = F.conv2d(x, weight, bias, stride, padding, dilation, operation.groups)
         return ACTIVATIONS[operation.activation](x) if operation.activation else x

@@ -64,9 +64,9 @@ def diagnose(port: Port, target: Target, images: np.ndarray) -> list[Cause]:
     inputs = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
     models = {dtype: ported_model(whole, dtype) for dtype in ("float32", "float64")}
 
-    networks: dict[tuple[str, ...], MobileNetV3] = {}
+    networks: dict[tuple[str, ...], Any] = {}
 
-    def changed(mistakes: tuple[Mistake, ...], dtype: str) -> MobileNetV3:
+    def changed(mistakes: tuple[Mistake, ...], dtype: str) -> Any:
         """Our network with these mistakes. Networks with one mistake are kept, since pairs begin with them."""
         changes = tuple(mistake for mistake in mistakes if mistake.change is not None)
         if not changes:

@@ -93,6 +93,7 @@ def verify(
     keep_background: bool = False,
     fold_bn: bool = False,
     fake_quant: bool | None = None,
+    backbone: bool = False,
     reference: str = "auto",
     dtype: Dtype = "both",
     sizes: Sequence[Size] | None = None,
@@ -117,6 +118,7 @@ def verify(
         fold_bn: See there.
         fake_quant: What was trained for 8 bits is compared in them, unless this is False or the artifact is its float
             network.
+        backbone: Compare the network inside a larger model.
         reference: ``auto``, ``frozen``, ``meta``, ``keras``, ``tflite``, ``tf.nn`` or an ``.npz``.
         dtype: ``float64`` asks whether it is the same function, ``float32`` whether it is as exact as TensorFlow's own
             float32, ``both`` both.
@@ -139,7 +141,7 @@ def verify(
         >>> verdict.passed, len(verdict.worst_rows())
         (True, 50)
     """
-    options = PortOptions(variant, mapping, weights, layout, keep_background, None, fold_bn, fake_quant)
+    options = PortOptions(variant, mapping, weights, layout, keep_background, None, fold_bn, fake_quant, backbone)
     inputs = Inputs(None if sizes is None else tuple(sizes), images, seed)
     check = open_check(checkpoint, artifact, options, Against(reference, dtype, inputs, weights_file))
     if deployed:
@@ -155,7 +157,7 @@ def verify(
 def _causes(check: Check, sizes: Sequence[Size] | None) -> list[Cause]:
     """The causes of the difference: of the port's logits, or of the reference's if the port is as planned."""
     port, candidate, reference = check.port, check.candidate, check.reference
-    if port is None or not port.classes or 0 < len(candidate.changed) <= FEW:
+    if port is None or not port.classes or port.network.segmentation is not None or 0 < len(candidate.changed) <= FEW:
         return []
     size = reference.size or candidate.size or (sizes[0] if sizes else (port.mapping.input.size,) * 2)
     images = reference.samples[0].images if reference.samples else noise(size, seed=0).images

@@ -47,6 +47,11 @@ class Card:
         return is_googles(self.port)
 
     @property
+    def segmenter(self) -> bool:
+        """Whether it gives a class for every pixel."""
+        return self.port.network.segmentation is not None
+
+    @property
     def not_in_timm(self) -> str | None:
         """Why timm does not load the folder; None where it does."""
         return why_not_timm(self.port.mapping, self.metadata)
@@ -97,6 +102,7 @@ def model_card(card: Card) -> bytes:
         verdict=card.verdict,
         evaluation=card.evaluation,
         taps=pyramid(port.network),
+        segmenter=card.segmenter,
     )
     return text.encode()
 
@@ -109,10 +115,11 @@ def _plain(text: str) -> str:
 
 def _front_matter(card: Card) -> dict[str, Any]:
     in_timm = card.not_in_timm is None
+    task_tag = "image-segmentation" if card.segmenter else "image-classification"
     found: dict[str, Any] = {
-        "tags": ["image-classification", *(["timm"] if in_timm else []), "mobilenetv3"],
+        "tags": [task_tag, *(["timm"] if in_timm else []), "mobilenetv3"],
         "library_name": "timm" if in_timm else "pytorch",
-        "pipeline_tag": "image-classification",
+        "pipeline_tag": task_tag,
     }
     if card.license:
         found["license"] = card.license
@@ -134,11 +141,11 @@ def _model_index(card: Card, operations: int) -> dict[str, Any]:
     port, spec, evaluation = card.port, card.port.mapping.input, card.evaluation
     training = port.mapping.training if card.googles else None
     metadata: dict[str, Any] = {
-        "FLOPs": operations,
+        **({} if card.segmenter else {"FLOPs": operations}),
         "Parameters": card.parameters,
         "File Size": card.weights.stat().st_size,
         "Architecture": _architecture(port.network, port.plan.num_classes),
-        "Tasks": ["Image Classification"],
+        "Tasks": ["Semantic Segmentation" if card.segmenter else "Image Classification"],
     }
     if training:
         metadata |= {

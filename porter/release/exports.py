@@ -22,13 +22,14 @@ from porter.jobs.convert import plan_port
 from porter.jobs.create import OpenedModel, gate_folded, open_model
 from porter.jobs.deploy import model_program
 from porter.mapping.options import PathLike, PortOptions
-from porter.models.mobilenet_v3 import MobileNetV3
+from porter.models.build import Whole
+from porter.models.lraspp import LRASPP
 from porter.models.plain import Plain
 from porter.parity.candidates.candidate import Output
 from porter.parity.compare import SAME_LEVEL, Row, compare
 from porter.parity.references.interpreter import interpreter
 from porter.parity.references.recorded import recorded
-from porter.parity.references.reference import Values
+from porter.parity.references.reference import Values, thin
 
 Export = Literal["onnx", "tflite", "pte", "pt2", "torchscript"]
 SUFFIXES: dict[Export, str] = {"torchscript": "ts"}  # others are their own
@@ -45,9 +46,9 @@ class Exported(NamedTuple):
     path: Path
 
     @property
-    def model(self) -> MobileNetV3:
-        """The classifier."""
-        return self.opened.classifier
+    def model(self) -> Whole:
+        """The classifier or segmenter."""
+        return self.opened.whole
 
     @property
     def size(self) -> tuple[int, int]:
@@ -67,14 +68,17 @@ def write_exports(
     if not kinds:
         return {}
     opened = open_model(artifact, PortOptions(mapping=mapping))
-    model, background = opened.classifier, opened.mapping.classes.background
+    model, background = opened.whole, opened.mapping.classes.background
+    if isinstance(model, LRASPP) and set(kinds) - {"onnx"}:
+        raise ArtifactError(f"{artifact.name}: a segmenter has an ONNX form alone")
+    compared = "semantic" if isinstance(model, LRASPP) else "Logits"
     against = recorded(reference)
     images = against.samples[0].images
-    found_there = dict(against.run(images, ["Logits"]))
-    if "Logits" not in found_there:
+    found_there = dict(against.run(images, [compared]))
+    if compared not in found_there:
         raise ArtifactError(f"{artifact.name}: a feature extractor; exports are of classifiers")
-    logits, noise = found_there["Logits"]
-    if background is not None and logits.shape[1] > getattr(model, "num_classes", 0):
+    logits, noise = found_there[compared]
+    if background is not None and compared == "Logits" and logits.shape[1] > model.num_classes:
         logits = np.delete(logits, background, axis=1)
     expected = Values(logits[:1], noise)
     # Twice the image: the batch is another than the one exported with
@@ -83,7 +87,10 @@ def write_exports(
     for kind in kinds:
         path = artifact.with_suffix(f".{SUFFIXES.get(kind, kind)}")
         run = _WRITERS[kind](Exported(opened, artifact, mapping, batch[:1], path))
-        furthest = max((_compared(one[None], expected, opened.fake_quant) for one in run(batch)), key=_excess)
+        outputs = run(batch)
+        if compared != "Logits":
+            outputs = thin(outputs, against.keep)
+        furthest = max((_compared(one[None], expected, opened.fake_quant) for one in outputs), key=_excess)
         error = furthest.distance
         if not furthest.passed:
             raise NoParityError(f"{path.name}: no parity: logits are {error:.1e} of their scale off: nothing released")
@@ -109,6 +116,8 @@ def write_onnx(exported: Exported) -> Run:
         raise ArtifactError(f"the ONNX export needs pip install 'mnv3-port[onnx]' ({error})") from error
     exported.path.write_bytes(onnx_bytes(model_program(exported.model), exported.size, exported.opened.metadata))
     session = onnxruntime.InferenceSession(str(exported.path), providers=["CPUExecutionProvider"])
+    if isinstance(exported.model, LRASPP):
+        return lambda batch: np.asarray(session.run(["semantic"], {IMAGE: batch})[0]).transpose(0, 2, 3, 1)
     return lambda batch: np.asarray(session.run(None, {IMAGE: batch})[0])
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from porter.jobs.inspect import Inspection
-from porter.mapping.plan import Plan
+from porter.mapping.plan import NOT_BACKBONE, Plan
+
+MOST_SCOPES = 8  # that are named; a detector has 40
 
 if TYPE_CHECKING:  # it needs torch, and listing a checkpoint does not
     from porter.jobs.diff import Difference
@@ -50,12 +53,12 @@ def port_lines(plan: Plan, read: str, weights: str, variant_found: bool) -> Iter
     yield f"read      {read}"
     yield f"weights   {weights}"
     yield f"variant   {plan.variant}{' (found from the shapes)' if variant_found else ''}"
-    ignored = (
-        f"{len(plan.ignored)} ignored ({', '.join(sorted(set(plan.ignored.values())))})"
-        if plan.ignored
-        else "0 ignored"
-    )
-    yield f"mapped    {len(plan.steps)} variables, none left over; {ignored}"
+    left = [name for name, reason in plan.ignored.items() if reason == NOT_BACKBONE]
+    reasons = sorted(set(plan.ignored.values()) - {NOT_BACKBONE})
+    ignored = f"{len(plan.ignored) - len(left)} ignored" + (f" ({', '.join(reasons)})" if reasons else "")
+    yield f"mapped    {len(plan.steps)} variables, {f'{len(left)} left' if left else 'none left over'}; {ignored}"
+    if left:
+        yield f"left      {_by_scope(left, [step.source for step in plan.steps])}"
     yield f"classes   {plan.num_classes}{' (background dropped)' if plan.background_dropped else ''}"
     norms = ", batch norms folded" if plan.bn_folded else ""
     fold = f", {plan.source_gate:.6g} folded into {gate_folded} project weights" if gate_folded else ""
@@ -80,6 +83,21 @@ def difference_lines(found: Sequence[Difference]) -> Iterator[str]:
 
 def _shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "scalar"
+
+
+def _by_scope(names: Sequence[str], inside: Sequence[str]) -> str:
+    """``decoder 4, aspp0 5``: how many lie in each scope beside that of ``inside``, the network's variables."""
+    scope = _shared(inside)
+    counts = Counter("/".join(name.split("/")[: len(_shared([name, "/".join(scope)])) + 1]) for name in names)
+    shown = [f"{scope} {count}" for scope, count in list(counts.items())[:MOST_SCOPES]]
+    more = len(counts) - len(shown)
+    return ", ".join(shown) + (f" and {more} more scopes" if more else "")
+
+
+def _shared(names: Sequence[str]) -> list[str]:
+    """The scopes that all ``names`` begin with."""
+    together = zip(*(name.split("/") for name in names), strict=False)
+    return [parts[0] for parts in itertools.takewhile(lambda parts: len(set(parts)) == 1, together)]
 
 
 def _columns(header: Sequence[str], rows: list[list[str]]) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from porter.imagenet.images import Size
-from porter.models.mobilenet_v3 import MobileNetV3
+from porter.models.build import Whole
 from porter.parity.references.reference import Noise, thin
 
 Question = Literal["function", "rounding"]
@@ -57,5 +57,5 @@ class Candidate:
     planned: bool = False
     deployed: bool = False
     size: Size | None = None
-    model: MobileNetV3 | None = None
+    model: Whole | None = None
     digests: dict[str, str] = field(default_factory=dict)

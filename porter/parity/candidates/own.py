@@ -14,6 +14,7 @@ from torch import Tensor
 from porter.architecture.endpoints import CLASS_ENDPOINTS
 from porter.artifacts.files import Artifact, load_artifact
 from porter.artifacts.locate import ArtifactFile
+from porter.artifacts.variant import class_count
 from porter.errors import ArtifactError
 from porter.formats.checkpoint import sha256
 from porter.jobs.convert import Port, plan_opened
@@ -22,8 +23,8 @@ from porter.jobs.deploy import deploy
 from porter.mapping.apply import carry_out
 from porter.mapping.options import ArtifactLayout, PathLike, PortOptions
 from porter.mapping.plan import Plan
+from porter.models.build import Whole, build_model
 from porter.models.endpoints import capture
-from porter.models.mobilenet_v3 import MobileNetV3
 from porter.parity.candidates.candidate import Candidate, Output, Outputs, Question
 from porter.parity.streams import streamed
 
@@ -46,10 +47,10 @@ def artifact(file: ArtifactFile, port: Port, mapping: PathLike | None) -> Candid
     batch norms rounds); that rounding counts as its float32's. Raises ArtifactError where it does not fit.
     """
     stored = load_artifact(file)
-    single = open_model(file, PortOptions(port.mapping.variant, mapping, fake_quant=False)).classifier
+    single = open_model(file, PortOptions(port.mapping.variant, mapping, fake_quant=False)).whole
     metadata = stored.metadata
     exact_tensors, changed = unrounded(stored, port, "slim" if metadata and metadata.layout == "slim" else "timm")
-    exact = MobileNetV3(single.network, single.num_classes).double()
+    exact = build_model(single.network, single.num_classes).double()
     exact.load_state_dict(exact_tensors)
     found = in_both_precisions(file.given, single, exact.eval())
     digests = {file.path.name: sha256(file.path)}
@@ -62,14 +63,14 @@ def recorded_artifact(path: Path, mapping: PathLike | None) -> Candidate:
     opened = open_model(path, options)
     if opened.fake_quant:
         return quantised(opened, path)
-    single, exact = opened.classifier, open_model(path, options, layout="slim").classifier
+    single, exact = opened.whole, open_model(path, options, layout="slim").whole
     found = in_both_precisions(str(path), single, exact.double())
     return replace(found, rounded_weights=single.network.bn_folded, digests=opened.digests)
 
 
 def quantised(opened: OpenedModel, named: PathLike | None) -> Candidate:
     """A model with fake quantisation, which computes levels; ``named`` as the artifact was, None for a port."""
-    model = opened.classifier
+    model = opened.whole
 
     def run(images: np.ndarray, _questions: frozenset[Question]) -> Outputs:
         for endpoint, tensor in streamed(_computation(model, images)):
@@ -81,34 +82,35 @@ def quantised(opened: OpenedModel, named: PathLike | None) -> Candidate:
 
 def deployed(candidate: Candidate) -> Candidate:
     """``candidate`` with its float32 computed by the form for inference, every endpoint an output of the graph."""
-    assert candidate.model is not None
-    fast = deploy(candidate.model)
+    model = candidate.model
+    assert model is not None
 
     def run(images: np.ndarray, questions: frozenset[Question]) -> Outputs:
+        fast = deploy(model, (images.shape[1], images.shape[2]))
         inputs = torch.from_numpy(images).permute(0, 3, 1, 2)
         singles = fast.endpoints(inputs)
-        # The graph that users run has one output, and is fused otherwise
-        singles["Logits"] = fast(inputs).numpy()
-        singles["Predictions"] = torch.from_numpy(singles["Logits"]).softmax(1).numpy()
+        if "Logits" in singles:  # the graph that users run has one output, and is fused otherwise
+            singles["Logits"] = fast(inputs).numpy()
+            singles["Predictions"] = torch.from_numpy(singles["Logits"]).softmax(1).numpy()
         for name, output in candidate.run(images, questions):
             yield name, output._replace(single=_like_map(name, singles[name]))
 
     return replace(candidate, name=f"{candidate.name or 'the port'}, deployed", run=run, deployed=True)
 
 
-def ported_model(port: Port, dtype: Any) -> MobileNetV3:
+def ported_model(port: Port, dtype: Any) -> Whole:
     """The port in memory, as ``convert`` would write it, in ``dtype`` (float32 or float64); in eval mode."""
-    model = MobileNetV3(port.target_network, port.plan.num_classes).to(getattr(torch, dtype))
+    model = build_model(port.target_network, port.plan.num_classes).to(getattr(torch, dtype))
     tensors = carry_out(port.plan, port.checkpoint, dtype).tensors
     model.load_state_dict({name: torch.from_numpy(values) for name, values in tensors.items()})
     return model.eval()
 
 
-def in_both_precisions(name: str, single: MobileNetV3, exact: MobileNetV3) -> Candidate:
+def in_both_precisions(name: str, single: Whole, exact: Whole) -> Candidate:
     """A candidate that runs ``single`` (float32) and ``exact`` (float64) side by side."""
 
     def run(images: np.ndarray, questions: frozenset[Question]) -> Outputs:
-        runs: dict[Question, MobileNetV3] = {"function": exact, "rounding": single}
+        runs: dict[Question, Whole] = {"function": exact, "rounding": single}
         streams = {
             question: streamed(_computation(runs[question], images)) for question in runs if question in questions
         }
@@ -143,7 +145,7 @@ def unrounded(artifact: Artifact, port: Port, layout: ArtifactLayout) -> tuple[d
 
 def _plan_like(artifact: Artifact, port: Port, layout: ArtifactLayout) -> Plan:
     """The plan that makes what ``artifact`` is: its classes, and its batch norms or none."""
-    classes = len(artifact.tensors.get("classifier.bias", ()))
+    classes = class_count(artifact.tensors)
     fold_bn = "conv_stem.bias" in artifact.tensors
     background = classes == port.classes
     options = PortOptions(layout=layout, keep_background=background, fold_bn=fold_bn, fake_quant=False)
@@ -162,7 +164,7 @@ def _refuse_others(found: Mapping[str, Tensor], planned: Mapping[str, np.ndarray
         raise ArtifactError(f"the artifact is not a port of the checkpoint ({len(problems)} problems):", problems[:20])
 
 
-def _computation(model: MobileNetV3, images: np.ndarray) -> Callable[[Callable[[tuple[str, Tensor]], None]], None]:
+def _computation(model: Whole, images: np.ndarray) -> Callable[[Callable[[tuple[str, Tensor]], None]], None]:
     inputs = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
     dtype = next(model.parameters()).dtype
 

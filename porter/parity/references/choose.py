@@ -68,7 +68,8 @@ def _first(port: Port, sizes: tuple[Size, ...] | None) -> str:
     averaged = checkpoint.format == "graphdef" or checkpoint.weights.startswith("moving averages")
     if importlib.util.find_spec("tensorflow") is not None:
         trained_size = all(size == (port.mapping.input.size,) * 2 for size in sizes or ())
-        whole = port.classes or not port.network.head  # Keras has no network that ends between pooling and classes
+        # Keras has no network that ends between pooling and classes, and loads no part of a model
+        whole = (port.classes or not port.network.head) and not port.network.backbone
         if checkpoint.format == "keras" and port.mapping.keras and trained_size and whole:
             return "keras"
         if averaged and _frozen_beside(checkpoint):

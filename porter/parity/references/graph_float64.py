@@ -13,6 +13,7 @@ import numpy as np
 
 from porter.parity.references.graph_guard import constant
 from porter.parity.references.live_tensorflow import tensorflow
+from porter.parity.references.resize import splice_resize
 
 FLOAT, DOUBLE = 1, 2  # DT_FLOAT, DT_DOUBLE of tensorflow/core/framework/types.proto
 # Fractions that code writes, such as 1 / 6: a denominator beyond it would make a decimal such as 0.16667 a fraction
@@ -22,7 +23,8 @@ LARGEST_DENOMINATOR = 64
 def in_float64(graph: Any) -> Any:
     """``graph`` (as ``guarded`` gives it) with every float32 tensor in float64, under the same names.
 
-    Batch norms, whose fused operation TensorFlow does not have in float64, become additions and multiplications.
+    Batch norms, whose fused operation TensorFlow does not have in float64, become additions and multiplications;
+    resizing, which gives float32, becomes products of matrices.
     """
     double = type(graph)()
     double.versions.CopyFrom(graph.versions)
@@ -30,6 +32,9 @@ def in_float64(graph: Any) -> Any:
     for node in graph.node:
         if node.op.startswith("FusedBatchNorm"):
             _batch_norm(double, node)
+            continue
+        if node.op == "ResizeBilinear":
+            splice_resize(double, node)
             continue
         copy = double.node.add()
         copy.CopyFrom(node)

@@ -21,7 +21,8 @@ ALLOWED = frozenset(
         "FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3",
         "Add", "AddV2", "Sub", "Mul", "RealDiv", "Rsqrt", "Maximum", "Minimum",
         "Relu", "Relu6", "Sigmoid", "Softmax",
-        "Mean", "AvgPool", "Pad", "Reshape", "Squeeze", "ExpandDims", "Shape", "StridedSlice", "Pack",
+        "Mean", "AvgPool", "ResizeBilinear", "SpaceToBatchND", "BatchToSpaceND",
+        "Pad", "Reshape", "Squeeze", "ExpandDims", "Shape", "StridedSlice", "Pack",
     )
 )  # fmt: skip
 VARIABLES = frozenset(("Variable", "VariableV2", "VarHandleOp"))  # replaced by constants before TensorFlow sees them

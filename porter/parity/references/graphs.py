@@ -15,6 +15,7 @@ import numpy as np
 from porter.architecture.layers import layers
 from porter.architecture.network import Network
 from porter.errors import ParityError
+from porter.imagenet.images import Size
 from porter.jobs.convert import Port
 from porter.parity.references.graph_float64 import in_float64, pooling_everything
 from porter.parity.references.graph_guard import READS, guarded, node_of
@@ -89,7 +90,23 @@ def _reference(name: str, path: str, definition: Any, port: Port, values: dict[s
         have = [name for name in names if name in operations]
         yield from paired(have, compute(images, "float64", have), compute(images, "float32", have))
 
-    return Reference(name, run, missing=tuple(endpoint for endpoint, operation in found.items() if not operation))
+    missing = tuple(endpoint for endpoint, operation in found.items() if not operation)
+    return Reference(name, run, missing=missing, size=_fixed_size(definition, network, scope))
+
+
+def _fixed_size(definition: Any, network: Network, scope: str) -> Size | None:
+    """The size of images that a segmentation graph's resizing is written for: that which its last map comes from."""
+    if network.segmentation is None:
+        return None
+    nodes = {node.name: node for node in definition.node}
+    parent = scope.rpartition("/")[0]
+    resize = nodes.get(f"{parent}/ResizeBilinear" if parent else "ResizeBilinear")
+    size = nodes.get(node_of(resize.input[1])) if resize is not None and len(resize.input) > 1 else None
+    if size is None or size.op != "Const":
+        return None
+    height, width = (int(side) for side in tensorflow().make_ndarray(size.attr["value"].tensor).reshape(-1)[:2])
+    stride = network.total_stride
+    return (height - 1) * stride + 1, (width - 1) * stride + 1
 
 
 def paired(names: Sequence[str], exact: list[np.ndarray], single: list[np.ndarray]) -> Iterator[tuple[str, Values]]:
@@ -148,6 +165,16 @@ def endpoint_operations(network: Network, scope: str) -> dict[str, list[str]]:
                 found[endpoint] = [f"{inside}/output", f"{inside}/add", f"{at}/BatchNorm/FusedBatchNormV3"]
             elif kind == "pool" and endpoint != "global_pool":
                 found[endpoint] = [f"{scope}/AvgPool2D/AvgPool"]
+    if network.segmentation is not None:
+        parent = scope.rpartition("/")[0]
+        above = f"{parent}/" if parent else ""
+        return {name: names for name, names in found.items() if name != "global_pool"} | {
+            "image_pooling": [f"{above}image_pooling/BiasAdd"],
+            "aspp0": [f"{above}aspp0/Relu"],
+            "decoder_conv0": [f"{above}decoder/decoder_conv0/BiasAdd"],
+            "feature_projection0": [f"{above}decoder/feature_projection0/BiasAdd"],
+            "semantic": [f"{above}semantic"],
+        }
     found["Logits"] = [f"{scope}/Logits/output", f"{scope}/Logits/Squeeze"]
     found["Predictions"] = [f"{scope}/Predictions/Reshape_1", f"{scope}/Predictions/Softmax"]
     return found

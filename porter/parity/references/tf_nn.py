@@ -7,7 +7,7 @@ padding is TensorFlow's. It runs at any size, in float32 or float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -19,6 +19,7 @@ from porter.jobs.convert import Port
 from porter.mapping.rules import expected_variables
 from porter.parity.references.live_tensorflow import stored_values, tensorflow
 from porter.parity.references.reference import Endpoints, Reference, Values, noise_between
+from porter.parity.references.resize import resize_exactly
 
 Fetch = Callable[[str], Any]
 Pair = Callable[[str, str], tuple[Any, Any]]  # (scope, module)
@@ -82,7 +83,10 @@ def graph(port: Port, dtype: str) -> Callable[[Any], Layers]:
     stored = stored_values(checkpoint)
 
     def fetch(name: str) -> Any:
-        values = stored(names["/".join(filter(None, (mapping.scope, name)))])
+        scope = mapping.scope
+        if name.startswith("../"):
+            scope, name = scope.rpartition("/")[0], name.removeprefix("../")
+        values = stored(names["/".join(filter(None, (scope, name)))])
         return tf.constant(values.astype("float64" if fake_quant else dtype))
 
     def quantize(at: str, x: Any) -> Any:
@@ -108,10 +112,10 @@ def _of_biases(tf: Any, port: Port, dtype: str) -> Callable[[Any], Layers]:
         three = 3.0 if bias.gate_shift and checkpoint[bias.source].fused == "relu6" else 0.0
         return tf.constant(kernel.astype(dtype)), tf.constant(checkpoint[bias.source].read().astype(dtype) - three)
 
-    def convolved(scope: str, module: str, _norm: str, x: Any, stride: int = 1) -> Any:
+    def convolved(scope: str, module: str, _norm: str, x: Any, stride: int = 1, rate: int = 1) -> Any:
         kernel, bias = pair(scope, module)
         if scope.endswith("depthwise"):
-            return tf.nn.depthwise_conv2d(x, kernel, [1, stride, stride, 1], "SAME") + bias
+            return _depthwise(tf, x, kernel, stride, rate) + bias
         return tf.nn.conv2d(x, kernel, stride, "SAME") + bias
 
     net = _Net(tf, network, port.classes > 0)
@@ -121,15 +125,17 @@ def _of_biases(tf: Any, port: Port, dtype: str) -> Callable[[Any], Layers]:
 def _forward(net: _Net, fetch: Fetch, quantize: Quantize, x: Any) -> Layers:
     tf, network = net.tf, net.network
 
-    def convolved(scope: str, _module: str, _norm: str, x: Any, stride: int = 1) -> Any:
+    def convolved(
+        scope: str, _module: str, _norm: str, x: Any, stride: int = 1, rate: int = 1, epsilon: float = network.epsilon
+    ) -> Any:
         mean, variance, beta, gamma = (
             fetch(f"{scope}/BatchNorm/{name}") for name in ("moving_mean", "moving_variance", "beta", "gamma")
         )
         if scope.endswith("depthwise"):
-            x = tf.nn.depthwise_conv2d(x, fetch(f"{scope}/depthwise_weights"), [1, stride, stride, 1], "SAME")
+            x = _depthwise(tf, x, fetch(f"{scope}/depthwise_weights"), stride, rate)
         else:
             x = tf.nn.conv2d(x, fetch(f"{scope}/weights"), stride, "SAME")
-        return tf.nn.batch_normalization(x, mean, variance, beta, gamma, network.epsilon)
+        return tf.nn.batch_normalization(x, mean, variance, beta, gamma, epsilon)
 
     return _layers(net, _slim_pair(fetch), quantize, convolved, x)
 
@@ -141,7 +147,7 @@ def _slim_pair(fetch: Fetch) -> Pair:
 def _forward_folded(net: _Net, fetch: Fetch, quantize: Quantize, x: Any) -> Layers:
     tf, network = net.tf, net.network
 
-    def convolved(scope: str, module: str, norm: str, x: Any, stride: int = 1) -> Any:
+    def convolved(scope: str, module: str, norm: str, x: Any, stride: int = 1, rate: int = 1) -> Any:
         mean, variance, beta, gamma = (
             fetch(f"{scope}/BatchNorm/{name}") for name in ("moving_mean", "moving_variance", "beta", "gamma")
         )
@@ -151,13 +157,17 @@ def _forward_folded(net: _Net, fetch: Fetch, quantize: Quantize, x: Any) -> Laye
         if scope.endswith("depthwise"):
             weights = fetch(f"{scope}/depthwise_weights") * factor[:, None]
             weights = quantize(f"{module}.weight", tf.cast(tf.cast(weights, tf.float32), x.dtype))
-            x = tf.nn.depthwise_conv2d(x, weights, [1, stride, stride, 1], "SAME")
+            x = _depthwise(tf, x, weights, stride, rate)
         else:
             weights = tf.cast(tf.cast(fetch(f"{scope}/weights") * factor, tf.float32), x.dtype)
             x = tf.nn.conv2d(x, quantize(f"{module}.weight", weights), stride, "SAME")
         return quantize(norm, x + bias)
 
     return _layers(net, _slim_pair(fetch), quantize, convolved, quantize("input", x))
+
+
+def _depthwise(tf: Any, x: Any, kernel: Any, stride: int, rate: int) -> Any:
+    return tf.nn.depthwise_conv2d(x, kernel, [1, stride, stride, 1], "SAME", dilations=[rate, rate])
 
 
 def _layers(
@@ -167,12 +177,12 @@ def _layers(
     convolved: Callable[..., Any],
     x: Any,
 ) -> Layers:
-    """The network; ``convolved(scope, module, norm, x, stride)`` is a convolution with its batch norm.
+    """The network; ``convolved(scope, module, norm, x, stride, rate)`` is a convolution with its batch norm.
 
     ``pair`` gives weights (HWIO) and bias of one without.
     """
 
-    tf, network, classifier = net
+    tf, network, _ = net
 
     def activate(kind: str, module: str, x: Any) -> Any:
         return quantize(module, tf.nn.relu(x) if kind == "relu" else x * tf.nn.relu6(x + 3.0) * (1.0 / 6.0))
@@ -181,7 +191,7 @@ def _layers(
         weights, bias = pair(scope, module)
         return quantize(module, tf.nn.conv2d(x, quantize(f"{module}.weight", weights), 1, "SAME") + bias)
 
-    def block_outputs(block: Block, x: Any) -> Generator[tuple[str, Any], None, Any]:
+    def block_outputs(block: Block, x: Any) -> Layers:
         inputs, scope, module = x, block.scope, block.module
         number = 0
         if block.expands:
@@ -192,7 +202,8 @@ def _layers(
             yield f"{block.endpoint}/expansion_output", x
         if block.depthwise:
             number += 1
-            x = convolved(f"{scope}/depthwise", f"{module}.conv_dw", f"{module}.bn{number}", x, block.stride)
+            at = f"{scope}/depthwise", f"{module}.conv_dw", f"{module}.bn{number}"
+            x = convolved(*at, x, block.stride, block.dilation)
             x = activate(block.activation, f"{module}.act{number}", x)
             yield f"{block.endpoint}/depthwise_output", x
         if block.squeezed:
@@ -207,14 +218,60 @@ def _layers(
         x = quantize(module, x + inputs if block.residual else x)
         yield f"{block.endpoint}/output", x
         yield block.endpoint, x
-        return x
 
-    after = network.endpoint_after_blocks
     x = convolved("Conv", "conv_stem", "bn1", x, network.stem_stride)
     x = activate(network.stem_activation, "act1", x)
     yield "layer_1", x
+    low = x
     for block in network.blocks:
-        x = yield from block_outputs(block, x)
+        for name, value in block_outputs(block, x):
+            if network.segmentation is not None and name == network.segmentation.low:
+                low = value
+            yield name, value
+        x = value  # the last endpoint is what the block gives
+    if network.segmentation is not None:
+        yield from _segmenter(net, convolved, pair, x, low)
+    elif network.last:
+        yield from _after_blocks(net, convolved, biased, activate, quantize, x)
+
+
+def _segmenter(net: _Net, convolved: Any, pair: Pair, x: Any, low: Any) -> Layers:
+    """Last convolution and LR-ASPP head, on the last map and the inner one."""
+    tf, network, _ = net
+    head = network.segmentation
+    assert head is not None
+    x = convolved("Conv_1", network.last_conv, network.last_norm, x)
+    x = x * tf.nn.relu6(x + 3.0) * (1.0 / 6.0) if network.last_activation == "hard_swish" else tf.nn.relu(x)
+    yield network.endpoint_after_blocks(0), x
+
+    def biased(scope: str, x: Any) -> Any:
+        weights, bias = pair(f"../{scope}", "")
+        return tf.nn.conv2d(x, weights, 1, "SAME") + bias
+
+    def resized(x: Any, like: Any) -> Any:
+        size = tf.shape(like)[1:3]
+        if x.dtype == tf.float64:
+            return resize_exactly(tf, x, size)
+        return tf.compat.v1.image.resize_bilinear(x, size, align_corners=True)
+
+    window = [min(side, most) for side, most in zip(x.shape[1:3], head.window, strict=True)]
+    pooled = tf.nn.avg_pool2d(x, window, head.stride, "VALID")
+    pooled = biased("image_pooling", pooled)
+    yield "image_pooling", pooled
+    gate = tf.nn.relu6(pooled + 3.0) * network.gate
+    aspp = tf.nn.relu(convolved("../aspp0", "", "", x, epsilon=head.epsilon))
+    yield "aspp0", aspp
+    high = biased("decoder/decoder_conv0", resized(aspp * resized(gate, x), low))
+    yield "decoder_conv0", high
+    projected = biased("decoder/feature_projection0", low)
+    yield "feature_projection0", projected
+    yield "semantic", high + projected
+
+
+def _after_blocks(net: _Net, convolved: Any, biased: Any, activate: Any, quantize: Quantize, x: Any) -> Layers:
+    """Last convolution, pooling, head and classifier; those that there are."""
+    tf, network, classifier = net
+    after = network.endpoint_after_blocks
     x = convolved("Conv_1", network.last_conv, network.last_norm, x)
     x = activate(network.last_activation, network.last_act, x)
     yield after(0), x

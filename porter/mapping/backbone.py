@@ -1,0 +1,105 @@
+"""Finding the MobileNetV3 inside a larger model: below some scope, by Keras's names anywhere, or under other names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from porter.architecture.network import build_network
+from porter.errors import MappingError, Option
+from porter.formats import Checkpoint
+from porter.formats.dtypes import FLOATS
+from porter.mapping.files import list_backbones, list_variants, load_variant
+from porter.mapping.identify import NAMES, TENSORFLOW_NAMES
+from porter.mapping.matching import choose, find_scope
+from porter.mapping.plan import fit
+from porter.mapping.rules import Expected, expected_variables
+from porter.mapping.schema import VariantMapping
+
+
+class Backbone(NamedTuple):
+    """A mapping of what is inside, and how many of its variables fit."""
+
+    mapping: VariantMapping
+    fitting: int
+    expected: int
+
+    @property
+    def exact(self) -> bool:
+        """Every variable is there in the right shape."""
+        return self.fitting == self.expected
+
+
+def find_backbone(checkpoint: Checkpoint, variants: Sequence[str] | None = None) -> Backbone:
+    """The backbone of ``variants`` (all) that fits best.
+
+    Raises MappingError where two places hold one, as it does not follow which is meant.
+    """
+    candidates = sorted(_candidates(checkpoint, variants), key=lambda one: -one.fitting / one.expected)
+    exact = [one for one in candidates if one.exact]
+    scopes = sorted({one.mapping.scope for one in exact})
+    if len(scopes) > 1:
+        raise MappingError(
+            f"{checkpoint.given}: holds {len(scopes)} backbones, below {', '.join(scopes)}; name one as the `scope` of "
+            "a mapping file with `top: none`"
+        )
+    if candidates:
+        return candidates[0]
+    mapping = as_backbone(load_variant((variants or list_variants())[0]))
+    return Backbone(mapping, 0, len(fit(mapping, checkpoint).expected))
+
+
+def as_backbone(mapping: VariantMapping, scope: str | None = None) -> VariantMapping:
+    """``mapping`` without head and classifier, its variables below ``scope``, or where they were."""
+    return msgspec.structs.replace(mapping, top="none", scope=mapping.scope if scope is None else scope)
+
+
+def by_other_names(checkpoint: Checkpoint, variants: Sequence[str] | None = None) -> VariantMapping | None:
+    """A backbone whose variables have names of their own, where shapes and names leave no doubt; else None."""
+    floats = {name: variable for name, variable in checkpoint.items() if variable.dtype in FLOATS}
+    for variant in variants or (*list_variants(), *list_backbones()):
+        plain = as_backbone(load_variant(variant), scope="")
+        expected = expected_variables(plain, build_network(plain), classes=0)
+        expected = [want for want in expected if "Conv_2" not in want.source]
+        scope = find_scope(expected, floats)
+        choices = choose(expected, floats, scope)
+        if all(choice.certain for choice in choices):
+            renamed = {choice.wanted.source: str(choice.name) for choice in choices}
+            return msgspec.structs.replace(plain, variables=renamed)
+    return None
+
+
+def hint(checkpoint: Checkpoint) -> MappingError | None:
+    """The refusal of a larger model that holds a backbone; None where it holds none."""
+    found = find_backbone(checkpoint)
+    if not found.exact:
+        return None
+    return MappingError(
+        f"{checkpoint.given}: is no classifier of ours, but holds a {found.mapping.variant} backbone: to port these "
+        f"{found.expected} of its {len(checkpoint)} variables use",
+        option=Option("backbone"),
+    )
+
+
+def _candidates(checkpoint: Checkpoint, variants: Sequence[str] | None) -> Iterator[Backbone]:
+    for names in NAMES.get(checkpoint.format, TENSORFLOW_NAMES):
+        for variant in variants or (*list_variants(), *list_backbones()):
+            mapping = load_variant(variant, names)
+            for scope in _scopes(mapping, checkpoint):
+                scoped = as_backbone(mapping, scope)
+                expected = fit(scoped, checkpoint).expected
+                yield Backbone(scoped, sum(_fits(want, checkpoint) for want in expected), len(expected))
+
+
+def _scopes(mapping: VariantMapping, checkpoint: Checkpoint) -> list[str]:
+    """The scopes below which the first convolution lies."""
+    plain = as_backbone(mapping, scope="")
+    first = expected_variables(plain, build_network(plain), classes=0)[0]
+    names = [name for name in checkpoint if name == first.source or name.endswith(f"/{first.source}")]
+    return [name.removesuffix(first.source).rstrip("/") for name in names if checkpoint[name].shape == first.shape]
+
+
+def _fits(want: Expected, checkpoint: Checkpoint) -> bool:
+    return want.source in checkpoint and checkpoint[want.source].shape == want.shape
