@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
+from porter.architecture.layers import layers
 from porter.architecture.network import Block, Network
 from porter.errors import ParityError
 from porter.jobs.convert import Port
@@ -84,7 +85,7 @@ def graph(port: Port, dtype: str) -> Callable[[Any], Layers]:
 
     def fetch(name: str) -> Any:
         scope = mapping.scope
-        if name.startswith("../"):
+        while name.startswith("../"):
             scope, name = scope.rpartition("/")[0], name.removeprefix("../")
         values = stored(names["/".join(filter(None, (scope, name)))])
         return tf.constant(values.astype("float64" if fake_quant else dtype))
@@ -225,14 +226,40 @@ def _layers(
     low = x
     for block in network.blocks:
         for name, value in block_outputs(block, x):
-            if network.segmentation is not None and name == network.segmentation.low:
+            if name == network.inner_map:
                 low = value
             yield name, value
         x = value  # the last endpoint is what the block gives
-    if network.segmentation is not None:
+    if network.detection is not None:
+        yield from _detector(net, convolved, pair, x, low)
+    elif network.segmentation is not None:
         yield from _segmenter(net, convolved, pair, x, low)
     elif network.last:
         yield from _after_blocks(net, convolved, biased, activate, quantize, x)
+
+
+def _detector(net: _Net, convolved: Any, pair: Pair, x: Any, first: Any) -> Layers:
+    """Last convolution and SSDLite head, on the last map and the inner one."""
+    tf, network, _ = net
+    x = convolved("Conv_1", network.last_conv, network.last_norm, x)
+    x = x * tf.nn.relu6(x + 3.0) * (1.0 / 6.0) if network.last_activation == "hard_swish" else tf.nn.relu(x)
+    yield network.endpoint_after_blocks(0), x
+    maps, level, depthwise = [first, x], 0, x
+    for layer in layers(network, classes=1):
+        scope, [*_, (endpoint, _module, kind)] = layer.scope, layer.outputs or [("", "", "")]
+        if kind != "head":
+            continue
+        if scope.startswith("../../"):
+            level = int(scope.removeprefix("../../BoxPredictor_").partition("/")[0])
+        given = maps[level] if layer.depthwise and scope.startswith("../../") else depthwise
+        if layer.activation:
+            depthwise = tf.nn.relu6(convolved(scope, "", "", given, layer.stride))
+            yield endpoint, depthwise
+            if not scope.startswith("../../") and not layer.depthwise and "_2_Conv2d_" in scope:
+                maps.append(depthwise)
+        else:
+            weights, bias = pair(scope, "")
+            yield endpoint, tf.nn.conv2d(given, weights, 1, "SAME") + bias
 
 
 def _segmenter(net: _Net, convolved: Any, pair: Pair, x: Any, low: Any) -> Layers:
