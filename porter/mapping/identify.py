@@ -10,7 +10,11 @@ from porter.mapping.files import Names, list_detectors, list_segmenters, list_va
 from porter.mapping.plan import fit
 
 # What names to try in which format; a format not listed here holds TensorFlow's variables.
-NAMES: dict[str, tuple[Names, ...]] = {"tflite": ("tflite",), "keras": ("keras", "keras2", "keras_unnamed")}
+NAMES: dict[str, tuple[Names, ...]] = {
+    "tflite": ("tflite",),
+    "keras": ("keras", "keras2", "keras_unnamed"),
+    "tfjs": ("tfjs", "keras2", "keras", "slim"),
+}
 TENSORFLOW_NAMES: tuple[Names, ...] = ("slim", "keras2", "keras")
 
 

@@ -102,13 +102,15 @@ def graph(port: Port, dtype: str) -> Callable[[Any], Layers]:
 
 
 def _of_biases(tf: Any, port: Port, dtype: str) -> Callable[[Any], Layers]:
-    """The network of a .tflite's own values, whose batch norms are biases; its kernels are OHWI, or 1HWC."""
+    """The network of values whose batch norms are biases: a .tflite's (OHWI or 1HWC), a TensorFlow.js model's."""
     checkpoint, network = port.checkpoint, port.network
     entries = {want.target: want for want in expected_variables(port.mapping, network, port.classes)}
 
     def pair(_scope: str, module: str) -> tuple[Any, Any]:
         weights, bias = (entries[f"{module}.{part}"] for part in ("weight", "bias"))
-        kernel = checkpoint[weights.source].read().transpose(1, 2, 3, 0)
+        kernel = checkpoint[weights.source].read()
+        if weights.axes.endswith(("ohwi", "1hwc")):
+            kernel = kernel.transpose(1, 2, 3, 0)
         # relu6(x + 3) as one operation: the converter has added the 3 to the bias
         three = 3.0 if bias.gate_shift and checkpoint[bias.source].fused == "relu6" else 0.0
         return tf.constant(kernel.astype(dtype)), tf.constant(checkpoint[bias.source].read().astype(dtype) - three)
