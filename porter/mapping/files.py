@@ -19,7 +19,7 @@ from porter.mapping.schema import VariantMapping
 from porter.mapping.yaml_file import Document, overlay, read_yaml
 
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")  # it becomes the name of a file
-Names = Literal["slim", "keras", "keras2", "keras_unnamed", "tflite", "tfjs"]
+Names = Literal["slim", "keras", "keras2", "keras_unnamed", "tflite", "tfjs", "garden"]
 
 
 @functools.cache

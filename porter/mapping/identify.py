@@ -15,7 +15,7 @@ NAMES: dict[str, tuple[Names, ...]] = {
     "keras": ("keras", "keras2", "keras_unnamed"),
     "tfjs": ("tfjs", "keras2", "keras", "slim"),
 }
-TENSORFLOW_NAMES: tuple[Names, ...] = ("slim", "keras2", "keras")
+TENSORFLOW_NAMES: tuple[Names, ...] = ("slim", "keras2", "keras", "garden")
 
 
 class Match(NamedTuple):

@@ -17,6 +17,7 @@ from porter.architecture.layers import layers
 from porter.architecture.network import Block, Network
 from porter.errors import ParityError
 from porter.jobs.convert import Port
+from porter.mapping.files import list_variants, load_variant
 from porter.mapping.rules import expected_variables
 from porter.parity.references.live_tensorflow import stored_values, tensorflow
 from porter.parity.references.reference import Endpoints, Reference, Values, noise_between
@@ -77,10 +78,11 @@ def graph(port: Port, dtype: str) -> Callable[[Any], Layers]:
     tf = tensorflow()
     if network.bn_folded:
         return _of_biases(tf, port, dtype)
-    # Where another tool named the variables, its names for slim's
-    slim = expected_variables(msgspec.structs.replace(mapping, names={}, variables={}), network, port.classes)
-    ours = expected_variables(mapping, network, port.classes)
-    names = {theirs.source: own.source for theirs, own in zip(slim, ours, strict=True)}
+    # Where another tool named the variables, its names for slim's: both become the same entries
+    rules = load_variant(list_variants()[0])
+    slim = msgspec.structs.replace(mapping, names={}, variables={}, rules=rules.rules, batch_norm=rules.batch_norm)
+    own = {want.target: want.source for want in expected_variables(mapping, network, port.classes)}
+    names = {want.source: own[want.target] for want in expected_variables(slim, network, port.classes)}
     stored = stored_values(checkpoint)
 
     def fetch(name: str) -> Any:
