@@ -22,6 +22,7 @@ from porter.errors import PorterError
 from porter.formats import open_checkpoint
 from porter.formats.bundle_index import read_index
 from porter.formats.bundle_writer import write_bundle
+from porter.formats.graph_operations import graph_operations
 from porter.formats.table import read_table
 from porter.formats.table_writer import table_bytes
 from porter.jobs.convert import plan_port
@@ -86,6 +87,7 @@ def targets(folder: Path) -> Iterator[Target]:
     arrays = {"input": np.ones((1, 2, 2, 3), "f"), "ep/Logits": np.ones((1, 5)), "noise/Logits": np.array([1e-8, 1e-7])}
     np.savez_compressed(folder / "r.npz", **arrays)
     yield Target(".npz", folder / "r.npz", read_recorded)
+    yield Target("tfjs", _tfjs(folder / "js"), read_checkpoint)
     shutil.copy(mappings_folder() / "small_100.yaml", folder / "m.yaml")
     yield Target("mapping", folder / "m.yaml", load_mapping, share=10)
     try:
@@ -93,6 +95,24 @@ def targets(folder: Path) -> Iterator[Target]:
     except ImportError:
         return
     yield from _tensorflow_targets(tf, folder)
+
+
+def _tfjs(folder: Path) -> Path:
+    folder.mkdir()
+    weights = [
+        {"name": "a", "shape": [2, 3], "dtype": "float32"},
+        {
+            "name": "b",
+            "shape": [4],
+            "dtype": "float32",
+            "quantization": {"dtype": "uint8", "min": -1.5, "scale": 0.25, "original_dtype": "float32"},
+        },
+        {"name": "x/squeeze_excite/Conv_1/mul/y", "shape": [], "dtype": "float32"},
+    ]
+    (folder / "model.data-1").write_bytes(np.arange(6, dtype="<f4").tobytes() + bytes(range(4)) + b"\0\0\x80\x3f")
+    groups = [{"paths": ["model.data-1"], "weights": weights}]
+    (folder / "model.json").write_text(json.dumps({"format": "graph-model", "weightsManifest": groups}))
+    return folder / "model.json"
 
 
 def _artifact_targets(folder: Path) -> Iterator[Target]:
@@ -159,6 +179,7 @@ def _tensorflow_targets(tf, folder: Path) -> Iterator[Target]:
         hostile_files.graph((1 << 62, 0), float_val=[1.0]),
     )
     yield Target("frozen graph", folder / "frozen.pb", read_checkpoint, more=hostile)
+    yield Target("graph operations", folder / "frozen.pb", graph_operations, more=hostile)
     yield Target(
         ".tflite",
         _tflite(tf, folder),

@@ -130,7 +130,7 @@ def test_refused():
         fast(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
     with pytest.raises(porter.PorterError, match="only a float32 model"):
         porter.deploy(porter.create_model("small_075").double())
-    with pytest.raises(porter.PorterError, match="Linear: only a model of create_model"):
+    with pytest.raises(porter.PorterError, match="Linear: only create_model's classifiers"):
         porter.deploy(torch.nn.Linear(2, 2))
     changed = porter.create_model("small_075")
     changed.classifier = torch.nn.Sequential(torch.nn.Linear(1024, 10))

@@ -18,5 +18,5 @@ def endpoint_modules(network: Network, classes: int = 1) -> dict[str, str]:
 
 def endpoint_names(network: Network, classes: int) -> list[str]:
     """Every endpoint in the order of computation, the softmax of the logits at the end where there are ``classes``."""
-    chances = ["Predictions"] if classes and network.segmentation is None else []
+    chances = ["Predictions"] if classes and network.inner_map is None else []
     return [*endpoint_modules(network, classes), *chances]

@@ -52,14 +52,48 @@ class Layer(NamedTuple):
 
 def layers(network: Network, classes: int) -> Iterator[Layer]:
     """Every layer with weights, in the order of computation. 0 ``classes``: no classifier."""
-    if network.segmentation is None:
+    if network.inner_map is None:
         yield from _classifier(network, classes)
         return
     names = torchvision_names(network)
     for layer in _classifier(network, classes=0):
         outputs = tuple(output._replace(module=names[output.module]) for output in layer.outputs)
         yield layer._replace(module=names[layer.module], norm=layer.norm and names[layer.norm], outputs=outputs)
-    yield from _segmentation(network, network.segmentation.filters, classes)
+    if network.segmentation is not None:
+        yield from _segmentation(network, network.segmentation.filters, classes)
+    else:
+        yield from _detection(network, classes)
+
+
+def _detection(network: Network, classes: int) -> Iterator[Layer]:
+    """The head of a detector (object_detection's feature_map_generators.py and box predictors).
+
+    ``classes`` count the background. Scopes of predictors lie two above that of the network.
+    """
+    assert network.detection is not None
+
+    def output(endpoint: str, module: str) -> tuple[Output, ...]:
+        return (Output(endpoint, module, "head"),)
+
+    def unit(module: str, scope: str, shape: Shape, stride: int = 1, depthwise: bool = False) -> Layer:
+        outputs = output(scope.removeprefix("../../"), f"{module}.2")
+        layer = Layer(f"{module}.0", scope, shape, f"{module}.1", stride, outputs, activation="relu6")
+        return layer._replace(depthwise=depthwise)
+
+    last, channels = network.endpoint_after_blocks(0), [network.inner_channels, network.map_channels]
+    for number, depth in enumerate(network.detection.extra):
+        at, level, half = f"extras.{number}", number + 2, depth // 2
+        yield unit(f"{at}.0", f"{last}_1_Conv2d_{level}_1x1_{half}", (half, channels[-1], 1, 1))
+        scope = f"{last}_2_Conv2d_{level}_3x3_s2_{depth}"
+        yield unit(f"{at}.1", f"{scope}_depthwise", (half, 1, 3, 3), stride=2, depthwise=True)
+        yield unit(f"{at}.2", scope, (depth, half, 1, 1))
+        channels.append(depth)
+    for level, (count, inputs) in enumerate(zip(network.boxes, channels, strict=True)):
+        for module, name, values in (("boxes", "BoxEncoding", 4), ("classes", "Class", classes)):
+            at, scope = f"{module}.{level}", f"../../BoxPredictor_{level}/{name}Predictor"
+            yield unit(f"{at}.0", f"{scope}_depthwise", (inputs, 1, 3, 3), depthwise=True)
+            ends = output(scope.removeprefix("../../"), f"{at}.1")
+            yield Layer(f"{at}.1", scope, (count * values, inputs, 1, 1), outputs=ends)
 
 
 def _segmentation(network: Network, filters: int, classes: int) -> Iterator[Layer]:
@@ -76,7 +110,7 @@ def _segmentation(network: Network, filters: int, classes: int) -> Iterator[Laye
     high, low = f"{at}.high_classifier", f"{at}.low_classifier"
     yield Layer(high, "decoder/decoder_conv0", (classes, filters, 1, 1), outputs=output("decoder_conv0", high))
     ends = (*output("feature_projection0", low), *output("semantic", at))
-    yield Layer(low, "decoder/feature_projection0", (classes, network.low_channels, 1, 1), outputs=ends)
+    yield Layer(low, "decoder/feature_projection0", (classes, network.inner_channels, 1, 1), outputs=ends)
 
 
 def _classifier(network: Network, classes: int) -> Iterator[Layer]:

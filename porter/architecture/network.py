@@ -8,10 +8,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from porter.architecture.table import Activation, Architecture, BlockKind, Segmentation
+from porter.architecture.table import Activation, Architecture, BlockKind, Detection, Segmentation
 
 # What a mapping file may ask for; the largest network of the paper has 1,280 channels, 15 blocks and expansions of 8
 MOST, MOST_COUNT, MOST_BLOCKS = 1024, 65_536, 256
+MOST_LEVELS = 32  # maps and shapes of boxes; SSDLite has six of each
 NUMBER = re.compile(r"[0-9]{1,6}(\.[0-9]{1,12})?(/[0-9]{1,6})?")
 
 # Fused?, expansion 1? -> kind
@@ -72,8 +73,8 @@ class Network:
 
     ``last_conv``, ``last_norm`` and ``last_act`` are modules. ``last`` is 0 where the blocks are all, ``head`` where
     there is no convolution after pooling; ``bn_folded`` networks have biases for batch norms. ``backbone`` tells that
-    nothing is pooled: its last endpoint is a map. ``segmentation`` is the head of a segmenter, which has torchvision's
-    names of modules.
+    nothing is pooled: its last endpoint is a map. ``segmentation`` and ``detection`` are heads; with one, the modules
+    have torchvision's names.
     """
 
     channels: int
@@ -96,14 +97,27 @@ class Network:
     bn_folded: bool = False
     backbone: bool = False
     segmentation: Segmentation | None = None
+    detection: Detection | None = None
 
     @property
-    def low_channels(self) -> int:
-        """Channels of the map that the segmentation head takes beside the last one."""
-        assert self.segmentation is not None
-        number, _, inside = self.segmentation.low.removeprefix("layer_").partition("/")
-        block = self.blocks[int(number) - 2]
-        return block.out if inside in ("", "output") else block.expanded
+    def inner_map(self) -> str | None:
+        """The endpoint whose map a head takes beside the last one; None where there is no such head."""
+        if self.segmentation is not None:
+            return self.segmentation.low
+        return self.detection.first if self.detection is not None else None
+
+    @property
+    def inner_channels(self) -> int:
+        """Channels of that map."""
+        assert self.inner_map is not None
+        return self.blocks[int(self.inner_map.removeprefix("layer_").partition("/")[0]) - 2].expanded
+
+    @property
+    def boxes(self) -> list[int]:
+        """How many boxes a detector tells of each position, map by map."""
+        assert self.detection is not None
+        ratios = len(self.detection.anchors.ratios) + 1
+        return [3] + [ratios] * (len(self.detection.extra) + 1)
 
     @property
     def features(self) -> int:
@@ -183,11 +197,12 @@ def build_network(mapping: Architecture) -> Network:
     last = mapping.module.format(stage=blocks[-1].stage + 1, position=0)
     if table.output_stride is not None:
         blocks = _dilated(blocks, table.stem.stride, table.output_stride)
-    if mapping.segmentation is not None:
-        _check_segmentation(mapping.segmentation, blocks)
+    has_head = mapping.segmentation is not None or mapping.detection is not None
+    _check_heads(mapping, blocks)
     return Network(
         segmentation=mapping.segmentation,
-        backbone=mapping.segmentation is not None,
+        detection=mapping.detection,
+        backbone=has_head,
         channels=mapping.input.channels,
         stem=scaled(table.stem.out),
         stem_kernel=table.stem.kernel,
@@ -199,7 +214,7 @@ def build_network(mapping: Architecture) -> Network:
         last_norm=f"{last}.bn1" if table.head else "bn2",
         last_act=f"{last}.act" if table.head else "act2",
         last_activation=table.last.activation if table.last else "relu",
-        head=table.head.out if table.head and mapping.segmentation is None else 0,
+        head=table.head.out if table.head and not has_head else 0,
         head_activation=table.head.activation if table.head else "relu",
         gate=definition.gate,
         epsilon=definition.batch_norm.epsilon,
@@ -209,10 +224,29 @@ def build_network(mapping: Architecture) -> Network:
     )
 
 
-def _check_segmentation(head: Segmentation, blocks: Sequence[Block]) -> None:
-    ends = [end for block in blocks for end in (block.endpoint, f"{block.endpoint}/depthwise_output")]
-    if head.low not in ends:
-        raise ValueError(f"segmentation.low: {head.low[:60]!r} is none of {', '.join(ends)}")
+def _check_heads(mapping: Architecture, blocks: Sequence[Block]) -> None:
+    inner = [f"{block.endpoint}/{end}" for block in blocks for end in ("expansion_output", "depthwise_output")]
+    head, detection = mapping.segmentation, mapping.detection
+    if detection is not None:
+        if detection.first not in inner:
+            raise ValueError(f"detection.first: {detection.first[:60]!r} is none of {', '.join(inner)}")
+        counts, anchors = detection.extra, detection.anchors
+        if not all(1 <= count <= MOST_COUNT for count in counts) or len(counts) > MOST_LEVELS:
+            raise ValueError(f"detection.extra: at most {MOST_LEVELS} positive numbers of channels")
+        if (
+            not anchors.ratios
+            or len(anchors.ratios) > MOST_LEVELS
+            or not all(0 < one <= MOST for one in anchors.ratios)
+        ):
+            raise ValueError(f"detection.anchors.ratios: at most {MOST_LEVELS} positive numbers")
+        if not 0 < anchors.min_scale <= anchors.max_scale <= 1:
+            raise ValueError("detection.anchors: min_scale and max_scale lie between 0 and 1")
+        if len(detection.coder) != 4 or not all(0 < factor <= MOST for factor in detection.coder):
+            raise ValueError("detection.coder: has four positive numbers")
+    if head is None:
+        return
+    if head.low not in inner:
+        raise ValueError(f"segmentation.low: {head.low[:60]!r} is none of {', '.join(inner)}")
     for key, sides in (("window", head.window), ("stride", head.stride)):
         if len(sides) != 2 or not all(1 <= side <= MOST_COUNT for side in sides):
             raise ValueError(f"segmentation.{key}: is a height and a width, in positions")

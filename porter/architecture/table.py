@@ -6,7 +6,7 @@ from typing import Literal
 
 from msgspec import Struct, field
 
-Activation = Literal["relu", "hard_swish"]
+Activation = Literal["relu", "hard_swish", "relu6"]
 BlockKind = Literal["separable", "inverted_residual", "fused", "projection"]
 
 
@@ -110,6 +110,29 @@ class Segmentation(Struct, frozen=True, forbid_unknown_fields=True):
     low: str
 
 
+class Anchors(Struct, frozen=True, forbid_unknown_fields=True):
+    """What boxes are told by: ``ratios`` (width to height) at scales from ``min_scale`` to ``max_scale`` of the image.
+
+    On every map one more box, square, lies between its scale and the next; the first map has three boxes alone.
+    """
+
+    min_scale: float
+    max_scale: float
+    ratios: list[float]
+
+
+class Detection(Struct, frozen=True, forbid_unknown_fields=True):
+    """The SSDLite head: on the map of the endpoint ``first``, the last one, and further ones of ``extra`` channels.
+
+    ``coder`` are the factors of encoded centres and sizes (y, x, height, width).
+    """
+
+    first: str
+    extra: list[int]
+    anchors: Anchors
+    coder: list[float]
+
+
 class Architecture(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a network is made of.
 
@@ -123,4 +146,5 @@ class Architecture(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     module: str
     network: Table
     segmentation: Segmentation | None = None
+    detection: Detection | None = None
     bn_folded: bool = field(name="folded", default=False)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from porter.artifacts.locate import SUFFIXES, ArtifactFile, find_artifact
 from porter.artifacts.metadata import KEY, Metadata, decode, encode
-from porter.atomic import write_bytes
+from porter.atomic import atomic_write
 from porter.errors import ArtifactError
 from porter.mapping.options import PathLike
 
@@ -64,7 +64,9 @@ def save_arrays(path: Path, arrays: dict[str, np.ndarray], metadata: Metadata, f
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     padded = text + b" " * (-len(text) % 8)
-    write_bytes(path, len(padded).to_bytes(8, "little") + padded + data[8 + size :], force)
+    with atomic_write(path, force) as file:
+        file.write(len(padded).to_bytes(8, "little") + padded)
+        file.write(memoryview(data)[8 + size :])  # without another copy of the weights
 
 
 def _read(path: Path) -> Arrays:

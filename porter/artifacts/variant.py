@@ -16,15 +16,24 @@ from porter.mapping.schema import VariantMapping
 # Of a classifier, or of both inputs of a segmentation head
 CLASS_BIASES = ("classifier.bias", "classifier.high_classifier.bias", "classifier.low_classifier.bias")
 
+DETECTOR_BIAS, FIRST_BOXES = "classes.0.1.bias", 3
+
 
 def class_count(entries: Mapping[str, Sized]) -> int:
-    """Outputs of the classifier, or of the segmentation head, in a state dict; 0 without one."""
+    """Outputs of the classifier, or of another head, in a state dict; 0 without one.
+
+    A detector's first map has 3 boxes, each with a score for every class.
+    """
+    if DETECTOR_BIAS in entries:
+        return len(entries[DETECTOR_BIAS]) // FIRST_BOXES
     return next((len(entries[name]) for name in CLASS_BIASES if name in entries), 0)
 
 
 def network_as_stored(network: Network, entries: Container[str], metadata: Metadata | None) -> Network:
     """``network`` changed to fit a state dict: its gate, batch norms or biases, with or without head and last map."""
     gate = metadata.gate if metadata else network.gate
+    if network.detection is not None:
+        return replace(network, gate=gate)
     if network.segmentation is not None:
         segmentation = metadata.segmentation if metadata and metadata.segmentation else network.segmentation
         return replace(network, segmentation=segmentation, gate=gate)

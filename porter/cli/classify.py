@@ -38,21 +38,28 @@ preprocess_option = click.option(
 @click.option("--json", "as_json", is_flag=True, help="One JSON object an image, a line each.")
 @click.option("--html", type=FILE, metavar="FILE", help="Write a page of the images and their classes as well.")
 @click.option("--masks", type=FILE, metavar="FOLDER", help="Of a segmenter: write each image's mask here, as PNG.")
-@click.option("--force", is_flag=True, help="Overwrite masks.")
+@click.option("--boxes", type=FILE, metavar="FOLDER", help="Of a detector: write each image with its boxes here.")
+@click.option("--least", type=float, default=0.3, show_default=True, help="Of a detector: scores from this on.")
+@click.option("--force", is_flag=True, help="Overwrite masks or boxes.")
 def predict(
     source: str,
     images: tuple[str, ...],
     as_json: bool,
     html: Path | None,
     masks: Path | None,
+    boxes: Path | None,
     **options: Any,
 ) -> None:
     """Print the likeliest classes of IMAGES: files, all in a folder, a quoted pattern, or - for standard input."""
     if masks is not None:
         _write_masks(source, images, masks, options)
         return
+    if boxes is not None:
+        _write_boxes(source, images, boxes, as_json, options)
+        return
+    del options["least"]
     if options.pop("force"):
-        raise click.UsageError("--force is for --masks")
+        raise click.UsageError("--force is for --masks and --boxes")
     from porter.imagenet.labels import read_class_names
     from porter.jobs.predict import Settings, find_images, predict
 
@@ -95,20 +102,13 @@ def predict(
 
 def _write_masks(source: str, images: tuple[str, ...], folder: Path, options: dict[str, Any]) -> None:
     """A mask for each image, and the shares of its classes."""
-    from porter.atomic import refuse_existing, write_bytes
+    from porter.atomic import write_bytes
     from porter.imagenet.labels import read_class_names
     from porter.jobs.predict import find_images
     from porter.jobs.segment import mask_png, segment, shares
 
     found, force = find_images(images), options["force"]
-    targets = {path: folder / f"{path.stem}.png" for path in found}
-    if len(set(targets.values())) < len(found):
-        raise PorterError(f"{folder}: two images have one name; write their masks into two folders")
-    if folder.is_file():
-        raise PorterError(f"{folder}: is a file; name a folder for masks")
-    folder.mkdir(parents=True, exist_ok=True)
-    for target in targets.values():
-        refuse_existing(target, force)
+    targets = _targets(found, folder, force)
     names = read_class_names(options["class_names"]) if options["class_names"] else ()
     for image, labels in segment(source, found, taken_port_options(options), options["device"] or "cpu"):
         assert isinstance(image, Path)
@@ -116,6 +116,48 @@ def _write_masks(source: str, images: tuple[str, ...], folder: Path, options: di
         click.echo(f"{printable(str(image))} -> {printable(str(targets[image]))}")
         for number, name, share in shares(labels, names):
             click.echo(f"  {share:6.2%}  {number:>4}  {printable(name)}".rstrip())
+
+
+def _targets(images: list[Path], folder: Path, force: bool) -> dict[Path, Path]:
+    """Image -> the file in ``folder`` that is made of it. Raises PorterError where there can be none."""
+    from porter.atomic import refuse_existing
+
+    targets = {path: folder / f"{path.stem}.png" for path in images}
+    if len(set(targets.values())) < len(images):
+        raise PorterError(f"{folder}: two images have one name; write what is made of them into two folders")
+    if folder.is_file():
+        raise PorterError(f"{folder}: is a file; name a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    for target in targets.values():
+        refuse_existing(target, force)
+    return targets
+
+
+def _write_boxes(source: str, images: tuple[str, ...], folder: Path, as_json: bool, options: dict[str, Any]) -> None:
+    """Each image with its boxes, and the boxes in pixels."""
+    from porter.atomic import write_bytes
+    from porter.imagenet.images import read_image
+    from porter.imagenet.labels import read_class_names
+    from porter.jobs.detect import detect, drawn, name_of
+    from porter.jobs.predict import find_images
+
+    found, force, least = find_images(images), options["force"], options["least"]
+    targets = _targets(found, folder, force)
+    names = read_class_names(options["class_names"]) if options["class_names"] else ()
+    device = options["device"] or "cpu"
+    for image, boxes in detect(source, found, taken_port_options(options), device, least):
+        assert isinstance(image, Path)
+        picture = read_image(image)
+        write_bytes(targets[image], drawn(picture, boxes, names), force)
+        if as_json:
+            click.echo(json_text({"image": str(image), "boxes": [box._asdict() for box in boxes]}))
+            continue
+        click.echo(f"{printable(str(image))} -> {printable(str(targets[image]))}")
+        for box in boxes:
+            left, right = (round(side * picture.width) for side in (box.left, box.right))
+            top, bottom = (round(side * picture.height) for side in (box.top, box.bottom))
+            place = f"{left},{top} to {right},{bottom}"
+            click.echo(f"  {box.score:6.2%}  {box.number:>4}  {place:<24} {printable(name_of(box, names))}".rstrip())
 
 
 def _name(guess: Guess) -> str:
@@ -144,17 +186,18 @@ def _standard_input() -> BinaryIO:
 @click.option("--force", is_flag=True, help="Overwrite the file of --per-class.")
 @click.option("--html", type=FILE, metavar="FILE", help="Write a report as well: one page that needs no network.")
 @click.option("--masks", type=FILE, metavar="LABELS", help="Of a segmenter: the folder of DATA's labels, as PNG.")
+@click.option("--boxes", type=FILE, metavar="JSON", help="Of a detector: COCO's annotations of DATA.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def evaluate(
     source: str,
     data: Path,
     per_class: Path | None,
     masks: Path | None,
+    boxes: Path | None,
     html: Path | None,
-    as_json: bool,
     **options: Any,
 ) -> None:
-    """Measure top-1 and top-5 accuracy of SOURCE on the labelled images of DATA, or the mean IoU of a segmenter.
+    """Measure the accuracy of SOURCE on the labelled images of DATA; a segmenter's mean IoU, a detector's mAP.
 
     DATA is a folder of class folders named by WordNet id or class name, or of images with the id in their names. To
     share the work among processes, machines or GPUs: torchrun --nproc-per-node N -m porter evaluate ...
@@ -167,9 +210,12 @@ def evaluate(
     from porter.report.console import progress_console
 
     if masks is not None:
-        _evaluate_masks(source, data, masks, as_json, options)
+        _evaluate_masks(source, data, masks, options)
         return
-    force = options.pop("force")
+    if boxes is not None:
+        _evaluate_boxes(source, data, boxes, options)
+        return
+    force, as_json = options.pop("force"), options.pop("as_json")
     if per_class:
         refuse_existing(per_class, force)
     port = taken_port_options(options)
@@ -204,13 +250,13 @@ def evaluate(
         print_evaluation(result)
 
 
-def _evaluate_masks(source: str, data: Path, masks: Path, as_json: bool, options: dict[str, Any]) -> None:
+def _evaluate_masks(source: str, data: Path, masks: Path, options: dict[str, Any]) -> None:
     from porter.imagenet.labels import read_class_names
     from porter.jobs.segment import compare_masks
 
     names = read_class_names(options["class_names"]) if options["class_names"] else ()
     found = compare_masks(source, data, masks, taken_port_options(options), options["device"] or "cpu")
-    if as_json:
+    if options["as_json"]:
         click.echo(json_text(found.as_json(), indent=1))
         return
     click.echo(
@@ -218,3 +264,14 @@ def _evaluate_masks(source: str, data: Path, masks: Path, as_json: bool, options
     )
     for number, value in found.ious.items():
         click.echo(f"  {value:7.2%}  {number:>4}  {printable(names[number] if number < len(names) else '')}".rstrip())
+
+
+def _evaluate_boxes(source: str, data: Path, annotations: Path, options: dict[str, Any]) -> None:
+    from porter.jobs.detect import average_precision
+
+    found = average_precision(source, data, annotations, taken_port_options(options), options["device"] or "cpu")
+    if options["as_json"]:
+        click.echo(json_text(found._asdict(), indent=1))
+        return
+    figures = f"mAP {found.mean:.2%}, at 0.5 {found.at_50:.2%}, at 0.75 {found.at_75:.2%}"
+    click.echo(f"{printable(source)}: {figures}, {found.images} images")

@@ -27,6 +27,8 @@ def export_bytes(
     layout ``slim`` then. Raises ArtifactError where the port has no such form.
     """
     sides = (size, size)
+    if network.detection is not None:
+        raise ArtifactError(f"a detector has no {suffix} form; write a .pth or .safetensors")
     if network.segmentation is not None:
         if suffix != ".onnx":
             raise ArtifactError(f"a segmenter has no {suffix} form; write an .onnx")

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from porter.errors import CheckpointError
 from porter.formats.keras import WEIGHTS_MEMBER
 from porter.formats.table import FOOTER_SIZE, is_table
+from porter.formats.tfjs import FILE as TFJS_FILE
 from porter.formats.v1 import SHARDED
 from porter.formats.weights import Weights
 
@@ -25,7 +26,7 @@ class Source(NamedTuple):
     """What to read.
 
     ``kind`` is ``archive`` or the name of the reader's module: ``bundle`` (``path`` is the prefix), ``v1`` (the file,
-    or ``prefix-?????-of-00003``), ``graphdef``, ``keras`` or ``tflite`` (the file).
+    or ``prefix-?????-of-00003``), ``graphdef``, ``keras``, ``tflite`` or ``tfjs`` (the file).
     """
 
     kind: str
@@ -64,6 +65,8 @@ def _from_file(path: Path) -> Source:
         return Source("tflite", path)
     if path.name.endswith(".index"):
         return Source("bundle", path.with_suffix(""))
+    if path.suffix == ".json":
+        return Source("tfjs", path)
     companion = re.fullmatch(r"(.+)\.(data-\d{5}-of-\d{5}|meta)", path.name)
     if companion and path.with_name(companion[1] + ".index").is_file():
         return Source("bundle", path.with_name(companion[1]))
@@ -107,6 +110,8 @@ def _v1_name(path: Path) -> Path:
 def _in_folder(folder: Path, weights: Weights) -> Source:
     if (folder / "saved_model.pb").is_file():
         return _saved_model(folder)
+    if (folder / TFJS_FILE).is_file():
+        return Source("tfjs", folder / TFJS_FILE)
     prefixes = sorted(path.with_suffix("") for path in folder.glob("*.index"))
     if prefixes:
         return Source("bundle", _choose(folder, prefixes))

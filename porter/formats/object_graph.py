@@ -6,6 +6,7 @@ There a variable lies under the path of attributes that leads to it; the object 
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -16,6 +17,8 @@ from porter.formats import protos
 from porter.formats.variable import Variable
 
 OBJECT_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
+# TF Model Garden's blocks keep their layers in private attributes; the layers' own names count every block of a process
+PRIVATE = re.compile(r"/_(conv|norm|squeeze_excitation)")
 LISTED_AGAIN = "_all_variables"
 VALUE_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 
@@ -28,7 +31,7 @@ class Resolved(NamedTuple):
 
 
 def resolve_names(variables: Mapping[str, Variable], serialized: bytes, file: str) -> Resolved:
-    """Name each variable as it was made, where that name is unique, else by its path of attributes.
+    """Name each variable as it was made, where that name is unique and its own, else by its path of attributes.
 
     Optimizer state, the save counter and the graph itself are set aside. Raises CheckpointError when the
     graph is damaged.
@@ -64,6 +67,7 @@ def resolve_names(variables: Mapping[str, Variable], serialized: bytes, file: st
             set_aside[key] = "save counter"
         else:
             full_name = full_names.get(key, "")
-            name = full_name if counts[full_name] == 1 and full_name else path
+            own = counts[full_name] == 1 and full_name and not PRIVATE.search(path)
+            name = full_name if own else path
             resolved[name] = msgspec.structs.replace(variable, name=name)
     return Resolved(resolved, set_aside)

@@ -32,6 +32,7 @@ from porter.models.fake_quant import fake_quantize
 from porter.models.feature_info import pyramid
 from porter.models.mobilenet_v3 import MobileNetV3, MobileNetV3Features, initialize
 from porter.models.pretrained_cfg import pretrained_cfg
+from porter.models.ssdlite import SSDLite
 
 Source = PathLike | ArtifactFile | Checkpoint
 HEAD = ("classifier", "conv_head", "bn2", "act2", "global_pool")  # what a feature pyramid, or another head, has not
@@ -73,7 +74,12 @@ class OpenedModel(NamedTuple):
 
     @property
     def classifier(self) -> MobileNetV3:
-        """The model, which must be a classifier. Raises PorterError where it is a segmenter."""
+        """The model, which must be a classifier. Raises PorterError where it is a segmenter or detector."""
+        if isinstance(self.model, SSDLite):
+            raise PorterError(
+                f"a {self.mapping.variant} port is a detector, no classifier; for its boxes use",
+                option=Option("boxes", "FOLDER"),
+            )
         if not isinstance(self.model, MobileNetV3):
             raise PorterError(
                 f"a {self.mapping.variant} port is a segmenter, no classifier; for its masks use",
@@ -270,7 +276,7 @@ def _open_source(
             if not features_only:
                 raise
             port = plan_port(source, replace(options, backbone=True))
-        if features_only and port.network.segmentation is not None:
+        if features_only and port.network.inner_map is not None:
             port = plan_port(source, replace(options, variant=None, backbone=True))
         network = replace(port.network, gate=port.plan.gate)
         return Artifact(*carry_out_port(port)), port.mapping, network, port.checkpoint.digests()
@@ -301,8 +307,10 @@ def gate_folded(mapping: VariantMapping, network: Network) -> list[str]:
 
 
 def _built(network: Network, artifact: Artifact | None, shape: Shape) -> Whole | MobileNetV3Features:
-    if shape.features_only and network.segmentation is not None:
-        raise PorterError("features_only: of a segmenter, port the backbone alone (convert with backbone=True)")
+    if shape.features_only and network.inner_map is not None:
+        raise PorterError(
+            "features_only: of a segmenter or detector, port the backbone alone (convert with backbone=True)"
+        )
     if shape.features_only:
         count = len(pyramid(network))
         wrong = [i for i in shape.out_indices or () if isinstance(i, bool) or i not in range(count)]

@@ -87,7 +87,7 @@ class Deployed(nn.Module):
 def model_program(model: nn.Module) -> Program:
     """``model`` as operations. Raises ArtifactError where it is not a float32 network of ours."""
     if not isinstance(model, (MobileNetV3, MobileNetV3Features, LRASPP)):
-        raise ArtifactError(f"{type(model).__name__}: only a model of create_model can be deployed")
+        raise ArtifactError(f"{type(model).__name__}: only create_model's classifiers, features and segmenters deploy")
     if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
         raise ArtifactError(
             "only a float32 model can be deployed; one of 8 bits as its float network, fake_quant=False"

@@ -19,7 +19,7 @@ from porter.mapping.schema import VariantMapping
 from porter.mapping.yaml_file import Document, overlay, read_yaml
 
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")  # it becomes the name of a file
-Names = Literal["slim", "keras", "keras2", "keras_unnamed", "tflite"]
+Names = Literal["slim", "keras", "keras2", "keras_unnamed", "tflite", "tfjs", "garden"]
 
 
 @functools.cache
@@ -58,7 +58,7 @@ def list_variants() -> tuple[str, ...]:
         >>> porter.list_variants()[-3:]
         ('small_075', 'small_100', 'small_minimal_100')
     """
-    others = (*list_backbones(), *list_segmenters())
+    others = (*list_backbones(), *list_segmenters(), *list_detectors())
     return tuple(name for name in _variants() if name not in others)
 
 
@@ -74,9 +74,15 @@ def list_segmenters() -> tuple[str, ...]:
     return tuple(name for name in _variants() if _document(f"{name}.yaml").content.get("segmentation"))
 
 
+@functools.cache
+def list_detectors() -> tuple[str, ...]:
+    """The built-in networks with a detection head."""
+    return tuple(name for name in _variants() if _document(f"{name}.yaml").content.get("detection"))
+
+
 def list_networks() -> tuple[str, ...]:
-    """Classifiers, segmenters and backbones."""
-    return (*list_variants(), *list_segmenters(), *list_backbones())
+    """Classifiers, segmenters, detectors and backbones."""
+    return (*list_variants(), *list_segmenters(), *list_detectors(), *list_backbones())
 
 
 @functools.cache

@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from porter.formats import Checkpoint
-from porter.mapping.files import Names, list_segmenters, list_variants, load_variant
+from porter.mapping.files import Names, list_detectors, list_segmenters, list_variants, load_variant
 from porter.mapping.plan import fit
 
 # What names to try in which format; a format not listed here holds TensorFlow's variables.
-NAMES: dict[str, tuple[Names, ...]] = {"tflite": ("tflite",), "keras": ("keras", "keras2", "keras_unnamed")}
-TENSORFLOW_NAMES: tuple[Names, ...] = ("slim", "keras2", "keras")
+NAMES: dict[str, tuple[Names, ...]] = {
+    "tflite": ("tflite",),
+    "keras": ("keras", "keras2", "keras_unnamed"),
+    "tfjs": ("tfjs", "keras2", "keras", "slim"),
+}
+TENSORFLOW_NAMES: tuple[Names, ...] = ("slim", "keras2", "keras", "garden")
 
 
 class Match(NamedTuple):
@@ -39,7 +43,7 @@ def match_variants(checkpoint: Checkpoint, variants: Sequence[str] | None = None
     tried = NAMES.get(checkpoint.format, TENSORFLOW_NAMES)
     groups = [(names, variants or list_variants()) for names in tried]
     if not variants and "slim" in tried:
-        groups.append(("slim", list_segmenters()))
+        groups.append(("slim", (*list_segmenters(), *list_detectors())))
     for names, named in groups:
         for variant in named:
             mapping = load_variant(variant, names)

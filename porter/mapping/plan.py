@@ -112,8 +112,10 @@ def make_plan(mapping: VariantMapping, fitted: Fit, checkpoint: Checkpoint, opti
         )
     if options.fake_quant and not ranges:
         raise MappingError(f"{checkpoint.given}: holds no ranges of fake quantisation; it was not trained for 8 bits")
-    if options.fold_bn and network.segmentation is not None:
-        raise MappingError(f"{checkpoint.given}: batch norms of a segmenter are not folded; leave fold_bn out")
+    if options.fold_bn and network.inner_map is not None:
+        raise MappingError(
+            f"{checkpoint.given}: batch norms of a segmenter or detector are not folded; leave fold_bn out"
+        )
     bn_folded = options.fold_bn or network.bn_folded
     norms_to_fold = options.fold_bn and not network.bn_folded
     return Plan(
@@ -196,6 +198,8 @@ def fit(mapping: VariantMapping, checkpoint: Checkpoint) -> Fit:
         network = replace(network, segmentation=_as_in_graph(network.segmentation, mapping, checkpoint))
     if mapping.top == "none":
         return _fit_backbone(mapping, network, checkpoint)
+    if network.detection is not None:
+        return _fit_detector(mapping, network, checkpoint)
     expected = expected_variables(mapping, network, classes=1)
     for want in expected:
         variable = checkpoint.get(want.source)
@@ -219,6 +223,15 @@ def _fit_backbone(mapping: VariantMapping, network: Network, checkpoint: Checkpo
     if whole.pools_in_layers and any(want.source in checkpoint for want in set(with_last) - set(without)):
         return Fit(whole, 0, with_last)
     return Fit(blocks, 0, without)
+
+
+def _fit_detector(mapping: VariantMapping, network: Network, checkpoint: Checkpoint) -> Fit:
+    """A predictor has so many outputs for each of its boxes as there are classes, background included."""
+    expected = expected_variables(mapping, network, classes=1)
+    [biases] = [want.source for want in expected if want.target == "classes.0.1.bias"]
+    shape = checkpoint[biases].shape if biases in checkpoint else ()
+    classes = max(1, shape[0] // network.boxes[0]) if len(shape) == 1 else 1
+    return Fit(network, classes, expected_variables(mapping, network, classes))
 
 
 def _as_in_graph(head: Segmentation, mapping: VariantMapping, checkpoint: Checkpoint) -> Segmentation:

@@ -30,6 +30,8 @@ class Expected(NamedTuple):
     gate_shift: bool = False
 
 
+# How far above the network's scope those of heads lie: a segmenter's beside it, a detector's beside its extractor
+SCOPES_ABOVE = {"segmentation": 1, "predictor": 2}
 NEXT = re.compile(r"\{next_(\w+)\}")
 
 
@@ -63,7 +65,7 @@ def expected_variables(mapping: VariantMapping, network: Network, classes: int) 
     for section, known_names, symbols, gated in _sections(network, classes):
         names.names |= known_names
         expected += _expand(mapping, section, names, symbols, gated)
-    if network.segmentation is not None:
+    if network.inner_map is not None:
         expected = [_as_torchvision(want, torchvision_names(network)) for want in expected]
     if not mapping.variables:
         return expected
@@ -88,14 +90,10 @@ def module_outputs(mapping: VariantMapping, network: Network, classes: int) -> d
     return found
 
 
-def _add_scope(mapping: VariantMapping, name: str) -> str:
-    return f"{mapping.scope}/{name}" if mapping.scope else name
-
-
-def _beside_scope(mapping: VariantMapping, name: str) -> str:
-    """A head's scopes lie beside the network's."""
-    parent = mapping.scope.rpartition("/")[0]
-    return f"{parent}/{name}" if parent else name
+def _add_scope(mapping: VariantMapping, name: str, above: int = 0) -> str:
+    """``name`` in the mapping's scope, or in one so many above it."""
+    scopes = mapping.scope.split("/") if mapping.scope else []
+    return "/".join([*scopes[: max(0, len(scopes) - above)], name])
 
 
 def _outputs(outputs: dict[str, dict[str, list[str]]], section: str, gated: bool) -> Iterator[tuple[str, list[str]]]:
@@ -126,12 +124,28 @@ def _sections(network: Network, classes: int) -> Iterator[_Section]:
         names = {"block": block.scope, "module": block.module}
         yield _Section(block.kind, names, _block_symbols(block), block.squeezed > 0)
     if network.segmentation is not None and classes:
-        symbols |= {"filters": network.segmentation.filters, "low": network.low_channels}
+        symbols |= {"filters": network.segmentation.filters, "low": network.inner_channels}
     for section, present in (("last", network.last), ("head", network.head), ("classifier", classes)):
-        if present and not (section == "classifier" and network.segmentation):
+        if present and not (section == "classifier" and network.inner_map):
             yield _Section(section, outside, symbols, False)
     if network.segmentation is not None and classes:
         yield _Section("segmentation", outside, symbols, True)
+    if network.detection is not None and classes:
+        yield from _detection_sections(network, network.detection.extra, classes)
+
+
+def _detection_sections(network: Network, extra: list[int], classes: int) -> Iterator[_Section]:
+    """One for each further map, and one for the predictors on each map."""
+    channels = [network.inner_channels, network.map_channels]
+    for number, depth in enumerate(extra):
+        half = depth // 2
+        names: dict[str, str] = {"last_layer": network.endpoint_after_blocks(0), "number": str(number)}
+        names |= {"level": str(number + 2), "half": str(half), "depth": str(depth)}
+        yield _Section("extra", names, {"in": channels[-1], "half": half, "depth": depth}, False)
+        channels.append(depth)
+    for level, (count, inputs) in enumerate(zip(network.boxes, channels, strict=True)):
+        symbols = {"in": inputs, "boxes": count * 4, "scores": count * classes}
+        yield _Section("predictor", {"level": str(level)}, symbols, False)
 
 
 def _plain(section: list[BlockRule]) -> Iterator[Rule]:
@@ -165,7 +179,7 @@ def _expand(
             ) from error
         if len(shape) != rank(rule.axes):
             raise ValueError(f"{key}.shape: layout {rule.axes} takes {rank(rule.axes)} sizes, not {len(shape)}")
-        source = _beside_scope(mapping, source) if section == "segmentation" else _add_scope(mapping, source)
+        source = _add_scope(mapping, source, SCOPES_ABOVE.get(section, 0))
         axis = rule.shape.index("classes") if "classes" in rule.shape else None
         if rule.axes == "batch_norm":
             for variable, entry in mapping.batch_norm.items():

@@ -52,6 +52,8 @@ class Rules(Struct, frozen=True, forbid_unknown_fields=True):
     head: list[Rule]
     classifier: list[Rule]
     segmentation: list[Rule] = []
+    extra: list[Rule] = []
+    predictor: list[Rule] = []
 
 
 class Ignored(Struct, frozen=True, forbid_unknown_fields=True):

@@ -12,8 +12,9 @@ from porter.models.same_padding import SameConv2d
 
 
 def activation(name: Activation) -> nn.Module:
-    """``relu``, or ``hard_swish``: x * relu6(x + 3) / 6 (slim's h-swish does use 1/6, unlike its gate)."""
-    return nn.ReLU(inplace=True) if name == "relu" else nn.Hardswish(inplace=True)
+    """``relu``, ``relu6``, or ``hard_swish``: x * relu6(x + 3) / 6 (slim's h-swish does use 1/6, unlike its gate)."""
+    kinds: dict[Activation, type[nn.ReLU | nn.ReLU6 | nn.Hardswish]] = {"relu": nn.ReLU, "relu6": nn.ReLU6}
+    return kinds.get(name, nn.Hardswish)(inplace=True)
 
 
 def batch_norm(channels: int, network: Network) -> nn.Module:

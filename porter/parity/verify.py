@@ -157,7 +157,7 @@ def verify(
 def _causes(check: Check, sizes: Sequence[Size] | None) -> list[Cause]:
     """The causes of the difference: of the port's logits, or of the reference's if the port is as planned."""
     port, candidate, reference = check.port, check.candidate, check.reference
-    if port is None or not port.classes or port.network.segmentation is not None or 0 < len(candidate.changed) <= FEW:
+    if port is None or not port.classes or port.network.inner_map is not None or 0 < len(candidate.changed) <= FEW:
         return []
     size = reference.size or candidate.size or (sizes[0] if sizes else (port.mapping.input.size,) * 2)
     images = reference.samples[0].images if reference.samples else noise(size, seed=0).images

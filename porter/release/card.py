@@ -25,6 +25,9 @@ COLLECTION = "TF MobileNet V3"
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # not learned
 
 
+TASKS = {"classifier": "Image Classification", "segmenter": "Semantic Segmentation", "detector": "Object Detection"}
+
+
 @dataclass(frozen=True)
 class Card:
     """The content of a card. ``license`` and ``dataset`` are claimed unless they are None."""
@@ -47,9 +50,10 @@ class Card:
         return is_googles(self.port)
 
     @property
-    def segmenter(self) -> bool:
-        """Whether it gives a class for every pixel."""
-        return self.port.network.segmentation is not None
+    def kind(self) -> str:
+        """``classifier``, ``segmenter`` or ``detector``."""
+        network = self.port.network
+        return "segmenter" if network.segmentation else "detector" if network.detection else "classifier"
 
     @property
     def not_in_timm(self) -> str | None:
@@ -102,7 +106,7 @@ def model_card(card: Card) -> bytes:
         verdict=card.verdict,
         evaluation=card.evaluation,
         taps=pyramid(port.network),
-        segmenter=card.segmenter,
+        kind=card.kind,
     )
     return text.encode()
 
@@ -115,7 +119,9 @@ def _plain(text: str) -> str:
 
 def _front_matter(card: Card) -> dict[str, Any]:
     in_timm = card.not_in_timm is None
-    task_tag = "image-segmentation" if card.segmenter else "image-classification"
+    task_tag = {"segmenter": "image-segmentation", "detector": "object-detection"}.get(
+        card.kind, "image-classification"
+    )
     found: dict[str, Any] = {
         "tags": [task_tag, *(["timm"] if in_timm else []), "mobilenetv3"],
         "library_name": "timm" if in_timm else "pytorch",
@@ -141,11 +147,11 @@ def _model_index(card: Card, operations: int) -> dict[str, Any]:
     port, spec, evaluation = card.port, card.port.mapping.input, card.evaluation
     training = port.mapping.training if card.googles else None
     metadata: dict[str, Any] = {
-        **({} if card.segmenter else {"FLOPs": operations}),
+        **({"FLOPs": operations} if card.kind == "classifier" else {}),
         "Parameters": card.parameters,
         "File Size": card.weights.stat().st_size,
         "Architecture": _architecture(port.network, port.plan.num_classes),
-        "Tasks": ["Semantic Segmentation" if card.segmenter else "Image Classification"],
+        "Tasks": [TASKS[card.kind]],
     }
     if training:
         metadata |= {

@@ -25,6 +25,7 @@ from porter.mapping.options import PathLike, PortOptions
 from porter.models.build import Whole
 from porter.models.lraspp import LRASPP
 from porter.models.plain import Plain
+from porter.models.ssdlite import SSDLite
 from porter.parity.candidates.candidate import Output
 from porter.parity.compare import SAME_LEVEL, Row, compare
 from porter.parity.references.interpreter import interpreter
@@ -71,6 +72,8 @@ def write_exports(
     model, background = opened.whole, opened.mapping.classes.background
     if isinstance(model, LRASPP) and set(kinds) - {"onnx"}:
         raise ArtifactError(f"{artifact.name}: a segmenter has an ONNX form alone")
+    if isinstance(model, SSDLite):
+        raise ArtifactError(f"{artifact.name}: a detector has no other forms")
     compared = "semantic" if isinstance(model, LRASPP) else "Logits"
     against = recorded(reference)
     images = against.samples[0].images

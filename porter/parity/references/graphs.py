@@ -165,6 +165,8 @@ def endpoint_operations(network: Network, scope: str) -> dict[str, list[str]]:
                 found[endpoint] = [f"{inside}/output", f"{inside}/add", f"{at}/BatchNorm/FusedBatchNormV3"]
             elif kind == "pool" and endpoint != "global_pool":
                 found[endpoint] = [f"{scope}/AvgPool2D/AvgPool"]
+    if network.detection is not None:
+        return _detector_operations(network, scope, found)
     if network.segmentation is not None:
         parent = scope.rpartition("/")[0]
         above = f"{parent}/" if parent else ""
@@ -178,3 +180,15 @@ def endpoint_operations(network: Network, scope: str) -> dict[str, list[str]]:
     found["Logits"] = [f"{scope}/Logits/output", f"{scope}/Logits/Squeeze"]
     found["Predictions"] = [f"{scope}/Predictions/Reshape_1", f"{scope}/Predictions/Softmax"]
     return found
+
+
+def _detector_operations(network: Network, scope: str, found: dict[str, list[str]]) -> dict[str, list[str]]:
+    """A head's endpoints are named after its scopes."""
+    root = "/".join(scope.split("/")[:-2])
+    for layer in layers(network, classes=1):
+        for endpoint, _, kind in layer.outputs:
+            if kind == "head":
+                above = root if layer.scope.startswith("../../") else scope
+                at = "/".join(filter(None, (above, layer.scope.removeprefix("../../"))))
+                found[endpoint] = [f"{at}/Relu6" if layer.activation else f"{at}/BiasAdd"]
+    return {name: names for name, names in found.items() if name != "global_pool"}

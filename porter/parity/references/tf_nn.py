@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
+from porter.architecture.layers import layers
 from porter.architecture.network import Block, Network
 from porter.errors import ParityError
 from porter.jobs.convert import Port
+from porter.mapping.files import list_variants, load_variant
 from porter.mapping.rules import expected_variables
 from porter.parity.references.live_tensorflow import stored_values, tensorflow
 from porter.parity.references.reference import Endpoints, Reference, Values, noise_between
@@ -76,15 +78,16 @@ def graph(port: Port, dtype: str) -> Callable[[Any], Layers]:
     tf = tensorflow()
     if network.bn_folded:
         return _of_biases(tf, port, dtype)
-    # Where another tool named the variables, its names for slim's
-    slim = expected_variables(msgspec.structs.replace(mapping, names={}, variables={}), network, port.classes)
-    ours = expected_variables(mapping, network, port.classes)
-    names = {theirs.source: own.source for theirs, own in zip(slim, ours, strict=True)}
+    # Where another tool named the variables, its names for slim's: both become the same entries
+    rules = load_variant(list_variants()[0])
+    slim = msgspec.structs.replace(mapping, names={}, variables={}, rules=rules.rules, batch_norm=rules.batch_norm)
+    own = {want.target: want.source for want in expected_variables(mapping, network, port.classes)}
+    names = {want.source: own[want.target] for want in expected_variables(slim, network, port.classes)}
     stored = stored_values(checkpoint)
 
     def fetch(name: str) -> Any:
         scope = mapping.scope
-        if name.startswith("../"):
+        while name.startswith("../"):
             scope, name = scope.rpartition("/")[0], name.removeprefix("../")
         values = stored(names["/".join(filter(None, (scope, name)))])
         return tf.constant(values.astype("float64" if fake_quant else dtype))
@@ -101,13 +104,15 @@ def graph(port: Port, dtype: str) -> Callable[[Any], Layers]:
 
 
 def _of_biases(tf: Any, port: Port, dtype: str) -> Callable[[Any], Layers]:
-    """The network of a .tflite's own values, whose batch norms are biases; its kernels are OHWI, or 1HWC."""
+    """The network of values whose batch norms are biases: a .tflite's (OHWI or 1HWC), a TensorFlow.js model's."""
     checkpoint, network = port.checkpoint, port.network
     entries = {want.target: want for want in expected_variables(port.mapping, network, port.classes)}
 
     def pair(_scope: str, module: str) -> tuple[Any, Any]:
         weights, bias = (entries[f"{module}.{part}"] for part in ("weight", "bias"))
-        kernel = checkpoint[weights.source].read().transpose(1, 2, 3, 0)
+        kernel = checkpoint[weights.source].read()
+        if weights.axes.endswith(("ohwi", "1hwc")):
+            kernel = kernel.transpose(1, 2, 3, 0)
         # relu6(x + 3) as one operation: the converter has added the 3 to the bias
         three = 3.0 if bias.gate_shift and checkpoint[bias.source].fused == "relu6" else 0.0
         return tf.constant(kernel.astype(dtype)), tf.constant(checkpoint[bias.source].read().astype(dtype) - three)
@@ -225,14 +230,40 @@ def _layers(
     low = x
     for block in network.blocks:
         for name, value in block_outputs(block, x):
-            if network.segmentation is not None and name == network.segmentation.low:
+            if name == network.inner_map:
                 low = value
             yield name, value
         x = value  # the last endpoint is what the block gives
-    if network.segmentation is not None:
+    if network.detection is not None:
+        yield from _detector(net, convolved, pair, x, low)
+    elif network.segmentation is not None:
         yield from _segmenter(net, convolved, pair, x, low)
     elif network.last:
         yield from _after_blocks(net, convolved, biased, activate, quantize, x)
+
+
+def _detector(net: _Net, convolved: Any, pair: Pair, x: Any, first: Any) -> Layers:
+    """Last convolution and SSDLite head, on the last map and the inner one."""
+    tf, network, _ = net
+    x = convolved("Conv_1", network.last_conv, network.last_norm, x)
+    x = x * tf.nn.relu6(x + 3.0) * (1.0 / 6.0) if network.last_activation == "hard_swish" else tf.nn.relu(x)
+    yield network.endpoint_after_blocks(0), x
+    maps, level, depthwise = [first, x], 0, x
+    for layer in layers(network, classes=1):
+        scope, [*_, (endpoint, _module, kind)] = layer.scope, layer.outputs or [("", "", "")]
+        if kind != "head":
+            continue
+        if scope.startswith("../../"):
+            level = int(scope.removeprefix("../../BoxPredictor_").partition("/")[0])
+        given = maps[level] if layer.depthwise and scope.startswith("../../") else depthwise
+        if layer.activation:
+            depthwise = tf.nn.relu6(convolved(scope, "", "", given, layer.stride))
+            yield endpoint, depthwise
+            if not scope.startswith("../../") and not layer.depthwise and "_2_Conv2d_" in scope:
+                maps.append(depthwise)
+        else:
+            weights, bias = pair(scope, "")
+            yield endpoint, tf.nn.conv2d(given, weights, 1, "SAME") + bias
 
 
 def _segmenter(net: _Net, convolved: Any, pair: Pair, x: Any, low: Any) -> Layers:
