@@ -26,7 +26,11 @@ def oracle(tmp_path_factory):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A detector of random weights: five classes and the background."""
-    mapping = load_variant("ssdlite_small")
+    return make("ssdlite_small", tmp_path_factory)
+
+
+def make(variant, tmp_path_factory):
+    mapping = load_variant(variant)
     random = np.random.default_rng(0)
     values = {}
     for want in expected_variables(mapping, build_network(mapping), classes=6):
@@ -108,6 +112,19 @@ def test_of_our_own_making(made, tf, run, tmp_path):
     assert "a detector has no .onnx form" in run("convert", made, "-o", tmp_path / "a.onnx").err
     with pytest.raises(porter.PorterError, match="SSDLite: only"):
         porter.deploy(porter.create_model("ssdlite_small", path))
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("variant", [name for name in list_detectors() if name != "ssdlite_small"])
+def test_other_tables(tf, tmp_path_factory, tmp_path, run, variant):
+    """Large, minimalistic, EdgeTPU: found from the shapes, and the same as our graph in tf.nn."""
+    source = make(variant, tmp_path_factory)
+    ran = run("convert", source, "-o", tmp_path / "a.pth")
+    assert ran.code == 0, ran.err
+    assert f"variant   {variant} (found from the shapes)" in ran.out
+    ran = run("verify", source, tmp_path / "a.pth", "--size", "65x48", "--dtype", "float64")
+    assert ran.code == 0, ran.out + ran.err
+    assert "no output" not in ran.out
 
 
 @pytest.mark.parametrize("name", list_detectors())

@@ -80,7 +80,7 @@ def _detection(network: Network, classes: int) -> Iterator[Layer]:
         layer = Layer(f"{module}.0", scope, shape, f"{module}.1", stride, outputs, activation="relu6")
         return layer._replace(depthwise=depthwise)
 
-    last, channels = network.endpoint_after_blocks(0), [network.inner_channels, network.map_channels]
+    last, channels = network.last_endpoint, [network.inner_channels, network.map_channels]
     for number, depth in enumerate(network.detection.extra):
         at, level, half = f"extras.{number}", number + 2, depth // 2
         yield unit(f"{at}.0", f"{last}_1_Conv2d_{level}_1x1_{half}", (half, channels[-1], 1, 1))

@@ -139,6 +139,11 @@ class Network:
         """Pixels of the image for each position of the last feature map."""
         return math.prod([self.stem_stride, *(block.stride for block in self.blocks)])
 
+    @property
+    def last_endpoint(self) -> str:
+        """That of the last feature map."""
+        return self.endpoint_after_blocks(0) if self.last else self.blocks[-1].endpoint
+
     def endpoint_after_blocks(self, position: int) -> str:
         """``layer_N`` of what follows the blocks: 0 last convolution, 1 pooling, 2 head convolution."""
         return f"layer_{len(self.blocks) + 2 + position}"

@@ -139,7 +139,7 @@ def _detection_sections(network: Network, extra: list[int], classes: int) -> Ite
     channels = [network.inner_channels, network.map_channels]
     for number, depth in enumerate(extra):
         half = depth // 2
-        names: dict[str, str] = {"last_layer": network.endpoint_after_blocks(0), "number": str(number)}
+        names: dict[str, str] = {"last_layer": network.last_endpoint, "number": str(number)}
         names |= {"level": str(number + 2), "half": str(half), "depth": str(depth)}
         yield _Section("extra", names, {"in": channels[-1], "half": half, "depth": depth}, False)
         channels.append(depth)

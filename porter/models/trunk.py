@@ -40,12 +40,16 @@ class Block(nn.Module):
     def __init__(self, block: BlockTable, network: Network) -> None:
         super().__init__()
         bias, inner, act = network.bn_folded, block.expanded, block.activation
+        shape = block.kernel, block.stride, block.dilation
         members: list[nn.Module] = []
         if block.expands:
-            pointwise = nn.Conv2d(block.channels_in, inner, 1, bias=bias)
-            members.append(ConvNormAct(pointwise, inner, act, network))
-        depthwise = SameConv2d(inner, inner, block.kernel, block.stride, block.dilation, groups=inner, bias=bias)
-        members.append(ConvNormAct(depthwise, inner, act, network))
+            expand: nn.Module = nn.Conv2d(block.channels_in, inner, 1, bias=bias)
+            if block.kind == "fused":
+                expand = SameConv2d(block.channels_in, inner, *shape, bias=bias)
+            members.append(ConvNormAct(expand, inner, act, network))
+        if block.depthwise:
+            depthwise = SameConv2d(inner, inner, *shape, groups=inner, bias=bias)
+            members.append(ConvNormAct(depthwise, inner, act, network))
         if block.squeezed:
             members.append(SqueezeExcite(inner, block.squeezed, network.gate))
         members.append(ConvNormAct(nn.Conv2d(inner, block.out, 1, bias=bias), block.out, None, network))
@@ -84,21 +88,18 @@ class Trunk(nn.Sequential):
     def __init__(self, network: Network, tapped: str) -> None:
         bias = network.bn_folded
         stem = SameConv2d(network.channels, network.stem, network.stem_kernel, network.stem_stride, bias=bias)
-        last = nn.Conv2d(network.blocks[-1].out, network.last, 1, bias=bias)
         endpoint, _, inside = tapped.partition("/")
         blocks: list[nn.Module] = []
         for block in network.blocks:
             taps = {"expansion_output": 0, "depthwise_output": int(block.expands)}
             if block.endpoint == endpoint:
-                # The last member gives what the block gives where nothing is added
                 blocks.append(TappedResidual(block, network, taps[inside]))
             else:
                 blocks.append(InvertedResidual(block, network))
-        super().__init__(
-            ConvNormAct(stem, network.stem, network.stem_activation, network),
-            *blocks,
-            ConvNormAct(last, network.last, network.last_activation, network),
-        )
+        super().__init__(ConvNormAct(stem, network.stem, network.stem_activation, network), *blocks)
+        if network.last:
+            last = nn.Conv2d(network.blocks[-1].out, network.last, 1, bias=bias)
+            self.append(ConvNormAct(last, network.last, network.last_activation, network))
         self.channels = network.channels
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

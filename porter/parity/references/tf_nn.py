@@ -7,7 +7,7 @@ padding is TensorFlow's. It runs at any size, in float32 or float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -242,12 +242,20 @@ def _layers(
         yield from _after_blocks(net, convolved, biased, activate, quantize, x)
 
 
-def _detector(net: _Net, convolved: Any, pair: Pair, x: Any, first: Any) -> Layers:
-    """Last convolution and SSDLite head, on the last map and the inner one."""
+def _last(net: _Net, convolved: Any, x: Any) -> Generator[tuple[str, Any], None, Any]:
+    """The last convolution; gives its map back as well."""
     tf, network, _ = net
     x = convolved("Conv_1", network.last_conv, network.last_norm, x)
     x = x * tf.nn.relu6(x + 3.0) * (1.0 / 6.0) if network.last_activation == "hard_swish" else tf.nn.relu(x)
     yield network.endpoint_after_blocks(0), x
+    return x
+
+
+def _detector(net: _Net, convolved: Any, pair: Pair, x: Any, first: Any) -> Layers:
+    """Last convolution and SSDLite head, on the last map and the inner one."""
+    tf, network, _ = net
+    if network.last:
+        x = yield from _last(net, convolved, x)
     maps, level, depthwise = [first, x], 0, x
     for layer in layers(network, classes=1):
         scope, [*_, (endpoint, _module, kind)] = layer.scope, layer.outputs or [("", "", "")]
@@ -271,9 +279,7 @@ def _segmenter(net: _Net, convolved: Any, pair: Pair, x: Any, low: Any) -> Layer
     tf, network, _ = net
     head = network.segmentation
     assert head is not None
-    x = convolved("Conv_1", network.last_conv, network.last_norm, x)
-    x = x * tf.nn.relu6(x + 3.0) * (1.0 / 6.0) if network.last_activation == "hard_swish" else tf.nn.relu(x)
-    yield network.endpoint_after_blocks(0), x
+    x = yield from _last(net, convolved, x)
 
     def biased(scope: str, x: Any) -> Any:
         weights, bias = pair(f"../{scope}", "")
