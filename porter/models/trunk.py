@@ -90,7 +90,6 @@ class Trunk(nn.Sequential):
         for block in network.blocks:
             taps = {"expansion_output": 0, "depthwise_output": int(block.expands)}
             if block.endpoint == endpoint:
-                # The last member gives what the block gives where nothing is added
                 blocks.append(TappedResidual(block, network, taps[inside]))
             else:
                 blocks.append(InvertedResidual(block, network))
