@@ -61,7 +61,8 @@ def test_the_cause_is_named(run, demo_folder, port):
     assert float(found[2]) < 1e-6 < float(found[3])
 
 
-@pytest.mark.parametrize("port", [pytest.param("nobody_knows", marks=pytest.mark.slow), "one_weight"])
+@pytest.mark.slow
+@pytest.mark.parametrize("port", ["nobody_knows", "one_weight"])
 def test_none_is_named_where_it_is_not_the_cause(run, demo_folder, port):
     ran = verified(run, demo_folder, port)
     assert ran.code == 1

@@ -46,6 +46,7 @@ def project(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_action(project):
     recorded = "small_075_demo/expected.npz"
     given = {"checkpoint": "small_075_demo", "reference": recorded}
@@ -70,6 +71,7 @@ def test_action_fails_the_build(project, tmp_path):
     assert "<failure" in (project / "parity/parity.xml").read_text()
 
 
+@pytest.mark.slow
 def test_hooks(project, tmp_path):
     """The pre-commit hook with the arguments of docs/ci.md, and the plain one."""
     guide = (ROOT / "docs/ci.md").read_text()

@@ -142,7 +142,8 @@ def torchrun(processes, *arguments):
     return json.loads(ran.stdout)
 
 
-@pytest.mark.parametrize("most", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("most", [2, 3])
 def test_any_number_of_processes(photos, demo_folder, tmp_path, most):
     """22 images in batches of 3: eight batches, the last one of one image."""
     results = {}

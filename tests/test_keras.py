@@ -66,7 +66,10 @@ FORMATS = {
 }
 
 
-@pytest.fixture(scope="module", params=FORMATS)
+QUICK = ("Keras 3 .keras", "Keras 2 .weights.h5", "Keras 2 SavedModel")
+
+
+@pytest.fixture(scope="module", params=[pytest.param(f, marks=() if f in QUICK else pytest.mark.slow) for f in FORMATS])
 def source(request, models, tmp_path_factory):
     release, name, how = FORMATS[request.param]
     folder = tmp_path_factory.mktemp("keras")
@@ -101,7 +104,8 @@ def test_predictions_are_those_of_the_keras_that_wrote_it(source, models):
 
 
 @pytest.mark.parametrize(
-    "variant", [pytest.param(v, marks=pytest.mark.slow if "large" in v else ()) for v in SIX if v != VARIANT]
+    "variant",
+    [pytest.param(v, marks=() if v == "small_minimal_100" else pytest.mark.slow) for v in SIX if v != VARIANT],
 )
 def test_all_variants(keras, tmp_path, variant):
     path = tmp_path / "m.weights.h5"

@@ -207,6 +207,7 @@ def test_real_eight_bit_level_for_level(real):
     assert (found["Logits"].argmax(1).numpy() == expected["Logits"].values.argmax(1)).all()
 
 
+@pytest.mark.slow
 def test_real_eight_bit_dequantised(real, tmp_path, run):
     ran = run("convert", EIGHT_BIT, "-o", tmp_path / "a.safetensors")
     assert ran.code == 0, ran.err

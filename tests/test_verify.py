@@ -165,6 +165,7 @@ def test_gate_of_one_sixth_without_the_fold_is_no_parity(demo_folder, tmp_path):
     assert not verdict.first_divergence().endpoint.startswith("layer_1")  # the stem has no gate
 
 
+@pytest.mark.slow
 def test_symmetric_padding_is_no_parity(demo_folder, monkeypatch):
     from porter.models import same_padding as module
 

@@ -63,7 +63,8 @@ def plan_port(checkpoint: PathLike | Checkpoint, options: PortOptions = DEFAULT)
     except MappingError:
         best = match_variants(opened)[0]
         whole = best.exact and best.classes  # a classifier; what is wrong with it, the error tells
-        if options.mapping is None and not whole and (refusal := hint(opened)):
+        unasked = options.mapping is None and options.variant is None
+        if unasked and not whole and (refusal := hint(opened)):
             raise refusal from None
         raise
 

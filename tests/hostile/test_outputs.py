@@ -68,6 +68,7 @@ def test_folders_where_none_can_be_exchanged(tmp_path, monkeypatch):
     test_folders_are_exchanged(tmp_path)
 
 
+@pytest.mark.slow
 def test_there_is_a_release_at_every_moment(tmp_path, run, demo_folder):
     options = ("--reference", demo_folder / "expected.npz", "--out", tmp_path / "dist")
     assert run("release", demo_folder, *options).code == 0
