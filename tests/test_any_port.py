@@ -51,7 +51,10 @@ CAUSES = {
 }
 
 
-@pytest.mark.parametrize("port", CAUSES)
+SLOW = ("two_at_once", "sigmoid_gate", "resizes", "half_weights")  # of those that are diagnosed alike
+
+
+@pytest.mark.parametrize("port", [pytest.param(p, marks=pytest.mark.slow if p in SLOW else ()) for p in CAUSES])
 def test_the_cause_is_named(run, demo_folder, port):
     ran = verified(run, demo_folder, port)
     assert ran.code == 1, ran.err
@@ -76,6 +79,7 @@ def test_no_mistake(run, demo_folder):
     assert "same function (" in ran.out
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_raw_weights_are_named(run, tf, tmp_path):
     from porter.formats.bundle_writer import write_bundle
@@ -92,6 +96,7 @@ def test_raw_weights_are_named(run, tf, tmp_path):
     assert "cause      raw weights instead of their averages" in ran.out
 
 
+@pytest.mark.slow
 def test_timms_other_class_has_two_mistakes(run, demo_folder, timm):
     ran = verified(run, demo_folder, "timms_other_class")
     assert ran.code == 1

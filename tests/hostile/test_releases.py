@@ -39,7 +39,7 @@ def checked(run, folder):
     return ran
 
 
-@pytest.mark.parametrize("name", ["config.json", "parity.json"])
+@pytest.mark.parametrize("name", ["config.json", pytest.param("parity.json", marks=pytest.mark.slow)])
 def test_values_of_other_types(run, copy, name):
     path = copy / name
     honest = json.loads(path.read_text())
