@@ -7,13 +7,12 @@ padding is TensorFlow's. It runs at any size, in float32 or float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
-from porter.architecture.layers import layers
 from porter.architecture.network import Block, Network
 from porter.errors import ParityError
 from porter.jobs.convert import Port
@@ -21,7 +20,7 @@ from porter.mapping.files import list_variants, load_variant
 from porter.mapping.rules import expected_variables
 from porter.parity.references.live_tensorflow import stored_values, tensorflow
 from porter.parity.references.reference import Endpoints, Reference, Values, noise_between
-from porter.parity.references.resize import resize_exactly
+from porter.parity.references.tf_heads import detector, segmenter
 
 Fetch = Callable[[str], Any]
 Pair = Callable[[str, str], tuple[Any, Any]]  # (scope, module)
@@ -235,74 +234,11 @@ def _layers(
             yield name, value
         x = value  # the last endpoint is what the block gives
     if network.detection is not None:
-        yield from _detector(net, convolved, pair, x, low)
+        yield from detector(network, convolved, pair, x, low)
     elif network.segmentation is not None:
-        yield from _segmenter(net, convolved, pair, x, low)
+        yield from segmenter(network, convolved, pair, x, low)
     elif network.last:
         yield from _after_blocks(net, convolved, biased, activate, quantize, x)
-
-
-def _last(net: _Net, convolved: Any, x: Any) -> Generator[tuple[str, Any], None, Any]:
-    """The last convolution; gives its map back as well."""
-    tf, network, _ = net
-    x = convolved("Conv_1", network.last_conv, network.last_norm, x)
-    x = x * tf.nn.relu6(x + 3.0) * (1.0 / 6.0) if network.last_activation == "hard_swish" else tf.nn.relu(x)
-    yield network.endpoint_after_blocks(0), x
-    return x
-
-
-def _detector(net: _Net, convolved: Any, pair: Pair, x: Any, first: Any) -> Layers:
-    """Last convolution and SSDLite head, on the last map and the inner one."""
-    tf, network, _ = net
-    if network.last:
-        x = yield from _last(net, convolved, x)
-    maps, level, depthwise = [first, x], 0, x
-    for layer in layers(network, classes=1):
-        scope, [*_, (endpoint, _module, kind)] = layer.scope, layer.outputs or [("", "", "")]
-        if kind != "head":
-            continue
-        if scope.startswith("../../"):
-            level = int(scope.removeprefix("../../BoxPredictor_").partition("/")[0])
-        given = maps[level] if layer.depthwise and scope.startswith("../../") else depthwise
-        if layer.activation:
-            depthwise = tf.nn.relu6(convolved(scope, "", "", given, layer.stride))
-            yield endpoint, depthwise
-            if not scope.startswith("../../") and not layer.depthwise and "_2_Conv2d_" in scope:
-                maps.append(depthwise)
-        else:
-            weights, bias = pair(scope, "")
-            yield endpoint, tf.nn.conv2d(given, weights, 1, "SAME") + bias
-
-
-def _segmenter(net: _Net, convolved: Any, pair: Pair, x: Any, low: Any) -> Layers:
-    """Last convolution and LR-ASPP head, on the last map and the inner one."""
-    tf, network, _ = net
-    head = network.segmentation
-    assert head is not None
-    x = yield from _last(net, convolved, x)
-
-    def biased(scope: str, x: Any) -> Any:
-        weights, bias = pair(f"../{scope}", "")
-        return tf.nn.conv2d(x, weights, 1, "SAME") + bias
-
-    def resized(x: Any, like: Any) -> Any:
-        size = tf.shape(like)[1:3]
-        if x.dtype == tf.float64:
-            return resize_exactly(tf, x, size)
-        return tf.compat.v1.image.resize_bilinear(x, size, align_corners=True)
-
-    window = [min(side, most) for side, most in zip(x.shape[1:3], head.window, strict=True)]
-    pooled = tf.nn.avg_pool2d(x, window, head.stride, "VALID")
-    pooled = biased("image_pooling", pooled)
-    yield "image_pooling", pooled
-    gate = tf.nn.relu6(pooled + 3.0) * network.gate
-    aspp = tf.nn.relu(convolved("../aspp0", "", "", x, epsilon=head.epsilon))
-    yield "aspp0", aspp
-    high = biased("decoder/decoder_conv0", resized(aspp * resized(gate, x), low))
-    yield "decoder_conv0", high
-    projected = biased("decoder/feature_projection0", low)
-    yield "feature_projection0", projected
-    yield "semantic", high + projected
 
 
 def _after_blocks(net: _Net, convolved: Any, biased: Any, activate: Any, quantize: Quantize, x: Any) -> Layers:
