@@ -104,7 +104,7 @@ def create_model(
     keep_background: bool = False,
     fake_quant: bool | None = None,
     output_stride: int | None = None,
-) -> Whole: ...
+) -> MobileNetV3: ...
 
 
 @overload
@@ -141,7 +141,7 @@ def create_model(
     keep_background: bool = False,
     fake_quant: bool | None = None,
     output_stride: int | None = None,
-) -> Whole | MobileNetV3Features:
+) -> nn.Module:
     """Build a MobileNetV3 and load weights into it.
 
     Args:
@@ -163,7 +163,7 @@ def create_model(
 
     Returns:
         The model, in eval mode: (N, channels, H, W) RGB in [-1, 1] -> (N, num_classes) logits. State-dict keys are
-        timm's.
+        timm's. A variant with another head gives an ``LRASPP`` or ``SSDLite``, under torchvision's keys.
 
     Raises:
         PorterError: On weights that do not fit, or an argument that is none of those allowed.

@@ -51,7 +51,8 @@ def carry_out(plan: Plan, checkpoint: Checkpoint, dtype: Literal["float32", "flo
             if lost:
                 nudges[step.target] = lost
     in_order = {name: tensors[name] if name in tensors else np.zeros((), np.int64) for name in plan.targets}
-    for name, values in in_order.items():
+    for name in plan.folded:
+        values = in_order[name]
         if not np.isfinite(values).all():
             raise CheckpointError(
                 f"{checkpoint.given}: entry {name}: folding gives values that are NaN or infinite; weights beyond "

@@ -71,6 +71,12 @@ class Plan:
     ranges: Mapping[str, str]
     dequantized: bool
 
+    @property
+    def folded(self) -> list[str]:
+        """The entries that something is folded into."""
+        norms = [f"{module}.{part}" for module in self.norms for part in ("weight", "bias")]
+        return norms + [step.target for step in self.steps if step.scale != 1.0]
+
 
 class Fit(NamedTuple):
     """The network of a mapping as a checkpoint has it, and the variables that it needs.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -32,6 +33,7 @@ class Expected(NamedTuple):
 
 # How far above the network's scope those of heads lie: a segmenter's beside it, a detector's beside its extractor
 SCOPES_ABOVE = {"segmentation": 1, "predictor": 2}
+_latest: deque[tuple[VariantMapping, Network, int, tuple[Expected, ...]]] = deque(maxlen=4)
 NEXT = re.compile(r"\{next_(\w+)\}")
 
 
@@ -56,6 +58,15 @@ def expected_variables(mapping: VariantMapping, network: Network, classes: int) 
 
     Raises ValueError (``key: what is wrong``) on a shape symbol or placeholder that does not exist.
     """
+    for remembered in _latest:  # the checkpoints of a training run ask the same again and again
+        if remembered[0] is mapping and remembered[1] == network and remembered[2] == classes:
+            return list(remembered[3])
+    expected = _expanded(mapping, network, classes)
+    _latest.append((mapping, network, classes, tuple(expected)))
+    return expected
+
+
+def _expanded(mapping: VariantMapping, network: Network, classes: int) -> list[Expected]:
     known = {rule.source for section in msgspec.structs.asdict(mapping.rules).values() for rule in _plain(section)}
     for name in mapping.names:
         if name not in known:
