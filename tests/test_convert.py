@@ -29,7 +29,7 @@ from porter.mapping.options import PortOptions
 STEM = "MobilenetV3/Conv/weights"
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors"])
 @pytest.mark.parametrize("layout", ["timm", "slim"])
 def test_artifact_holds_the_checkpoint(demo_folder, tmp_path, suffix, layout):
     path, port = convert(demo_folder, tmp_path / f"a{suffix}", layout=layout)

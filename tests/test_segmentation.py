@@ -194,6 +194,10 @@ def test_masks(made, run, tmp_path):
         expected = model(pixels)[0].argmax(0).numpy()
     assert (np.asarray(mask) != expected).mean() < 1e-3  # ties of float32
     assert "exists already" in run("predict", path, photos, "--masks", tmp_path / "masks").err
+    ran = run("predict", path, photos, "--masks", tmp_path / "masks", "--force", "--json")
+    [one, _] = [json.loads(line) for line in ran.out.splitlines()]
+    assert sum(found["share"] for found in one["classes"]) == pytest.approx(1)
+    assert one["mask"] == str(tmp_path / "masks" / "one.png")
     assert run("predict", path, photos, "--masks", tmp_path / "masks", "--force").code == 0
     ran = run("evaluate", path, photos, "--masks", tmp_path / "masks", "--json")
     assert ran.code == 0, ran.err
@@ -215,6 +219,23 @@ def test_masks_of_a_classifier(demo_folder, run, tmp_path):
     ran = run("predict", demo_folder, tmp_path / "a.png", "--masks", tmp_path / "masks")
     assert ran.code == 2
     assert "is no segmenter; it has no masks" in ran.err
+    assert not (tmp_path / "masks").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "ignored"),
+    [
+        ("predict", "--masks", ("--html", "page.html")),
+        ("predict", "--masks", ("--least", "0.5")),
+        ("predict", "--boxes", ("--top", "3")),
+        ("evaluate", "--masks", ("--compare", "other.pth")),
+        ("evaluate", "--boxes", ("--per-class", "a.csv")),
+    ],
+)
+def test_options_that_would_be_ignored(demo_folder, run, tmp_path, command, option, ignored):
+    ran = run(command, demo_folder, tmp_path, option, tmp_path / "out", *ignored)
+    assert ran.code == 2
+    assert f"{ignored[0]} has no meaning with {option}" in ran.err
 
 
 def test_palette():

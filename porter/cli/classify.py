@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from porter.cli.options import FILE, model_options, skip_option, taken_port_options
+from porter.cli.options import FILE, model_options, refuse_ignored, skip_option, taken_port_options
 from porter.errors import PorterError
 from porter.text import json_text, printable, shortened
 
@@ -52,9 +52,11 @@ def predict(
 ) -> None:
     """Print the likeliest classes of IMAGES: files, all in a folder, a quoted pattern, or - for standard input."""
     if masks is not None:
-        _write_masks(source, images, masks, options)
+        refuse_ignored("masks", "json", "force", "device", "class_names")
+        _write_masks(source, images, masks, as_json, options)
         return
     if boxes is not None:
+        refuse_ignored("boxes", "json", "force", "least", "device", "class_names")
         _write_boxes(source, images, boxes, as_json, options)
         return
     del options["least"]
@@ -100,9 +102,8 @@ def predict(
         raise PorterError("none of the images could be read")
 
 
-def _write_masks(source: str, images: tuple[str, ...], folder: Path, options: dict[str, Any]) -> None:
+def _write_masks(source: str, images: tuple[str, ...], folder: Path, as_json: bool, options: dict[str, Any]) -> None:
     """A mask for each image, and the shares of its classes."""
-    from porter.atomic import write_bytes
     from porter.imagenet.labels import read_class_names
     from porter.jobs.predict import find_images
     from porter.jobs.segment import mask_png, segment, shares
@@ -112,9 +113,14 @@ def _write_masks(source: str, images: tuple[str, ...], folder: Path, options: di
     names = read_class_names(options["class_names"]) if options["class_names"] else ()
     for image, labels in segment(source, found, taken_port_options(options), options["device"] or "cpu"):
         assert isinstance(image, Path)
-        write_bytes(targets[image], mask_png(labels), force)
+        _write(targets[image], mask_png(labels), force)
+        found_shares = shares(labels, names)
+        if as_json:
+            classes = [{"number": number, "name": name, "share": share} for number, name, share in found_shares]
+            click.echo(json_text({"image": str(image), "mask": str(targets[image]), "classes": classes}))
+            continue
         click.echo(f"{printable(str(image))} -> {printable(str(targets[image]))}")
-        for number, name, share in shares(labels, names):
+        for number, name, share in found_shares:
             click.echo(f"  {share:6.2%}  {number:>4}  {printable(name)}".rstrip())
 
 
@@ -127,15 +133,24 @@ def _targets(images: list[Path], folder: Path, force: bool) -> dict[Path, Path]:
         raise PorterError(f"{folder}: two images have one name; write what is made of them into two folders")
     if folder.is_file():
         raise PorterError(f"{folder}: is a file; name a folder")
-    folder.mkdir(parents=True, exist_ok=True)
     for target in targets.values():
         refuse_existing(target, force)
     return targets
 
 
+def _write(target: Path, data: bytes, force: bool) -> None:
+    """Write ``target``, and make its folder first: a source that is refused leaves none behind."""
+    from porter.atomic import write_bytes
+
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PorterError(f"{target.parent}: cannot be made: {error.strerror}") from error
+    write_bytes(target, data, force)
+
+
 def _write_boxes(source: str, images: tuple[str, ...], folder: Path, as_json: bool, options: dict[str, Any]) -> None:
     """Each image with its boxes, and the boxes in pixels."""
-    from porter.atomic import write_bytes
     from porter.imagenet.images import read_image
     from porter.imagenet.labels import read_class_names
     from porter.jobs.detect import detect, drawn, name_of
@@ -148,7 +163,7 @@ def _write_boxes(source: str, images: tuple[str, ...], folder: Path, as_json: bo
     for image, boxes in detect(source, found, taken_port_options(options), device, least):
         assert isinstance(image, Path)
         picture = read_image(image)
-        write_bytes(targets[image], drawn(picture, boxes, names), force)
+        _write(targets[image], drawn(picture, boxes, names), force)
         if as_json:
             click.echo(json_text({"image": str(image), "boxes": [box._asdict() for box in boxes]}))
             continue
@@ -210,9 +225,11 @@ def evaluate(
     from porter.report.console import progress_console
 
     if masks is not None:
+        refuse_ignored("masks", "json", "device", "class_names")
         _evaluate_masks(source, data, masks, options)
         return
     if boxes is not None:
+        refuse_ignored("boxes", "json", "device")
         _evaluate_boxes(source, data, boxes, options)
         return
     force, as_json = options.pop("force"), options.pop("as_json")

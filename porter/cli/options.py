@@ -56,6 +56,23 @@ device_option = click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1
 skip_option = click.option("--skip-unreadable", is_flag=True, help="Leave out images that cannot be read; name them.")
 
 
+def refuse_ignored(option: str, *taken: str) -> None:
+    """Raise UsageError where the command line has options that ``option`` would not heed.
+
+    It heeds itself, those by which a port is read, and ``taken``.
+    """
+    from click.core import ParameterSource
+
+    context = click.get_current_context()
+    known = {option, "variant", "mapping", "weights", "fake_quant", *taken}
+    for given in context.command.params:
+        name = given.name or ""
+        if not isinstance(given, click.Option) or {name, name.removeprefix("as_")} & known:
+            continue
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{given.opts[0]} has no meaning with --{option}")
+
+
 def taken_port_options(options: dict[str, Any]) -> PortOptions:
     """Remove the options of a port from ``options`` and return them as one value."""
     from dataclasses import fields

@@ -26,12 +26,14 @@ def export_bytes(
     A batch may have any size. A ``.tflite`` of what was trained for 8 bits is the integer one; ``arrays`` must be in
     layout ``slim`` then. Raises ArtifactError where the port has no such form.
     """
+    if suffix not in SUFFIXES:
+        raise ValueError(f"{suffix}: no export; one of {', '.join(SUFFIXES)}")
     sides = (size, size)
     if network.detection is not None:
-        raise ArtifactError(f"a detector has no {suffix} form; write a .pth or .safetensors")
+        raise ArtifactError(f"a detector has no {suffix} form; name a .pth or .safetensors")
     if network.segmentation is not None:
         if suffix != ".onnx":
-            raise ArtifactError(f"a segmenter has no {suffix} form; write an .onnx")
+            raise ArtifactError(f"a segmenter has no {suffix} form; name an .onnx, .pth or .safetensors")
         return onnx_bytes(segmenter_program(network, metadata.num_classes, arrays), sides, metadata)
     if suffix == ".tflite":
         from porter.exports.tflite_model import tflite_model

@@ -21,7 +21,10 @@ KNOWN = (  # how files begin
     (rb"%PDF-", "a PDF, no checkpoint"),
     (rb".{8}\{\s*\"", "a safetensors file: name it .safetensors and it is read as an artifact"),
     (rb"\x80[\x02-\x05]", "a Python pickle, perhaps PyTorch's: name it .pth and it is read as an artifact"),
-    (rb"\x08[\x01-\x0f]\x12", "an ONNX model, no TensorFlow checkpoint"),
+    (
+        rb"\x08[\x01-\x0f]\x12",
+        "an ONNX model, which porter writes but does not read; name the checkpoint or artifact it was made from",
+    ),
     (rb"\s*[\[{]\s*[\"{\[\]}]", "JSON, no checkpoint"),
 )
 

@@ -142,15 +142,15 @@ def _check_suffix(path: Path) -> None:
 
 
 def _save(path: Path, port: Port, arrays: dict[str, np.ndarray], metadata: Metadata, force: bool) -> None:
-    """Write a port. Only a ``.pth`` needs torch, whose import takes longer than everything else."""
+    """Write a port. Only a ``.pth`` or ``.pt`` needs torch, whose import takes longer than everything else."""
     if path.suffix == ".safetensors":
         from porter.artifacts.arrays import save_arrays
 
         save_arrays(path, arrays, metadata, force)
         return
-    if path.suffix != ".pth":
-        from porter.exports.files import export_bytes
+    from porter.exports.files import SUFFIXES, export_bytes
 
+    if path.suffix in SUFFIXES:
         data = export_bytes(path.suffix, port.target_network, arrays, metadata, port.mapping.input.size)
         write_bytes(path, data, force)
         return
