@@ -202,7 +202,7 @@ def open_check(
         source = port.checkpoint if artifact is None else artifact
         candidate = quantised(open_model(source, replace(options, fake_quant=True)), artifact)
     else:
-        candidate = open_candidate(artifact, port, options.mapping, against.weights_file)
+        candidate = open_candidate(artifact, port, options.mapping, against.weights_file, against.inputs.sizes)
     verdict = Verdict(
         variant=port.mapping.variant,
         checkpoint=str(checkpoint),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from porter.artifacts.locate import find_artifact
 from porter.errors import ParityError
+from porter.imagenet.images import Size
 from porter.jobs.convert import Port
 from porter.mapping.options import PathLike
 from porter.parity.candidates.candidate import Candidate
@@ -14,9 +16,13 @@ from porter.parity.candidates.own import artifact, converted
 
 
 def open_candidate(
-    named: PathLike | None, port: Port, mapping: PathLike | None, weights_file: PathLike | None
+    named: PathLike | None,
+    port: Port,
+    mapping: PathLike | None,
+    weights_file: PathLike | None,
+    sizes: Sequence[Size] | None = None,
 ) -> Candidate:
-    """The candidate ``named``; what ``port`` converts to where it is None.
+    """The candidate ``named``, for images of ``sizes``; what ``port`` converts to where it is None.
 
     ``.pth`` and ``.safetensors`` (state dicts of our class or timm's), ``timm:NAME`` (with ``weights_file``, a state
     dict), ``package.module:callable`` or ``file.py:callable`` (which runs that code and gives an ``nn.Module``),
@@ -35,10 +41,8 @@ def open_candidate(
 
     if kind == "timm" and colon:
         return foreign.timm_model(name, None if weights_file is None else Path(weights_file), port)
-    if text.endswith(".onnx"):
-        return foreign.onnx_file(Path(text))
-    if text.endswith(".pt2"):
-        return foreign.exported_program(Path(text))
+    if text.endswith((".onnx", ".pt2")):
+        return foreign.program(Path(text), sizes or [(port.mapping.input.size,) * 2])
     if colon and "://" not in text and name.isidentifier() and not Path(text).exists():
         return foreign.called(text, port)
     return foreign.tensorflow_source(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -24,7 +24,10 @@ from porter.mapping.options import ArtifactLayout
 from porter.models.timm_import import import_timm
 from porter.parity.candidates.candidate import Candidate, Output, Outputs, Question
 from porter.parity.candidates.own import unrounded
-from porter.parity.references.choose import open_reference
+from porter.parity.candidates.programs import are_probabilities
+from porter.parity.references.child import in_child
+from porter.parity.references.choose import memory_for, open_reference
+from porter.parity.references.wire import Request
 
 LAYOUTS = get_args(ArtifactLayout)
 SOFTMAX = "softmax of its output"
@@ -96,7 +99,7 @@ def module(name: str, model: nn.Module, port: Port) -> Candidate:
             exact_one, single_one = (side[position][1] if side else None for side in (doubles, singles))
             yield own_name, Output(exact_one, single_one)
         last = [side[-1][1] if side else None for side in (doubles, singles)]
-        if all(values is None or (values.ndim == 2 and not _are_chances(values)) for values in last):
+        if all(values is None or (values.ndim == 2 and not are_probabilities(values)) for values in last):
             exact_one, single_one = (None if values is None else _softmax(values) for values in last)
             yield SOFTMAX, Output(exact_one, single_one)
 
@@ -143,71 +146,21 @@ def _hook_modules(model: nn.Module, inputs: Tensor, name: str) -> list[tuple[str
     return found
 
 
-def onnx_file(path: Path) -> Candidate:
-    """An ONNX file in ONNX Runtime: its logits, or its predictions, in float32. Raises ParityError."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ParityError(f"{path}: ONNX files need pip install 'mnv3-port[onnx]' ({error})") from error
-    try:
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime has kinds of its own
-        raise ParityError(f"{path}: ONNX Runtime does not take it ({' '.join(str(error).split())[:200]})") from error
-    [given, *others] = session.get_inputs()
-    if others or len(given.shape) != 4:
-        raise ParityError(f"{path}: takes {len(others) + 1} inputs of shape {given.shape}, not one of images")
-    channels_last = given.shape[-1] == 3
-    sides = given.shape[1:3] if channels_last else given.shape[2:]
+def program(path: Path, sizes: Sequence[Size]) -> Candidate:
+    """An ``.onnx`` or ``.pt2`` file, for images of ``sizes``, in a process of its own: its logits or predictions.
 
-    def compute(images: np.ndarray) -> list[np.ndarray]:
-        batch = images if channels_last else np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-        found: list[np.ndarray] = session.run(None, {given.name: batch})
-        return found
+    Raises ParityError.
+    """
+    if not path.is_file():
+        raise ParityError(f"{path}: no such file")
+    request = Request(path.suffix[1:], str(path.absolute()), str(path), memory_for([path], sizes))
+    runner = in_child(request)
 
-    size = (sides[0], sides[1]) if all(isinstance(side, int) for side in sides) else None
-    return _of_outputs(path, compute, size)
-
-
-def exported_program(path: Path) -> Candidate:
-    """A ``.pt2`` (torch.export) of (N, 3, H, W) images: its output. Raises ParityError."""
-    try:
-        program = torch.export.load(path)
-    except Exception as error:  # torch has every kind for damaged bytes
-        raise ParityError(f"{path}: not a program that torch.export loads ({str(error)[:200]})") from error
-    given = next(iter(program.example_inputs[0]), None) if program.example_inputs else None
-    model = program.module()
-
-    def compute(images: np.ndarray) -> list[np.ndarray]:
-        with torch.no_grad():
-            return [model(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()).numpy()]
-
-    size = (int(given.shape[2]), int(given.shape[3])) if isinstance(given, Tensor) and given.ndim == 4 else None
-    return _of_outputs(path, compute, size)
-
-
-def _of_outputs(path: Path, compute: Callable[[np.ndarray], list[np.ndarray]], size: Size | None) -> Candidate:
     def run(images: np.ndarray, _questions: frozenset[Question]) -> Outputs:
-        try:
-            outputs = compute(images)
-        except Exception as error:  # runtimes have kinds of their own
-            reason = " ".join(str(error).split())[:200]
-            raise ParityError(f"{path}: does not run on images of {images.shape[1:3]} ({reason})") from error
-        for values in outputs:
-            if values.ndim == 2:
-                yield _class_endpoint(values), Output(None, values)
+        for name, (values, _) in runner.run(images, CLASS_ENDPOINTS):
+            yield name, Output(None, values)
 
-    return Candidate(str(path), run, frozenset(("rounding",)), size=size, digests={path.name: sha256(path)})
-
-
-def _class_endpoint(values: np.ndarray) -> str:
-    """Whether (N, classes) are logits or predictions, as an endpoint's name."""
-    logits, predictions = CLASS_ENDPOINTS
-    return predictions if _are_chances(values) else logits
-
-
-def _are_chances(values: np.ndarray) -> bool:
-    """Whether (N, classes) are probabilities, which add up to 1."""
-    return bool(values.min() >= 0 and np.allclose(values.sum(1), 1, atol=1e-3))
+    return Candidate(str(path), run, frozenset(("rounding",)), size=runner.size, digests={path.name: sha256(path)})
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""References that run in a process of their own: TensorFlow, Keras and the interpreter never run in ours."""
+"""What runs in a process of its own: TensorFlow, Keras, the interpreter, and candidates that are programs."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ SECONDS_TO_START = 120
 # No layer of these networks has more values than so many times its image: EdgeTPU's first expansion has 8 times
 LARGEST_ENDPOINT = 64
 SMALL = 1 << 20  # bytes, of images of a few pixels
+PROGRAMS = ("onnx", "pt2")  # kinds of candidates
 
 
 class About(msgspec.Struct, frozen=True):
@@ -41,11 +42,13 @@ class About(msgspec.Struct, frozen=True):
 
 
 class Child:
-    """The process that runs one reference, and the connection to it."""
+    """The process that runs one reference or program, and the connection to it."""
 
     def __init__(self, request: Request) -> None:
         self.given = request.given
-        with_tensorflow = request.kind != "tflite"
+        self.unread = 0
+        self.advice = "" if request.kind in PROGRAMS else " compare with another reference"
+        with_tensorflow = request.kind not in ("tflite", *PROGRAMS)
         try:
             self.connection = _connect(with_tensorflow)
         except OSError:  # the server was killed
@@ -67,9 +70,10 @@ class Child:
             self.end()
             raise ParityError(
                 f"{self.given}: the process that ran it crashed or took more memory than it may; a damaged or hostile "
-                "file? compare with another reference"
+                f"file?{self.advice}"
             ) from error
         if header.kind == "failed":
+            self.end()  # nothing comes after it
             message, *details = header.text.split("\n  ")
             raise ParityError(message, details)
         return header, array
@@ -82,17 +86,9 @@ class Child:
 
     def run(self, images: np.ndarray, names: Sequence[str]) -> Endpoints:
         self._ask(Header("run", names=list(names), dtype=str(images.dtype), shape=list(images.shape)), images)
-        most = 8 * LARGEST_ENDPOINT * images.size + SMALL
-        values: np.ndarray | None = images
-        try:
-            while True:
-                header, values = self.receive(most)
-                if values is None:
-                    return
-                yield header.name, Values(values, header.noise and Noise(*header.noise))
-        finally:
-            while values is not None and self.connection.fileno() >= 0:  # nobody wants the rest, but it comes
-                _, values = self.receive(most)
+        self.unread = 8 * LARGEST_ENDPOINT * images.size + SMALL
+        while answer := self._next():
+            yield answer
 
     def prepare(self, images: np.ndarray) -> np.ndarray:
         self._ask(Header("prepare", dtype=str(images.dtype), shape=list(images.shape)), images)
@@ -100,7 +96,17 @@ class Child:
         assert prepared is not None
         return prepared
 
+    def _next(self) -> tuple[str, Values] | None:
+        """The next endpoint of the answer, of ``unread`` bytes at most; None at its end."""
+        header, values = self.receive(self.unread)
+        if values is None:
+            self.unread = 0
+            return None
+        return header.name, Values(values, header.noise and Noise(*header.noise))
+
     def _ask(self, header: Header, images: np.ndarray) -> None:
+        while self.unread:  # what nobody wanted of the last answer
+            self._next()
         with suppress(Closed):  # what it said before it ended is still to be received
             send(self.connection, header, images)
 
@@ -113,7 +119,7 @@ class Child:
 
 
 def in_child(request: Request) -> Reference:
-    """The reference that ``request`` asks for, in a process of its own. Raises ParityError."""
+    """The reference, or program, that ``request`` asks for, in a process of its own. Raises ParityError."""
     child = Child(request)
     about = child.ready()
     quantised = about.precision == "levels" or request.kind == "tflite"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,9 +97,7 @@ def _live(kind: str, port: Port, sizes: tuple[Size, ...]) -> Reference:
         raise ParityError(f"{checkpoint.given}: not one frozen .pb beside it; use the reference tf.nn")
     if kind == "meta" and not _meta_beside(checkpoint):
         raise ParityError(f"{checkpoint.path}.meta: no such file; use the reference tf.nn")
-    files = [graph] if graph else checkpoint.files
-    memory = MEMORY + MEMORY_OF_FILE * sum(path.stat().st_size for path in files)
-    memory += MEMORY_OF_PIXEL * max(height * width for height, width in sizes)
+    memory = memory_for([graph] if graph else checkpoint.files, sizes)
     copy = _copy(port) if checkpoint.remote else None
     request = Request(
         kind=kind,
@@ -113,6 +111,12 @@ def _live(kind: str, port: Port, sizes: tuple[Size, ...]) -> Reference:
     )
     reference = in_child(request)
     return reference if copy is None else replace(reference, run=_keep_copy(copy, reference))
+
+
+def memory_for(files: Iterable[Path], sizes: Iterable[Size]) -> int:
+    """Bytes that a process may take for the network in ``files`` on images of ``sizes``."""
+    largest = max(height * width for height, width in sizes)
+    return MEMORY + MEMORY_OF_FILE * sum(path.stat().st_size for path in files) + MEMORY_OF_PIXEL * largest
 
 
 def _keep_copy(copy: tempfile.TemporaryDirectory[str], reference: Reference) -> Callable[..., Endpoints]:

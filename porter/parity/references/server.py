@@ -1,7 +1,7 @@
-"""The process that runs references: it imports TensorFlow once, then forks a process for each reference.
+"""The process that runs references and programs: it imports TensorFlow once, then forks a process for each of them.
 
-What a stranger's graph does, it does there, with limits on memory and on processor time, and nothing of it is left
-for the next reference. Run by porter.parity.references.child.
+What a stranger's graph does, it does there, under a limit of memory, and nothing of it is left for the next one. Run by
+porter.parity.references.child, which ends a process that takes too long.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from porter.formats.checkpoint import open_checkpoint
 from porter.formats.limits import limit_memory
 from porter.jobs.convert import Port, plan_opened
 from porter.mapping.options import PortOptions
+from porter.parity.candidates.programs import exported_program, onnx_program
 from porter.parity.references.reference import Reference
 from porter.parity.references.wire import Closed, Header, Request, receive, receive_bytes, send
 
@@ -67,6 +68,8 @@ def _serve(connection: socket.socket) -> None:
     send(connection, Header("started", pid=os.getpid()))
     encoded, _ = receive_bytes(connection, 0)
     request = msgspec.msgpack.decode(encoded, type=Request)
+    if request.kind == "pt2":
+        import torch  # noqa: F401 - what it takes is not the program's
     try:
         limit_memory(request.memory)
         reference = build(request)
@@ -105,7 +108,11 @@ def _answer(connection: socket.socket, reference: Reference) -> None:
 
 
 def build(request: Request) -> Reference:
-    """The reference that ``request`` asks for, in this process. Raises PorterError."""
+    """The reference, or the program, that ``request`` asks for, in this process. Raises PorterError."""
+    if request.kind == "onnx":
+        return onnx_program(Path(request.path))
+    if request.kind == "pt2":
+        return exported_program(Path(request.path))
     port = _port(request)
     if request.kind == "keras":
         from porter.parity.references.keras_model import keras_model
@@ -125,6 +132,7 @@ def build(request: Request) -> Reference:
 
 
 def _port(request: Request) -> Port:
+    assert request.mapping is not None
     opened = replace(open_checkpoint(request.path, request.weights), given=request.given)
     return plan_opened(opened, request.mapping, PortOptions(fake_quant=request.fake_quant))
 

@@ -17,18 +17,20 @@ MAX_HEADER = 1 << 20
 
 
 class Request(msgspec.Struct, frozen=True):
-    """What to run: ``kind`` is one of choose.KINDS, ``path`` the checkpoint, named ``given`` in messages.
+    """What to run: a reference, or a candidate that is a program.
 
-    ``graph`` is the frozen graph to run, where the checkpoint lies in another file. ``memory`` bounds the bytes that
-    the process may take beyond what it has at its start.
+    ``kind`` is one of choose.KINDS, and ``path`` the checkpoint, which is read by ``mapping``; or ``kind`` is the
+    ending of a program, ``onnx`` or ``pt2``, at ``path``. Messages name it ``given``. ``graph`` is the frozen graph to
+    run, where the checkpoint lies in another file. ``memory`` bounds the bytes that the process may take beyond what it
+    has at its start.
     """
 
     kind: str
     path: str
     given: str
-    weights: Weights
-    mapping: VariantMapping
     memory: int
+    weights: Weights = "auto"
+    mapping: VariantMapping | None = None
     graph: str | None = None
     fake_quant: bool | None = None
 

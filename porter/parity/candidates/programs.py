@@ -1,0 +1,342 @@
+"""Ports that are programs in a file, ``.onnx`` and ``.pt2``: opened and run in a child process alone.
+
+A program from the internet may compute for ever, or fill the memory, so ``porter.parity.references.server`` opens it
+under limits. And it must be data: ONNX Runtime runs nothing but operators, but ``torch.export.load`` unpickles, loads
+compiled libraries, evaluates expressions and calls whatever function of Python the file names. So a ``.pt2`` is read
+and its graph interpreted here, with listed operators alone.
+"""
+
+from __future__ import annotations
+
+import io
+import operator
+import zipfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from porter.errors import ParityError
+from porter.formats.bounds import allowance
+from porter.imagenet.images import Size
+from porter.parity.references.reference import Endpoints, Reference, Values
+
+Compute = Callable[[np.ndarray], Sequence[object]]  # (N, H, W, C) float32 -> outputs
+
+
+def onnx_program(path: Path) -> Reference:
+    """An ONNX file in ONNX Runtime, in float32. Raises ParityError where it does not take images."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ParityError(f"{path}: ONNX files need pip install 'mnv3-port[onnx]' ({error})") from error
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime has kinds of its own
+        raise ParityError(f"{path}: ONNX Runtime does not take it ({_line(error)})") from error
+    inputs = session.get_inputs()
+    if len(inputs) != 1 or inputs[0].type != "tensor(float)" or len(inputs[0].shape) != 4:
+        found = ", ".join(f"{given.name}: {given.type} {given.shape}" for given in inputs) or "no inputs"
+        raise ParityError(f"{path}: must take float32 images, (N, 3, H, W) or (N, H, W, 3); takes {found}")
+    [given] = inputs
+    channels_last = given.shape[-1] == 3
+    sides = given.shape[1:3] if channels_last else given.shape[2:]
+
+    def compute(images: np.ndarray) -> Sequence[object]:
+        batch = images if channels_last else np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+        outputs: list[object] = session.run(None, {given.name: batch})
+        return outputs
+
+    size = (sides[0], sides[1]) if all(isinstance(side, int) for side in sides) else None
+    return _reference(path, compute, size)
+
+
+def _reference(path: Path, compute: Compute, size: Size | None) -> Reference:
+    def run(images: np.ndarray, _names: Sequence[str]) -> Endpoints:
+        try:
+            outputs = compute(images)
+        except Exception as error:  # runtimes have kinds of their own
+            raise ParityError(f"{path}: does not run on images of {images.shape[1:3]} ({_line(error)})") from error
+        found = [one for one in outputs if isinstance(one, np.ndarray) and one.dtype.kind == "f" and one.ndim == 2]
+        if not found:
+            shapes = ", ".join(f"{one.dtype} {one.shape}" if isinstance(one, np.ndarray) else "?" for one in outputs)
+            raise ParityError(
+                f"{path}: none of its outputs is (N, classes) in floating point: {shapes or 'no outputs'}"
+            )
+        for values in found:
+            yield "Predictions" if are_probabilities(values) else "Logits", Values(values.astype(np.float32))
+
+    return Reference(str(path), run, precision="float32", size=size)
+
+
+def are_probabilities(values: np.ndarray) -> bool:
+    """Whether (N, classes) are probabilities, which add up to 1."""
+    return bool(values.min() >= 0 and np.allclose(values.sum(1), 1, atol=1e-3))
+
+
+def _line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+# Operators of PyTorch that only compute: no file, no process, no state, and no memory beyond their tensors. They are
+# what torch.export makes of networks of images. With a trailing underscore they work in place.
+OPERATORS = frozenset(
+    (
+        "conv2d", "convolution", "conv_transpose2d", "linear", "addmm", "mm", "bmm", "matmul", "einsum", "t",
+        "batch_norm", "_native_batch_norm_legit_no_training", "layer_norm", "native_layer_norm", "group_norm",
+        "relu", "relu6", "hardtanh", "hardswish", "hardsigmoid", "sigmoid", "silu", "gelu", "elu", "leaky_relu",
+        "prelu", "mish", "tanh", "softplus", "softmax", "_softmax", "log_softmax", "_log_softmax", "clamp", "clamp_min",
+        "clamp_max",
+        "add", "sub", "rsub", "mul", "div", "neg", "abs", "exp", "log", "sqrt", "rsqrt", "reciprocal", "square",
+        "pow", "maximum", "minimum", "where", "eq", "ne", "lt", "le", "gt", "ge", "floor", "ceil", "round",
+        "mean", "sum", "amax", "amin", "max", "min", "argmax", "var", "norm", "linalg_vector_norm",
+        "adaptive_avg_pool2d", "_adaptive_avg_pool2d", "avg_pool2d", "max_pool2d", "max_pool2d_with_indices",
+        "adaptive_max_pool2d", "upsample_bilinear2d", "upsample_nearest2d", "_upsample_bilinear2d_aa",
+        "pad", "constant_pad_nd", "reflection_pad2d", "replication_pad2d",
+        "view", "_unsafe_view", "reshape", "flatten", "unflatten", "permute", "transpose", "squeeze", "unsqueeze",
+        "expand", "expand_as", "repeat", "cat", "concat", "stack", "split", "split_with_sizes", "chunk", "slice",
+        "select", "narrow", "flip", "roll", "pixel_shuffle", "contiguous", "clone", "detach", "alias",
+        "lift_fresh_copy", "to", "_to_copy", "type_as", "dropout", "feature_dropout", "ones_like",
+        "zeros_like", "full_like", "unbind", "masked_fill", "logical_not", "logical_and", "logical_or", "any", "all",
+        "arange", "full", "ones", "zeros", "scalar_tensor", "sym_size", "sym_numel", "scaled_dot_product_attention",
+    )
+)  # fmt: skip
+CHECKS = frozenset(("_assert_scalar", "_assert_tensor_metadata", "_assert_async", "sym_constrain_range_for_size"))
+# Arithmetic of sizes
+SIZES: dict[str, Callable[..., Any]] = {
+    **{name: getattr(operator, name) for name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "neg")},
+    **{name: getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "not_")},
+}
+SIZE_FUNCTIONS = ("torch.sym_max", "torch.sym_min", "torch.sym_not", "torch.sym_int", "torch.sym_float")
+# torch/_export/serde/schema.py
+DTYPES = {
+    1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 6: "float16", 7: "float32", 8: "float64", 12: "bool",
+    13: "bfloat16",
+}  # fmt: skip
+MEMORY_FORMATS = {1: "contiguous_format", 2: "channels_last", 4: "preserve_format"}
+PROGRAM, PROGRAM_UNTIL_2_7 = "models/model.json", "serialized_exported_program.json"
+
+
+class _Given(msgspec.Struct):
+    """An argument of a node by its name in the operator's schema; ``arg`` has one entry, ``as_<kind>``."""
+
+    name: str
+    arg: dict[str, Any]
+
+
+class _Node(msgspec.Struct):
+    target: str
+    inputs: list[_Given]
+    outputs: list[dict[str, Any]]
+
+
+class _Graph(msgspec.Struct):
+    nodes: list[_Node]
+    outputs: list[dict[str, Any]]
+    tensor_values: dict[str, dict[str, Any]]
+
+
+class _Signature(msgspec.Struct):
+    input_specs: list[dict[str, Any]]
+    output_specs: list[dict[str, Any]]
+
+
+class _Module(msgspec.Struct):
+    graph: _Graph
+    signature: _Signature
+
+
+class _Program(msgspec.Struct):
+    graph_module: _Module
+
+
+class _Payload(msgspec.Struct):
+    """Where a tensor lies, and its shape."""
+
+    path_name: str
+    use_pickle: bool
+    tensor_meta: dict[str, Any]
+
+
+class _Payloads(msgspec.Struct):
+    config: dict[str, _Payload]
+
+
+def exported_program(path: Path) -> Reference:
+    """A ``.pt2`` of torch.export, interpreted in float32.
+
+    Raises ParityError where it is damaged, does not take one tensor of images, or holds anything but listed operators
+    and plain tensors.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            program, values = _read(path, archive)
+    except (zipfile.BadZipFile, OSError, ValueError, LookupError, TypeError, EOFError, msgspec.MsgspecError) as error:
+        raise ParityError(f"{path}: not a program of torch.export that can be read ({_line(error)})") from error
+    graph, signature = program.graph_module.graph, program.graph_module.signature
+    images: list[str] = []
+    state: dict[str, Any] = {}
+    for spec in signature.input_specs:
+        [(kind, about)] = spec.items()
+        if kind in ("parameter", "buffer", "tensor_constant"):
+            state[about["arg"]["name"]] = values[about[f"{kind}_name"]]
+        elif kind == "user_input" and "as_tensor" in about["arg"]:
+            images.append(about["arg"]["as_tensor"]["name"])
+        elif kind != "constant_input":
+            raise ParityError(f"{path}: takes an input of kind {kind}, not a tensor of images")
+    sizes = graph.tensor_values[images[0]]["sizes"] if len(images) == 1 else []
+    if len(sizes) != 4:
+        raise ParityError(f"{path}: must take images (N, 3, H, W) alone; takes {len(images)} tensors")
+    outputs = [spec["user_output"]["arg"] for spec in signature.output_specs if "user_output" in spec]
+    run = [_operation(node, path) for node in graph.nodes]
+
+    def compute(batch: np.ndarray) -> list[object]:
+        import torch
+
+        known = {**state, images[0]: torch.from_numpy(batch).permute(0, 3, 1, 2).contiguous()}
+        with torch.no_grad():
+            for node, function in zip(graph.nodes, run, strict=True):
+                given = {one.name: _value(one.arg, known) for one in node.inputs}
+                _keep(node.outputs, function(given), known)
+            found = [_value(output, known) for output in outputs]
+        return [one.float().numpy() if isinstance(one, torch.Tensor) else one for one in found]
+
+    sides = [side.get("as_int") for side in sizes[2:]]
+    return _reference(path, compute, None if None in sides else (int(sides[0]), int(sides[1])))
+
+
+def _read(path: Path, archive: zipfile.ZipFile) -> tuple[_Program, Mapping[str, Any]]:
+    """The program and its tensors by name. Since torch 2.8 all members lie in one folder, and tensors are plain."""
+    left = allowance(path.stat().st_size)
+
+    def member(name: str) -> bytes:
+        nonlocal left
+        with archive.open(name) as file:
+            data = file.read(left + 1)
+        left -= len(data)
+        if left < 0:
+            raise ValueError(f"{name} unpacks to more than a file of {path.stat().st_size} bytes may")
+        return data
+
+    names = archive.namelist()
+    stem = next((name.removesuffix(PROGRAM) for name in names if name.endswith("/" + PROGRAM)), None)
+    values: dict[str, Any] = {}
+    if stem is None:
+        program = msgspec.json.decode(member(PROGRAM_UNTIL_2_7), type=_Program)
+        for part in ("serialized_state_dict.pt", "serialized_constants.pt"):
+            values |= _unpickled(member(part))
+        return program, values
+    program = msgspec.json.decode(member(stem + PROGRAM), type=_Program)
+    for kind in ("weights", "constants"):
+        folder = f"{stem}data/{kind}/"
+        if f"{folder}model.pt" in names:
+            values |= _unpickled(member(f"{folder}model.pt"))
+            continue
+        config = msgspec.json.decode(member(f"{folder}model_{kind}_config.json"), type=_Payloads)
+        parts: dict[str, Any] = {}  # several tensors may share one
+        for name, payload in config.config.items():
+            if payload.path_name not in parts:
+                parts[payload.path_name] = member(folder + payload.path_name)
+            data = parts[payload.path_name]
+            values[name] = _unpickled(data) if payload.use_pickle else _plain(name, data, payload.tensor_meta)
+    return program, values
+
+
+def _unpickled(data: bytes) -> Any:
+    """Tensors that torch pickled. What would run code makes torch raise."""
+    import pickle
+
+    import torch
+
+    try:
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        raise ValueError(
+            "it has pickled weights that are not plain tensors, and loading them would run code"
+        ) from error
+
+
+def _plain(name: str, data: bytes, about: Mapping[str, Any]) -> Any:
+    """A tensor of ``data`` in the file's own strides, all of which must lie in it."""
+    import torch
+
+    if about["dtype"] not in DTYPES:
+        raise ValueError(f"tensor {name}: of the unknown dtype {about['dtype']}")
+    dtype = getattr(torch, DTYPES[about["dtype"]])
+    shape, strides = ([side["as_int"] for side in about[key]] for key in ("sizes", "strides"))
+    start = about["storage_offset"]["as_int"]
+    flat = torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
+    try:
+        return torch.as_strided(flat, shape, strides, start).clone()
+    except RuntimeError as error:
+        raise ValueError(f"tensor {name}: {shape} does not lie in its {len(data)} bytes") from error
+
+
+def _operation(node: _Node, path: Path) -> Callable[[Mapping[str, Any]], Any]:
+    """What ``node`` does with its arguments by name. Raises ParityError unless it is listed."""
+    import torch
+
+    name, _, overload = node.target.removeprefix("torch.ops.aten.").partition(".")
+    if node.target == f"torch.ops.aten.{name}.{overload}":
+        if name in CHECKS:
+            return lambda _given: None
+        family = getattr(torch.ops.aten, name) if {name, name.removesuffix("_")} & OPERATORS else None
+        if family is not None and overload in family.overloads():
+            function = getattr(family, overload)
+            return lambda given: function(**given)
+    if node.target.removeprefix("_operator.") in SIZES and node.target.startswith("_operator."):
+        return lambda given: SIZES[node.target.removeprefix("_operator.")](*given.values())
+    if node.target in SIZE_FUNCTIONS:
+        return lambda given: getattr(torch, node.target.removeprefix("torch."))(*given.values())
+    raise ParityError(
+        f"{path}: operator {node.target} is not one that a network of images needs, so the program is not run"
+    )
+
+
+def _value(argument: Mapping[str, Any], known: Mapping[str, Any]) -> Any:
+    """What an argument stands for. Raises ValueError for a kind that is no number, text or tensor."""
+    import torch
+
+    [(kind, value)] = argument.items()
+    if kind == "as_none":
+        return None
+    if kind in ("as_int", "as_float", "as_bool", "as_string", "as_ints", "as_floats", "as_bools"):
+        return value
+    if kind == "as_tensor":
+        return known[value["name"]]
+    if kind == "as_tensors":
+        return [known[one["name"]] for one in value]
+    if kind in ("as_optional_tensor", "as_sym_int", "as_sym_float", "as_sym_bool"):
+        return _symbol(value, known)
+    if kind in ("as_optional_tensors", "as_sym_ints", "as_sym_floats", "as_sym_bools"):
+        return [_symbol(one, known) for one in value]
+    if kind == "as_scalar_type":
+        return getattr(torch, DTYPES[value])
+    if kind == "as_memory_format":
+        return getattr(torch, MEMORY_FORMATS[value])
+    if kind == "as_layout":
+        return torch.strided
+    if kind == "as_device":
+        return torch.device("cpu")
+    raise ValueError(f"an argument of kind {kind}")
+
+
+def _symbol(value: Mapping[str, Any], known: Mapping[str, Any]) -> Any:
+    """``{"as_name": ...}`` is a value computed before, everything else is written out."""
+    [(kind, content)] = value.items()
+    if kind == "as_tensor":
+        return known[content["name"]]
+    return known[content] if kind == "as_name" else None if kind == "as_none" else content
+
+
+def _keep(outputs: Iterable[Mapping[str, Any]], result: Any, known: dict[str, Any]) -> None:
+    """Name the results of a node."""
+    names: list[str] = []
+    for output in outputs:
+        [(kind, value)] = output.items()
+        several = value if isinstance(value, list) else [value]
+        names += [one.get("as_name") or one["name"] for one in several if kind != "as_none" and isinstance(one, dict)]
+    results = result if isinstance(result, (tuple, list)) else [result]
+    known.update(zip(names, results, strict=False))
