@@ -6,9 +6,9 @@ from porter.architecture.network import build_network
 from porter.mapping.files import load_variant
 
 
-def frozen(tf, variables, variant="small_075", gate=0.16667, epsilon=1e-3, image=(None, None, None, 3)):
-    """The GraphDef of ``variant`` with ``variables`` (slim's names) as constants."""
-    mapping = load_variant(variant)
+def frozen(tf, variables, variant="small_075", gate=0.16667, epsilon=1e-3, image=(None, None, None, 3), mapping=None):
+    """The GraphDef of ``variant``, or of ``mapping``, with ``variables`` (slim's names) as constants."""
+    mapping = mapping or load_variant(variant)
     network = build_network(mapping)
     scope = mapping.scope
     raw = tf.raw_ops
@@ -17,8 +17,9 @@ def frozen(tf, variables, variant="small_075", gate=0.16667, epsilon=1e-3, image
         return tf.constant(values, name=name)
 
     def activated(kind, at, x):
-        if kind == "relu":
-            return raw.Relu(features=x, name=f"{at}/Relu")
+        if kind != "hard_swish":
+            name = {"relu": "Relu", "relu6": "Relu6"}[kind]
+            return getattr(raw, name)(features=x, name=f"{at}/{name}")
         shifted = raw.AddV2(x=x, y=constant(f"{at}/hard_swish/add/y", np.float32(3)), name=f"{at}/hard_swish/add")
         clipped = raw.Relu6(features=shifted, name=f"{at}/hard_swish/Relu6")
         sixth = constant(f"{at}/hard_swish/mul/y", np.float32(1 / 6))

@@ -2,11 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from msgspec import Struct, field
 
 Activation = Literal["relu", "hard_swish", "relu6"]
+
+
+class ActivationForms(NamedTuple):
+    """An activation in every form of a network.
+
+    ``torch`` is the class of ``torch.nn`` and ``function`` that of ``torch.nn.functional``. ``onnx`` is the operator of
+    ONNX, and ``limits`` are constants that it takes. ``tflite`` is the operator of TensorFlow Lite, which is ``fused``
+    into the convolution where that can be. ``slim`` ends the name of its operation in a TensorFlow graph, and ``card``
+    is timm's word for it. The tf.nn reference has its own arithmetic, for it is evidence.
+    """
+
+    torch: str
+    function: str
+    onnx: str
+    tflite: str
+    slim: str
+    card: str
+    limits: tuple[float, ...] = ()
+    fused: bool = True
+
+
+ACTIVATIONS: dict[Activation, ActivationForms] = {
+    "relu": ActivationForms("ReLU", "relu", "Relu", "relu", "Relu", "ReLU"),
+    "relu6": ActivationForms("ReLU6", "relu6", "Clip", "relu6", "Relu6", "ReLU6", limits=(0.0, 6.0)),
+    # x * relu6(x + 3) / 6: slim's h-swish has 1/6, unlike its squeeze-excite gate
+    "hard_swish": ActivationForms(
+        "Hardswish", "hardswish", "HardSwish", "hard_swish", "hard_swish/mul_1", "Hard Swish", fused=False
+    ),
+}
 BlockKind = Literal["separable", "inverted_residual", "fused", "projection"]
 
 

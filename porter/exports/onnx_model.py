@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from porter.architecture.padding import same_padding
+from porter.architecture.table import ACTIVATIONS
 from porter.errors import ArtifactError
 from porter.exports.operations import IMAGE, LINEAR, Operation, Program
 
@@ -18,7 +19,6 @@ Size = tuple[int, int]  # height, width in pixels
 
 # The first with an operator for h-swish is 14. 17 is what runtimes of 2022 and later take; nothing here needs more
 OPSET, IR_VERSION = 17, 8
-ACTIVATIONS = {"relu": "Relu", "hard_swish": "HardSwish"}
 # relu6(x + 3) / 6 as ONNX defines HardSigmoid: max(0, min(1, alpha * x + beta))
 GATE = {"alpha": 1 / 6, "beta": 0.5}
 
@@ -73,7 +73,13 @@ def onnx_model(program: Program, size: Size | None, values: Sequence[str] | None
         if operation.activation == "gate":
             node("HardSigmoid", [made], output, **GATE)
         elif operation.activation:
-            node(ACTIVATIONS[operation.activation], [made], output)
+            forms = ACTIVATIONS[operation.activation]
+            limits = [f"{forms.onnx}/{limit:g}" for limit in forms.limits]
+            known = {constant.name for constant in constants}
+            for name, limit in zip(limits, forms.limits, strict=True):
+                if name not in known:
+                    constants.append(numpy_helper.from_array(np.array(limit, np.float32), name))
+            node(forms.onnx, [made, *limits], output)
     graph = helper.make_graph(
         nodes,
         "mobilenet_v3",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from porter.architecture import table
 from porter.architecture.layers import COUNTER, Layer, layers, state_dict_shapes
 from porter.architecture.network import Network
 from porter.errors import ArtifactError
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 Kind = Literal["convolution", "dense", "mean", "pool", "resize", "flatten", "multiply", "add"]
-Activation = Literal["relu", "hard_swish", "gate"]
+Activation = table.Activation | Literal["gate"]
 IMAGE = "image"  # the input's name in exported graphs
 LINEAR = "linear"  # below the name of what an activation gives: what it takes
 LOGITS = "logits"  # a classifier's output

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from porter.architecture.table import ACTIVATIONS
 from porter.errors import ArtifactError
 from porter.exports.onnx_model import Size
 from porter.exports.operations import IMAGE, LINEAR, Operation, Program
@@ -72,23 +73,26 @@ class _Writer:
         name, stride, activation = operation.output, operation.stride, operation.activation
         before = self.tensors[given].shape
         shape = (-1, -(-before[1] // stride), -(-before[2] // stride), len(operation.weight))
-        fused = activation == "relu"
+        forms = None if activation is None or activation == "gate" else ACTIVATIONS[activation]
+        fused = forms is not None and forms.fused
         separate = activation is not None and not fused
         module = operation.before if separate else operation.module
         made = self._computed(f"{name}/{LINEAR}" if separate else name, shape, module)
         inputs = [given, *self._weights(operation, given, module)]
         options: dict[str, Any] = {"padding": SAME, "stride_w": stride, "stride_h": stride}
         options |= {"dilation_w": operation.dilation, "dilation_h": operation.dilation}
-        options["fused"] = FUSED["relu" if fused else None]
+        options["fused"] = FUSED[forms.tflite if forms and fused else None]
         if operation.groups > 1:
             self._step("depthwise_conv_2d", inputs, made, depth_multiplier=1, **options)
         else:
             self._step("conv_2d", inputs, made, **options)
-        if activation == "hard_swish":
-            output = self._computed(name, shape, operation.module)
-            self._step("hard_swish", [made], output)
-            return output
-        return self._gate(operation, made) if activation == "gate" else made
+        if activation == "gate":
+            return self._gate(operation, made)
+        if forms is None or fused:
+            return made
+        output = self._computed(name, shape, operation.module)
+        self._step(forms.tflite, [made], output)
+        return output
 
     def _gate(self, operation: Operation, given: int) -> int:
         """relu6(x + 3) times a constant, which TensorFlow Lite has no operator for."""

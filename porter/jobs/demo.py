@@ -12,6 +12,7 @@ from porter.architecture.network import build_network
 from porter.formats.bundle_writer import write_bundle
 from porter.mapping.files import load_variant
 from porter.mapping.rules import expected_variables
+from porter.mapping.schema import VariantMapping
 from porter.parity.references.choose import RECORDED_NAME
 
 DEFAULT_VARIANT = "small_075"
@@ -21,10 +22,14 @@ RECORDED = Path(__file__).parents[1] / "parity" / "demo_reference.npz"
 
 
 def demo_variables(variant: str, classes: int = 1001, seed: int = 0) -> dict[str, np.ndarray]:
-    """Untrained variables of ``variant`` under slim's names, seeded; scaled so that activations keep their size."""
-    mapping = load_variant(variant)
+    """Untrained variables of ``variant``; see ``random_variables``."""
+    return random_variables(load_variant(variant), classes, seed)
+
+
+def random_variables(mapping: VariantMapping, classes: int = 1001, seed: int = 0) -> dict[str, np.ndarray]:
+    """Variables of a network under slim's names, seeded; scaled so that activations keep their size."""
     # RandomState's stream is frozen for good, so the recorded reference stays true
-    random = np.random.RandomState(zlib.crc32(f"{variant} {classes} {seed}".encode()))
+    random = np.random.RandomState(zlib.crc32(f"{mapping.variant} {classes} {seed}".encode()))
     variables: dict[str, np.ndarray] = {"global_step": np.array(STEP, np.int64)}
     for want in expected_variables(mapping, build_network(mapping), classes):
         kind = want.source.rsplit("/", 1)[-1]

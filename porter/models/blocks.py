@@ -6,15 +6,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from porter.architecture.network import Block, Network
-from porter.architecture.table import Activation
+from porter.architecture.table import ACTIVATIONS, Activation
 from porter.mapping.gate import TIMM_GATE
 from porter.models.same_padding import SameConv2d
 
 
 def activation(name: Activation) -> nn.Module:
-    """``relu``, ``relu6``, or ``hard_swish``: x * relu6(x + 3) / 6 (slim's h-swish does use 1/6, unlike its gate)."""
-    kinds: dict[Activation, type[nn.ReLU | nn.ReLU6 | nn.Hardswish]] = {"relu": nn.ReLU, "relu6": nn.ReLU6}
-    return kinds.get(name, nn.Hardswish)(inplace=True)
+    """The module of the activation ``name``, which works in place."""
+    made: nn.Module = getattr(nn, ACTIVATIONS[name].torch)(inplace=True)
+    return made
 
 
 def batch_norm(channels: int, network: Network) -> nn.Module:

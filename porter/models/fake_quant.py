@@ -25,8 +25,8 @@ def fake_quantize(model: nn.Module, ranges: Mapping[str, Range]) -> None:
     """
     model.double()
     for module in model.modules():
-        if isinstance(module, (nn.ReLU, nn.Hardswish)):
-            module.inplace = False  # the hooks below look at inputs
+        if hasattr(module, "inplace"):  # an activation
+            module.inplace = False  # type: ignore[assignment]  # the hooks below look at inputs
         elif isinstance(module, Gate):
             module.fused = False  # and at what lies between its operations
     model.register_forward_pre_hook(lambda _module, args: (args[0].double(),))

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from porter.architecture.padding import same_padding
+from porter.architecture.table import ACTIVATIONS
 from porter.exports.operations import IMAGE, Operation, Program
 
-ACTIVATIONS = {"relu": F.relu, "hard_swish": F.hardswish, "gate": F.hardsigmoid}
+ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    **{name: getattr(F, forms.function) for name, forms in ACTIVATIONS.items()},
+    "gate": F.hardsigmoid,
+}
 
 
 class Plain(nn.Module):
@@ -51,4 +57,4 @@ class Plain(nn.Module):
             x, padding = F.pad(x, (left, right, top, bottom)), (0, 0)
         bias = self.get_buffer(f"bias_{number}")
         x = F.conv2d(x, weight, bias, stride, padding, dilation, operation.groups)
-        return ACTIVATIONS[operation.activation](x) if operation.activation else x
+        return ACTIVATION_FUNCTIONS[operation.activation](x) if operation.activation else x

@@ -12,6 +12,7 @@ from typing import Any
 
 from porter.architecture.cost import activations, multiply_accumulates
 from porter.architecture.network import Network
+from porter.architecture.table import ACTIVATIONS
 from porter.artifacts.metadata import Metadata
 from porter.evaluation.result import Evaluation
 from porter.jobs.convert import Port
@@ -195,11 +196,10 @@ def _architecture(network: Network, classes: int) -> list[str]:
         "Depthwise Separable Convolution": any(block.depthwise for block in network.blocks),
         "Dropout": classes > 0,
         "Global Average Pooling": True,
-        "Hard Swish": "hard_swish" in activations,
         "Inverted Residual Block": any(block.expands for block in network.blocks),
-        "ReLU": "relu" in activations,
         "Residual Connection": any(block.residual for block in network.blocks),
         "Softmax": classes > 0,
         "Squeeze-and-Excitation Block": any(block.squeezed for block in network.blocks),
     }
-    return [name for name, there in parts.items() if there]
+    parts |= {forms.card: name in activations for name, forms in ACTIVATIONS.items()}
+    return sorted(name for name, there in parts.items() if there)

@@ -14,6 +14,7 @@ import numpy as np
 
 from porter.architecture.layers import layers
 from porter.architecture.network import Network
+from porter.architecture.table import ACTIVATIONS
 from porter.errors import ParityError
 from porter.imagenet.images import Size
 from porter.jobs.convert import Port
@@ -156,7 +157,7 @@ def endpoint_operations(network: Network, scope: str) -> dict[str, list[str]]:
     found = {"global_pool": [f"{scope}/Logits/AvgPool2D"]}
     for layer in layers(network, classes=1):
         at = f"{scope}/{layer.scope}"
-        inside, activated = at.rpartition("/")[0], [f"{at}/hard_swish/mul_1", f"{at}/Relu"]
+        inside, activated = at.rpartition("/")[0], [f"{at}/{forms.slim}" for forms in ACTIVATIONS.values()]
         for endpoint, _, kind in layer.outputs:
             if kind == "activation":
                 named = [f"{inside}/{endpoint.partition('/')[2]}"] if "/" in endpoint else []

@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 from porter.architecture.network import Network
+from porter.architecture.table import Activation
 from porter.parity.references.live_tensorflow import tensorflow
 from porter.parity.references.resize import resize_exactly
 
@@ -19,11 +20,21 @@ Pair = Callable[[str, str], tuple[Any, Any]]
 ROOT = "../../"  # where a detector's predictors lie, beside its feature extractor
 
 
+def activated(tf: Any, kind: Activation, x: Any) -> Any:
+    """``x`` behind the activation ``kind``. Raises KeyError for one that is none of the table's."""
+    functions: dict[Activation, Callable[[Any], Any]] = {
+        "relu": tf.nn.relu,
+        "relu6": tf.nn.relu6,
+        "hard_swish": lambda x: x * tf.nn.relu6(x + 3.0) * (1.0 / 6.0),
+    }
+    return functions[kind](x)
+
+
 def last_map(network: Network, convolved: Convolved, x: Any) -> Generator[tuple[str, Any], None, Any]:
     """The last convolution; gives its map back as well."""
     tf = tensorflow()
     x = convolved("Conv_1", network.last_conv, network.last_norm, x)
-    x = x * tf.nn.relu6(x + 3.0) * (1.0 / 6.0) if network.last_activation == "hard_swish" else tf.nn.relu(x)
+    x = activated(tf, network.last_activation, x)
     yield network.last_endpoint, x
     return x
 

@@ -14,13 +14,14 @@ import msgspec
 import numpy as np
 
 from porter.architecture.network import Block, Network
+from porter.architecture.table import Activation
 from porter.errors import ParityError
 from porter.jobs.convert import Port
 from porter.mapping.files import list_variants, load_variant
 from porter.mapping.rules import expected_variables
 from porter.parity.references.live_tensorflow import stored_values, tensorflow
 from porter.parity.references.reference import Endpoints, Reference, Values, noise_between
-from porter.parity.references.tf_heads import detector, segmenter
+from porter.parity.references.tf_heads import activated, detector, segmenter
 
 Fetch = Callable[[str], Any]
 Pair = Callable[[str, str], tuple[Any, Any]]  # (scope, module)
@@ -188,8 +189,8 @@ def _layers(
 
     tf, network, _ = net
 
-    def activate(kind: str, module: str, x: Any) -> Any:
-        return quantize(module, tf.nn.relu(x) if kind == "relu" else x * tf.nn.relu6(x + 3.0) * (1.0 / 6.0))
+    def activate(kind: Activation, module: str, x: Any) -> Any:
+        return quantize(module, activated(tf, kind, x))
 
     def biased(scope: str, module: str, x: Any) -> Any:
         weights, bias = pair(scope, module)
