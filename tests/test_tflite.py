@@ -6,13 +6,13 @@ import torch
 from conftest import SHARED
 
 import porter
-from porter.errors import ArtifactError, CheckpointError
+from porter.errors import ArtifactError, CheckpointError, ParityError
 from porter.formats import open_checkpoint
 from porter.jobs.convert import plan_port
 from porter.jobs.demo import demo_variables, write_demo_checkpoint
 from porter.mapping.options import PortOptions
 from porter.models.endpoints import endpoints
-from porter.parity.references.interpreter import interpreter
+from porter.parity.references.interpreter import _check_values, interpreter
 from porter.parity.references.tf_nn import graph
 from porter.parity.samples import photos
 
@@ -267,6 +267,45 @@ def test_int8_level_for_level(tf, tmp_path, run, variant, whole):
     if variant == "small_075":
         assert run("convert", path, "-o", tmp_path / "a.pth").code == 0
         assert run("verify", path, tmp_path / "a.pth").code == 0
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(1 / 127.5, -1.0), (1 / 255, 0.0)])
+def test_pixels_become_levels_inside(tf, tmp_path, run, scale, offset):
+    """As in every 8-bit file that is made of a Keras model with its preprocessing. Both sides were given 0 and 1 alone."""
+    from porter.formats.bundle_writer import write_bundle
+    from porter.parity.samples import noise, structured
+    from porter.parity.verify import open_check
+
+    write_bundle(tmp_path / "model-1", demo_variables("small_075"))
+    forward = graph(plan_port(tmp_path / "model-1"), "float32")
+
+    @tf.function(input_signature=[tf.TensorSpec((1, 224, 224, 3), tf.float32)])
+    def network(pixels):
+        return dict(forward(pixels * scale + offset))["Predictions"]
+
+    path = tmp_path / "int8.tflite"
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([network.get_concrete_function()])
+    path.write_bytes(eight_bits(tf, converter, 0, whole=True))
+    ran = run("verify", path)
+    if offset == 0:  # the port is documented for [-1, 1]
+        assert ran.code == 2
+        assert "its own preprocessing gives its network values from 0 to 1 for images from -1 to 1" in ran.err
+        return
+    assert ran.code == 0, ran.out
+    reference = open_check(path, None, PortOptions()).reference
+    for images in (noise((224, 224), 0).images, structured((224, 224)).images):
+        given = reference.prepare(images)
+        assert np.abs(given - images).max() < 2 / 128
+        assert len(np.unique(given)) > 100
+
+
+def test_other_images_are_not_compared(tmp_path):
+    images = np.linspace(-1, 1, 960, dtype=np.float32).reshape(1, 20, 16, 3)
+    _check_values(images + 1e-3, images, 2e-3, tmp_path)
+    _check_values(images * 0 + 0.5, images * 0 + 0.5, 0, tmp_path)  # one value as asked for
+    for prepared, step in ((images * 0, 0.1), (np.sign(images), 2), (images + 1e-3, 1e-4), (images * np.nan, 1)):
+        with pytest.raises(ParityError, match="a comparison would be of other images"):
+            _check_values(prepared, images, step, tmp_path)
 
 
 @pytest.mark.slow

@@ -18,12 +18,22 @@ from porter.mapping.rules import module_outputs
 from porter.parity.references.live_tensorflow import tensorflow, tflite_package
 from porter.parity.references.reference import Endpoints, Reference, Values, noise_between
 
+# An image of fewer values than a photo of 4 bits has is not the image that was asked for
+FEWEST_VALUES = 16
+# Preprocessing in float32 rounds numbers of up to 255 to some 1e-5, and then divides them by 127.5
+FLOAT_STEP = 1e-5
+ROUNDS = ("quantize", "dequantize")  # operators that change a value by rounding alone
+
 
 class InputScale(NamedTuple):
-    """The graph's own preprocessing: what the network takes is the graph's input times ``factor`` plus ``offset``."""
+    """The graph's own preprocessing: what the network takes is the graph's input times ``factor`` plus ``offset``.
 
-    factor: float
-    offset: float
+    Both have one number, or one for each channel. ``step`` is how far rounding to 8 bits on the way can take a value.
+    """
+
+    factor: np.ndarray
+    offset: np.ndarray
+    step: float
 
 
 def interpreter(port: Port) -> Reference:
@@ -48,23 +58,26 @@ def interpreter(port: Port) -> Reference:
     if has_softmax and port.classes and not quantised:  # the port's softmax is not quantised
         tensors["Predictions"] = graph.outputs[0]
     stem = next(operator.inputs[0] for operator in graph.operators if operator.kind == "conv_2d")
-    takes_levels = details["dtype"] != np.float32
+
+    def at_stem(image: np.ndarray) -> np.ndarray:
+        """What the first convolution gets of ``image`` (H, W, C), which is as the file takes it."""
+        runner.set_tensor(details["index"], image[None])
+        runner.invoke()
+        return _dequantize(runner.get_tensor(stem), graph, stem)
 
     def given(images: np.ndarray) -> np.ndarray:
-        """What the file takes for ``images`` in [-1, 1]: levels of 8 bits, or before its own preprocessing."""
-        if not takes_levels:
-            return ((images - preprocessing.offset) / preprocessing.factor).astype(np.float32)
+        """What the file takes for ``images`` in [-1, 1]: before its own preprocessing, and in levels of 8 bits."""
+        before = (images - preprocessing.offset) / preprocessing.factor
+        if details["dtype"] == np.float32:
+            return before.astype(np.float32)
         (scale, zero), limits = details["quantization"], np.iinfo(details["dtype"])
-        return np.clip(np.round(images / scale) + zero, limits.min, limits.max).astype(details["dtype"])
+        return np.clip(np.round(before / scale) + zero, limits.min, limits.max).astype(details["dtype"])
 
     def prepare(images: np.ndarray) -> np.ndarray:
         """``images`` as the network gets them: what the file makes of them before its first convolution."""
-        held = []
-        for image in given(images):
-            runner.set_tensor(details["index"], image[None])
-            runner.invoke()
-            held.append(_dequantize(runner.get_tensor(stem), graph, stem))
-        return np.concatenate(held)
+        prepared = np.concatenate([at_stem(image) for image in given(images)])
+        _check_values(prepared, images, preprocessing.step, path)
+        return prepared
 
     def computed(interpreter: Any, image: np.ndarray, names: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
         interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image)
@@ -97,6 +110,19 @@ def interpreter(port: Port) -> Reference:
         missing=tuple(name for name in endpoint_modules(port.network, port.classes) if name not in tensors),
         versions={"litert": litert_version()},
     )
+
+
+def _check_values(prepared: np.ndarray, images: np.ndarray, step: float, path: Path) -> None:
+    """Raise ParityError unless the network gets ``images``, within ``step``.
+
+    Both sides would agree on whatever it gets, be it black images.
+    """
+    distinct = min(FEWEST_VALUES, len(np.unique(images)))
+    if not np.abs(prepared - images).max() <= step or len(np.unique(prepared)) < distinct:
+        raise ParityError(
+            f"{path}: its own preprocessing gives its network values from {prepared.min():.4g} to {prepared.max():.4g} "
+            f"for images from {images.min():.4g} to {images.max():.4g}, so a comparison would be of other images"
+        )
 
 
 def litert_version() -> str:
@@ -144,18 +170,28 @@ def _dequantize(values: np.ndarray, graph: Graph, position: int) -> np.ndarray:
 
 def input_scale(graph: Graph, path: Path) -> InputScale:
     """The scale and offset that the graph applies to its input before the first convolution."""
-    factor, offset = 1.0, 0.0
+    factor, offset = np.ones(1), np.zeros(1)
     at = graph.inputs[0]
+    steps = [_step(graph, at)]
     for operator in graph.operators:
-        if operator.kind not in ("mul", "add", "sub") or operator.inputs[0] != at:
+        if operator.kind not in ("mul", "add", "sub", *ROUNDS) or operator.inputs[0] != at:
             continue
-        tensor = constant(graph, operator.inputs, 1)
-        if tensor is None:
-            break
-        value = float(values_of(tensor, path).reshape(-1)[0])
-        if operator.kind == "mul":
-            factor, offset = factor * value, offset * value
-        else:
-            offset += value if operator.kind == "add" else -value
+        if operator.kind not in ROUNDS:
+            tensor = constant(graph, operator.inputs, 1)
+            if tensor is None:
+                break
+            value = values_of(tensor, path).reshape(-1).astype(np.float64)
+            if operator.kind == "mul":
+                factor, offset = factor * value, offset * value
+                steps = [step * float(np.abs(value).max()) for step in steps]
+            else:
+                offset = offset + (value if operator.kind == "add" else -value)
         at = operator.outputs[0]
-    return InputScale(factor, offset)
+        steps.append(_step(graph, at))
+    return InputScale(factor, offset, FLOAT_STEP + sum(steps))
+
+
+def _step(graph: Graph, position: int) -> float:
+    """The distance of a tensor's levels, which rounding to the nearest and fixed point together stay within."""
+    scales = graph.tensors[position].scales
+    return scales[0] if scales else 0.0
