@@ -41,5 +41,5 @@ for epoch in range(2):
     print(f"epoch {epoch}: loss {loss.item():.3f}")
 
 torch.save(model.eval().state_dict(), "fine_tuned.pth")
-again = porter.create_model("small_075", "fine_tuned.pth", num_classes=classes, layout=None)
+again = porter.create_model("small_075", "fine_tuned.pth", num_classes=classes)
 print("fine_tuned.pth:", sum(p.numel() for p in again.parameters()), "parameters")

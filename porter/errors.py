@@ -9,7 +9,10 @@ from porter.text import printable
 
 
 class Option(NamedTuple):
-    """An argument that would help, with its value: ``force=True`` in Python, ``--force`` on the command line."""
+    """An argument that would help, with its value.
+
+    ``force=True`` in Python is ``--force`` on the command line, ``fake_quant=False`` is ``--no-fake-quant``.
+    """
 
     name: str
     value: str | bool = True
@@ -37,8 +40,9 @@ class PorterError(Exception):
         """The same text for somebody at a command line."""
         flag = ""
         if self.option is not None:
-            value = "" if self.option.value is True else f" {self.option.value}"
-            flag = f" --{self.option.name.replace('_', '-')}{value}"
+            no = "no-" if self.option.value is False else ""
+            value = "" if isinstance(self.option.value, bool) else f" {self.option.value}"
+            flag = f" --{no}{self.option.name.replace('_', '-')}{value}"
         return "\n  ".join([self.message + flag, *self.details])
 
     def renamed(self, old: str, new: str) -> PorterError:

@@ -13,9 +13,14 @@ import porter
 from porter.artifacts.files import load_artifact
 
 
-def plain():
+def plain(layout="timm"):
     """Our own class, no mistake."""
-    return porter.create_model("small_075", os.environ["DEMO"])
+    return porter.create_model("small_075", os.environ["DEMO"], layout=layout)
+
+
+def slim_layout():
+    """The weights and the gate as slim has them."""
+    return plain("slim")
 
 
 class Front(nn.Module):
@@ -61,9 +66,9 @@ def resizes():
 class Hooked(nn.Module):
     """Our network with the outputs of some modules replaced."""
 
-    def __init__(self, change):
+    def __init__(self, change, layout="timm"):
         super().__init__()
-        self.net = plain()
+        self.net = plain(layout)
         change(self.net)
 
     def forward(self, x):
@@ -111,7 +116,7 @@ def sigmoid_gate():
 
 
 def gate_of_a_sixth():
-    return Hooked(on("Gate", lambda _m, x: (x + 3).clamp(0, 6) / 6))
+    return Hooked(on("Gate", lambda _m, x: (x + 3).clamp(0, 6) / 6), layout="slim")
 
 
 def small_epsilon():

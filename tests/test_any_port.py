@@ -73,10 +73,12 @@ def test_none_is_named_where_it_is_not_the_cause(run, demo_folder, port):
     assert "cause" not in ran.out
 
 
-def test_no_mistake(run, demo_folder):
-    ran = verified(run, demo_folder, "plain")
+@pytest.mark.parametrize("port", ["plain", "slim_layout"])
+def test_no_mistake(run, demo_folder, port):
+    ran = verified(run, demo_folder, port)
     assert ran.code == 0, ran.out
     assert "same function (" in ran.out
+    assert "rounding of its weights" not in ran.out  # they are the source's
 
 
 @pytest.mark.slow
@@ -108,10 +110,13 @@ def test_timm_by_name_with_our_weights_and_plain_ones(run, demo_folder, demo, tm
     ran = run("verify", demo_folder, "timm:tf_mobilenetv3_small_075", "--weights-file", demo, *options)
     assert ran.code == 0, ran.out
     assert "same function (" in ran.out
-    convert(demo_folder, tmp_path / "slim.pth", layout="slim")
-    ran = run(
-        *("verify", demo_folder, "timm:tf_mobilenetv3_small_075", "--weights-file", tmp_path / "slim.pth", *options)
-    )
+    slim, _ = convert(demo_folder, tmp_path / "slim.pth", layout="slim")
+    command = ("verify", demo_folder, "timm:tf_mobilenetv3_small_075", "--weights-file", slim, *options)
+    ran = run(*command)
+    assert ran.code == 2
+    assert "squeeze_excite_gate_is_not_one_sixth" in ran.err
+    torch.save({name: v for name, v in load_artifact(slim).tensors.items() if not name.startswith("squeeze")}, slim)
+    ran = run(*command)
     assert ran.code == 1
     assert "cause      squeeze-excite gate of 1/6" in ran.out
     # The first block has the first gate: both sides' names for where it shows
@@ -219,7 +224,7 @@ def test_weights_one_rounding_away_are_the_same(run, demo_folder, tmp_path):
     path, _ = convert(demo_folder, tmp_path / "a.pth", layout="slim", force=True)
     tensors, metadata = load_artifact(path)
     for value in tensors.values():
-        if value.is_floating_point():
+        if value.dtype == torch.float32:  # not the gate
             value.copy_(torch.from_numpy(np.nextafter(value.numpy(), np.float32(np.inf))))
     save_artifact(path, tensors, metadata, force=True)
     ran = run("verify", demo_folder, path, "--reference", demo_folder / "expected.npz")

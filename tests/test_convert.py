@@ -35,7 +35,7 @@ def test_artifact_holds_the_checkpoint(demo_folder, tmp_path, suffix, layout):
     path, port = convert(demo_folder, tmp_path / f"a{suffix}", layout=layout)
     tensors, metadata = load_artifact(path)
     opened = open_checkpoint(demo_folder)
-    assert set(tensors) == set(porter.create_model("small_075").state_dict())
+    assert set(tensors) == set(porter.create_model("small_075", layout=layout).state_dict())
     stem = tensors["conv_stem.weight"].numpy()
     assert same_bits(stem.transpose(2, 3, 1, 0).copy(), opened[STEM].read())
     assert isinstance(metadata, Metadata)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-from porter.architecture.network import Block, Network
+from porter.architecture.network import GATE_ENTRY, Block, Network
 from porter.architecture.table import Activation
 from porter.architecture.torchvision_names import torchvision_names
 
@@ -173,7 +173,10 @@ def _block(block: Block) -> Iterator[Layer]:
 
 
 def state_dict_shapes(network: Network, classes: int) -> dict[str, Shape]:
-    """Entry -> shape (OIHW for convolutions) of the classifier with ``classes`` outputs."""
+    """Entry -> shape (OIHW for convolutions) of the classifier with ``classes`` outputs.
+
+    Beside the weights there are counters of batches, and the gate where it is not 1/6.
+    """
     entries: dict[str, Shape] = {}
     for layer in layers(network, classes):
         entries[f"{layer.module}.weight"] = layer.shape
@@ -183,4 +186,11 @@ def state_dict_shapes(network: Network, classes: int) -> dict[str, Shape]:
         else:
             entries |= {f"{layer.norm}.{name}": channels for name in ("weight", "bias", "running_mean", "running_var")}
             entries[f"{layer.norm}.{COUNTER}"] = ()
+    if network.stated_gate is not None:
+        entries[GATE_ENTRY] = ()
     return entries
+
+
+def is_weight(entry: str) -> bool:
+    """Whether an entry of a state dict has values from TensorFlow, and is no counter and no gate."""
+    return entry != GATE_ENTRY and not entry.endswith(COUNTER)

@@ -15,6 +15,10 @@ MOST, MOST_COUNT, MOST_BLOCKS = 1024, 65_536, 256
 MOST_LEVELS = 32  # maps and shapes of boxes; SSDLite has six of each
 NUMBER = re.compile(r"[0-9]{1,6}(\.[0-9]{1,12})?(/[0-9]{1,6})?")
 
+TIMM_GATE = 1 / 6  # of squeeze-excite in timm, whose state dicts say nothing of it
+# The entry by which a state dict says another gate. A class that knows no such entry refuses it by this name
+GATE_ENTRY = "squeeze_excite_gate_is_not_one_sixth"
+
 # Fused?, expansion 1? -> kind
 KINDS: dict[tuple[bool, bool], BlockKind] = {
     (False, False): "inverted_residual",
@@ -118,6 +122,12 @@ class Network:
         assert self.detection is not None
         ratios = len(self.detection.anchors.ratios) + 1
         return [3] + [ratios] * (len(self.detection.extra) + 1)
+
+    @property
+    def stated_gate(self) -> float | None:
+        """The gate, where a state dict has to say it: there are gates, and theirs is not 1/6."""
+        gated = self.segmentation is not None or any(block.squeezed for block in self.blocks)
+        return self.gate if gated and self.gate != TIMM_GATE else None
 
     @property
     def features(self) -> int:

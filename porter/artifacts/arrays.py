@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from porter.architecture.network import GATE_ENTRY, MOST, TIMM_GATE
 from porter.artifacts.locate import SUFFIXES, ArtifactFile, find_artifact
 from porter.artifacts.metadata import KEY, Metadata, decode, encode
 from porter.atomic import atomic_write
 from porter.errors import ArtifactError
+from porter.mapping.gate import GATE_ROUNDING
 from porter.mapping.options import PathLike
 
 if TYPE_CHECKING:
@@ -21,6 +25,11 @@ class Arrays(NamedTuple):
 
     arrays: dict[str, np.ndarray]
     metadata: Metadata | None
+
+    @property
+    def gate(self) -> float:
+        """The squeeze-excite gate that the weights are made for. Raises ArtifactError as ``gate_of``."""
+        return gate_of(self.arrays, self.metadata)
 
 
 def check_suffix(path: Path) -> None:
@@ -36,7 +45,7 @@ def load_arrays(source: PathLike | ArtifactFile) -> Arrays:
         from porter.artifacts.files import load_artifact
 
         loaded = load_artifact(file)
-        return Arrays({name: tensor.numpy() for name, tensor in loaded.tensors.items()}, loaded.metadata)
+        return loaded.as_arrays
     try:
         return _read(file.path)
     except ArtifactError as error:
@@ -84,4 +93,22 @@ def _read(path: Path) -> Arrays:
             raise ArtifactError(f"{path}: tensor {name}: is complex, not an ordinary dense tensor")
         if values.dtype.kind not in "fiub":  # bfloat16 and the 8-bit floats, which numpy knows by ml_dtypes
             arrays[name] = values.astype(np.float32)
-    return Arrays(arrays, decode(text, str(path)) if text is not None else None)
+    metadata = decode(text, str(path)) if text is not None else None
+    gate_of(arrays, metadata, str(path))
+    return Arrays(arrays, metadata)
+
+
+def gate_of(entries: Mapping[str, Any], metadata: Metadata | None, source: str = "state dict") -> float:
+    """The gate that a state dict's weights are made for: what an entry says, or the metadata, or else 1/6.
+
+    Raises ArtifactError naming ``source`` where the entry is no gate, or the metadata contradicts it.
+    """
+    entry = entries.get(GATE_ENTRY)
+    if entry is None:
+        return metadata.gate if metadata else TIMM_GATE
+    gate = float(entry) if tuple(entry.shape) == () else math.nan
+    if not 0 < gate <= MOST:
+        raise ArtifactError(f"{source}: entry {GATE_ENTRY}: is not one number above 0 and up to {MOST}")
+    if metadata and not math.isclose(metadata.gate, gate, rel_tol=GATE_ROUNDING):
+        raise ArtifactError(f"{source}: entry {GATE_ENTRY}: says {gate:.6g}, its metadata {metadata.gate:.6g}")
+    return gate

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from porter.artifacts.arrays import Arrays, check_suffix, existing, load_arrays, save_arrays
+from porter.artifacts.arrays import Arrays, check_suffix, existing, gate_of, load_arrays, save_arrays
 from porter.artifacts.locate import ArtifactFile
 from porter.artifacts.metadata import KEY, Metadata, decode, encode
 from porter.atomic import atomic_write
@@ -26,10 +26,15 @@ WITHOUT_NUMPY = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 class Artifact(NamedTuple):
-    """A state dict and what is known of it; ``metadata`` is None where another tool wrote the file."""
+    """A state dict and what is known of it: ``Arrays`` as tensors."""
 
     tensors: dict[str, Tensor]
     metadata: Metadata | None
+
+    @property
+    def gate(self) -> float:
+        """The squeeze-excite gate that the weights are made for. Raises ArtifactError as ``gate_of``."""
+        return gate_of(self.tensors, self.metadata)
 
     @property
     def as_arrays(self) -> Arrays:
@@ -92,7 +97,9 @@ def _load_pickle(path: Path) -> Artifact:
     entry = attached.get(KEY) if isinstance(attached, dict) else None
     text = entry.get("json") if isinstance(entry, dict) else None
     metadata = decode(text, str(path)) if isinstance(text, str) else None
-    return Artifact({name: _plain(path, name, value) for name, value in loaded.items()}, metadata)
+    tensors = {name: _plain(path, name, value) for name, value in loaded.items()}
+    gate_of(tensors, metadata, str(path))
+    return Artifact(tensors, metadata)
 
 
 def _unreadable(error: Exception) -> str:

@@ -2,44 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import msgspec
+import numpy as np
 
 from porter.architecture.layers import layers
-from porter.architecture.network import Network
+from porter.architecture.network import GATE_ENTRY, TIMM_GATE, Network
 from porter.artifacts.arrays import Arrays
 from porter.artifacts.variant import class_count
 from porter.mapping.apply import fold_batch_norm
-from porter.mapping.gate import TIMM_GATE, fold, unfold
+from porter.mapping.gate import fold, unfold
 from porter.mapping.options import ArtifactLayout
 
-if TYPE_CHECKING:
-    import numpy as np
 
+def relayout(artifact: Arrays, layout: ArtifactLayout, gate_folded: Sequence[str], slim_gate: float) -> Arrays:
+    """The same port for the other gate: ``slim`` undoes the fold, ``timm`` folds.
 
-def relayout(artifact: Arrays, layout: ArtifactLayout, gate_folded: Iterable[str]) -> Arrays:
-    """The same port for the other gate: ``slim`` undoes the fold bit for bit, ``timm`` folds.
-
-    ``gate_folded`` names the ``project`` weights that take the fold. An artifact without metadata or already in
-    ``layout`` comes back as it is.
+    ``gate_folded`` names the weights that take the fold. It is undone bit for bit where metadata tells what rounding
+    took. ``slim_gate`` is slim's constant where the file does not say it.
     """
-    metadata = artifact.metadata
-    if metadata is None or metadata.layout == layout:
-        return artifact
-    if layout == "slim":
-        plain = without_fold(artifact, metadata.source_gate, gate_folded)
-        changed = msgspec.structs.replace(metadata, layout="slim", gate=metadata.source_gate, fold_nudges={})
-        return Arrays(plain.arrays, changed)
-    arrays = dict(artifact.arrays)
-    nudges: dict[str, list[int]] = {}
-    for name in gate_folded:
-        values, lost = fold(arrays[name], metadata.source_gate / TIMM_GATE)
-        arrays[name] = values
-        if lost:
-            nudges[name] = lost
-    return Arrays(arrays, msgspec.structs.replace(metadata, layout="timm", gate=TIMM_GATE, fold_nudges=nudges))
+    metadata, gate = artifact.metadata, artifact.gate
+    source = metadata.source_gate if metadata else slim_gate if gate == TIMM_GATE else gate
+    wanted = TIMM_GATE if layout == "timm" else source
+    arrays = {name: values for name, values in artifact.arrays.items() if name != GATE_ENTRY}
+    nudges = dict(metadata.fold_nudges) if metadata else {}
+    for name in gate_folded if gate != wanted else ():
+        if layout == "timm":
+            arrays[name], lost = fold(arrays[name], gate / TIMM_GATE)
+            nudges |= {name: lost} if lost else {}
+        else:
+            arrays[name] = unfold(arrays[name], wanted / TIMM_GATE, nudges.pop(name, []))
+    if gate_folded and wanted != TIMM_GATE:
+        arrays[GATE_ENTRY] = np.array(wanted)
+    changed = metadata and msgspec.structs.replace(metadata, layout=layout, gate=wanted, fold_nudges=nudges)
+    return Arrays(arrays, changed)
 
 
 def without_batch_norms(artifact: Arrays, network: Network) -> Arrays:
@@ -53,15 +50,7 @@ def without_batch_norms(artifact: Arrays, network: Network) -> Arrays:
             weight, bias = fold_batch_norm(arrays, module, norm, network.epsilon)
         assert bias is not None
         folded |= {f"{module}.weight": weight, f"{module}.bias": bias}
+    if GATE_ENTRY in arrays:
+        folded[GATE_ENTRY] = arrays[GATE_ENTRY]
     metadata = artifact.metadata and msgspec.structs.replace(artifact.metadata, bn_folded=True)
     return Arrays(folded, metadata)
-
-
-def without_fold(artifact: Arrays, gate: float, gate_folded: Iterable[str]) -> Arrays:
-    """Weights made for gate 1/6 brought to ``gate``; bit for bit where metadata tells what rounding took."""
-    nudges = artifact.metadata.fold_nudges if artifact.metadata else {}
-    arrays = dict(artifact.arrays)
-    for name in gate_folded:
-        values = unfold(arrays[name], gate / TIMM_GATE, nudges.get(name, []))
-        arrays[name] = values
-    return Arrays(arrays, artifact.metadata)

@@ -29,9 +29,8 @@ def class_count(entries: Mapping[str, Sized]) -> int:
     return next((len(entries[name]) for name in CLASS_BIASES if name in entries), 0)
 
 
-def network_as_stored(network: Network, entries: Container[str], metadata: Metadata | None) -> Network:
+def network_as_stored(network: Network, entries: Container[str], metadata: Metadata | None, gate: float) -> Network:
     """``network`` changed to fit a state dict: its gate, batch norms or biases, with or without head and last map."""
-    gate = metadata.gate if metadata else network.gate
     if network.detection is not None:
         return replace(network, gate=gate)
     if network.segmentation is not None:

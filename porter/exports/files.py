@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from porter.architecture.network import Network
+from porter.architecture.network import TIMM_GATE, Network
 from porter.artifacts.metadata import KEY, Metadata, encode
 from porter.errors import ArtifactError
 from porter.exports.operations import Program, classifier_program, segmenter_program
-from porter.mapping.gate import TIMM_GATE
 
 if TYPE_CHECKING:
     import numpy as np

@@ -6,11 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from porter.architecture import table
-from porter.architecture.layers import COUNTER, Layer, layers, state_dict_shapes
-from porter.architecture.network import Network
+from porter.architecture.layers import Layer, is_weight, layers, state_dict_shapes
+from porter.architecture.network import TIMM_GATE, Network
 from porter.errors import ArtifactError
 from porter.mapping.apply import fold_batch_norm
-from porter.mapping.gate import TIMM_GATE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -203,7 +202,7 @@ def _folded(
 
 def _check_entries(expected: Mapping[str, tuple[int, ...]], arrays: Mapping[str, np.ndarray]) -> None:
     for name, shape in expected.items():
-        if name not in arrays and not name.endswith(COUNTER):
+        if name not in arrays and is_weight(name):
             raise ArtifactError(f"entry {name}: is missing; exports are of MobileNetV3's own layers")
         if name in arrays and arrays[name].shape != shape:
             raise ArtifactError(f"entry {name}: shape {list(arrays[name].shape)}, the network has {list(shape)}")

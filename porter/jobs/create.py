@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, get_args, overload
 import torch
 from torch import Tensor, nn
 
-from porter.architecture.network import Network, build_network, with_output_stride
+from porter.architecture.network import TIMM_GATE, Network, build_network, with_output_stride
 from porter.artifacts.files import Artifact, load_artifact
 from porter.artifacts.locate import ArtifactFile, find_artifact
 from porter.artifacts.metadata import Metadata
@@ -22,13 +22,12 @@ from porter.formats.checkpoint import sha256
 from porter.formats.weights import Weights
 from porter.jobs.convert import DEFAULT, carry_out_port, plan_port
 from porter.mapping.files import load_mapping, load_variant, variant_named
-from porter.mapping.gate import TIMM_GATE
 from porter.mapping.options import ArtifactLayout, PathLike, PortOptions
 from porter.mapping.ranges import Range
 from porter.mapping.rules import expected_variables
 from porter.mapping.schema import VariantMapping
 from porter.models.build import Whole, build_model
-from porter.models.fake_quant import fake_quantize
+from porter.models.fake_quant import EIGHT_BITS_ENTRY, fake_quantize
 from porter.models.feature_info import pyramid
 from porter.models.mobilenet_v3 import MobileNetV3, MobileNetV3Features, initialize
 from porter.models.pretrained_cfg import pretrained_cfg
@@ -155,8 +154,9 @@ def create_model(
         features_only: Give the feature pyramid, a list of (N, C, H / r, W / r) maps.
         out_indices: Some maps of the pyramid, in this order.
         output_stride: How many pixels a position of the last map stands for, 8 or 16: dilations instead of strides.
-        layout: ``slim`` (gate 0.16667) or ``timm`` (gate 1/6, weights folded); by default as the artifact was written,
-            ``slim`` for a TensorFlow source.
+        layout: By default ``timm``, whatever the source: gate 1/6, and slim's 0.16667 folded into the weights. ``slim``
+            keeps that gate and the weights; its state dict has an entry more, which says so, and no other class
+            loads it strictly. A model that computes 8 bits is in ``slim``, as its levels are.
         weights: ``ema`` or ``raw`` where both exist; ``auto`` prefers the averages.
         keep_background: Keep class 0 of slim's 1,001.
         fake_quant: Weights that were trained for 8 bits compute them, in float64; False opens them as a float network.
@@ -193,13 +193,19 @@ def open_model(
     layout: ArtifactLayout | None = None,
     shape: Shape = WHOLE,
 ) -> OpenedModel:
-    """Like ``create_model``, with the model's origin. ``layout`` counts, not that of ``options``."""
+    """Like ``create_model``, with the model's origin. ``layout`` counts, and that of ``options`` does not."""
     _check(options, layout, shape)
     name = _name(source)
     artifact, mapping, network, digests = _open_source(source, options, layout, shape.features_only)
     ranges = artifact.metadata.ranges if artifact and artifact.metadata else {}
     if options.fake_quant and not ranges:
         raise ArtifactError(f"{name}: holds no ranges of fake quantisation; it was not trained for 8 bits")
+    if artifact and artifact.tensors.pop(EIGHT_BITS_ENTRY, None) is not None and options.fake_quant is None:
+        raise ArtifactError(
+            f"{name}: the state dict of a model that computes 8 bits, without the ranges that it rounds to; keep the "
+            "file that it was opened from. To open its float network use",
+            option=Option("fake_quant", value=False),
+        )
     fake_quant = bool(ranges) and options.fake_quant is not False
     if fake_quant and layout == "timm":
         raise ArtifactError(f"{name}: computes 8 bits in layout slim alone; leave layout out, or fake_quant=False")
@@ -208,7 +214,7 @@ def open_model(
             artifact = _relayout(artifact, "slim", mapping, network)
             if not artifact.metadata or not artifact.metadata.bn_folded:
                 artifact = Artifact.of(without_batch_norms(artifact.as_arrays, network))
-        network = network_as_stored(network, artifact.tensors, artifact.metadata)
+        network = network_as_stored(network, artifact.tensors, artifact.metadata, artifact.gate)
     network = replace(network, channels=shape.in_chans or network.channels)
     if shape.output_stride is not None:
         try:
@@ -250,7 +256,7 @@ def _check(options: PortOptions, layout: object, shape: Shape) -> None:
 def _open_source(
     source: Source | None, options: PortOptions, layout: ArtifactLayout | None, features_only: bool
 ) -> tuple[Artifact | None, VariantMapping, Network, dict[str, str]]:
-    """The weights of ``source`` in ``layout``, the mapping, the network with its gate, and digests of files."""
+    """The weights of ``source`` in ``layout`` (timm's for None), the mapping, the network, and digests of files."""
     if source is None:
         mapping = (
             load_mapping(Path(options.mapping))
@@ -260,7 +266,7 @@ def _open_source(
         network = build_network(mapping)
         if mapping.top == "none":
             network = replace(network, head=0, backbone=True)
-        return None, mapping, replace(network, gate=TIMM_GATE if layout == "timm" else network.gate), {}
+        return None, mapping, network if layout == "slim" else replace(network, gate=TIMM_GATE), {}
     if isinstance(source, ArtifactFile):
         file: ArtifactFile | None = source
     else:
@@ -269,7 +275,7 @@ def _open_source(
     if file is None:
         assert not isinstance(source, ArtifactFile)
         name = options.variant and (variant_named(options.variant) or options.variant)
-        options = replace(options, variant=name, layout=layout or "slim")
+        options = replace(options, variant=name, layout=layout or "timm")
         try:
             port = plan_port(source, options)
         except MappingError:
@@ -278,17 +284,14 @@ def _open_source(
             port = plan_port(source, replace(options, backbone=True))
         if features_only and port.network.inner_map is not None:
             port = plan_port(source, replace(options, variant=None, backbone=True))
-        network = replace(port.network, gate=port.plan.gate)
-        return Artifact(*carry_out_port(port)), port.mapping, network, port.checkpoint.digests()
+        return Artifact(*carry_out_port(port)), port.mapping, port.network, port.checkpoint.digests()
     artifact = load_artifact(file)
     mapping = mapping_of(artifact.metadata, options, file.mapping, given)
     network = build_network(mapping)
-    if layout == "slim" and artifact.metadata is None:
+    if layout == "slim" and artifact.metadata is None and artifact.gate == TIMM_GATE:
         raise ArtifactError(f"{given}: not written by mnv3-port, so its gate fold is not known; use layout 'timm'")
-    if layout is not None:
-        artifact = _relayout(artifact, layout, mapping, network)
-    gate = artifact.metadata.gate if artifact.metadata else TIMM_GATE
-    return artifact, mapping, replace(network, gate=gate), {file.path.name: sha256(file.path)}
+    artifact = _relayout(artifact, layout or "timm", mapping, network)
+    return artifact, mapping, network, {file.path.name: sha256(file.path)}
 
 
 def _name(source: Source | None) -> str:
@@ -297,7 +300,7 @@ def _name(source: Source | None) -> str:
 
 def _relayout(artifact: Artifact, layout: ArtifactLayout, mapping: VariantMapping, network: Network) -> Artifact:
     names = [name for name in gate_folded(mapping, network) if name in artifact.tensors]
-    return Artifact.of(relayout(artifact.as_arrays, layout, names))
+    return Artifact.of(relayout(artifact.as_arrays, layout, names, network.gate))
 
 
 def gate_folded(mapping: VariantMapping, network: Network) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from porter.architecture.network import GATE_ENTRY, TIMM_GATE
 from porter.artifacts.arrays import Arrays, load_arrays
 from porter.artifacts.locate import find_artifact
 from porter.formats import Checkpoint, open_checkpoint
@@ -43,6 +44,8 @@ def differences(a: str, b: str) -> Iterator[Difference]:
     one, other = _values(left), _values(right)
     if not one.keys() & other.keys():
         one, other = _port_entries(left, right), _port_entries(right, left)
+    if GATE_ENTRY in one or GATE_ENTRY in other:  # what does not state it has 1/6
+        one, other = ({**side, GATE_ENTRY: side.get(GATE_ENTRY, np.array(TIMM_GATE))} for side in (one, other))
     for name in [*one, *(name for name in other if name not in one)]:
         yield _difference(name, one.get(name), other.get(name))
 
@@ -61,7 +64,7 @@ def _port_entries(source: Arrays | Checkpoint, other: Arrays | Checkpoint) -> Ma
     if isinstance(source, Arrays):
         return source.arrays
     metadata = other.metadata if isinstance(other, Arrays) else None
-    layout: ArtifactLayout = "slim" if metadata and metadata.layout == "slim" else "timm"
+    layout: ArtifactLayout = "slim" if isinstance(other, Arrays) and other.gate != TIMM_GATE else "timm"
     keep_background = metadata is not None and not metadata.background_dropped
     fold_bn = metadata is not None and metadata.bn_folded
     port = plan_port(source, PortOptions(layout=layout, keep_background=keep_background, fold_bn=fold_bn))

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from porter.architecture.layers import COUNTER, state_dict_shapes
+from porter.architecture.layers import is_weight, state_dict_shapes
 from porter.architecture.network import build_network
 from porter.artifacts.files import load_artifact
 from porter.artifacts.locate import SUFFIXES
@@ -96,11 +96,11 @@ def _variant(to: str) -> str:
             f"{to}: no variant ({', '.join(list_variants())}), no timm name of one and no state-dict file"
         )
     tensors = load_artifact(Path(to)).tensors
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items() if not name.endswith(COUNTER)}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items() if is_weight(name)}
     for variant in list_variants():
         classes = class_count(tensors)
         shapes = state_dict_shapes(build_network(load_variant(variant)), classes)
-        if found == {name: shape for name, shape in shapes.items() if not name.endswith(COUNTER)}:
+        if found == {name: shape for name, shape in shapes.items() if is_weight(name)}:
             return variant
     raise MappingError(f"{to}: is the state dict of no variant ({', '.join(list_variants())}), by names and shapes")
 

@@ -10,7 +10,7 @@ import numpy as np
 from porter.architecture.network import build_network
 from porter.artifacts.arrays import load_arrays
 from porter.artifacts.locate import find_artifact
-from porter.artifacts.relayout import relayout, without_fold
+from porter.artifacts.relayout import relayout
 from porter.artifacts.variant import class_count, mapping_of, network_as_stored
 from porter.errors import ArtifactError
 from porter.formats.bundle_writer import write_bundle
@@ -45,7 +45,7 @@ def export_tf(
     Args:
         artifact: A ``.pth`` or ``.safetensors``, a release's folder, or the URL of either.
         folder: Where the checkpoint goes, as ``model-<step>``.
-        variant: Needed for a state dict of another tool, which is taken for gate 1/6.
+        variant: Needed for a state dict of another tool. Its gate is 1/6 unless an entry says another.
         mapping: A mapping file of your own.
         averages: Write every variable under its ``ExponentialMovingAverage`` name as well.
         force: Overwrite a checkpoint in ``folder``.
@@ -68,7 +68,8 @@ def export_tf(
     chosen = mapping_of(loaded.metadata, PortOptions(variant, mapping), file.mapping if file else None, source)
     if metadata and metadata.bn_folded:
         raise ArtifactError(f"{source}: its batch norms are folded away, and slim's graph has them; convert it without")
-    network = network_as_stored(build_network(chosen), loaded.arrays, metadata)
+    slim_gate = build_network(chosen).gate
+    network = network_as_stored(build_network(chosen), loaded.arrays, metadata, loaded.gate)
     classes = class_count(loaded.arrays)
     expected = expected_variables(chosen, network, classes)
     gate_folded = [want.target for want in expected if want.folds_gate]
@@ -80,7 +81,7 @@ def export_tf(
     ]
     if problems:
         raise ArtifactError(f"{source}: is no {chosen.variant} state dict ({len(problems)} problems):", problems[:20])
-    plain = relayout(loaded, "slim", gate_folded) if metadata else without_fold(loaded, network.gate, gate_folded)
+    plain = relayout(loaded, "slim", gate_folded, slim_gate)
     step = (metadata.step if metadata else None) or 0
     variables: dict[str, np.ndarray] = {"global_step": np.array(step, np.int64)}
     for want in expected:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
 
+from porter.architecture.network import GATE_ENTRY
 from porter.errors import CheckpointError
 from porter.formats import Checkpoint
 from porter.mapping.axes import to_target
@@ -50,6 +51,7 @@ def carry_out(plan: Plan, checkpoint: Checkpoint, dtype: Literal["float32", "flo
             tensors[step.target], lost = fold(tensors[step.target], step.scale)
             if lost:
                 nudges[step.target] = lost
+    tensors[GATE_ENTRY] = np.array(plan.gate)
     in_order = {name: tensors[name] if name in tensors else np.zeros((), np.int64) for name in plan.targets}
     for name in plan.folded:
         values = in_order[name]

@@ -9,22 +9,21 @@ from typing import NamedTuple
 
 import msgspec
 
-from porter.architecture.layers import COUNTER, Shape, layers, state_dict_shapes
-from porter.architecture.network import Network, build_network
+from porter.architecture.layers import Shape, is_weight, layers, state_dict_shapes
+from porter.architecture.network import TIMM_GATE, Network, build_network
 from porter.architecture.table import Segmentation
 from porter.errors import MappingError
 from porter.formats import Checkpoint
 from porter.formats.dtypes import FLOATS
 from porter.formats.graph_operations import graph_operations
 from porter.mapping.axes import target_shape
-from porter.mapping.gate import GATE_SHIFT, TIMM_GATE
+from porter.mapping.gate import GATE_ROUNDING, GATE_SHIFT
 from porter.mapping.options import ArtifactLayout, PortOptions
 from porter.mapping.ranges import FIELDS
 from porter.mapping.rules import Expected, expected_variables, module_outputs
 from porter.mapping.schema import VariantMapping
 
 NOT_BACKBONE = "not of the backbone"
-GATE_ROUNDING = 1e-7  # a gate read from a float32 graph is the known one within this
 
 
 @dataclass(frozen=True)
@@ -49,9 +48,10 @@ class Step:
 class Plan:
     """All steps, the entries of the state dict in its order (``targets``), and what is left aside.
 
-    Counters of batches are entries without a step: TensorFlow has none, they are set to zero. ``gate`` is
-    the squeeze-excite constant that the resulting weights are made for. ``norms`` are the batch norms to fold into
-    the convolutions before them, by convolution; ``bn_folded`` tells that the result has none, for whatever reason.
+    Two kinds of entries have no step: counters of batches, which TensorFlow lacks, are set to zero, and the gate is
+    stated where it is not 1/6. ``gate`` is the squeeze-excite constant that the resulting weights are made for.
+    ``norms`` are the batch norms to fold into the convolutions before them, by convolution; ``bn_folded`` is true where
+    the result has none, for whatever reason.
     ``ranges`` names, by module or entry, the source's range (``.../min``, ``.../max``) that it was quantised to: the
     port computes in 8 bits. ``dequantized`` tells that the source has ranges, and they are left out as was asked.
     """
@@ -110,7 +110,7 @@ def make_plan(mapping: VariantMapping, fitted: Fit, checkpoint: Checkpoint, opti
             if f"{name}/max" not in checkpoint
         ),
         *(f"{name}: in the checkpoint, but no rule uses or ignores it" for name in left_over),
-        *_target_problems(steps, state_dict_shapes(network, kept)),
+        *_target_problems(steps, state_dict_shapes(replace(network, gate=gate), kept)),
     ]
     if problems:
         raise MappingError(
@@ -132,7 +132,7 @@ def make_plan(mapping: VariantMapping, fitted: Fit, checkpoint: Checkpoint, opti
         gate=gate,
         source_gate=network.gate,
         steps=tuple(steps),
-        targets=tuple(state_dict_shapes(replace(network, bn_folded=bn_folded), kept)),
+        targets=tuple(state_dict_shapes(replace(network, bn_folded=bn_folded, gate=gate), kept)),
         ignored=ignored,
         bn_folded=bn_folded,
         norms={layer.module: layer.norm for layer in layers(network, kept) if layer.norm and norms_to_fold},
@@ -299,5 +299,5 @@ def _target_problems(steps: list[Step], targets: Mapping[str, Shape]) -> list[st
                 f"{step.target}: shape {list(step.target_shape)} from {step.source}, the network has "
                 f"{list(targets[step.target])}"
             )
-    problems += [f"{name}: no rule fills it" for name in targets if name not in filled and not name.endswith(COUNTER)]
+    problems += [f"{name}: no rule fills it" for name in targets if name not in filled and is_weight(name)]
     return problems

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from porter.architecture.network import Block, Network
+from porter.architecture.network import GATE_ENTRY, TIMM_GATE, Block, Network
 from porter.architecture.table import ACTIVATIONS, Activation
-from porter.mapping.gate import TIMM_GATE
+from porter.mapping.gate import GATE_ROUNDING
 from porter.models.same_padding import SameConv2d
 
 
@@ -41,6 +45,37 @@ class Gate(nn.Module):
 
     def extra_repr(self) -> str:
         return f"slope={self.slope}"
+
+
+def state_gate(model: nn.Module) -> None:
+    """Make the state dict of ``model`` state its gate where that is not 1/6.
+
+    Loading a state dict for another gate raises RuntimeError with a sentence, whether it is strict or not. The gate is
+    that of ``model.network``.
+    """
+    model.register_state_dict_post_hook(_write_gate)  # type: ignore[no-untyped-call]
+    model.register_load_state_dict_pre_hook(_check_gate)  # type: ignore[no-untyped-call]
+
+
+def _write_gate(model: Any, state_dict: dict[str, Tensor], prefix: str, _metadata: object) -> None:
+    if model.network.stated_gate is not None:
+        state_dict[prefix + GATE_ENTRY] = torch.tensor(model.network.stated_gate, dtype=torch.float64)
+
+
+def _check_gate(model: Any, state_dict: dict[str, Tensor], prefix: str, *_others: Any) -> None:
+    own = model.network.stated_gate or TIMM_GATE
+    given = float(state_dict.pop(prefix + GATE_ENTRY, TIMM_GATE))
+    if math.isclose(own, given, rel_tol=GATE_ROUNDING):
+        return
+    gates = [name for name, part in model.named_modules() if isinstance(part, Gate)]
+    blocks = [
+        f"{prefix}{name.rsplit('.', 2)[0]}." for name in gates
+    ]  # squeeze-excite, and what its gate is folded into
+    if any(name.startswith(block) for name in state_dict for block in blocks):
+        raise RuntimeError(  # before anything is loaded
+            f"these weights are for a squeeze-excite gate of {given:.6g}, and this network has {own:.6g}: it would "
+            "compute something else. Open the file with porter.create_model(VARIANT, FILE), which folds the gate"
+        )
 
 
 class VectorConv2d(nn.Conv2d):

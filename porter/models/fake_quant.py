@@ -14,15 +14,19 @@ from porter.models.blocks import Gate
 
 Hook = Callable[[nn.Module, tuple[Tensor], Tensor], Tensor]
 INPUT = "input"  # the range of the image
+# The entry by which a state dict says that its weights are rounded to 8 bits, for a network that rounds its maps too
+EIGHT_BITS_ENTRY = "computes_8_bits"
 
 
 def fake_quantize(model: nn.Module, ranges: Mapping[str, Range]) -> None:
     """Make ``model`` round the outputs of the modules in ``ranges`` to their 256 levels; weights are rounded at once.
 
     The model becomes float64: with fewer digits, a level that is off early in the network would change many later.
-    Keys are modules (``blocks.1.0.act1``), weights (``blocks.1.0.conv_pw.weight``) or ``input``. Raises
-    AttributeError on a name that ``model`` does not have.
+    Keys are modules (``blocks.1.0.act1``), weights (``blocks.1.0.conv_pw.weight``) or ``input``. The state dict says
+    that it is of such a model, but has no ranges. Raises AttributeError on a name that ``model`` does not have.
     """
+    model.register_state_dict_post_hook(_write_entry)  # type: ignore[no-untyped-call]
+    model.register_load_state_dict_pre_hook(_take_entry)  # type: ignore[no-untyped-call]
     model.double()
     for module in model.modules():
         if hasattr(module, "inplace"):  # an activation
@@ -50,6 +54,14 @@ def fake_quantize(model: nn.Module, ranges: Mapping[str, Range]) -> None:
         else:
             hooked = model.get_submodule(name)
             hooked.register_forward_hook(lambda _module, _args, out, limits=limits: quantized(out, limits))
+
+
+def _write_entry(_model: nn.Module, state_dict: dict[str, Tensor], prefix: str, _metadata: object) -> None:
+    state_dict[prefix + EIGHT_BITS_ENTRY] = torch.tensor(True)
+
+
+def _take_entry(_model: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_others: object) -> None:
+    state_dict.pop(prefix + EIGHT_BITS_ENTRY, None)
 
 
 def quantized(x: Tensor, limits: Range) -> Tensor:

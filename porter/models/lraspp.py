@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from porter.architecture.network import Network
 from porter.architecture.table import Segmentation
-from porter.models.blocks import Gate
+from porter.models.blocks import Gate, state_gate
 from porter.models.trunk import Trunk
 
 
@@ -63,6 +63,7 @@ class LRASPP(nn.Module):
         assert network.segmentation is not None
         self.network, self.num_classes = network, num_classes
         self.pretrained_cfg: dict[str, Any] = {}
+        state_gate(self)
         self.backbone = Trunk(network, network.segmentation.low)
         self.classifier = Head(network, network.segmentation, num_classes)
 

@@ -21,6 +21,7 @@ from porter.models.blocks import (
     activation,
     batch_norm,
     pointwise,
+    state_gate,
 )
 from porter.models.feature_info import FeatureInfo, pyramid
 from porter.models.same_padding import SameConv2d
@@ -66,6 +67,7 @@ class Trunk(nn.Module):
         super().__init__()
         self.network = network
         self.pretrained_cfg: dict[str, Any] = {}  # timm's description; create_model fills it in
+        state_gate(self)
         self.conv_stem = SameConv2d(
             network.channels, network.stem, network.stem_kernel, network.stem_stride, bias=network.bn_folded
         )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from porter.architecture.network import Network
+from porter.models.blocks import state_gate
 from porter.models.same_padding import SameConv2d
 from porter.models.trunk import ConvNormAct, Trunk
 
@@ -24,6 +25,7 @@ class SSDLite(nn.Module):
         assert head is not None
         self.network, self.num_classes = network, num_classes
         self.pretrained_cfg: dict[str, Any] = {}
+        state_gate(self)
         self.backbone = Trunk(network, head.first)
         channels = [network.inner_channels, network.map_channels]
         extras = []

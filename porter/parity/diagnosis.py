@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from porter.architecture.network import TIMM_GATE
 from porter.imagenet.images import Size
 from porter.jobs.convert import Port, plan_opened, plan_port
-from porter.mapping.gate import TIMM_GATE
 from porter.mapping.options import PortOptions
 from porter.models.blocks import Gate, SqueezeExcite
 from porter.models.mobilenet_v3 import MobileNetV3

@@ -171,7 +171,7 @@ def write_tflite(exported: Exported) -> Run:
     arrays = load_arrays(exported.artifact)
     if opened.fake_quant:
         names = gate_folded(opened.mapping, model.network)
-        arrays = relayout(arrays, "slim", names)
+        arrays = relayout(arrays, "slim", names, model.network.gate)
     metadata, network = arrays.metadata, model.network
     assert metadata is not None
     exported.path.write_bytes(export_bytes(".tflite", network, arrays.arrays, metadata, exported.size[0]))

@@ -89,7 +89,7 @@ def module(name: str, model: nn.Module, port: Port) -> Candidate:
     unrounded = _unrounded_state(single, port)
     exact = copy.deepcopy(single).double()
     if unrounded is not None:
-        exact.load_state_dict(unrounded)
+        exact.load_state_dict(single.state_dict() | unrounded)
 
     def run(images: np.ndarray, questions: frozenset[Question]) -> Outputs:
         inputs = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
@@ -111,8 +111,8 @@ def _unrounded_state(model: nn.Module, port: Port) -> dict[str, Tensor] | None:
     for layout in LAYOUTS:
         try:
             found, changed = unrounded(Artifact(tensors, None), port, layout)
-        except ArtifactError:  # another class
-            return None
+        except ArtifactError:  # another class, or another layout
+            continue
         if not changed:
             return found
     return None

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from porter.architecture.endpoints import CLASS_ENDPOINTS
+from porter.architecture.layers import is_weight
+from porter.architecture.network import GATE_ENTRY, TIMM_GATE
 from porter.artifacts.files import Artifact, load_artifact
 from porter.artifacts.locate import ArtifactFile
 from porter.artifacts.variant import class_count
@@ -47,11 +49,11 @@ def artifact(file: ArtifactFile, port: Port, mapping: PathLike | None) -> Candid
     batch norms rounds); that rounding counts as its float32's. Raises ArtifactError where it does not fit.
     """
     stored = load_artifact(file)
-    single = open_model(file, PortOptions(port.mapping.variant, mapping, fake_quant=False)).whole
-    metadata = stored.metadata
-    exact_tensors, changed = unrounded(stored, port, "slim" if metadata and metadata.layout == "slim" else "timm")
+    layout: ArtifactLayout = "timm" if stored.gate == TIMM_GATE else "slim"
+    single = open_model(file, PortOptions(port.mapping.variant, mapping, fake_quant=False), layout).whole
+    exact_tensors, changed = unrounded(stored, port, layout)
     exact = build_model(single.network, single.num_classes).double()
-    exact.load_state_dict(exact_tensors)
+    exact.load_state_dict(single.state_dict() | exact_tensors)
     found = in_both_precisions(file.given, single, exact.eval())
     digests = {file.path.name: sha256(file.path)}
     return replace(found, changed=tuple(changed), planned=not changed, digests=digests)
@@ -132,6 +134,8 @@ def unrounded(artifact: Artifact, port: Port, layout: ArtifactLayout) -> tuple[d
     tensors: dict[str, Tensor] = {}
     changed = []
     for name, ours in planned.items():
+        if name == GATE_ENTRY:  # a class may have the weights and not the gate
+            continue
         if name not in artifact.tensors or not np.issubdtype(ours.dtype, np.floating):  # counters of batches
             tensors[name] = artifact.tensors.get(name, torch.from_numpy(ours))
             continue
@@ -153,7 +157,7 @@ def _plan_like(artifact: Artifact, port: Port, layout: ArtifactLayout) -> Plan:
 
 
 def _refuse_others(found: Mapping[str, Tensor], planned: Mapping[str, np.ndarray]) -> None:
-    problems = [f"{n}: missing" for n in planned if n not in found and not n.endswith("num_batches_tracked")]
+    problems = [f"{n}: missing" for n in planned if n not in found and is_weight(n)]
     problems += [f"{n}: the checkpoint has no such entry" for n in found if n not in planned]
     problems += [
         f"{n}: shape {list(found[n].shape)}, the checkpoint gives {list(values.shape)}"

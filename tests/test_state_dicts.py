@@ -1,0 +1,213 @@
+"""One state dict, one function: whatever a model was opened from, its weights say which gate they are made for."""
+
+import copy
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import same_bits
+from test_fake_quant import trained  # noqa: F401 - a fixture
+
+import porter
+from porter.architecture.network import GATE_ENTRY
+from porter.artifacts.files import load_artifact
+from porter.errors import ArtifactError, PorterError
+
+VARIANT = "small_075"
+HEADS = ("lraspp_small", "ssdlite_small", "small_seg")
+
+
+def logits(model, side=96):
+    images = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (2, 3, side, side)).astype("f"))
+    with torch.no_grad():
+        found = model.eval()(images.to(next(model.parameters()).dtype))
+    return torch.cat([values.flatten() for values in found]) if isinstance(found, (tuple, list)) else found
+
+
+def furthest(one, other):
+    return float((one - other).abs().max() / other.abs().max())
+
+
+@pytest.fixture(params=["checkpoint", "timm.pth", "slim.pth", "slim.safetensors", "untrained", "export"])
+def source(request, demo_folder, tmp_path):
+    """What a model may be opened from."""
+    if request.param in ("checkpoint", "untrained"):
+        return None if request.param == "untrained" else demo_folder
+    if request.param == "export":
+        path, _ = porter.convert(demo_folder, tmp_path / "a.pth")
+        return porter.export_tf(path, tmp_path / "tensorflow").prefix
+    layout = request.param.partition(".")[0]
+    return porter.convert(demo_folder, tmp_path / request.param, layout=layout)[0]
+
+
+def test_saved_and_opened_again(source, tmp_path, timm, run):
+    """In create_model, in load_state_dict, in timm's class, and by export-tf: the same function."""
+    model = porter.create_model(VARIANT, source)
+    expected = logits(model)
+    saved = tmp_path / "sd.pth"
+    torch.save(model.state_dict(), saved)
+    assert furthest(logits(porter.create_model(VARIANT, saved)), expected) < 1e-6
+    fresh = porter.create_model(VARIANT)
+    fresh.load_state_dict(torch.load(saved, weights_only=True))
+    assert furthest(logits(fresh), expected) < 1e-6
+    theirs = timm.create_model(f"tf_mobilenetv3_{VARIANT}")
+    theirs.load_state_dict(torch.load(saved, weights_only=True))
+    assert furthest(logits(theirs), expected) < 1e-5
+    assert run("export-tf", saved, tmp_path / "back", "--variant", VARIANT).code == 0
+    assert furthest(logits(porter.create_model(VARIANT, tmp_path / "back")), expected) < 1e-5
+
+
+def test_every_source_gives_one_function(demo_folder, source, tmp_path):
+    if source is not None:
+        assert (
+            furthest(logits(porter.create_model(VARIANT, source)), logits(porter.create_model(VARIANT, demo_folder)))
+            < 1e-6
+        )
+
+
+def test_slims_own_form_says_so(demo_folder, tmp_path, timm, run):
+    model = porter.create_model(VARIANT, demo_folder, layout="slim")
+    state = model.state_dict()
+    assert float(state[GATE_ENTRY]) == 0.16667
+    expected = logits(model)
+    torch.save(state, tmp_path / "slim.pth")
+    for strict in (True, False):
+        with pytest.raises(
+            RuntimeError, match=r"for a squeeze-excite gate of 0\.16667, and this network has 0\.166667"
+        ):
+            porter.create_model(VARIANT).load_state_dict(state, strict=strict)
+    with pytest.raises(RuntimeError, match=f'Unexpected key.* "{GATE_ENTRY}"'):
+        timm.create_model(f"tf_mobilenetv3_{VARIANT}").load_state_dict(state)
+    plain = porter.create_model(VARIANT, demo_folder).state_dict()
+    for strict in (True, False):
+        with pytest.raises(
+            RuntimeError, match=r"for a squeeze-excite gate of 0\.166667, and this network has 0\.16667"
+        ):
+            model.load_state_dict(plain, strict=strict)
+    assert furthest(logits(model), expected) < 1e-6  # nothing was loaded
+    # What does read it
+    model.load_state_dict(state)
+    copied = copy.deepcopy(model)
+    copied.load_state_dict(state)
+    assert furthest(logits(copied), expected) < 1e-6
+    again = porter.create_model(VARIANT, tmp_path / "slim.pth", layout="slim")
+    assert furthest(logits(again), expected) < 1e-6
+    assert furthest(logits(porter.create_model(VARIANT, tmp_path / "slim.pth")), expected) < 1e-5
+    ran = run("export-tf", tmp_path / "slim.pth", tmp_path / "back", "--variant", VARIANT)
+    assert ran.code == 0, ran.err
+    back = porter.create_model(VARIANT, tmp_path / "back", layout="slim").state_dict()
+    assert all(same_bits(back[name].numpy(), value.numpy()) for name, value in state.items())
+    ran = run("verify", demo_folder, tmp_path / "slim.pth", "--reference", demo_folder / "expected.npz")
+    assert ran.code == 0, ran.out
+
+
+def test_a_classifier_alone_may_be_loaded(demo_folder):
+    """It has no gate."""
+    model = porter.create_model(VARIANT, demo_folder, layout="slim")
+    head = {name: value for name, value in model.state_dict().items() if name.startswith("classifier")}
+    model.load_state_dict(head, strict=False)
+
+
+def test_inside_another_module(demo_folder):
+    """Under a prefix, as in a model of one's own or DistributedDataParallel."""
+    slim, plain = (
+        torch.nn.ModuleDict({"body": porter.create_model(VARIANT, demo_folder, layout=x)}) for x in ("slim", None)
+    )
+    assert f"body.{GATE_ENTRY}" in slim.state_dict()
+    slim.load_state_dict(slim.state_dict())
+    with pytest.raises(RuntimeError, match="would compute something else"):
+        plain.load_state_dict(slim.state_dict())
+
+
+@pytest.mark.parametrize("variant", HEADS)
+def test_networks_with_heads(variant, tmp_path):
+    """Their gates are slim's as well."""
+    if variant.endswith("_seg"):
+        model, slim = (porter.create_model(variant, layout=layout, features_only=True) for layout in (None, "slim"))
+    else:
+        model, slim = (porter.create_model(variant, layout=layout, num_classes=4) for layout in (None, "slim"))
+    assert GATE_ENTRY not in model.state_dict()
+    assert GATE_ENTRY in slim.state_dict()
+    expected = logits(slim, 320)
+    slim.load_state_dict(slim.state_dict())
+    with pytest.raises(RuntimeError, match="would compute something else"):
+        model.load_state_dict(slim.state_dict())
+    torch.save(slim.state_dict(), tmp_path / "slim.pth")
+    if not variant.endswith("_seg"):
+        assert furthest(logits(porter.create_model(variant, tmp_path / "slim.pth"), 320), expected) < 1e-5
+
+
+@pytest.mark.parametrize("variant", ["small_minimal_100", "edgetpu_075"])
+def test_networks_without_a_gate(variant):
+    one, other = (porter.create_model(variant, layout=layout).state_dict() for layout in ("timm", "slim"))
+    assert list(one) == list(other)
+
+
+def change(tmp_path, demo_folder, value):
+    path, _ = porter.convert(demo_folder, tmp_path / "a.pth", layout="slim", force=True)
+    state = torch.load(path, weights_only=True)
+    torch.save({**state, GATE_ENTRY: value}, path)
+    return path
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf"), 1e9, [0.16667, 0.16667], [], 1 + 1j])
+def test_entries_that_are_no_gate(demo_folder, tmp_path, run, value):
+    path = change(
+        tmp_path, demo_folder, torch.tensor(value, dtype=None if isinstance(value, complex) else torch.float64)
+    )
+    for command in (("inspect", path), ("export-tf", path, tmp_path / "x", "--variant", VARIANT)):
+        ran = run(*command)
+        assert ran.code == 2
+        assert ran.err.count("\n") == 1
+        assert GATE_ENTRY in ran.err
+
+
+def test_a_gate_that_contradicts_the_metadata(demo_folder, tmp_path):
+    path, _ = porter.convert(demo_folder, tmp_path / "a.safetensors", layout="slim")
+    found = load_artifact(path)
+    from porter.artifacts.files import save_artifact
+
+    save_artifact(path, {**found.tensors, GATE_ENTRY: torch.tensor(0.2).double()}, found.metadata, force=True)
+    with pytest.raises(ArtifactError, match=r"says 0\.2, its metadata 0\.16667"):
+        porter.create_model(VARIANT, path)
+
+
+def test_another_gate_is_folded_too(demo_folder, tmp_path):
+    """A state dict counts by what it says, be it neither slim's gate nor 1/6."""
+    plain = load_artifact(porter.convert(demo_folder, tmp_path / "plain.pth")[0]).tensors
+    torch.save({**plain, GATE_ENTRY: torch.tensor(0.2).double()}, tmp_path / "own.pth")
+    one, other = (porter.create_model(VARIANT, tmp_path / "own.pth", layout=layout) for layout in ("timm", "slim"))
+    assert other.network.gate == pytest.approx(0.2)
+    assert furthest(logits(one), logits(other)) < 1e-5
+    assert furthest(logits(one), logits(porter.create_model(VARIANT, tmp_path / "plain.pth"))) > 1e-3
+
+
+def test_artifacts_of_9ccb27a(tmp_path):
+    """In layout slim they have no entry for the gate; their metadata says it."""
+    data = Path(__file__).parent / "data" / "9ccb27a"
+    expected = logits(porter.create_model("tiny", data / "timm.safetensors", mapping=data / "tiny.yaml"))
+    for name in ("slim.safetensors", "slim.pth", "timm.pth"):
+        shutil.copy(data / name, tmp_path)
+        for layout in (None, "slim", "timm"):
+            found = porter.create_model("tiny", tmp_path / name, mapping=data / "tiny.yaml", layout=layout)
+            assert furthest(logits(found), expected) < 1e-5, (name, layout)
+
+
+def test_a_model_of_8_bits(trained, tmp_path, timm, run):  # noqa: F811
+    """Its state dict has no ranges, so it is not opened as a float network without a word."""
+    model = porter.create_model(VARIANT, trained)
+    torch.save(model.state_dict(), tmp_path / "sd.pth")
+    with pytest.raises(PorterError, match="of a model that computes 8 bits, without the ranges"):
+        porter.create_model(VARIANT, tmp_path / "sd.pth")
+    (tmp_path / "x.png").write_bytes(b"")
+    ran = run("predict", tmp_path / "sd.pth", tmp_path / "x.png", "--variant", VARIANT)
+    assert "To open its float network use --no-fake-quant" in ran.err
+    plain = porter.create_model(VARIANT, tmp_path / "sd.pth", fake_quant=False)
+    assert next(plain.parameters()).dtype == torch.float32
+    with pytest.raises(RuntimeError, match="computes_8_bits"):
+        timm.create_model(f"tf_mobilenetv3_{VARIANT}", num_classes=21).load_state_dict(model.state_dict())
+    again = porter.create_model(VARIANT, trained)
+    again.load_state_dict(model.state_dict())
+    assert furthest(logits(again), logits(model)) < 1e-12
