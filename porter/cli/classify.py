@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from porter.cli.options import FILE, model_options, refuse_ignored, skip_option, taken_port_options
+from porter.cli.options import (
+    FILE,
+    OUTPUT,
+    leave_stdout_to,
+    model_options,
+    refuse_ignored,
+    skip_option,
+    taken_port_options,
+)
 from porter.errors import PorterError
 from porter.text import json_text, printable, shortened
 
@@ -36,7 +44,7 @@ preprocess_option = click.option(
 @preprocess_option
 @skip_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object an image, a line each.")
-@click.option("--html", type=FILE, metavar="FILE", help="Write a page of the images and their classes as well.")
+@click.option("--html", type=OUTPUT, metavar="FILE|-", help="Write a page of the images and their classes as well.")
 @click.option("--masks", type=FILE, metavar="FOLDER", help="Of a segmenter: write each image's mask here, as PNG.")
 @click.option("--boxes", type=FILE, metavar="FOLDER", help="Of a detector: write each image with its boxes here.")
 @click.option("--least", type=float, default=0.3, show_default=True, help="Of a detector: scores from this on.")
@@ -65,6 +73,7 @@ def predict(
     from porter.imagenet.labels import read_class_names
     from porter.jobs.predict import Settings, find_images, predict
 
+    leave_stdout_to(html, as_json=as_json)
     given: list[Path | BinaryIO] = []
     for name in images:
         given += [_standard_input()] if name == "-" else find_images([name])
@@ -197,9 +206,9 @@ def _standard_input() -> BinaryIO:
 @click.option("--batch", type=click.IntRange(1), default=32, show_default=True, help="Images at a time.")
 @click.option("--workers", type=click.IntRange(0), metavar="N", help="Processes that decode images.")
 @click.option("--resume", type=FILE, metavar="FOLDER", help="Keep finished batches here, and go on from them.")
-@click.option("--per-class", type=FILE, metavar="CSV", help="Write the counts of every class.")
+@click.option("--per-class", type=OUTPUT, metavar="CSV|-", help="Write the counts of every class.")
 @click.option("--force", is_flag=True, help="Overwrite the file of --per-class.")
-@click.option("--html", type=FILE, metavar="FILE", help="Write a report as well: one page that needs no network.")
+@click.option("--html", type=OUTPUT, metavar="FILE|-", help="Write a report as well: one page that needs no network.")
 @click.option("--masks", type=FILE, metavar="LABELS", help="Of a segmenter: the folder of DATA's labels, as PNG.")
 @click.option("--boxes", type=FILE, metavar="JSON", help="Of a detector: COCO's annotations of DATA.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -233,6 +242,7 @@ def evaluate(
         _evaluate_boxes(source, data, boxes, options)
         return
     force, as_json = options.pop("force"), options.pop("as_json")
+    leave_stdout_to(per_class, html, as_json=as_json)
     if per_class:
         refuse_existing(per_class, force)
     port = taken_port_options(options)

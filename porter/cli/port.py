@@ -9,12 +9,15 @@ import click
 
 from porter.cli.options import (
     FILE,
+    OUTPUT,
     VARIANT,
     echo_lines,
+    leave_stdout_to,
     mapping_option,
     port_options,
     print_port,
     reading_options,
+    size_text,
     taken_port_options,
 )
 
@@ -48,6 +51,7 @@ def convert(
     checkpoint: tuple[str, ...], output: Path | None, form: str, force: bool, dry_run: bool, **options: Any
 ) -> None:
     """Port CHECKPOINT to PyTorch; several at once into a folder (-o)."""
+    leave_stdout_to(output)
     if len(checkpoint) > 1:
         if output is None or dry_run:
             raise click.UsageError("several checkpoints need -o FOLDER, and take no --dry-run")
@@ -68,7 +72,7 @@ def convert(
 
     path, port = convert(checkpoint[0], output, force=force, **options)
     print_port(port, variant)
-    click.echo(f"wrote     {path} ({path.stat().st_size:,} bytes)")
+    click.echo(f"wrote     {path} ({size_text(path)})")
 
 
 def _convert_all(checkpoints: tuple[str, ...], folder: Path, suffix: str, force: bool, options: PortOptions) -> None:
@@ -82,19 +86,20 @@ def _convert_all(checkpoints: tuple[str, ...], folder: Path, suffix: str, force:
         task = bar.add_task("convert", total=len(checkpoints))
         for path, port in convert_all(checkpoints, folder, options, suffix=suffix, force=force):
             bar.advance(task)
-            click.echo(f"wrote     {path} ({port.mapping.variant}, {path.stat().st_size:,} bytes)")
+            click.echo(f"wrote     {path} ({port.mapping.variant}, {size_text(path)})")
 
 
 @click.command()
 @click.argument("checkpoint", metavar="PATH|URL")
 @click.option("--to", required=True, metavar="NAME|FILE", help="A variant, timm's name of one, or its state dict.")
-@click.option("-o", "--output", type=FILE, metavar="FILE", help="Write the mapping here instead of printing it.")
+@click.option("-o", "--output", type=OUTPUT, metavar="FILE|-", help="Write the mapping here instead of printing it.")
 @click.option("--force", is_flag=True, help="Overwrite the output.")
 def draft(checkpoint: str, to: str, output: Path | None, force: bool) -> None:
     """Propose a mapping for CHECKPOINT, whose variables have other names; what is uncertain is marked."""
     from porter.atomic import write_bytes
     from porter.jobs.draft import draft
 
+    leave_stdout_to(output)
     proposal = draft(checkpoint, to)
     if output is None:
         click.echo(proposal.yaml(), nl=False)

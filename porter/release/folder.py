@@ -26,7 +26,7 @@ def staged(folder: Path, force: bool) -> Iterator[Path]:
     if folder.exists() and folder.samefile(Path.cwd()):
         raise PorterError(f"{folder}: is the folder you are in; name another one")
     folder = folder.resolve()  # a link stays a link: what it leads to is replaced
-    if folder.is_file():
+    if folder.exists() and not folder.is_dir():
         raise PorterError(f"{folder}: is a file; name a folder for the release")
     if folder.is_dir() and any(folder.iterdir()):
         if not (folder / CHECKSUMS).is_file():
