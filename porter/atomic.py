@@ -43,6 +43,46 @@ def refuse_existing(path: Path, force: bool) -> None:
         raise PorterError(f"{path}: exists already; choose another output or use", option=Option("force"))
 
 
+def check_output(path: Path, force: bool) -> None:
+    """Raise PorterError where the file ``path`` cannot be written: before any work, which would be lost.
+
+    Beside what ``refuse_existing`` refuses, its folder is missing or cannot be written to.
+    """
+    refuse_existing(path, force)
+    if (number := descriptor_of(path)) is not None:
+        try:
+            os.fstat(number)
+        except OSError as error:
+            raise PorterError(f"{path}: cannot be written: {error.strerror}") from error
+    elif not is_stream(path):
+        _check_inside(place_of(path).parent)
+    elif not os.access(path, os.W_OK):
+        raise PorterError(f"{path}: is not writable; name another output")
+
+
+def check_folder(path: Path) -> None:
+    """Raise PorterError where no files can be written into the folder ``path``, which need not be there yet."""
+    above = Path(os.path.realpath(path)).parents
+    _check_inside(path if path.exists() else next(folder for folder in above if folder.exists()))
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder ``path``, or what its link leads to, and all above it. Raises PorterError."""
+    try:
+        Path(os.path.realpath(path)).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PorterError(f"{path}: cannot be made: {error.strerror}") from error
+
+
+def _check_inside(folder: Path) -> None:
+    if not folder.exists():
+        raise PorterError(f"{folder}: no such folder; make it first")
+    if not folder.is_dir():
+        raise PorterError(f"{folder}: is a file; name a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PorterError(f"{folder}: is not writable; name another folder")
+
+
 def descriptor_of(path: Path) -> int | None:
     """The number of the open file of this process that ``path`` names or, as ``/dev/stdout`` does, links to."""
     at = path if path.is_absolute() else Path.cwd() / path
@@ -91,7 +131,7 @@ def atomic_write(path: Path, force: bool = False) -> Iterator[BinaryIO]:
     it was. What replaces a file has its permissions. A stream gets everything when the block ends well. Raises
     PorterError when the output exists (without ``force``, even if it has come to exist meanwhile) or cannot be written.
     """
-    refuse_existing(path, force)
+    check_output(path, force)
     if is_stream(path):
         whole = io.BytesIO()
         yield whole

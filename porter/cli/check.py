@@ -12,8 +12,8 @@ from porter.cli.options import (
     FILE,
     OUTPUT,
     SizeType,
+    check_outputs,
     echo_lines,
-    leave_stdout_to,
     port_options,
     reading_options,
     source_options,
@@ -102,7 +102,7 @@ def verify(
     from porter.parity.verify import verify
     from porter.report.console import endpoint_progress
 
-    leave_stdout_to(junit, html, as_json=as_json)
+    check_outputs(junit, html, as_json=as_json)
     evidence = Evidence() if html else None
     with endpoint_progress() as progress:
         verdict = verify(checkpoint, artifact, evidence=evidence, progress=progress, **options)

@@ -13,7 +13,7 @@ import click
 from porter.cli.options import (
     FILE,
     OUTPUT,
-    leave_stdout_to,
+    check_outputs,
     model_options,
     refuse_ignored,
     skip_option,
@@ -73,7 +73,7 @@ def predict(
     from porter.imagenet.labels import read_class_names
     from porter.jobs.predict import Settings, find_images, predict
 
-    leave_stdout_to(html, as_json=as_json)
+    check_outputs(html, as_json=as_json)
     given: list[Path | BinaryIO] = []
     for name in images:
         given += [_standard_input()] if name == "-" else find_images([name])
@@ -135,13 +135,12 @@ def _write_masks(source: str, images: tuple[str, ...], folder: Path, as_json: bo
 
 def _targets(images: list[Path], folder: Path, force: bool) -> dict[Path, Path]:
     """Image -> the file in ``folder`` that is made of it. Raises PorterError where there can be none."""
-    from porter.atomic import refuse_existing
+    from porter.atomic import check_folder, refuse_existing
 
+    check_folder(folder)
     targets = {path: folder / f"{path.stem}.png" for path in images}
     if len(set(targets.values())) < len(images):
         raise PorterError(f"{folder}: two images have one name; write what is made of them into two folders")
-    if folder.is_file():
-        raise PorterError(f"{folder}: is a file; name a folder")
     for target in targets.values():
         refuse_existing(target, force)
     return targets
@@ -149,12 +148,9 @@ def _targets(images: list[Path], folder: Path, force: bool) -> dict[Path, Path]:
 
 def _write(target: Path, data: bytes, force: bool) -> None:
     """Write ``target``, and make its folder first: a source that is refused leaves none behind."""
-    from porter.atomic import write_bytes
+    from porter.atomic import make_folder, write_bytes
 
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PorterError(f"{target.parent}: cannot be made: {error.strerror}") from error
+    make_folder(target.parent)
     write_bytes(target, data, force)
 
 
@@ -242,7 +238,7 @@ def evaluate(
         _evaluate_boxes(source, data, boxes, options)
         return
     force, as_json = options.pop("force"), options.pop("as_json")
-    leave_stdout_to(per_class, html, as_json=as_json)
+    check_outputs(per_class, html, as_json=as_json)
     if per_class:
         refuse_existing(per_class, force)
     port = taken_port_options(options)

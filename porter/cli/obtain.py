@@ -19,7 +19,7 @@ def demo(variant: str, out: Path | None, force: bool) -> None:
     """Make a small real checkpoint of untrained weights, convert it and verify it."""
     import tempfile
 
-    from porter.atomic import refuse_existing
+    from porter.atomic import check_folder, refuse_existing
     from porter.jobs.convert import convert
     from porter.jobs.demo import write_demo_checkpoint
     from porter.parity.verify import verify
@@ -27,6 +27,7 @@ def demo(variant: str, out: Path | None, force: bool) -> None:
 
     with tempfile.TemporaryDirectory(prefix="mnv3-port-demo-") as temporary:
         folder = out or Path(temporary)
+        check_folder(folder)
         refuse_existing(folder / f"{variant}.pth", force)
         source = write_demo_checkpoint(folder, variant)
         click.echo(f"made      {source} (TensorFlow V2 checkpoint, untrained weights)\n")

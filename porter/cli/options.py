@@ -99,6 +99,18 @@ def leave_stdout_to(*outputs: Path | None, as_json: bool = False) -> None:
         click.get_current_context().with_resource(redirect_stdout(sys.stderr))
 
 
+def check_outputs(*outputs: Path | None, force: bool = True, as_json: bool = False) -> None:
+    """Raise PorterError or UsageError, before any work, where one of ``outputs`` cannot be written.
+
+    Of standard output, see ``leave_stdout_to``.
+    """
+    from porter.atomic import check_output
+
+    leave_stdout_to(*outputs, as_json=as_json)
+    for output in filter(None, outputs):
+        check_output(output, force)
+
+
 def size_text(path: Path) -> str:
     """How large the output ``path`` has become."""
     return f"{path.stat().st_size:,} bytes" if path.is_file() else "not a regular file"

@@ -11,6 +11,7 @@ from porter.cli.options import (
     FILE,
     OUTPUT,
     VARIANT,
+    check_outputs,
     echo_lines,
     leave_stdout_to,
     mapping_option,
@@ -99,7 +100,7 @@ def draft(checkpoint: str, to: str, output: Path | None, force: bool) -> None:
     from porter.atomic import write_bytes
     from porter.jobs.draft import draft
 
-    leave_stdout_to(output)
+    check_outputs(output, force=force)
     proposal = draft(checkpoint, to)
     if output is None:
         click.echo(proposal.yaml(), nl=False)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from porter.architecture.network import Network
-from porter.atomic import refuse_existing, write_bytes
+from porter.atomic import check_folder, check_output, make_folder, refuse_existing, write_bytes
 from porter.errors import MappingError, Option, PorterError
 from porter.formats import Checkpoint, open_checkpoint
 from porter.formats.weights import Weights
@@ -117,8 +117,11 @@ def convert(
         >>> port.mapping.variant, port.plan.num_classes
         ('small_075', 1000)
     """
-    if output is not None:  # before any work
-        refuse_existing(Path(output), force)
+    if output is None:
+        check_folder(Path())
+    else:
+        check_output(Path(output), force)
+        _check_suffix(Path(output))
     options = PortOptions(
         variant, mapping, weights, layout, keep_background, num_classes, fold_bn, fake_quant, backbone
     )
@@ -126,7 +129,6 @@ def convert(
     path = Path(output if output is not None else f"{port.mapping.variant}.pth")
     if path.suffix == ".tflite" and port.plan.ranges:  # integers are the source's own weights
         port = plan_opened(port.checkpoint, port.mapping, replace(options, layout="slim"))
-    _check_suffix(path)
     refuse_existing(path, force)
     _save(path, port, *carry_out_arrays(port), force)
     return path, port
@@ -181,9 +183,7 @@ def convert_all(
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise PorterError(f"{folder}: two checkpoints would become {twice[0]}; convert them one by one")
-    if folder.is_file():
-        raise PorterError(f"{folder}: is a file; name a folder for several checkpoints")
-    folder.mkdir(parents=True, exist_ok=True)
+    check_folder(folder)
     for name in names:
         refuse_existing(folder / name, force)
 
@@ -198,6 +198,7 @@ def convert_all(
         for name, following in zip_longest(names, checkpoints[1:]):
             ahead = reader.submit(read, following) if following else None
             port, arrays, metadata = ready
+            make_folder(folder)
             _save(folder / name, port, arrays, metadata, force)
             yield folder / name, port
             if ahead:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from porter.architecture.network import build_network
-from porter.atomic import write_bytes
+from porter.atomic import make_folder, write_bytes
 from porter.formats.bundle_writer import write_bundle
 from porter.mapping.files import load_variant
 from porter.mapping.rules import expected_variables
@@ -47,7 +47,7 @@ def write_demo_checkpoint(folder: Path, variant: str = DEFAULT_VARIANT) -> Path:
     TensorFlow. Returns the folder to convert. Raises PorterError.
     """
     ema = folder / f"{variant}_demo" / "ema"
-    ema.mkdir(parents=True, exist_ok=True)
+    make_folder(ema)
     write_bundle(ema / f"model-{STEP}", demo_variables(variant), force=True)
     if variant == DEFAULT_VARIANT:
         write_bytes(ema.parent / RECORDED_NAME, RECORDED.read_bytes(), force=True)

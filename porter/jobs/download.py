@@ -14,7 +14,7 @@ from pathlib import Path
 
 import crc32c
 
-from porter.atomic import is_stream, place_of, refuse_existing, write_through
+from porter.atomic import check_output, is_stream, place_of, write_through
 from porter.errors import PorterError
 from porter.formats.network_errors import SILENCE, reason
 
@@ -43,7 +43,7 @@ def download(
     FIFO or a descriptor, the whole file is checked before the first byte goes there, and nothing is kept. Raises
     DownloadError; a part whose content is wrong is removed, one that broke off is kept.
     """
-    refuse_existing(output, force)
+    check_output(output, force)
     if is_stream(output):
         with tempfile.TemporaryDirectory(prefix="mnv3-port-") as folder:
             whole = Path(folder) / "whole"
@@ -51,8 +51,6 @@ def download(
             with whole.open("rb") as file:
                 write_through(output, file)
         return output
-    if not output.parent.is_dir():
-        raise DownloadError(f"{output.parent}: no such folder; make it first")
     place = place_of(output)
     part = place.with_name(place.name + ".part")
     if part.is_symlink() or (part.exists() and not part.is_file()):
