@@ -51,9 +51,20 @@ if TYPE_CHECKING:
 def convert(
     checkpoint: tuple[str, ...], output: Path | None, form: str, force: bool, dry_run: bool, **options: Any
 ) -> None:
-    """Port CHECKPOINT to PyTorch; several at once into a folder (-o)."""
+    """Port CHECKPOINT to PyTorch; several at once into a folder (-o).
+
+    Several files of one checkpoint, such as a shell makes of run/model-*, are that checkpoint.
+    """
     leave_stdout_to(output)
+    into_folder = _into_folder(checkpoint, output)
     if len(checkpoint) > 1:
+        from porter.atomic import check_folder
+        from porter.jobs.convert import one_each
+
+        if output is not None:
+            check_folder(output if into_folder else output.parent)
+        checkpoint = tuple(one_each(checkpoint, options["weights"]))
+    if len(checkpoint) > 1 or (into_folder and not dry_run):
         if output is None or dry_run:
             raise click.UsageError("several checkpoints need -o FOLDER, and take no --dry-run")
         _convert_all(checkpoint, output, f".{form}", force, taken_port_options(options))
@@ -74,6 +85,19 @@ def convert(
     path, port = convert(checkpoint[0], output, force=force, **options)
     print_port(port, variant)
     click.echo(f"wrote     {path} ({size_text(path)})")
+
+
+def _into_folder(given: tuple[str, ...], output: Path | None) -> bool:
+    """Whether ``output`` is a folder for what is ``given``, which may be one checkpoint by several names."""
+    from click.core import ParameterSource
+
+    from porter.artifacts.locate import SUFFIXES
+    from porter.exports import files
+
+    by_format = click.get_current_context().get_parameter_source("form") is ParameterSource.COMMANDLINE
+    if output is None or not (by_format or len(given) > 1):
+        return False
+    return output.is_dir() or output.suffix not in (*SUFFIXES, *files.SUFFIXES)
 
 
 def _convert_all(checkpoints: tuple[str, ...], folder: Path, suffix: str, force: bool, options: PortOptions) -> None:
