@@ -52,7 +52,9 @@ dist: setup
 	$(PYTHON) -m venv build/tried
 	build/tried/bin/pip install --quiet torch==2.13.0
 	build/tried/bin/pip install --quiet dist/*.whl
-	cd build && tried/bin/mnv3-port demo --variant small_075
+	cd build/tried && bin/mnv3-port demo --out demo
+	cd build/tried && bin/python -c 'from PIL import Image; Image.new("RGB", (64, 64)).save("photo.png")'
+	cd build/tried && bin/mnv3-port predict demo/small_075.pth photo.png
 
 clean:
 	rm -rf .venv build site dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

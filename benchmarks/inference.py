@@ -23,6 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from timing import RESULTS, SHARED, table, timed, turn, write_result
 
+from porter.cores import cores
+
 FOLDERS = {"small_075": "v3-small_224_0.75_float", "large_100": "v3-large_224_1.0_float"}
 GIVEN, WANTED = "input:0", "MobilenetV3/Logits/output:0"  # of the frozen graph
 PAUSE = 0.05  # seconds between turns: idle threads of the form before go to sleep
@@ -314,7 +316,7 @@ def main() -> None:
     """Print a table a setting, and write all of them as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--variants", nargs="+", default=list(FOLDERS), choices=list(FOLDERS))
-    parser.add_argument("--threads", nargs="+", type=int, default=sorted({1, len(os.sched_getaffinity(0))}))
+    parser.add_argument("--threads", nargs="+", type=int, default=sorted({1, cores()}))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 32])
     parser.add_argument("--rounds", type=int, default=0, help="20 at batch 1, 10 at others when left out")
     parser.add_argument("--no-compile", action="store_true", help="leave out what takes a minute to compile")

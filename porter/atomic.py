@@ -1,14 +1,20 @@
-"""Atomic writes: a file or folder is written completely or not at all."""
+"""Atomic writes: a file or folder is written completely or not at all.
+
+One rule for every output: a link is followed and stays, a regular file is replaced, and a stream (a device, a FIFO, an
+open descriptor such as ``/dev/stdout``) is written through.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import io
 import os
 import re
 import secrets
 import shutil
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,14 +23,104 @@ from typing import BinaryIO
 from porter.errors import Option, PorterError
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+STANDARD = {"/dev/stdout": 1, "/dev/stderr": 2}
+DESCRIPTOR = re.compile(r"/(?:dev|proc/(?:self|(\d+)))/fd/(\d+)")
+MAX_LINKS = 40  # as Linux
 
 
 def refuse_existing(path: Path, force: bool) -> None:
-    """Raise PorterError where ``path`` cannot be the output: it exists (without ``force``) or is a folder."""
+    """Raise PorterError where ``path`` cannot be the output: it exists (without ``force``), is a folder or a socket.
+
+    What is written through is never overwritten, and needs no ``force``.
+    """
+    if is_stream(path):
+        return
     if path.is_dir():
         raise PorterError(f"{path}: is a folder; name the output file")
+    if path.is_socket():
+        raise PorterError(f"{path}: is a socket; name a file")
     if path.exists() and not force:
         raise PorterError(f"{path}: exists already; choose another output or use", option=Option("force"))
+
+
+def check_output(path: Path, force: bool) -> None:
+    """Raise PorterError where the file ``path`` cannot be written: before any work, which would be lost.
+
+    Beside what ``refuse_existing`` refuses, its folder is missing or cannot be written to.
+    """
+    refuse_existing(path, force)
+    if (number := descriptor_of(path)) is not None:
+        try:
+            os.fstat(number)
+        except OSError as error:
+            raise PorterError(f"{path}: cannot be written: {error.strerror}") from error
+    elif not is_stream(path):
+        _check_inside(place_of(path).parent)
+    elif not os.access(path, os.W_OK):
+        raise PorterError(f"{path}: is not writable; name another output")
+
+
+def check_folder(path: Path) -> None:
+    """Raise PorterError where no files can be written into the folder ``path``, which need not be there yet."""
+    above = Path(os.path.realpath(path)).parents
+    _check_inside(path if path.exists() else next(folder for folder in above if folder.exists()))
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder ``path``, or what its link leads to, and all above it. Raises PorterError."""
+    try:
+        Path(os.path.realpath(path)).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PorterError(f"{path}: cannot be made: {error.strerror}") from error
+
+
+def _check_inside(folder: Path) -> None:
+    if not folder.exists():
+        raise PorterError(f"{folder}: no such folder; make it first")
+    if not folder.is_dir():
+        raise PorterError(f"{folder}: is a file; name a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PorterError(f"{folder}: is not writable; name another folder")
+
+
+def descriptor_of(path: Path) -> int | None:
+    """The number of the open file of this process that ``path`` names or, as ``/dev/stdout`` does, links to."""
+    at = path if path.is_absolute() else Path.cwd() / path
+    for _ in range(MAX_LINKS):
+        if str(at) in STANDARD:
+            return STANDARD[str(at)]
+        found = DESCRIPTOR.fullmatch(str(at))
+        if found and found[1] in (None, str(os.getpid())):
+            return int(found[2])
+        if not at.is_symlink():
+            return None
+        at = at.parent / at.readlink()
+    raise PorterError(f"{path}: its links lead in a circle; name a file")
+
+
+def is_stream(path: Path) -> bool:
+    """Whether ``path`` is written through: a device, a FIFO or an open descriptor."""
+    return descriptor_of(path) is not None or path.is_fifo() or path.is_char_device() or path.is_block_device()
+
+
+def place_of(path: Path) -> Path:
+    """What the output ``path`` replaces: itself, or what its links lead to."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def write_through(path: Path, data: BinaryIO) -> None:
+    """Copy ``data`` into ``path``, a stream. Raises PorterError, and BrokenPipeError where its reader has gone."""
+    sys.stdout.flush()  # what was printed before comes before
+    number = descriptor_of(path)
+    try:
+        # A descriptor is not opened anew: a regular file behind it would be written from its start
+        opened = os.open(path, os.O_WRONLY | os.O_NOCTTY) if number is None else os.dup(number)
+        with os.fdopen(opened, "wb") as file:
+            shutil.copyfileobj(data, file)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise PorterError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 @contextmanager
@@ -32,12 +128,19 @@ def atomic_write(path: Path, force: bool = False) -> Iterator[BinaryIO]:
     """Open a temporary file beside ``path`` and rename it to ``path`` when the block ends well.
 
     On any exception, KeyboardInterrupt included, the temporary file goes and an old ``path`` stays as
-    it was. What replaces a file has its permissions. Raises PorterError when the output exists (without ``force``, even
-    if it has come to exist meanwhile) or cannot be written.
+    it was. What replaces a file has its permissions. A stream gets everything when the block ends well. Raises
+    PorterError when the output exists (without ``force``, even if it has come to exist meanwhile) or cannot be written.
     """
-    refuse_existing(path, force)
-    sweep(path)
-    temporary = temporary_beside(path)
+    check_output(path, force)
+    if is_stream(path):
+        whole = io.BytesIO()
+        yield whole
+        whole.seek(0)
+        write_through(path, whole)
+        return
+    place = place_of(path)
+    sweep(place)
+    temporary = temporary_beside(place)
     try:
         with temporary.open("xb") as file:
             yield file
@@ -45,10 +148,10 @@ def atomic_write(path: Path, force: bool = False) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         if force:
             with suppress(FileNotFoundError):
-                temporary.chmod(stat.S_IMODE(path.stat().st_mode))
-            temporary.replace(path)
+                temporary.chmod(stat.S_IMODE(place.stat().st_mode))
+            temporary.replace(place)
         else:
-            _rename_new(temporary, path)
+            _rename_new(temporary, place)
     except OSError as error:
         raise PorterError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:

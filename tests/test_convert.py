@@ -22,6 +22,7 @@ from porter.atomic import atomic_write
 from porter.errors import ArtifactError, PorterError
 from porter.formats import open_checkpoint
 from porter.formats.bundle_writer import write_bundle
+from porter.formats.table_writer import table_bytes
 from porter.jobs.convert import convert, plan_port
 from porter.jobs.demo import demo_variables
 from porter.mapping.options import PortOptions
@@ -165,10 +166,10 @@ def test_output_that_cannot_be(run, demo_folder, tmp_path):
     ran = run("convert", demo_folder, "-o", tmp_path / "out.ckpt")
     assert_refused(ran, "must end in one of .pth, .pt, .safetensors, .onnx, .tflite", tmp_path)
     ran = run("convert", demo_folder, "-o", tmp_path / "none" / "out.pth")
-    assert_refused(ran, "none/out.pth: cannot be written: No such file or directory", tmp_path)
+    assert_refused(ran, "none: no such folder; make it first", tmp_path)
     (tmp_path / "file").write_text("")
     ran = run("convert", demo_folder, "-o", tmp_path / "file" / "out.pth")
-    assert_refused(ran, "file/out.pth: cannot be written: Not a directory", tmp_path)
+    assert_refused(ran, "file: is a file; name a folder", tmp_path)
 
 
 def as_nobody(function):
@@ -200,7 +201,7 @@ def test_read_only_folder(locked_folder):
             with atomic_write(locked_folder / "out.pth"):
                 return 1
         except PorterError as error:
-            return 0 if "out.pth: cannot be written: Permission denied" in str(error) else 2
+            return 0 if f"{locked_folder}: is not writable" in str(error) else 2
 
     assert as_nobody(write) == 0
     assert list(locked_folder.iterdir()) == []
@@ -312,8 +313,72 @@ def test_several_at_once(tmp_path, run):
     assert "exists already" in run("convert", *sources, "-o", tmp_path / "out").err
     assert "need -o FOLDER" in run("convert", *sources).err
     assert "is a file" in run("convert", *sources, "-o", tmp_path / "one.pth").err
-    assert "two checkpoints would become model-0.pth" in run("convert", *sources[:1] * 2, "-o", tmp_path / "x").err
+    write_bundle(tmp_path / "model-0", demo_variables("small_075"))
+    ran = run("convert", sources[0], tmp_path / "model-0", "-o", tmp_path / "x")
+    assert "two checkpoints would become model-0.pth" in ran.err
     assert not (tmp_path / "x").exists()
+
+
+@pytest.fixture
+def training(tmp_path):
+    """A run's folder of two checkpoints, each in two shards and with a graph."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for step in (9, 10):
+        write_bundle(folder / f"model-{step}", demo_variables("small_075", seed=step), shards=2)
+        (folder / f"model-{step}.meta").write_bytes(b"a graph")
+    return folder
+
+
+def test_the_files_of_a_checkpoint_are_one_checkpoint(training, run, tmp_path):
+    """What a shell makes of `run/model-*`, and more names of the same."""
+    names = sorted(training.glob("model-*"))
+    assert len(names) == 8
+    ran = run("convert", *names, "-o", tmp_path / "out", "--format", "safetensors")
+    assert ran.code == 0, ran.err
+    lines = [f"wrote     {tmp_path}/out/model-{step}.safetensors" for step in (10, 9)]
+    assert [line.partition(" (")[0] for line in ran.out.splitlines()] == lines
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["model-10.safetensors", "model-9.safetensors"]
+    several = (
+        training / "model-9",
+        training / "checkpoint",
+        training / "model-9.index",
+        training / ".." / "run" / "model-10",
+    )
+    ran = run("convert", *several, "-o", tmp_path / "more")
+    assert [line.split()[1] for line in ran.out.splitlines()] == [
+        f"{tmp_path}/more/model-{step}.pth" for step in (9, 10)
+    ]
+
+
+def test_all_names_are_of_one_checkpoint(training, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = sorted(training.glob("model-9*"))
+    assert run("convert", *names, "-o", "one.safetensors").code == 0
+    assert "read      " in run("convert", *names).out
+    assert (tmp_path / "small_075.pth").is_file()
+    assert run("convert", *names, "-o", "new").code == 0
+    (tmp_path / "there").mkdir()
+    assert run("convert", *names, "-o", "there", "--format", "safetensors").code == 0
+    assert run("convert", *names[:1], "-o", "there", "--format", "pth").code == 0
+    found = sorted(str(path) for folder in ("new", "there") for path in Path(folder).iterdir())
+    assert found == ["new/model-9.pth", "there/model-9.pth", "there/model-9.safetensors"]
+    assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "there" / "model-9.safetensors").read_bytes()
+    assert "mapped" in run("convert", *names, "--dry-run").out
+
+
+def test_names_of_one_checkpoint(tmp_path):
+    from porter.jobs.convert import one_each
+
+    for number in range(2):
+        (tmp_path / f"v1-{number:05d}-of-00002").write_bytes(table_bytes([(b"", b"tensors")]))
+    shards = [str(tmp_path / f"v1{ending}") for ending in ("-00001-of-00002", "-00000-of-00002", "")]
+    assert one_each([*shards, str(tmp_path)]) == {f"{tmp_path}/v1-?????-of-00002": "v1"}
+    with pytest.raises(PorterError, match="no such file"):
+        one_each([*shards, str(tmp_path / "none")])
+    store = "https://store/run/model"
+    names = [f"{store}-1{ending}" for ending in (".meta", ".index", ".data-00000-of-00001", "")]
+    assert one_each([*names, f"{store}-2.meta"]) == {f"{store}-1": "model-1", f"{store}-2.meta": "model-2.meta"}
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from hypothesis import example, given, strategies
+from markdown_it import MarkdownIt
 
 import porter
 from porter.architecture.cost import multiply_accumulates
@@ -164,6 +166,61 @@ def test_check_accepts(made, run):
     assert ran.code == 0, ran.err
     assert "50 endpoints, same function" in ran.out
     assert run("release", "--check", made.parent).out == ran.out
+
+
+def shown(markdown):
+    """What a reader sees of ``markdown``, line by line. Code spans and links are text; HTML but comments is refused."""
+    lines = []
+    for token in MarkdownIt("commonmark").enable("table").parse(markdown):
+        assert token.type != "html_block" or re.fullmatch("<!--.*-->\n?", token.content, re.S)
+        kinds = {child.type for child in token.children or []}
+        assert not kinds & {"html_inline", "image", "em_open"}, token.content
+        lines.append("".join("\n" if c.type == "softbreak" else c.content for c in token.children or []))
+    return lines
+
+
+@given(strategies.text(strategies.sampled_from("<>&'\"`*_|#[]\\()!~$-+. ;xa1") | strategies.characters(), max_size=30))
+@example("it's \\| one")
+def test_text_from_files_is_shown_as_it_is(text):
+    from porter.release.card import _plain
+    from porter.text import printable
+
+    for known in (text, f"{text}&#x27;&amp;<b>", f"x{text}"):
+        written, wanted = _plain(known), printable(known)
+        for before, after in (("Compared with ", " by us"), ("# Model ", " here"), ("| a |\n|---|\n| In ", " cell |")):
+            line = next(line for line in reversed(shown(before + written + after)) if line)
+            assert line == f"{before.rpartition('# ')[2].rpartition('| ')[2]}{wanted}{after.removesuffix(' |')}"
+
+
+def test_the_card_shows_texts_as_they_are(tmp_path, run, demo_folder):
+    nasty = """a<b>&'"*_|#[]\\`&amp;-->"""
+    prefix = tmp_path / "run" / "mo|d_e_l&#39;<b>*-1000"
+    prefix.parent.mkdir()
+    for file in (demo_folder / "ema").glob("model-1000.*"):
+        shutil.copy(file, prefix.with_name(prefix.name + file.name.removeprefix("model-1000")))
+    options = ("--reference", demo_folder / "expected.npz", "--name", "a._b_.c", "--license", nasty, "--dataset", nasty)
+    ran = run("release", prefix, "--out", tmp_path / "dist", *options)
+    assert ran.code == 0, ran.err
+    text = (tmp_path / "dist" / "README.md").read_text().split("---\n", 2)[2]
+    lines = shown(text)
+    assert "a._b_.c" in lines
+    assert lines.count(nasty) == 2
+    assert f"{prefix.name}.index" in lines
+    assert any("as exact as TensorFlow's" in line for line in lines)
+
+
+def test_the_cards_comment_is_not_ended_by_a_mapping(tmp_path, run, demo_folder):
+    """Statements about Google's checkpoints come from the mapping."""
+    (tmp_path / "own.yaml").write_text(
+        "base: small_075.yaml\nurl: 'https://x) <b>'\ntraining: {lr: 1, dropout: 0, weight_decay: 0, momentum: 0, batch_size: 1, "
+        "rmsprop_decay: 0, resources: '--> <script>', step: 1000}\n"
+    )
+    options = ("--reference", demo_folder / "expected.npz", "--mapping", tmp_path / "own.yaml")
+    ran = run("release", demo_folder, "--out", tmp_path / "dist", *options)
+    assert ran.code == 0, ran.err
+    text = (tmp_path / "dist" / "README.md").read_text().split("---\n", 2)[2]
+    assert "<script>" in text
+    assert not any("<" in line for line in shown(text))
 
 
 @pytest.mark.parametrize("name", ["README.md", "model.safetensors", "parity.json", "reference.npz"])

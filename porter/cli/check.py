@@ -8,7 +8,16 @@ from typing import Any
 
 import click
 
-from porter.cli.options import FILE, SizeType, echo_lines, port_options, reading_options, source_options
+from porter.cli.options import (
+    FILE,
+    OUTPUT,
+    SizeType,
+    check_outputs,
+    echo_lines,
+    port_options,
+    reading_options,
+    source_options,
+)
 from porter.text import json_text
 
 
@@ -70,8 +79,8 @@ def inspect(source: str, variant: str | None, mapping: Path | None, weights: Any
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
 @click.option("-v", "--verbose", is_flag=True, help="Print every endpoint, not a summary.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
-@click.option("--junit", type=FILE, metavar="FILE", help="Write JUnit XML as well.")
-@click.option("--html", type=FILE, metavar="FILE", help="Write a report as well: one page that needs no network.")
+@click.option("--junit", type=OUTPUT, metavar="FILE|-", help="Write JUnit XML as well.")
+@click.option("--html", type=OUTPUT, metavar="FILE|-", help="Write a report as well: one page that needs no network.")
 def verify(
     checkpoint: str,
     artifact: str | None,
@@ -93,6 +102,7 @@ def verify(
     from porter.parity.verify import verify
     from porter.report.console import endpoint_progress
 
+    check_outputs(junit, html, as_json=as_json)
     evidence = Evidence() if html else None
     with endpoint_progress() as progress:
         verdict = verify(checkpoint, artifact, evidence=evidence, progress=progress, **options)

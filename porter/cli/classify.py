@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from porter.cli.options import FILE, model_options, refuse_ignored, skip_option, taken_port_options
+from porter.cli.options import (
+    FILE,
+    OUTPUT,
+    check_outputs,
+    model_options,
+    refuse_ignored,
+    skip_option,
+    taken_port_options,
+)
 from porter.errors import PorterError
 from porter.text import json_text, printable, shortened
 
@@ -36,7 +44,7 @@ preprocess_option = click.option(
 @preprocess_option
 @skip_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object an image, a line each.")
-@click.option("--html", type=FILE, metavar="FILE", help="Write a page of the images and their classes as well.")
+@click.option("--html", type=OUTPUT, metavar="FILE|-", help="Write a page of the images and their classes as well.")
 @click.option("--masks", type=FILE, metavar="FOLDER", help="Of a segmenter: write each image's mask here, as PNG.")
 @click.option("--boxes", type=FILE, metavar="FOLDER", help="Of a detector: write each image with its boxes here.")
 @click.option("--least", type=float, default=0.3, show_default=True, help="Of a detector: scores from this on.")
@@ -65,6 +73,7 @@ def predict(
     from porter.imagenet.labels import read_class_names
     from porter.jobs.predict import Settings, find_images, predict
 
+    check_outputs(html, as_json=as_json)
     given: list[Path | BinaryIO] = []
     for name in images:
         given += [_standard_input()] if name == "-" else find_images([name])
@@ -126,13 +135,12 @@ def _write_masks(source: str, images: tuple[str, ...], folder: Path, as_json: bo
 
 def _targets(images: list[Path], folder: Path, force: bool) -> dict[Path, Path]:
     """Image -> the file in ``folder`` that is made of it. Raises PorterError where there can be none."""
-    from porter.atomic import refuse_existing
+    from porter.atomic import check_folder, refuse_existing
 
+    check_folder(folder)
     targets = {path: folder / f"{path.stem}.png" for path in images}
     if len(set(targets.values())) < len(images):
         raise PorterError(f"{folder}: two images have one name; write what is made of them into two folders")
-    if folder.is_file():
-        raise PorterError(f"{folder}: is a file; name a folder")
     for target in targets.values():
         refuse_existing(target, force)
     return targets
@@ -140,12 +148,9 @@ def _targets(images: list[Path], folder: Path, force: bool) -> dict[Path, Path]:
 
 def _write(target: Path, data: bytes, force: bool) -> None:
     """Write ``target``, and make its folder first: a source that is refused leaves none behind."""
-    from porter.atomic import write_bytes
+    from porter.atomic import make_folder, write_bytes
 
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PorterError(f"{target.parent}: cannot be made: {error.strerror}") from error
+    make_folder(target.parent)
     write_bytes(target, data, force)
 
 
@@ -197,9 +202,9 @@ def _standard_input() -> BinaryIO:
 @click.option("--batch", type=click.IntRange(1), default=32, show_default=True, help="Images at a time.")
 @click.option("--workers", type=click.IntRange(0), metavar="N", help="Processes that decode images.")
 @click.option("--resume", type=FILE, metavar="FOLDER", help="Keep finished batches here, and go on from them.")
-@click.option("--per-class", type=FILE, metavar="CSV", help="Write the counts of every class.")
+@click.option("--per-class", type=OUTPUT, metavar="CSV|-", help="Write the counts of every class.")
 @click.option("--force", is_flag=True, help="Overwrite the file of --per-class.")
-@click.option("--html", type=FILE, metavar="FILE", help="Write a report as well: one page that needs no network.")
+@click.option("--html", type=OUTPUT, metavar="FILE|-", help="Write a report as well: one page that needs no network.")
 @click.option("--masks", type=FILE, metavar="LABELS", help="Of a segmenter: the folder of DATA's labels, as PNG.")
 @click.option("--boxes", type=FILE, metavar="JSON", help="Of a detector: COCO's annotations of DATA.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -233,6 +238,7 @@ def evaluate(
         _evaluate_boxes(source, data, boxes, options)
         return
     force, as_json = options.pop("force"), options.pop("as_json")
+    check_outputs(per_class, html, as_json=as_json)
     if per_class:
         refuse_existing(per_class, force)
     port = taken_port_options(options)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from porter.cli.options import FILE, VARIANT, print_port
+from porter.cli.options import FILE, OUTPUT, VARIANT, leave_stdout_to, print_port, size_text
 from porter.errors import PorterError
 
 
@@ -19,7 +19,7 @@ def demo(variant: str, out: Path | None, force: bool) -> None:
     """Make a small real checkpoint of untrained weights, convert it and verify it."""
     import tempfile
 
-    from porter.atomic import refuse_existing
+    from porter.atomic import check_folder, refuse_existing
     from porter.jobs.convert import convert
     from porter.jobs.demo import write_demo_checkpoint
     from porter.parity.verify import verify
@@ -27,6 +27,7 @@ def demo(variant: str, out: Path | None, force: bool) -> None:
 
     with tempfile.TemporaryDirectory(prefix="mnv3-port-demo-") as temporary:
         folder = out or Path(temporary)
+        check_folder(folder)
         refuse_existing(folder / f"{variant}.pth", force)
         source = write_demo_checkpoint(folder, variant)
         click.echo(f"made      {source} (TensorFlow V2 checkpoint, untrained weights)\n")
@@ -34,7 +35,7 @@ def demo(variant: str, out: Path | None, force: bool) -> None:
         click.echo(f"$ mnv3-port convert --variant {variant} {source} -o {artifact}")
         path, port = convert(source, artifact, variant, force=force)
         print_port(port, variant)
-        click.echo(f"wrote     {path} ({path.stat().st_size:,} bytes)")
+        click.echo(f"wrote     {path} ({size_text(path)})")
         click.echo(f"\n$ mnv3-port verify --variant {variant} {source} {artifact}")
         verdict = verify(source, artifact, variant)
         print_verdict(verdict)
@@ -43,7 +44,7 @@ def demo(variant: str, out: Path | None, force: bool) -> None:
 
 @click.command()
 @click.option("--variant", required=True, type=VARIANT, help="E.g. small_075.")
-@click.option("-o", "--output", type=FILE, metavar="FILE", help="The tarball's own name when left out.")
+@click.option("-o", "--output", type=OUTPUT, metavar="FILE|-", help="The tarball's own name when left out.")
 @click.option("--url", help="Fetch from here instead of Google's storage.")
 @click.option("--sha256", metavar="HEX", help="Refuse any other content.")
 @click.option("--force", is_flag=True, help="Overwrite the output.")
@@ -59,6 +60,7 @@ def download(variant: str, output: Path | None, url: str | None, sha256: str | N
     if not address:
         raise PorterError(f"{variant}: its mapping has no url; give --url")
     path = output or Path(address.rsplit("/", 1)[-1])
+    leave_stdout_to(path)
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     console = progress_console()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -68,4 +70,4 @@ def download(variant: str, output: Path | None, url: str | None, sha256: str | N
             bar.update(task, completed=done, total=total)
 
         download(address, path, sha256=sha256, force=force, progress=advance)
-    click.echo(f"wrote     {path} ({path.stat().st_size:,} bytes)")
+    click.echo(f"wrote     {path} ({size_text(path)})")

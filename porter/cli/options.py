@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,16 @@ if TYPE_CHECKING:
     from porter.mapping.options import PortOptions
 
 FILE = click.Path(path_type=Path)
+
+
+class OutputType(click.Path):
+    """A file to write; ``-`` is standard output."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return Path("/dev/stdout") if value == "-" else super().convert(value, param, ctx)
+
+
+OUTPUT = OutputType(path_type=Path)
 
 
 class SizeType(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4 only
@@ -71,6 +83,37 @@ def refuse_ignored(option: str, *taken: str) -> None:
             continue
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             raise click.UsageError(f"{given.opts[0]} has no meaning with --{option}")
+
+
+def leave_stdout_to(*outputs: Path | None, as_json: bool = False) -> None:
+    """Print on standard error from now on, where one of ``outputs`` is standard output, so that it stands alone there.
+
+    Raises UsageError where two things would go to standard output.
+    """
+    from porter.atomic import descriptor_of
+
+    claims = [output for output in outputs if output is not None and descriptor_of(output) == 1]
+    if claims and len(claims) + as_json > 1:
+        raise click.UsageError("only one output can go to standard output; name files for the others")
+    if claims:
+        click.get_current_context().with_resource(redirect_stdout(sys.stderr))
+
+
+def check_outputs(*outputs: Path | None, force: bool = True, as_json: bool = False) -> None:
+    """Raise PorterError or UsageError, before any work, where one of ``outputs`` cannot be written.
+
+    Of standard output, see ``leave_stdout_to``.
+    """
+    from porter.atomic import check_output
+
+    leave_stdout_to(*outputs, as_json=as_json)
+    for output in filter(None, outputs):
+        check_output(output, force)
+
+
+def size_text(path: Path) -> str:
+    """How large the output ``path`` has become."""
+    return f"{path.stat().st_size:,} bytes" if path.is_file() else "not a regular file"
 
 
 def taken_port_options(options: dict[str, Any]) -> PortOptions:

@@ -9,12 +9,16 @@ import click
 
 from porter.cli.options import (
     FILE,
+    OUTPUT,
     VARIANT,
+    check_outputs,
     echo_lines,
+    leave_stdout_to,
     mapping_option,
     port_options,
     print_port,
     reading_options,
+    size_text,
     taken_port_options,
 )
 
@@ -47,8 +51,20 @@ if TYPE_CHECKING:
 def convert(
     checkpoint: tuple[str, ...], output: Path | None, form: str, force: bool, dry_run: bool, **options: Any
 ) -> None:
-    """Port CHECKPOINT to PyTorch; several at once into a folder (-o)."""
+    """Port CHECKPOINT to PyTorch; several at once into a folder (-o).
+
+    Several files of one checkpoint, such as a shell makes of run/model-*, are that checkpoint.
+    """
+    leave_stdout_to(output)
+    into_folder = _into_folder(checkpoint, output)
     if len(checkpoint) > 1:
+        from porter.atomic import check_folder
+        from porter.jobs.convert import one_each
+
+        if output is not None:
+            check_folder(output if into_folder else output.parent)
+        checkpoint = tuple(one_each(checkpoint, options["weights"]))
+    if len(checkpoint) > 1 or (into_folder and not dry_run):
         if output is None or dry_run:
             raise click.UsageError("several checkpoints need -o FOLDER, and take no --dry-run")
         _convert_all(checkpoint, output, f".{form}", force, taken_port_options(options))
@@ -68,7 +84,20 @@ def convert(
 
     path, port = convert(checkpoint[0], output, force=force, **options)
     print_port(port, variant)
-    click.echo(f"wrote     {path} ({path.stat().st_size:,} bytes)")
+    click.echo(f"wrote     {path} ({size_text(path)})")
+
+
+def _into_folder(given: tuple[str, ...], output: Path | None) -> bool:
+    """Whether ``output`` is a folder for what is ``given``, which may be one checkpoint by several names."""
+    from click.core import ParameterSource
+
+    from porter.artifacts.locate import SUFFIXES
+    from porter.exports import files
+
+    by_format = click.get_current_context().get_parameter_source("form") is ParameterSource.COMMANDLINE
+    if output is None or not (by_format or len(given) > 1):
+        return False
+    return output.is_dir() or output.suffix not in (*SUFFIXES, *files.SUFFIXES)
 
 
 def _convert_all(checkpoints: tuple[str, ...], folder: Path, suffix: str, force: bool, options: PortOptions) -> None:
@@ -82,19 +111,20 @@ def _convert_all(checkpoints: tuple[str, ...], folder: Path, suffix: str, force:
         task = bar.add_task("convert", total=len(checkpoints))
         for path, port in convert_all(checkpoints, folder, options, suffix=suffix, force=force):
             bar.advance(task)
-            click.echo(f"wrote     {path} ({port.mapping.variant}, {path.stat().st_size:,} bytes)")
+            click.echo(f"wrote     {path} ({port.mapping.variant}, {size_text(path)})")
 
 
 @click.command()
 @click.argument("checkpoint", metavar="PATH|URL")
 @click.option("--to", required=True, metavar="NAME|FILE", help="A variant, timm's name of one, or its state dict.")
-@click.option("-o", "--output", type=FILE, metavar="FILE", help="Write the mapping here instead of printing it.")
+@click.option("-o", "--output", type=OUTPUT, metavar="FILE|-", help="Write the mapping here instead of printing it.")
 @click.option("--force", is_flag=True, help="Overwrite the output.")
 def draft(checkpoint: str, to: str, output: Path | None, force: bool) -> None:
     """Propose a mapping for CHECKPOINT, whose variables have other names; what is uncertain is marked."""
     from porter.atomic import write_bytes
     from porter.jobs.draft import draft
 
+    check_outputs(output, force=force)
     proposal = draft(checkpoint, to)
     if output is None:
         click.echo(proposal.yaml(), nl=False)

@@ -8,7 +8,7 @@ from typing import TextIO
 
 import msgspec
 
-from porter.atomic import write_bytes
+from porter.atomic import make_folder, write_bytes
 from porter.errors import PorterError
 from porter.evaluation.result import Seen
 
@@ -25,7 +25,7 @@ def read_journal(folder: Path, header: dict[str, object]) -> dict[int, list[Seen
     if not start.exists():
         if folder.exists() and any(folder.iterdir()):
             raise PorterError(f"{folder}: holds other files; resume into an empty one")
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         write_bytes(start, (json.dumps(header, indent=1) + "\n").encode(), force=True)
         return {}
     try:

@@ -18,6 +18,8 @@ import torch.distributed
 from torch.utils.data import DataLoader, Dataset
 
 from porter.architecture.table import Input
+from porter.atomic import check_folder
+from porter.cores import cores
 from porter.errors import PorterError
 from porter.evaluation.classifier import Classifier, open_classifier
 from porter.evaluation.dataset import Photo, find_photos
@@ -77,6 +79,8 @@ def evaluate(
     ``progress(done, total)`` counts this process's images. Raises PorterError.
     """
     batch, resume, preprocess = settings.batch, settings.resume, settings.preprocess
+    if resume:
+        check_folder(resume)
     if batch < 1:
         raise PorterError(f"batches of {batch} images: must be at least 1")
     with _place(settings.device) as place:
@@ -152,7 +156,7 @@ def _run(
 ) -> Iterator[tuple[int, list[Seen]]]:
     spec, workers = classifiers[0].input, settings.workers
     if workers is None:
-        workers = max(0, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1)
+        workers = max(0, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1)
     decoded = DataLoader(
         _Batches([batches[number] for number in numbers], spec, settings.preprocess),
         batch_size=None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -11,9 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from porter.architecture.network import Network
-from porter.atomic import refuse_existing, write_bytes
+from porter.atomic import check_folder, check_output, make_folder, refuse_existing, write_bytes
 from porter.errors import MappingError, Option, PorterError
 from porter.formats import Checkpoint, open_checkpoint
+from porter.formats.locate import locate
+from porter.formats.remote import is_url
+from porter.formats.v1 import SHARDED
 from porter.formats.weights import Weights
 from porter.mapping.backbone import as_backbone, by_other_names, find_backbone, hint
 from porter.mapping.files import load_mapping, load_variant, mapping_digest
@@ -30,6 +35,7 @@ if TYPE_CHECKING:
     from porter.mapping.apply import Ported
 
 DEFAULT = PortOptions()
+REMOTE_FILE = re.compile(r"\.(?:index|meta|data-\d{5}-of-\d{5})$")  # of a checkpoint's files behind a URL
 
 
 class Port(NamedTuple):
@@ -117,8 +123,11 @@ def convert(
         >>> port.mapping.variant, port.plan.num_classes
         ('small_075', 1000)
     """
-    if output is not None:  # before any work
-        refuse_existing(Path(output), force)
+    if output is None:
+        check_folder(Path())
+    else:
+        check_output(Path(output), force)
+        _check_suffix(Path(output))
     options = PortOptions(
         variant, mapping, weights, layout, keep_background, num_classes, fold_bn, fake_quant, backbone
     )
@@ -126,7 +135,6 @@ def convert(
     path = Path(output if output is not None else f"{port.mapping.variant}.pth")
     if path.suffix == ".tflite" and port.plan.ranges:  # integers are the source's own weights
         port = plan_opened(port.checkpoint, port.mapping, replace(options, layout="slim"))
-    _check_suffix(path)
     refuse_existing(path, force)
     _save(path, port, *carry_out_arrays(port), force)
     return path, port
@@ -172,18 +180,17 @@ def convert_all(
     """Port several checkpoints, of one training run say, into ``folder`` as ``<name of the checkpoint><suffix>``.
 
     Results as for ``convert``; the variant is found once, and each is read while the one before
-    it is written. Raises PorterError before the first where an output exists, and at the first that cannot be
-    ported; those before it stay.
+    it is written. Raises PorterError before the first where an output exists or a name is no checkpoint's, and at the
+    first that cannot be ported; those before it stay.
     """
     from concurrent.futures import ThreadPoolExecutor
 
-    names = [f"{Path(checkpoint).name.removesuffix('.index')}{suffix}" for checkpoint in checkpoints]
+    check_folder(folder)
+    stems = one_each(checkpoints, options.weights)
+    checkpoints, names = list(stems), [f"{stem}{suffix}" for stem in stems.values()]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise PorterError(f"{folder}: two checkpoints would become {twice[0]}; convert them one by one")
-    if folder.is_file():
-        raise PorterError(f"{folder}: is a file; name a folder for several checkpoints")
-    folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         refuse_existing(folder / name, force)
 
@@ -198,10 +205,35 @@ def convert_all(
         for name, following in zip_longest(names, checkpoints[1:]):
             ahead = reader.submit(read, following) if following else None
             port, arrays, metadata = ready
+            make_folder(folder)
             _save(folder / name, port, arrays, metadata, force)
             yield folder / name, port
             if ahead:
                 ready = ahead.result()
+
+
+def one_each(checkpoints: Sequence[str], weights: Weights = "auto") -> dict[str, str]:
+    """The checkpoints that ``checkpoints`` name, each once and in the order of first mention -> a name for the output.
+
+    A shell makes of ``run/model-*`` every file of each of them. Raises CheckpointError where a name is no checkpoint's.
+    """
+    found: dict[tuple[str, str], tuple[str, str]] = {}
+    for given in checkpoints:
+        if is_url(given):
+            prefix = REMOTE_FILE.sub("", given)
+            # Of a .meta alone, the graph in it may be what is wanted
+            opened = given if given.endswith(".meta") and not {prefix, f"{prefix}.index"} & {*checkpoints} else prefix
+            found.setdefault(("", opened), (opened, Path(opened).name))
+            continue
+        source = locate(Path(given), weights)
+        opened = given
+        if source.path.parent == Path(given).parent:  # a file of it; else a folder, after which the output is named
+            opened = str(source.path)
+        stem = Path(opened).name
+        if sharded := SHARDED.fullmatch(stem):
+            stem = sharded[1]
+        found.setdefault((source.kind, os.path.realpath(source.path)), (opened, stem))
+    return dict(found.values())
 
 
 def carry_out_arrays(port: Port) -> tuple[dict[str, np.ndarray], Metadata]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import zlib
 from pathlib import Path
 
 import numpy as np
 
 from porter.architecture.network import build_network
+from porter.atomic import make_folder, write_bytes
 from porter.formats.bundle_writer import write_bundle
 from porter.mapping.files import load_variant
 from porter.mapping.rules import expected_variables
@@ -52,8 +52,8 @@ def write_demo_checkpoint(folder: Path, variant: str = DEFAULT_VARIANT) -> Path:
     TensorFlow. Returns the folder to convert. Raises PorterError.
     """
     ema = folder / f"{variant}_demo" / "ema"
-    ema.mkdir(parents=True, exist_ok=True)
+    make_folder(ema)
     write_bundle(ema / f"model-{STEP}", demo_variables(variant), force=True)
     if variant == DEFAULT_VARIANT:
-        shutil.copyfile(RECORDED, ema.parent / RECORDED_NAME)
+        write_bytes(ema.parent / RECORDED_NAME, RECORDED.read_bytes(), force=True)
     return ema.parent

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import http.client
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import crc32c
 
-from porter.atomic import refuse_existing
+from porter.atomic import check_output, is_stream, place_of, write_through
 from porter.errors import PorterError
 from porter.formats.network_errors import SILENCE, reason
 
@@ -38,25 +39,38 @@ def download(
     """Fetch ``url`` into ``output`` through ``<output>.part``, which a later call resumes.
 
     The size is checked against the server's, the content against ``sha256`` and against the digests that
-    Google's storage sends (``x-goog-hash``). ``progress(done, total)`` counts bytes. Raises DownloadError;
-    a part whose content is wrong is removed, one that broke off is kept.
+    Google's storage sends (``x-goog-hash``). ``progress(done, total)`` counts bytes. Where ``output`` is a device, a
+    FIFO or a descriptor, the whole file is checked before the first byte goes there, and nothing is kept. Raises
+    DownloadError; a part whose content is wrong is removed, one that broke off is kept.
     """
-    refuse_existing(output, force)
-    if not output.parent.is_dir():
-        raise DownloadError(f"{output.parent}: no such folder; make it first")
-    part = output.with_name(output.name + ".part")
+    check_output(output, force)
+    if is_stream(output):
+        with tempfile.TemporaryDirectory(prefix="mnv3-port-") as folder:
+            whole = Path(folder) / "whole"
+            _fetch_checked(url, whole, sha256, progress, "try again")
+            with whole.open("rb") as file:
+                write_through(output, file)
+        return output
+    place = place_of(output)
+    part = place.with_name(place.name + ".part")
     if part.is_symlink() or (part.exists() and not part.is_file()):
         raise DownloadError(f"{part}: is not a regular file; remove it")
+    _fetch_checked(url, part, sha256, progress, f"{part} keeps what has come, the same command goes on from there")
+    part.replace(place)
+    return output
+
+
+def _fetch_checked(url: str, part: Path, sha256: str | None, progress: Progress | None, broken_off: str) -> None:
+    """Fetch what ``part`` lacks and check the whole. ``broken_off`` is what to do where the connection breaks."""
     try:
         headers, total = _fetch(url, part, sha256, progress)
     except (OSError, http.client.HTTPException, ValueError) as error:
         if getattr(error, "filename", None) == str(part):  # ours, not the network's
             raise DownloadError(f"{part}: cannot be written: {getattr(error, 'strerror', error)}") from error
-        kept = f"; {part} keeps what has come, the same command goes on from there" if part.exists() else ""
-        raise DownloadError(f"{url}: {reason(error)}{kept}") from error
+        raise DownloadError(f"{url}: {reason(error)}{f'; {broken_off}' if part.exists() else ''}") from error
     size = part.stat().st_size
     if total is not None and size < total:
-        raise DownloadError(f"{url}: broke off at {size} of {total} bytes; the same command goes on from there")
+        raise DownloadError(f"{url}: broke off at {size} of {total} bytes; {broken_off}")
     wrong = (
         f"{size} bytes instead of {total}" if total is not None and size > total else _mismatch(part, headers, sha256)
     )
@@ -64,8 +78,6 @@ def download(
     if wrong:
         part.unlink()
         raise DownloadError(f"{url}: {wrong}; nothing was kept, try again")
-    part.replace(output)
-    return output
 
 
 def _version_file(part: Path) -> Path:

@@ -12,6 +12,7 @@ from porter.artifacts.arrays import load_arrays
 from porter.artifacts.locate import find_artifact
 from porter.artifacts.relayout import relayout
 from porter.artifacts.variant import class_count, mapping_of, network_as_stored
+from porter.atomic import check_folder, make_folder
 from porter.errors import ArtifactError
 from porter.formats.bundle_writer import write_bundle
 from porter.formats.weights import SUFFIX
@@ -62,6 +63,7 @@ def export_tf(
         211
     """
     source, out = str(artifact), Path(folder)
+    check_folder(out)
     file = find_artifact(source)
     loaded = load_arrays(file or source)
     metadata = loaded.metadata
@@ -89,6 +91,6 @@ def export_tf(
         variables[want.source] = values
         if averages:
             variables[want.source + SUFFIX] = values
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     write_bundle(out / f"model-{step}", variables, force=force)
     return Exported(out / f"model-{step}", len(variables), classes)

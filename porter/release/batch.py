@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +10,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from porter.atomic import check_folder
+from porter.cores import cores
 from porter.errors import PorterError
 from porter.jobs.convert import plan_port
 from porter.mapping.options import PortOptions
@@ -39,6 +40,7 @@ def release_all(
     ``found(count)`` is called with the number of checkpoints. Gives outcomes as they come. Raises PorterError where
     there is nothing to release, or two have one name.
     """
+    check_folder(out)
     if not folder.is_dir():
         raise PorterError(f"{folder}: no such folder; to release several, name a folder of checkpoints")
     checkpoints = [p for p in sorted(folder.iterdir()) if _may_be_one(p)]
@@ -57,7 +59,7 @@ def release_all(
         if target in targets.values():
             raise PorterError(f"{checkpoint}: a second {target.name} in {folder}; release them one by one")
         targets[checkpoint] = target
-    jobs = min(jobs or len(os.sched_getaffinity(0)), len(targets) or 1)
+    jobs = min(jobs or cores(), len(targets) or 1)
     # Spawned, for torch and TensorFlow do not survive a fork
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=_end_quietly) as pool:

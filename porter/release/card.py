@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import re
 from dataclasses import dataclass
@@ -98,7 +97,8 @@ def model_card(card: Card) -> bytes:
     text = environment.from_string(template).render(
         card=card,
         front_matter=yaml.safe_dump(_front_matter(card), sort_keys=False),
-        model_index=yaml.safe_dump(_model_index(card, operations), sort_keys=False),
+        # It stands in a comment, which a text from a mapping file must not end
+        model_index=yaml.safe_dump(_model_index(card, operations), sort_keys=False).replace("-->", "-- >"),
         port=port,
         spec=spec,
         operations=operations,
@@ -113,9 +113,11 @@ def model_card(card: Card) -> bytes:
 
 
 def _plain(text: str) -> str:
-    """``text`` from a file, escaped for Markdown and HTML."""
-    escaped = html.escape(printable(text))
-    return re.sub(r"([\\`*_{}\[\]()#+!|~])", r"\\\1", escaped)
+    """``text`` from a file as Markdown that shows just that, anywhere within a line.
+
+    Backslashes alone: an entity such as ``&#x27;`` has characters that would be escaped in their turn.
+    """
+    return re.sub(r"[\\`*_{}\[\]()#+!|~<>&$]", r"\\\g<0>", printable(text))
 
 
 def _front_matter(card: Card) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from porter.atomic import put_folder, sweep, temporary_beside
+from porter.atomic import check_folder, put_folder, sweep, temporary_beside
 from porter.errors import Option, PorterError
 from porter.formats.checkpoint import sha256
 
@@ -26,8 +26,8 @@ def staged(folder: Path, force: bool) -> Iterator[Path]:
     if folder.exists() and folder.samefile(Path.cwd()):
         raise PorterError(f"{folder}: is the folder you are in; name another one")
     folder = folder.resolve()  # a link stays a link: what it leads to is replaced
-    if folder.is_file():
-        raise PorterError(f"{folder}: is a file; name a folder for the release")
+    for place in (folder, folder.parent):  # written beside its place, then renamed
+        check_folder(place)
     if folder.is_dir() and any(folder.iterdir()):
         if not (folder / CHECKSUMS).is_file():
             raise PorterError(f"{folder}: holds other files; name a new folder for the release")

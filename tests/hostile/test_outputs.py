@@ -1,6 +1,7 @@
 """What interruptions, races and odd places leave: all of the old, or all of the new."""
 
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -154,3 +156,98 @@ def test_links_and_strange_files_in_a_release(tmp_path, run, demo_folder):
     (tmp_path / "dist" / "sub" / "SHA256SUMS").write_text("")
     ran = run("release", "--check", tmp_path / "dist")
     assert "sub/SHA256SUMS: not listed" in ran.err
+
+
+# Every output of every command. `none` does not exist: whoever opens the source first complains of that
+OUTPUTS = [
+    *(
+        "convert none -o OUT.pth",
+        "convert none none2 -o FOLDER",
+        "draft none --to small_075 -o OUT",
+        "export-tf none FOLDER",
+    ),
+    *("verify none --junit OUT", "verify none none.pth --html OUT"),
+    *("predict none PHOTO --html OUT", "predict none PHOTO --masks FOLDER", "predict none PHOTO --boxes FOLDER"),
+    *("evaluate none none --html OUT", "evaluate none none --per-class OUT", "evaluate none none --resume FOLDER"),
+    *("release none --out FOLDER", "release --all none --out FOLDER"),
+    *("demo --out FOLDER", "download --variant small_075 --url http://127.0.0.1:9/none -o OUT"),
+]
+
+
+@pytest.mark.parametrize("command", OUTPUTS)
+def test_outputs_are_checked_before_any_work(run, tmp_path, command):
+    """A file needs its folder; a folder is made, but not below a file."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
+    (tmp_path / "file").write_text("mine")
+    known = {"OUT": tmp_path / "missing" / "x", "FOLDER": tmp_path / "file" / "x", "PHOTO": tmp_path / "photo.png"}
+    ran = run(*(re.sub("|".join(known), lambda found: str(known[found[0]]), word) for word in command.split()))
+    assert ran.code == 2
+    wanted = f"{tmp_path}/missing: no such folder; make it first"
+    if "FOLDER" in command:
+        wanted = f"{tmp_path}/file: is a file; name a folder"
+    assert ran.err == f"Error: {wanted}\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "photo.png"]
+
+
+def test_the_outputs_above_are_all_that_there_are():
+    """Options that take ``-`` for standard output are outputs; none is missing above."""
+    from porter.cli import cli
+    from porter.cli.options import OUTPUT
+
+    for name, command in cli.commands.items():
+        for option in command.params:
+            if option.type is OUTPUT:
+                assert any(line.startswith(name) and {*option.opts} & {*line.split()} for line in OUTPUTS), (
+                    name,
+                    option,
+                )
+
+
+def test_a_name_for_the_port_that_cannot_be(run, tmp_path):
+    ran = run("convert", "none", "-o", tmp_path / "x.ckpt")
+    assert "must end in one of" in ran.err
+
+
+def test_a_folder_made_by_a_link(tmp_path, run, demo_folder):
+    """A link to a folder that is not there yet."""
+    (tmp_path / "link").symlink_to("real")
+    run("convert", demo_folder, "-o", tmp_path / "a.safetensors")
+    assert run("export-tf", tmp_path / "a.safetensors", tmp_path / "link").code == 0
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "checkpoint").is_file()
+
+
+def test_no_folder_is_left_where_nothing_could_be_converted(run, tmp_path):
+    assert run("convert", "none", "none2", "-o", tmp_path / "out").code == 2
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("quota", "bound", "count"),
+    [("max 100000", 6, 6), ("250000 100000", 6, 3), ("50000 100000", 6, 1), ("800000 100000", 6, 6), (None, 6, 6)]
+    + [(None, None, 4), ("200000 100000", None, 2), ("nonsense", None, 4)],
+)
+def test_cores(monkeypatch, tmp_path, quota, bound, count):
+    """Those that the process is bound to; macOS has no sched_getaffinity. A container may have a smaller share."""
+    from porter import cores
+
+    if quota is not None:
+        (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    monkeypatch.setattr(cores, "QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    if bound:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(bound)), raising=False)
+    assert cores.cores() == count
+
+
+def test_commands_where_no_cores_are_bound(monkeypatch, run, demo_folder, tmp_path):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    photo = tmp_path / "photos" / "n01440764" / "a.png"
+    photo.parent.mkdir(parents=True)
+    Image.new("RGB", (50, 40), "teal").save(photo)
+    ran = run("evaluate", demo_folder, photo.parents[1])
+    assert ran.code == 0, ran.err
+    (tmp_path / "sources" / "nothing").mkdir(parents=True)
+    ran = run("release", "--all", tmp_path / "sources", "--out", tmp_path / "dist")
+    assert "no checkpoint in this folder" in ran.err

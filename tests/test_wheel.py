@@ -1,0 +1,132 @@
+"""What `pip install` gives: a wheel in an empty environment, and the README's commands and lines run from it."""
+
+import functools
+import http.server
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import threading
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from porter.jobs.demo import write_demo_checkpoint
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+RELEASED = "v3-small_224_0.75_float"  # the tarball of the README, and the folder in it
+JUNK = shutil.ignore_patterns("__pycache__")
+
+
+def block(heading: str, language: str) -> str:
+    """The code block below ``heading`` in the README."""
+    return re.search(rf"^## {heading}\n\n```{language}\n(.*?)^```", README, re.S | re.M)[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """Built from a copy: what earlier builds left in the working tree would get into the wheel."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+        shutil.copy(ROOT / name, source)
+    for name in ("porter", "mappings"):
+        shutil.copytree(ROOT / name, source / name, ignore=JUNK)
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*pip, "--wheel-dir", out, source], check=True)
+    [built] = out.iterdir()
+    return built
+
+
+@pytest.fixture(scope="module")
+def shell(wheel, tmp_path_factory):
+    """Run lines of bash in a working folder where a new user of the wheel would be; gives standard output."""
+    place, work = tmp_path_factory.mktemp("installed"), tmp_path_factory.mktemp("work")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", place], check=True)
+    pip = [sys.executable, "-m", "pip", "--python", place / "bin" / "python", "install", "--quiet"]
+    subprocess.run([*pip, "--no-deps", "--no-index", wheel], check=True)
+    [packages] = place.glob("lib/python*/site-packages")
+    # Dependencies are shared; the .pth files among them, one of which leads to this tree, are not read
+    (packages / "shared.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["PATH"] = f"{place / 'bin'}{os.pathsep}{os.environ['PATH']}"
+
+    def shell(line: str) -> str:
+        ran = subprocess.run(["bash", "-ec", line], cwd=work, env=environment, capture_output=True, text=True)
+        assert ran.returncode == 0, f"{line}\n{ran.stdout}{ran.stderr}"
+        return ran.stdout
+
+    assert Path(shell("python -c 'import porter; print(porter.__file__)'")).is_relative_to(place)
+    shell(
+        "mkdir -p photos/n01491361 && python -c '"
+        'from PIL import Image; Image.linear_gradient("L").convert("RGB").save("photo.jpg")'
+        "' && cp photo.jpg photos/n01491361/"
+    )
+    return shell
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """The address of a store of the demo checkpoint's weights in a tarball like a released one."""
+    folder = tmp_path_factory.mktemp("store")
+    made = write_demo_checkpoint(tmp_path_factory.mktemp("demo"))
+    (made / "expected.npz").unlink()  # released tarballs have no recorded reference
+    with tarfile.open(folder / f"{RELEASED}.tgz", "w:gz") as archive:
+        archive.add(made, RELEASED)
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_every_file_is_in_the_wheel(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        inside = {name for name in archive.namelist() if ".dist-info/" not in name}
+    ours = {
+        (Path(package) / path.relative_to(ROOT / folder)).as_posix()
+        for folder, package in (("porter", "porter"), ("mappings", "porter/variants"))
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert inside == ours
+
+
+def test_the_five_commands_of_the_readme(shell, store):
+    """As they stand there, one after the other; only the tarball comes from another address."""
+    sessions = re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block("Five commands", "console"), re.M)
+    assert len(sessions) >= 5
+    for line, printed in sessions:
+        if line.startswith("mnv3-port download"):
+            line = line.replace("download", f"download --url {store}/{RELEASED}.tgz", 1)
+        if line.startswith("mnv3-port predict small_100.pth"):  # which the README does not make before
+            shell("cp small_075.pth small_100.pth")
+        out = shell(line)
+        # Numbers differ from those of trained weights; the first words of lines do not, nor that classes have names
+        for word in re.findall(r"^(\w+)(?=  |$)", printed, re.M):
+            assert re.search(rf"^{word}\b", out, re.M), f"{line}: no line {word!r} in\n{out}"
+        assert len(re.findall(r"  n\d{8}  \w", out)) == len(re.findall(r"  n\d{8}  \w", printed))
+    shell("mnv3-port release --check dist")
+
+
+def test_the_five_lines_of_the_readme(shell, store):
+    shell(f"mnv3-port convert {store}/{RELEASED}.tgz -o small_075.pth --force")
+    code = f"import torch\nimages = torch.zeros(1, 3, 224, 224)\n{block('Five lines of Python', 'python')}"
+    shell(f"python - <<'EOF'\n{code}\nassert logits.shape == (1, 1000)\nfast(images)\nEOF")
+
+
+def test_pages_and_accuracy(shell):
+    """What else opens files beside the code: the demo, every kind of page, the classes' names."""
+    shell("mnv3-port demo --out demo")
+    shell("mnv3-port verify demo/small_075_demo demo/small_075.pth --html parity.html")
+    shell("mnv3-port predict demo/small_075.pth photo.jpg --html predictions.html")
+    shell("mnv3-port evaluate demo/small_075.pth photos --workers 0 --html accuracy.html")
