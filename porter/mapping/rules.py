@@ -58,7 +58,7 @@ def expected_variables(mapping: VariantMapping, network: Network, classes: int) 
 
     Raises ValueError (``key: what is wrong``) on a shape symbol or placeholder that does not exist.
     """
-    for remembered in _latest:  # the checkpoints of a training run ask the same again and again
+    for remembered in list(_latest):  # a copy: another thread may append. A training run asks the same again and again
         if remembered[0] is mapping and remembered[1] == network and remembered[2] == classes:
             return list(remembered[3])
     expected = _expanded(mapping, network, classes)
