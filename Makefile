@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-all lint bench parity docs dist clean
+.PHONY: setup demo test test-all test-wheel lint bench parity docs dist clean
 
 setup: .venv/.complete
 
@@ -21,6 +21,10 @@ test: setup
 
 test-all: setup
 	$(BIN)/python -m pytest -n 2
+
+# The README's commands from the wheel, in an environment that has nothing of this tree
+test-wheel: setup
+	$(BIN)/python -m pytest tests/test_wheel.py
 
 lint: setup
 	$(BIN)/ruff check .

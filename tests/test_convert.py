@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import same_bits
+from conftest import FOLDERS, SOME, same_bits
 
 import porter
 from porter.artifacts.files import load_artifact
@@ -266,9 +266,10 @@ def test_artifact_of_another_variant(demo_folder, tmp_path):
         porter.create_model("large_100", path)
 
 
-def test_memory_stays_small(released):
+@pytest.mark.parametrize("variant", SOME)
+def test_memory_stays_small(shared, variant):
     """At most 3 x the averaged weights above what the imports take, slots or not."""
-    variant, folder = released
+    folder = shared / FOLDERS[variant]
     folder = folder / "pristine" if (folder / "pristine").is_dir() else folder
     code = f"""
 import resource, torch, porter.jobs.convert, porter.jobs.create

@@ -100,6 +100,12 @@ def test_values(source, values):
         assert same_bits(opened[name].read(), value), name
 
 
+QUICK = ("V1, partitioned", "object-based", "SavedModel, TensorFlow 2")
+
+
+@pytest.mark.parametrize(
+    "source", [pytest.param(f, marks=() if f in QUICK else pytest.mark.slow) for f in FORMATS], indirect=True
+)
 def test_inspect_convert_verify(source, values, run, tmp_path):
     assert f"variant   {VARIANT}, 11 classes" in run("inspect", source).out
     ran = run("convert", source, "-o", tmp_path / "a.pth")

@@ -1,4 +1,7 @@
-"""What `pip install` gives: a wheel in an empty environment, and the README's commands and lines run from it."""
+"""What `pip install` gives: a wheel in an empty environment, and the README's commands and lines run from it.
+
+The slow tests here are a step of their own in .ci/run (`make test-wheel`).
+"""
 
 import functools
 import http.server
@@ -101,6 +104,7 @@ def test_every_file_is_in_the_wheel(wheel):
     assert inside == ours
 
 
+@pytest.mark.slow
 def test_the_five_commands_of_the_readme(shell, store):
     """As they stand there, one after the other; only the tarball comes from another address."""
     sessions = re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block("Five commands", "console"), re.M)
@@ -124,6 +128,7 @@ def test_the_five_lines_of_the_readme(shell, store):
     shell(f"python - <<'EOF'\n{code}\nassert logits.shape == (1, 1000)\nfast(images)\nEOF")
 
 
+@pytest.mark.slow
 def test_pages_and_accuracy(shell):
     """What else opens files beside the code: the demo, every kind of page, the classes' names."""
     shell("mnv3-port demo --out demo")
