@@ -16,7 +16,7 @@ from porter.mapping.apply import carry_out
 from porter.mapping.options import PortOptions
 from porter.mapping.ranges import Range
 from porter.mapping.rules import module_outputs
-from porter.models.fake_quant import quantized
+from porter.models.fake_quant import _addition_hook, quantized
 from porter.models.mobilenet_v3 import MobileNetV3
 
 VARIANT = "small_075"
@@ -97,6 +97,14 @@ def test_fake_quantisation_makes_a_difference(trained):
         plain = porter.create_model(VARIANT, trained, fake_quant=False)(images)
         quantised = porter.create_model(VARIANT, trained)(images)
     assert 1e-3 < float((plain - quantised).abs().max() / plain.abs().max()) < 0.5
+
+
+def test_an_integer_addition_rounds_as_litert_does():
+    """LiteRT gives -78 here. The exact sum is -78.4999987: rounding an input twice makes it a tie, which gives -79."""
+    scale, skip, branch = 0.39520183205604553, 0.19285814464092255, 0.39970842003822327
+    hook = _addition_hook(Range(-132 * scale, 123 * scale, scale=scale), skip, branch)
+    given = torch.full((1, 1, 1, 1), -22 * skip, dtype=torch.float64)
+    assert round(float(hook(torch.nn.Identity(), (given,), given - 67 * branch)) / scale) == -78
 
 
 def test_without_ranges(demo_folder, run, tmp_path):

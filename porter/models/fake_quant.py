@@ -128,17 +128,17 @@ def _addition_hook(limits: Range, skip: float, branch: float) -> Hook:
     """A block's output as TensorFlow Lite's integer addition makes it (AddElementwise of kernels/internal/add.h).
 
     Both inputs, in levels ``skip`` and ``branch`` apart, are brought to one scale with 20 more bits and added there.
+    LiteRT 2.3 rounds each input once and the sum twice: any other way, levels differ in some of ten million sums.
     """
     low, scale = nudged(limits)
     common = 2 * max(skip, branch)
-    multipliers = [_fixed_point(value / common) for value in (skip, branch)]
-    out_multiplier = _fixed_point(common / ((1 << 20) * scale))
+    factors = [_fixed_point(value / common) for value in (skip, branch)]
+    out_factor = _fixed_point(common / ((1 << 20) * scale))
 
     def hook(_module: nn.Module, args: tuple[Tensor], out: Tensor) -> Tensor:
         levels = (torch.round(args[0] / skip).long(), torch.round((out - args[0]) / branch).long())
-        first, second = (_multiply(level << 20, by) for level, by in zip(levels, multipliers, strict=True))
-        total = first + second
-        return torch.clamp(_multiply(total, out_multiplier).double() * scale, low, low + 255 * scale)
+        first, second = (_multiply_once(level << 20, by) for level, by in zip(levels, factors, strict=True))
+        return torch.clamp(_multiply(first + second, out_factor).double() * scale, low, low + 255 * scale)
 
     return hook
 
@@ -148,6 +148,13 @@ def _fixed_point(value: float) -> tuple[int, int]:
     fraction, exponent = math.frexp(value)
     multiplier = round(fraction * 2**31)
     return (multiplier // 2, 1 - exponent) if multiplier == 1 << 31 else (multiplier, -exponent)
+
+
+def _multiply_once(x: Tensor, factor: tuple[int, int]) -> Tensor:
+    """``x`` times ``factor``, rounded to the nearest at the end, ties upwards."""
+    multiplier, shift = factor
+    bits = 31 + shift
+    return (x * multiplier + (1 << (bits - 1))) >> bits
 
 
 def _multiply(x: Tensor, factor: tuple[int, int]) -> Tensor:
