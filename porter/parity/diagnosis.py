@@ -64,22 +64,22 @@ def diagnose(port: Port, target: Target, images: np.ndarray) -> list[Cause]:
     inputs = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
     models = {dtype: ported_model(whole, dtype) for dtype in ("float32", "float64")}
 
-    networks: dict[tuple[str, ...], Any] = {}
+    networks: dict[tuple[str, Mistake], Any] = {}
 
     def changed(mistakes: tuple[Mistake, ...], dtype: str) -> Any:
         """Our network with these mistakes. Networks with one mistake are kept, since pairs begin with them."""
         changes = tuple(mistake for mistake in mistakes if mistake.change is not None)
         if not changes:
             return models[dtype]
-        key = (dtype, *(mistake.name for mistake in changes))
-        if key not in networks:
-            model = copy.deepcopy(changed(changes[:-1], dtype))
-            assert changes[-1].change is not None
-            changes[-1].change(model)
-            if len(changes) > 1:
-                return model
-            networks[key] = model
-        return networks[key]
+        last = changes[-1]
+        if len(changes) == 1 and (dtype, last) in networks:
+            return networks[dtype, last]
+        model = copy.deepcopy(changed(changes[:-1], dtype))
+        assert last.change is not None
+        last.change(model)
+        if len(changes) == 1:
+            networks[dtype, last] = model
+        return model
 
     def distance(mistakes: tuple[Mistake, ...], dtype: str) -> float:
         given = inputs.to(getattr(torch, dtype))
@@ -141,14 +141,19 @@ def _mistakes(port: Port, size: tuple[int, ...]) -> Iterator[Mistake]:
     yield Mistake("pooling behind the head convolution", _pool_behind_head)
     yield Mistake("h-swish inside squeeze-excite", _each(SqueezeExcite, lambda se: _set(se, act1=nn.Hardswish())))
     yield Mistake("swish inside squeeze-excite", _each(SqueezeExcite, lambda se: _set(se, act1=nn.SiLU())))
-    yield Mistake("sigmoid as squeeze-excite gate", _each(SqueezeExcite, lambda se: _set(se, gate=nn.Sigmoid())))
     yield Mistake("an activation behind squeeze-excite", _activation_behind_gate)
     yield Mistake("squeeze-excite before the activation", _gate_before_activation)
     yield Mistake("h-swish as swish", lambda model: _replace(model, nn.Hardswish, nn.SiLU))
     yield Mistake("h-swish as ReLU", lambda model: _replace(model, nn.Hardswish, nn.ReLU))
     yield Mistake("kernels with height and width exchanged", _exchanged_kernels)
-    yield Mistake("weights rounded to float16", lambda model: _round(model, torch.float16))
-    yield Mistake("weights rounded to bfloat16", lambda model: _round(model, torch.bfloat16))
+    for name, change in (
+        ("sigmoid as squeeze-excite gate", _each(SqueezeExcite, lambda se: _set(se, gate=nn.Sigmoid()))),
+        ("weights rounded to float16", lambda model: _round(model, torch.float16)),
+        ("weights rounded to bfloat16", lambda model: _round(model, torch.bfloat16)),
+    ):
+        yield Mistake(name, change)
+        if port.network.stated_gate is not None:  # made on timm's weights, it is another function
+            yield Mistake(name, _folded(change))
 
 
 def _input_mistakes(port: Port, size: tuple[int, ...]) -> Iterator[Mistake]:
@@ -194,6 +199,21 @@ def _symmetric_padding(model: MobileNetV3) -> None:
         if isinstance(conv, SameConv2d):
             conv.pads_itself = True
             conv.padding = tuple((kernel - 1) // 2 for kernel in conv.kernel_size)
+
+
+def _folded(change: Callable[[MobileNetV3], None]) -> Callable[[MobileNetV3], None]:
+    """``change`` behind folding slim's gate into the weights."""
+
+    def fold_and_change(model: MobileNetV3) -> None:
+        for block, _ in _gated_blocks(model):
+            gate = block.se.gate
+            if isinstance(gate, Gate):  # not where another mistake has replaced it
+                project = block.conv_pwl if hasattr(block, "conv_pwl") else block.conv_pw
+                project.weight.data *= gate.slope / TIMM_GATE
+                gate.slope = TIMM_GATE
+        change(model)
+
+    return fold_and_change
 
 
 def _each(kind: type[nn.Module], change: Callable[[nn.Module], None]) -> Callable[[MobileNetV3], None]:
