@@ -103,6 +103,26 @@ def test_slims_own_form_says_so(demo_folder, tmp_path, timm, run):
     assert ran.code == 0, ran.out
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_of_16_bits(demo_folder, tmp_path, dtype):
+    """The gate is rounded with them, and in bfloat16 to what 1/6 is rounded to as well."""
+    path, _ = porter.convert(demo_folder, tmp_path / "a.pth", layout="slim")
+    state = {
+        name: v.to(dtype) if v.is_floating_point() else v for name, v in torch.load(path, weights_only=True).items()
+    }
+    torch.save(state, tmp_path / "plain.pth")
+    kept = torch.load(path, weights_only=True)
+    kept.update(state)
+    torch.save(kept, tmp_path / "with metadata.pth")
+    slim = porter.create_model(VARIANT, layout="slim")
+    slim.load_state_dict(state)
+    with pytest.raises(RuntimeError, match="would compute something else"):
+        porter.create_model(VARIANT).load_state_dict(state)
+    for name in ("plain.pth", "with metadata.pth"):
+        for layout in (None, "slim"):
+            assert furthest(logits(porter.create_model(VARIANT, tmp_path / name, layout=layout)), logits(slim)) < 1e-5
+
+
 def test_a_classifier_alone_may_be_loaded(demo_folder):
     """It has no gate."""
     model = porter.create_model(VARIANT, demo_folder, layout="slim")

@@ -13,7 +13,7 @@ from porter.artifacts.locate import SUFFIXES, ArtifactFile, find_artifact
 from porter.artifacts.metadata import KEY, Metadata, decode, encode
 from porter.atomic import atomic_write
 from porter.errors import ArtifactError
-from porter.mapping.gate import GATE_ROUNDING
+from porter.mapping.gate import GATE_IN_16_BITS
 from porter.mapping.options import PathLike
 
 if TYPE_CHECKING:
@@ -109,6 +109,6 @@ def gate_of(entries: Mapping[str, Any], metadata: Metadata | None, source: str =
     gate = float(entry) if tuple(entry.shape) == () else math.nan
     if not 0 < gate <= MOST:
         raise ArtifactError(f"{source}: entry {GATE_ENTRY}: is not one number above 0 and up to {MOST}")
-    if metadata and not math.isclose(metadata.gate, gate, rel_tol=GATE_ROUNDING):
+    if metadata and not math.isclose(metadata.gate, gate, rel_tol=GATE_IN_16_BITS):
         raise ArtifactError(f"{source}: entry {GATE_ENTRY}: says {gate:.6g}, its metadata {metadata.gate:.6g}")
-    return gate
+    return metadata.gate if metadata else gate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import msgspec
@@ -12,7 +13,7 @@ from porter.architecture.network import GATE_ENTRY, TIMM_GATE, Network
 from porter.artifacts.arrays import Arrays
 from porter.artifacts.variant import class_count
 from porter.mapping.apply import fold_batch_norm
-from porter.mapping.gate import fold, unfold
+from porter.mapping.gate import GATE_IN_16_BITS, fold, unfold
 from porter.mapping.options import ArtifactLayout
 
 
@@ -23,16 +24,20 @@ def relayout(artifact: Arrays, layout: ArtifactLayout, gate_folded: Sequence[str
     took. ``slim_gate`` is slim's constant where the file does not say it.
     """
     metadata, gate = artifact.metadata, artifact.gate
+    if GATE_ENTRY in artifact.arrays and math.isclose(gate, slim_gate, rel_tol=GATE_IN_16_BITS):
+        gate = slim_gate  # rounded with the weights
     source = metadata.source_gate if metadata else slim_gate if gate == TIMM_GATE else gate
     wanted = TIMM_GATE if layout == "timm" else source
     arrays = {name: values for name, values in artifact.arrays.items() if name != GATE_ENTRY}
     nudges = dict(metadata.fold_nudges) if metadata else {}
     for name in gate_folded if gate != wanted else ():
+        # In 16 bits, a ratio of 1.00002 would change nothing
+        values = arrays[name].astype(np.promote_types(arrays[name].dtype, np.float32), copy=False)
         if layout == "timm":
-            arrays[name], lost = fold(arrays[name], gate / TIMM_GATE)
+            arrays[name], lost = fold(values, gate / TIMM_GATE)
             nudges |= {name: lost} if lost else {}
         else:
-            arrays[name] = unfold(arrays[name], wanted / TIMM_GATE, nudges.pop(name, []))
+            arrays[name] = unfold(values, wanted / TIMM_GATE, nudges.pop(name, []))
     if gate_folded and wanted != TIMM_GATE:
         arrays[GATE_ENTRY] = np.array(wanted)
     changed = metadata and msgspec.structs.replace(metadata, layout=layout, gate=wanted, fold_nudges=nudges)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 GATE_ROUNDING = 1e-7  # a gate that went through float32 is the known one within this
+GATE_IN_16_BITS = 2.0**-8  # and one that was stored in 16 bits: bfloat16 rounds by up to 2^-9
 GATE_SHIFT = 3.0  # of relu6(x + 3)
 
 

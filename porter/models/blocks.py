@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from porter.architecture.network import GATE_ENTRY, TIMM_GATE, Block, Network
 from porter.architecture.table import ACTIVATIONS, Activation
-from porter.mapping.gate import GATE_ROUNDING
+from porter.mapping.gate import GATE_IN_16_BITS
 from porter.models.same_padding import SameConv2d
 
 
@@ -63,9 +63,11 @@ def _write_gate(model: Any, state_dict: dict[str, Tensor], prefix: str, _metadat
 
 
 def _check_gate(model: Any, state_dict: dict[str, Tensor], prefix: str, *_others: Any) -> None:
-    own = model.network.stated_gate or TIMM_GATE
-    given = float(state_dict.pop(prefix + GATE_ENTRY, TIMM_GATE))
-    if math.isclose(own, given, rel_tol=GATE_ROUNDING):
+    own, entry = model.network.stated_gate, state_dict.pop(prefix + GATE_ENTRY, None)
+    given = None if entry is None else float(entry)
+    if own is None and given is None:
+        return
+    if own is not None and given is not None and math.isclose(own, given, rel_tol=GATE_IN_16_BITS):
         return
     gates = [name for name, part in model.named_modules() if isinstance(part, Gate)]
     blocks = [
@@ -73,7 +75,8 @@ def _check_gate(model: Any, state_dict: dict[str, Tensor], prefix: str, *_others
     ]  # squeeze-excite, and what its gate is folded into
     if any(name.startswith(block) for name in state_dict for block in blocks):
         raise RuntimeError(  # before anything is loaded
-            f"these weights are for a squeeze-excite gate of {given:.6g}, and this network has {own:.6g}: it would "
+            f"these weights are for a squeeze-excite gate of {given or TIMM_GATE:.6g}, and this network has "
+            f"{own or TIMM_GATE:.6g}: it would "
             "compute something else. Open the file with porter.create_model(VARIANT, FILE), which folds the gate"
         )
 
