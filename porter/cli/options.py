@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,11 +105,23 @@ def check_outputs(*outputs: Path | None, force: bool = True, as_json: bool = Fal
 
     Of standard output, see ``leave_stdout_to``.
     """
-    from porter.atomic import check_output
+    from porter.atomic import check_output, is_stream
 
     leave_stdout_to(*outputs, as_json=as_json)
+    named = [os.path.realpath(path) for path in _paths(click.get_current_context().params.values())]
     for output in filter(None, outputs):
         check_output(output, force)
+        if not is_stream(output) and named.count(os.path.realpath(output)) > 1:
+            raise click.UsageError(f"{output}: is named twice; what is written there must be no input or other output")
+
+
+def _paths(values: Iterable[Any]) -> Iterator[str]:
+    """Everything among a command's arguments and options that may be a path."""
+    for value in values:
+        if isinstance(value, (str, Path)):
+            yield str(value)
+        elif isinstance(value, tuple):
+            yield from _paths(value)
 
 
 def size_text(path: Path) -> str:

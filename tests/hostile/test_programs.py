@@ -172,6 +172,24 @@ def test_graphs_of_onnx(run, demo_folder, tmp_path, made, message):
     assert message in verify(run, demo_folder, tmp_path / "x.onnx")
 
 
+@pytest.mark.parametrize("sides", [(60000, 60000), (1, 1 << 30), (0, 224)])
+def test_the_size_of_the_images_is_bounded(run, demo_folder, tmp_path, sides):
+    """Our own process makes them."""
+    given = [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 3, *sides])]
+    (tmp_path / "x.onnx").write_bytes(model(logits_of_image(), given))
+    assert f"takes images of {sides[0]}x{sides[1]}; sides from 1 on" in verify(run, demo_folder, tmp_path / "x.onnx")
+
+
+def test_names_that_are_not_utf_8(run, demo_folder, tmp_path, exported):
+    (tmp_path / os.fsdecode(b"\xff\xfe.onnx")).write_bytes(texts())
+    assert "ONNX Runtime does not take it" in verify(run, demo_folder, tmp_path / os.fsdecode(b"\xff\xfe.onnx"))
+    path = tmp_path / os.fsdecode(b"\xff.pt2")
+    write(path, changed(exported, "models/model.json", no_images))
+    assert "takes 0 tensors" in verify(run, demo_folder, path)
+    (tmp_path / "folder.pt2").mkdir()
+    assert "is no regular file" in verify(run, demo_folder, tmp_path / "folder.pt2")
+
+
 def test_a_graph_takes_its_own_memory(run, demo_folder, tmp_path):
     (tmp_path / "x.onnx").write_bytes(large())
     said = verify(run, demo_folder, tmp_path / "x.onnx")
@@ -267,7 +285,7 @@ def same_as(path, weights):
     network = Small().eval()
     network.load_state_dict(weights)
     images = np.random.default_rng(0).uniform(-1, 1, (1, 75, 64, 3)).astype("f")
-    runner = child.in_child(Request("pt2", str(path), str(path), 1 << 30))
+    runner = child.in_child(Request("pt2", os.fsencode(path), str(path), 1 << 30))
     [(name, found)] = runner.run(images, ["Logits"])
     with torch.no_grad():
         expected = network(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
@@ -296,6 +314,20 @@ def test_an_honest_program(tmp_path, exported):
     strange = {samples: pickle.dumps(Payload(tmp_path / "mark")), "small/data/aotinductor/model/x.so": b"\x7fELF"}
     assert same_as(write(tmp_path / "x.pt2", exported | strange), weights_of(exported))
     assert not (tmp_path / "mark").exists()
+
+
+class Unusual(Small):
+    def forward(self, x):
+        with torch.no_grad():
+            x = self.conv(x)
+        x = torch.relu(x).clamp(max=float("inf"))
+        return self.classifier(x.mean((2, 3)))
+
+
+def test_gradients_off_and_infinity(tmp_path):
+    network = Unusual().eval()
+    torch.export.save(torch.export.export(network, (torch.zeros(2, 3, 75, 64),)), tmp_path / "x.pt2")
+    assert same_as(tmp_path / "x.pt2", network.state_dict())
 
 
 def calls(target):

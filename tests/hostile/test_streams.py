@@ -259,3 +259,22 @@ def test_nobody_reads_the_report(demo_folder):
     process.stdout.close()
     assert process.stderr.read() == b""
     assert process.wait(timeout=60) == 141
+
+
+def test_an_output_is_no_input(run, demo_folder, artifact, photos, tmp_path):
+    """The port that was to be checked became its own report."""
+    before = artifact.read_bytes()
+    link = tmp_path / "link.pth"
+    link.symlink_to(artifact)
+    twice = tmp_path / "twice"
+    for command in (
+        ("verify", demo_folder, artifact, "--html", artifact),
+        ("verify", demo_folder, artifact, "--html", link),
+        ("verify", demo_folder, "--junit", twice, "--html", twice),
+        ("predict", artifact, photos, "--html", artifact),
+        ("evaluate", artifact, photos, "--per-class", artifact, "--force"),
+    ):
+        ran = run(*command)
+        assert ran.code == 2
+        assert "is named twice" in ran.err
+    assert artifact.read_bytes() == before

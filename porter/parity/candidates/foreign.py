@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import importlib.util
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from porter.parity.candidates.programs import are_probabilities
 from porter.parity.references.child import in_child
 from porter.parity.references.choose import memory_for, open_reference
 from porter.parity.references.wire import Request
+from porter.text import printable
 
 LAYOUTS = get_args(ArtifactLayout)
 SOFTMAX = "softmax of its output"
@@ -152,8 +154,8 @@ def program(path: Path, sizes: Sequence[Size]) -> Candidate:
     Raises ParityError.
     """
     if not path.is_file():
-        raise ParityError(f"{path}: no such file")
-    request = Request(path.suffix[1:], str(path.absolute()), str(path), memory_for([path], sizes))
+        raise ParityError(f"{path}: {'is no regular file' if path.exists() else 'no such file'}")
+    request = Request(path.suffix[1:], os.fsencode(path.absolute()), printable(str(path)), memory_for([path], sizes))
     runner = in_child(request)
 
     def run(images: np.ndarray, _questions: frozenset[Question]) -> Outputs:

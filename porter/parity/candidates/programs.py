@@ -23,6 +23,8 @@ from porter.formats.bounds import allowance
 from porter.imagenet.images import Size
 from porter.parity.references.reference import Endpoints, Reference, Values
 
+Arguments = Sequence[tuple[str, Any]]  # names of the operator's schema, and values
+Run = Callable[[Arguments], Any]
 Compute = Callable[[np.ndarray], Sequence[object]]  # (N, H, W, C) float32 -> outputs
 
 
@@ -100,6 +102,7 @@ OPERATORS = frozenset(
         "select", "narrow", "flip", "roll", "pixel_shuffle", "contiguous", "clone", "detach", "alias",
         "lift_fresh_copy", "to", "_to_copy", "type_as", "dropout", "feature_dropout", "ones_like",
         "zeros_like", "full_like", "unbind", "masked_fill", "logical_not", "logical_and", "logical_or", "any", "all",
+        "fill", "copy", "zero", "gather", "index_select", "select_scatter", "slice_scatter",
         "arange", "full", "ones", "zeros", "scalar_tensor", "sym_size", "sym_numel", "scaled_dot_product_attention",
     )
 )  # fmt: skip
@@ -136,6 +139,14 @@ class _Graph(msgspec.Struct):
     nodes: list[_Node]
     outputs: list[dict[str, Any]]
     tensor_values: dict[str, dict[str, Any]]
+
+
+class _Subgraph(msgspec.Struct):
+    """A graph that a node runs: its inputs are the node's arguments behind it."""
+
+    nodes: list[_Node]
+    inputs: list[dict[str, Any]]
+    outputs: list[dict[str, Any]]
 
 
 class _Signature(msgspec.Struct):
@@ -187,24 +198,51 @@ def exported_program(path: Path) -> Reference:
         elif kind != "constant_input":
             raise ParityError(f"{path}: takes an input of kind {kind}, not a tensor of images")
     sizes = graph.tensor_values[images[0]]["sizes"] if len(images) == 1 else []
-    if len(sizes) != 4:
-        raise ParityError(f"{path}: must take images (N, 3, H, W) alone; takes {len(images)} tensors")
+    sides = [side.get("as_int") for side in sizes]
+    if len(sides) != 4 or sides[1] not in (3, None):
+        raise ParityError(f"{path}: must take images (N, 3, H, W) alone; takes {len(images)} tensors, sides {sides}")
     outputs = [spec["user_output"]["arg"] for spec in signature.output_specs if "user_output" in spec]
-    run = [_operation(node, path) for node in graph.nodes]
+    run = _compiled(graph.nodes, path)
 
     def compute(batch: np.ndarray) -> list[object]:
         import torch
 
         known = {**state, images[0]: torch.from_numpy(batch).permute(0, 3, 1, 2).contiguous()}
         with torch.no_grad():
-            for node, function in zip(graph.nodes, run, strict=True):
-                given = {one.name: _value(one.arg, known) for one in node.inputs}
-                _keep(node.outputs, function(given), known)
+            run(known)
             found = [_value(output, known) for output in outputs]
         return [one.float().numpy() if isinstance(one, torch.Tensor) else one for one in found]
 
-    sides = [side.get("as_int") for side in sizes[2:]]
-    return _reference(path, compute, None if None in sides else (int(sides[0]), int(sides[1])))
+    return _reference(path, compute, None if None in sides[2:] else (int(sides[2]), int(sides[3])))
+
+
+def _compiled(nodes: Sequence[_Node], path: Path) -> Callable[[dict[str, Any]], None]:
+    """A function that runs ``nodes`` on values by name, and adds theirs. Raises ParityError for what is not listed."""
+    run = [(node, *_inputs_and_run(node, path)) for node in nodes]
+
+    def compute(known: dict[str, Any]) -> None:
+        for node, inputs, function in run:
+            _keep(node.outputs, function([(one.name, _value(one.arg, known)) for one in inputs]), known)
+
+    return compute
+
+
+def _inputs_and_run(node: _Node, path: Path) -> tuple[list[_Given], Run]:
+    """The inputs of a node and what it does with them.
+
+    A block of ``torch.no_grad()`` inside the model is a node that runs a graph; every other one is an operator.
+    """
+    if node.target != "torch.ops.higher_order.wrap_with_set_grad_enabled":
+        return node.inputs, _operation(node, path)
+    [graph] = [msgspec.convert(one.arg["as_graph"]["graph"], _Subgraph) for one in node.inputs if "as_graph" in one.arg]
+    run, names = _compiled(graph.nodes, path), [one["as_tensor"]["name"] for one in graph.inputs]
+
+    def compute(given: Arguments) -> list[Any]:
+        known = {name: value for name, (_, value) in zip(names, given, strict=True)}
+        run(known)
+        return [_value(output, known) for output in graph.outputs]
+
+    return [one for one in node.inputs if not {"as_graph", "as_bool"} & one.arg.keys()], compute
 
 
 def _read(path: Path, archive: zipfile.ZipFile) -> tuple[_Program, Mapping[str, Any]]:
@@ -274,8 +312,8 @@ def _plain(name: str, data: bytes, about: Mapping[str, Any]) -> Any:
         raise ValueError(f"tensor {name}: {shape} does not lie in its {len(data)} bytes") from error
 
 
-def _operation(node: _Node, path: Path) -> Callable[[Mapping[str, Any]], Any]:
-    """What ``node`` does with its arguments by name. Raises ParityError unless it is listed."""
+def _operation(node: _Node, path: Path) -> Run:
+    """What ``node`` does with its arguments. Raises ParityError unless it is listed."""
     import torch
 
     name, _, overload = node.target.removeprefix("torch.ops.aten.").partition(".")
@@ -285,11 +323,11 @@ def _operation(node: _Node, path: Path) -> Callable[[Mapping[str, Any]], Any]:
         family = getattr(torch.ops.aten, name) if {name, name.removesuffix("_")} & OPERATORS else None
         if family is not None and overload in family.overloads():
             function = getattr(family, overload)
-            return lambda given: function(**given)
+            return lambda given: function(**dict(given))
     if node.target.removeprefix("_operator.") in SIZES and node.target.startswith("_operator."):
-        return lambda given: SIZES[node.target.removeprefix("_operator.")](*given.values())
+        return lambda given: SIZES[node.target.removeprefix("_operator.")](*(value for _, value in given))
     if node.target in SIZE_FUNCTIONS:
-        return lambda given: getattr(torch, node.target.removeprefix("torch."))(*given.values())
+        return lambda given: getattr(torch, node.target.removeprefix("torch."))(*(value for _, value in given))
     raise ParityError(
         f"{path}: operator {node.target} is not one that a network of images needs, so the program is not run"
     )
@@ -302,7 +340,11 @@ def _value(argument: Mapping[str, Any], known: Mapping[str, Any]) -> Any:
     [(kind, value)] = argument.items()
     if kind == "as_none":
         return None
-    if kind in ("as_int", "as_float", "as_bool", "as_string", "as_ints", "as_floats", "as_bools"):
+    if kind == "as_float":
+        return float(value)  # "Infinity" is a text
+    if kind == "as_floats":
+        return [float(one) for one in value]
+    if kind in ("as_int", "as_bool", "as_string", "as_ints", "as_bools"):
         return value
     if kind == "as_tensor":
         return known[value["name"]]

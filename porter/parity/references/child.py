@@ -28,6 +28,8 @@ SECONDS_TO_START = 120
 # No layer of these networks has more values than so many times its image: EdgeTPU's first expansion has 8 times
 LARGEST_ENDPOINT = 64
 SMALL = 1 << 20  # bytes, of images of a few pixels
+# A file that takes images of one size alone has our own process make them: twice the pixels of DeepLab's 1025 x 2049
+MOST_PIXELS = 1 << 22
 PROGRAMS = ("onnx", "pt2")  # kinds of candidates
 
 
@@ -82,7 +84,14 @@ class Child:
         """Wait until the reference is built."""
         header, _ = self.receive(0)
         self.connection.settimeout(SECONDS)
-        return msgspec.convert(header.about, About)
+        about = msgspec.convert(header.about, About)
+        if about.size is not None and (min(about.size) < 1 or about.size[0] * about.size[1] > MOST_PIXELS):
+            self.end()
+            raise ParityError(
+                f"{self.given}: takes images of {about.size[0]}x{about.size[1]}; sides from 1 on and at most "
+                f"{MOST_PIXELS} pixels are compared"
+            )
+        return about
 
     def run(self, images: np.ndarray, names: Sequence[str]) -> Endpoints:
         self._ask(Header("run", names=list(names), dtype=str(images.dtype), shape=list(images.shape)), images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -20,6 +21,7 @@ from porter.parity.references.live_tensorflow import OR_RECORDED
 from porter.parity.references.recorded import recorded
 from porter.parity.references.reference import Endpoints, Reference
 from porter.parity.references.wire import Request
+from porter.text import printable
 
 KINDS = ("frozen", "meta", "keras", "tflite", "tf.nn")
 RECORDED_NAME = "expected.npz"
@@ -101,12 +103,12 @@ def _live(kind: str, port: Port, sizes: tuple[Size, ...]) -> Reference:
     copy = _copy(port) if checkpoint.remote else None
     request = Request(
         kind=kind,
-        path=str((Path(copy.name) / COPY if copy else checkpoint.path).absolute()),
-        given=checkpoint.given,
+        path=os.fsencode((Path(copy.name) / COPY if copy else checkpoint.path).absolute()),
+        given=printable(checkpoint.given),
         weights="auto" if copy else checkpoint.choice,
         mapping=port.mapping,
         memory=memory,
-        graph=str(graph.absolute()) if graph else None,
+        graph=os.fsencode(graph.absolute()) if graph else None,
         fake_quant=False if port.plan.dequantized else None,
     )
     reference = in_child(request)

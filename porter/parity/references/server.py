@@ -109,10 +109,9 @@ def _answer(connection: socket.socket, reference: Reference) -> None:
 
 def build(request: Request) -> Reference:
     """The reference, or the program, that ``request`` asks for, in this process. Raises PorterError."""
-    if request.kind == "onnx":
-        return onnx_program(Path(request.path))
-    if request.kind == "pt2":
-        return exported_program(Path(request.path))
+    path = Path(os.fsdecode(request.path))
+    if request.kind in ("onnx", "pt2"):
+        return onnx_program(path) if request.kind == "onnx" else exported_program(path)
     port = _port(request)
     if request.kind == "keras":
         from porter.parity.references.keras_model import keras_model
@@ -128,12 +127,12 @@ def build(request: Request) -> Reference:
         return tf_nn(port)
     from porter.parity.references.graphs import frozen_graph, meta_graph
 
-    return meta_graph(port) if request.graph is None else frozen_graph(Path(request.graph), port)
+    return meta_graph(port) if request.graph is None else frozen_graph(Path(os.fsdecode(request.graph)), port)
 
 
 def _port(request: Request) -> Port:
     assert request.mapping is not None
-    opened = replace(open_checkpoint(request.path, request.weights), given=request.given)
+    opened = replace(open_checkpoint(os.fsdecode(request.path), request.weights), given=request.given)
     return plan_opened(opened, request.mapping, PortOptions(fake_quant=request.fake_quant))
 
 

@@ -26,12 +26,12 @@ class Request(msgspec.Struct, frozen=True):
     """
 
     kind: str
-    path: str
+    path: bytes  # as the system has it, which need not be UTF-8
     given: str
     memory: int
     weights: Weights = "auto"
     mapping: VariantMapping | None = None
-    graph: str | None = None
+    graph: bytes | None = None
     fake_quant: bool | None = None
 
 
