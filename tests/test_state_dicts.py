@@ -70,7 +70,7 @@ def test_every_source_gives_one_function(demo_folder, source, tmp_path):
 def test_slims_own_form_says_so(demo_folder, tmp_path, timm, run):
     model = porter.create_model(VARIANT, demo_folder, layout="slim")
     state = model.state_dict()
-    assert float(state[GATE_ENTRY]) == 0.16667
+    assert float(state[GATE_ENTRY]) == np.float32(0.16667)
     expected = logits(model)
     torch.save(state, tmp_path / "slim.pth")
     for strict in (True, False):
@@ -101,6 +101,15 @@ def test_slims_own_form_says_so(demo_folder, tmp_path, timm, run):
     assert all(same_bits(back[name].numpy(), value.numpy()) for name, value in state.items())
     ran = run("verify", demo_folder, tmp_path / "slim.pth", "--reference", demo_folder / "expected.npz")
     assert ran.code == 0, ran.out
+
+
+def test_what_torch_makes_of_it_says_so_too(demo_folder, tmp_path):
+    """torch.export and torch.jit have state dicts of their own."""
+    model = porter.create_model(VARIANT, demo_folder, layout="slim")
+    x = torch.zeros(2, 3, 96, 96)
+    for state in (torch.export.export(model, (x,)).state_dict, torch.jit.trace(model, x).state_dict()):
+        torch.save(dict(state), tmp_path / "state.pth")
+        assert furthest(logits(porter.create_model(VARIANT, tmp_path / "state.pth")), logits(model)) < 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -160,9 +169,11 @@ def test_networks_with_heads(variant, tmp_path):
 
 
 @pytest.mark.parametrize("variant", ["small_minimal_100", "edgetpu_075"])
-def test_networks_without_a_gate(variant):
+def test_networks_without_a_gate(variant, tmp_path):
     one, other = (porter.create_model(variant, layout=layout).state_dict() for layout in ("timm", "slim"))
     assert list(one) == list(other)
+    torch.save(one, tmp_path / "sd.pth")
+    porter.create_model(variant, tmp_path / "sd.pth", layout="slim")  # there is nothing to fold
 
 
 def change(tmp_path, demo_folder, value):
@@ -228,6 +239,12 @@ def test_a_model_of_8_bits(trained, tmp_path, timm, run):  # noqa: F811
     assert next(plain.parameters()).dtype == torch.float32
     with pytest.raises(RuntimeError, match="computes_8_bits"):
         timm.create_model(f"tf_mobilenetv3_{VARIANT}", num_classes=21).load_state_dict(model.state_dict())
+    exported = torch.export.export(model, (torch.zeros(1, 3, 96, 96).double(),)).state_dict
+    torch.save(dict(exported), tmp_path / "exported.pth")
+    with pytest.raises(PorterError, match="of a model that computes 8 bits, without the ranges"):
+        porter.create_model(VARIANT, tmp_path / "exported.pth")
+    with pytest.raises(RuntimeError, match="weights of a float network, and this model computes 8 bits"):
+        model.load_state_dict(porter.create_model(VARIANT, trained, fake_quant=False, layout="slim").state_dict())
     again = porter.create_model(VARIANT, trained)
     again.load_state_dict(model.state_dict())
     assert furthest(logits(again), logits(model)) < 1e-12

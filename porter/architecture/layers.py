@@ -177,7 +177,7 @@ def state_dict_shapes(network: Network, classes: int) -> dict[str, Shape]:
 
     Beside the weights there are counters of batches, and the gate where it is not 1/6.
     """
-    entries: dict[str, Shape] = {}
+    entries: dict[str, Shape] = {} if network.stated_gate is None else {GATE_ENTRY: ()}
     for layer in layers(network, classes):
         entries[f"{layer.module}.weight"] = layer.shape
         channels = layer.shape[:1]
@@ -186,8 +186,6 @@ def state_dict_shapes(network: Network, classes: int) -> dict[str, Shape]:
         else:
             entries |= {f"{layer.norm}.{name}": channels for name in ("weight", "bias", "running_mean", "running_var")}
             entries[f"{layer.norm}.{COUNTER}"] = ()
-    if network.stated_gate is not None:
-        entries[GATE_ENTRY] = ()
     return entries
 
 

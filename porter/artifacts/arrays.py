@@ -13,7 +13,7 @@ from porter.artifacts.locate import SUFFIXES, ArtifactFile, find_artifact
 from porter.artifacts.metadata import KEY, Metadata, decode, encode
 from porter.atomic import atomic_write
 from porter.errors import ArtifactError
-from porter.mapping.gate import GATE_IN_16_BITS
+from porter.mapping.gate import GATE_IN_16_BITS, as_decimal
 from porter.mapping.options import PathLike
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def gate_of(entries: Mapping[str, Any], metadata: Metadata | None, source: str =
     entry = entries.get(GATE_ENTRY)
     if entry is None:
         return metadata.gate if metadata else TIMM_GATE
-    gate = float(entry) if tuple(entry.shape) == () else math.nan
+    gate = as_decimal(float(entry)) if tuple(entry.shape) == () else math.nan
     if not 0 < gate <= MOST:
         raise ArtifactError(f"{source}: entry {GATE_ENTRY}: is not one number above 0 and up to {MOST}")
     if metadata and not math.isclose(metadata.gate, gate, rel_tol=GATE_IN_16_BITS):

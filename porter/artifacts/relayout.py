@@ -39,7 +39,7 @@ def relayout(artifact: Arrays, layout: ArtifactLayout, gate_folded: Sequence[str
         else:
             arrays[name] = unfold(values, wanted / TIMM_GATE, nudges.pop(name, []))
     if gate_folded and wanted != TIMM_GATE:
-        arrays[GATE_ENTRY] = np.array(wanted)
+        arrays[GATE_ENTRY] = np.array(wanted, np.float32)
     changed = metadata and msgspec.structs.replace(metadata, layout=layout, gate=wanted, fold_nudges=nudges)
     return Arrays(arrays, changed)
 

@@ -288,7 +288,7 @@ def _open_source(
     artifact = load_artifact(file)
     mapping = mapping_of(artifact.metadata, options, file.mapping, given)
     network = build_network(mapping)
-    if layout == "slim" and artifact.metadata is None and artifact.gate == TIMM_GATE:
+    if layout == "slim" and artifact.metadata is None and artifact.gate == TIMM_GATE and network.stated_gate:
         raise ArtifactError(f"{given}: not written by mnv3-port, so its gate fold is not known; use layout 'timm'")
     artifact = _relayout(artifact, layout or "timm", mapping, network)
     return artifact, mapping, network, {file.path.name: sha256(file.path)}

@@ -45,7 +45,8 @@ def differences(a: str, b: str) -> Iterator[Difference]:
     if not one.keys() & other.keys():
         one, other = _port_entries(left, right), _port_entries(right, left)
     if GATE_ENTRY in one or GATE_ENTRY in other:  # what does not state it has 1/6
-        one, other = ({**side, GATE_ENTRY: side.get(GATE_ENTRY, np.array(TIMM_GATE))} for side in (one, other))
+        unstated = {GATE_ENTRY: np.array(TIMM_GATE, np.float32)}
+        one, other = unstated | dict(one), unstated | dict(other)
     for name in [*one, *(name for name in other if name not in one)]:
         yield _difference(name, one.get(name), other.get(name))
 

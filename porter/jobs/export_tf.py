@@ -87,7 +87,7 @@ def export_tf(
     step = (metadata.step if metadata else None) or 0
     variables: dict[str, np.ndarray] = {"global_step": np.array(step, np.int64)}
     for want in expected:
-        values = to_source(want.axes, plain.arrays[want.target], want.shape)
+        values = to_source(want.axes, plain.arrays[want.target].astype(np.float32, copy=False), want.shape)
         variables[want.source] = values
         if averages:
             variables[want.source + SUFFIX] = values

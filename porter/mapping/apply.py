@@ -51,7 +51,7 @@ def carry_out(plan: Plan, checkpoint: Checkpoint, dtype: Literal["float32", "flo
             tensors[step.target], lost = fold(tensors[step.target], step.scale)
             if lost:
                 nudges[step.target] = lost
-    tensors[GATE_ENTRY] = np.array(plan.gate)
+    tensors[GATE_ENTRY] = np.array(plan.gate, np.float32)
     in_order = {name: tensors[name] if name in tensors else np.zeros((), np.int64) for name in plan.targets}
     for name in plan.folded:
         values = in_order[name]

@@ -17,7 +17,7 @@ from porter.formats import Checkpoint
 from porter.formats.dtypes import FLOATS
 from porter.formats.graph_operations import graph_operations
 from porter.mapping.axes import target_shape
-from porter.mapping.gate import GATE_ROUNDING, GATE_SHIFT
+from porter.mapping.gate import GATE_ROUNDING, GATE_SHIFT, as_decimal
 from porter.mapping.options import ArtifactLayout, PortOptions
 from porter.mapping.ranges import FIELDS
 from porter.mapping.rules import Expected, expected_variables, module_outputs
@@ -260,13 +260,6 @@ def _as_in_graph(head: Segmentation, mapping: VariantMapping, checkpoint: Checkp
     if epsilons:
         head = msgspec.structs.replace(head, epsilon=as_decimal(epsilons[0]))
     return head
-
-
-def as_decimal(value: float) -> float:
-    """The shortest decimal that float32 rounds to ``value``: what the code that wrote the graph said."""
-    import numpy as np
-
-    return float(np.format_float_positional(np.float32(value), unique=True, trim="0"))
 
 
 def _with_classes(want: Expected, classes: int) -> Expected:

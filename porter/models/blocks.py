@@ -47,37 +47,32 @@ class Gate(nn.Module):
         return f"slope={self.slope}"
 
 
-def state_gate(model: nn.Module) -> None:
-    """Make the state dict of ``model`` state its gate where that is not 1/6.
+def state_gate(model: nn.Module, network: Network) -> None:
+    """Give ``model`` a buffer that states its gate, where that is not 1/6.
 
-    Loading a state dict for another gate raises RuntimeError with a sentence, whether it is strict or not. The gate is
-    that of ``model.network``.
+    Loading a state dict for another gate raises RuntimeError with a sentence, whether it is strict or not. torch.export
+    and torch.jit keep the buffer; torch.fx drops what is not computed with.
     """
-    model.register_state_dict_post_hook(_write_gate)  # type: ignore[no-untyped-call]
+    if network.stated_gate is not None:
+        model.register_buffer(GATE_ENTRY, torch.tensor(network.stated_gate))
     model.register_load_state_dict_pre_hook(_check_gate)  # type: ignore[no-untyped-call]
 
 
-def _write_gate(model: Any, state_dict: dict[str, Tensor], prefix: str, _metadata: object) -> None:
-    if model.network.stated_gate is not None:
-        state_dict[prefix + GATE_ENTRY] = torch.tensor(model.network.stated_gate, dtype=torch.float64)
-
-
 def _check_gate(model: Any, state_dict: dict[str, Tensor], prefix: str, *_others: Any) -> None:
-    own, entry = model.network.stated_gate, state_dict.pop(prefix + GATE_ENTRY, None)
+    own, entry = model.network.stated_gate, state_dict.get(prefix + GATE_ENTRY)
     given = None if entry is None else float(entry)
     if own is None and given is None:
         return
     if own is not None and given is not None and math.isclose(own, given, rel_tol=GATE_IN_16_BITS):
+        state_dict[prefix + GATE_ENTRY] = torch.tensor(own)  # not as it was rounded
         return
     gates = [name for name, part in model.named_modules() if isinstance(part, Gate)]
-    blocks = [
-        f"{prefix}{name.rsplit('.', 2)[0]}." for name in gates
-    ]  # squeeze-excite, and what its gate is folded into
+    blocks = [f"{prefix}{name.rsplit('.', 2)[0]}." for name in gates]  # with squeeze-excite, and what its gate scales
     if any(name.startswith(block) for name in state_dict for block in blocks):
         raise RuntimeError(  # before anything is loaded
             f"these weights are for a squeeze-excite gate of {given or TIMM_GATE:.6g}, and this network has "
-            f"{own or TIMM_GATE:.6g}: it would "
-            "compute something else. Open the file with porter.create_model(VARIANT, FILE), which folds the gate"
+            f"{own or TIMM_GATE:.6g}: it would compute something else. Open the file with porter.create_model(VARIANT, "
+            "FILE), which folds the gate"
         )
 
 

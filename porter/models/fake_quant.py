@@ -25,8 +25,8 @@ def fake_quantize(model: nn.Module, ranges: Mapping[str, Range]) -> None:
     Keys are modules (``blocks.1.0.act1``), weights (``blocks.1.0.conv_pw.weight``) or ``input``. The state dict says
     that it is of such a model, but has no ranges. Raises AttributeError on a name that ``model`` does not have.
     """
-    model.register_state_dict_post_hook(_write_entry)  # type: ignore[no-untyped-call]
-    model.register_load_state_dict_pre_hook(_take_entry)  # type: ignore[no-untyped-call]
+    model.register_buffer(EIGHT_BITS_ENTRY, torch.tensor(True))
+    model.register_load_state_dict_pre_hook(_check_entry)  # type: ignore[no-untyped-call]
     model.double()
     for module in model.modules():
         if hasattr(module, "inplace"):  # an activation
@@ -56,12 +56,12 @@ def fake_quantize(model: nn.Module, ranges: Mapping[str, Range]) -> None:
             hooked.register_forward_hook(lambda _module, _args, out, limits=limits: quantized(out, limits))
 
 
-def _write_entry(_model: nn.Module, state_dict: dict[str, Tensor], prefix: str, _metadata: object) -> None:
-    state_dict[prefix + EIGHT_BITS_ENTRY] = torch.tensor(True)
-
-
-def _take_entry(_model: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_others: object) -> None:
-    state_dict.pop(prefix + EIGHT_BITS_ENTRY, None)
+def _check_entry(_model: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_others: object) -> None:
+    if any(name.startswith(prefix) for name in state_dict) and prefix + EIGHT_BITS_ENTRY not in state_dict:
+        raise RuntimeError(
+            "these are weights of a float network, and this model computes 8 bits: they would not be rounded. Open the "
+            "file with porter.create_model(VARIANT, FILE)"
+        )
 
 
 def quantized(x: Tensor, limits: Range) -> Tensor:

@@ -63,7 +63,7 @@ class LRASPP(nn.Module):
         assert network.segmentation is not None
         self.network, self.num_classes = network, num_classes
         self.pretrained_cfg: dict[str, Any] = {}
-        state_gate(self)
+        state_gate(self, network)
         self.backbone = Trunk(network, network.segmentation.low)
         self.classifier = Head(network, network.segmentation, num_classes)
 

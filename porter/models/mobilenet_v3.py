@@ -67,7 +67,7 @@ class Trunk(nn.Module):
         super().__init__()
         self.network = network
         self.pretrained_cfg: dict[str, Any] = {}  # timm's description; create_model fills it in
-        state_gate(self)
+        state_gate(self, network)
         self.conv_stem = SameConv2d(
             network.channels, network.stem, network.stem_kernel, network.stem_stride, bias=network.bn_folded
         )

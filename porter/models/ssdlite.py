@@ -25,7 +25,7 @@ class SSDLite(nn.Module):
         assert head is not None
         self.network, self.num_classes = network, num_classes
         self.pretrained_cfg: dict[str, Any] = {}
-        state_gate(self)
+        state_gate(self, network)
         self.backbone = Trunk(network, head.first)
         channels = [network.inner_channels, network.map_channels]
         extras = []
