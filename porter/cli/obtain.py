@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from porter.cli.options import FILE, OUTPUT, VARIANT, leave_stdout_to, print_port, size_text
+from porter.cli.options import FILE, OUTPUT, VARIANT, claim_outputs, print_port, size_text
 from porter.errors import PorterError
 
 
@@ -60,7 +60,7 @@ def download(variant: str, output: Path | None, url: str | None, sha256: str | N
     if not address:
         raise PorterError(f"{variant}: its mapping has no url; give --url")
     path = output or Path(address.rsplit("/", 1)[-1])
-    leave_stdout_to(path)
+    claim_outputs(path)
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     console = progress_console()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:

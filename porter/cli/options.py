@@ -86,33 +86,34 @@ def refuse_ignored(option: str, *taken: str) -> None:
             raise click.UsageError(f"{given.opts[0]} has no meaning with --{option}")
 
 
-def leave_stdout_to(*outputs: Path | None, as_json: bool = False) -> None:
+def claim_outputs(*outputs: Path | None, as_json: bool = False) -> None:
     """Print on standard error from now on, where one of ``outputs`` is standard output, so that it stands alone there.
 
-    Raises UsageError where two things would go to standard output.
+    Raises UsageError where two things would go to standard output, or an output is an input or another output.
     """
-    from porter.atomic import descriptor_of
+    from porter.atomic import descriptor_of, is_stream
 
     claims = [output for output in outputs if output is not None and descriptor_of(output) == 1]
     if claims and len(claims) + as_json > 1:
         raise click.UsageError("only one output can go to standard output; name files for the others")
     if claims:
         click.get_current_context().with_resource(redirect_stdout(sys.stderr))
+    named = [os.path.realpath(path) for path in _paths(click.get_current_context().params.values())]
+    for output in filter(None, outputs):
+        if not is_stream(output) and named.count(os.path.realpath(output)) > 1:
+            raise click.UsageError(f"{output}: is named twice; an output can be no input and no other output")
 
 
 def check_outputs(*outputs: Path | None, force: bool = True, as_json: bool = False) -> None:
     """Raise PorterError or UsageError, before any work, where one of ``outputs`` cannot be written.
 
-    Of standard output, see ``leave_stdout_to``.
+    Of standard output, and of names that stand twice, see ``claim_outputs``.
     """
-    from porter.atomic import check_output, is_stream
+    from porter.atomic import check_output
 
-    leave_stdout_to(*outputs, as_json=as_json)
-    named = [os.path.realpath(path) for path in _paths(click.get_current_context().params.values())]
+    claim_outputs(*outputs, as_json=as_json)
     for output in filter(None, outputs):
         check_output(output, force)
-        if not is_stream(output) and named.count(os.path.realpath(output)) > 1:
-            raise click.UsageError(f"{output}: is named twice; what is written there must be no input or other output")
 
 
 def _paths(values: Iterable[Any]) -> Iterator[str]:

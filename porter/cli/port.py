@@ -12,8 +12,8 @@ from porter.cli.options import (
     OUTPUT,
     VARIANT,
     check_outputs,
+    claim_outputs,
     echo_lines,
-    leave_stdout_to,
     mapping_option,
     port_options,
     print_port,
@@ -55,7 +55,7 @@ def convert(
 
     Several files of one checkpoint, such as a shell makes of run/model-*, are that checkpoint.
     """
-    leave_stdout_to(output)
+    claim_outputs(output)
     into_folder = _into_folder(checkpoint, output)
     if len(checkpoint) > 1:
         from porter.atomic import check_folder

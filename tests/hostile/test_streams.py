@@ -273,6 +273,7 @@ def test_an_output_is_no_input(run, demo_folder, artifact, photos, tmp_path):
         ("verify", demo_folder, "--junit", twice, "--html", twice),
         ("predict", artifact, photos, "--html", artifact),
         ("evaluate", artifact, photos, "--per-class", artifact, "--force"),
+        ("convert", artifact, "-o", artifact, "--force"),
     ):
         ran = run(*command)
         assert ran.code == 2
