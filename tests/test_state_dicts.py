@@ -205,6 +205,15 @@ def test_a_gate_that_contradicts_the_metadata(demo_folder, tmp_path):
         porter.create_model(VARIANT, path)
 
 
+def test_slims_weights_under_timms_metadata(demo_folder, tmp_path):
+    """What `state.update(model.state_dict())` makes of a file's state dict: its metadata stays."""
+    state = torch.load(porter.convert(demo_folder, tmp_path / "a.pth")[0], weights_only=True)
+    state.update(porter.create_model(VARIANT, demo_folder, layout="slim").state_dict())
+    torch.save(state, tmp_path / "b.pth")
+    with pytest.raises(ArtifactError, match=r"says 0\.16667, its metadata 0\.166667"):
+        porter.create_model(VARIANT, tmp_path / "b.pth")
+
+
 def test_another_gate_is_folded_too(demo_folder, tmp_path):
     """A state dict counts by what it says, be it neither slim's gate nor 1/6."""
     plain = load_artifact(porter.convert(demo_folder, tmp_path / "plain.pth")[0]).tensors

@@ -13,6 +13,7 @@ from porter.jobs.convert import Port
 from porter.mapping.options import PathLike
 from porter.parity.candidates.candidate import Candidate
 from porter.parity.candidates.own import artifact, converted
+from porter.parity.references.wire import PROGRAMS
 
 
 def open_candidate(
@@ -41,7 +42,7 @@ def open_candidate(
 
     if kind == "timm" and colon:
         return foreign.timm_model(name, None if weights_file is None else Path(weights_file), port)
-    if text.endswith((".onnx", ".pt2")):
+    if text.endswith(tuple(f".{ending}" for ending in PROGRAMS)):
         return foreign.program(Path(text), sizes or [(port.mapping.input.size,) * 2])
     if colon and "://" not in text and name.isidentifier() and not Path(text).exists():
         return foreign.called(text, port)

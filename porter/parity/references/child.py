@@ -17,7 +17,7 @@ import numpy as np
 from porter.errors import ParityError
 from porter.imagenet.images import Size
 from porter.parity.references.reference import Endpoints, Noise, Precision, Reference, Values
-from porter.parity.references.wire import Closed, Header, Request, receive, send
+from porter.parity.references.wire import PROGRAMS, Closed, Header, Request, receive, send
 
 # An answer is one image's endpoint at most. large_100 at 224 x 224 takes 0.25 s in both precisions on two cores: this
 # is what an image of 20 million pixels takes, or a machine a hundred times as slow.
@@ -30,7 +30,6 @@ LARGEST_ENDPOINT = 64
 SMALL = 1 << 20  # bytes, of images of a few pixels
 # A file that takes images of one size alone has our own process make them: twice the pixels of DeepLab's 1025 x 2049
 MOST_PIXELS = 1 << 22
-PROGRAMS = ("onnx", "pt2")  # kinds of candidates
 
 
 class About(msgspec.Struct, frozen=True):

@@ -24,7 +24,7 @@ from porter.jobs.convert import Port, plan_opened
 from porter.mapping.options import PortOptions
 from porter.parity.candidates.programs import exported_program, onnx_program
 from porter.parity.references.reference import Reference
-from porter.parity.references.wire import Closed, Header, Request, receive, receive_bytes, send
+from porter.parity.references.wire import PROGRAMS, Closed, Header, Request, receive, receive_bytes, send
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 MAX_IMAGES = 1 << 32  # bytes of a batch; they come from our own side
@@ -110,7 +110,7 @@ def _answer(connection: socket.socket, reference: Reference) -> None:
 def build(request: Request) -> Reference:
     """The reference, or the program, that ``request`` asks for, in this process. Raises PorterError."""
     path = Path(os.fsdecode(request.path))
-    if request.kind in ("onnx", "pt2"):
+    if request.kind in PROGRAMS:
         return onnx_program(path) if request.kind == "onnx" else exported_program(path)
     port = _port(request)
     if request.kind == "keras":

@@ -14,13 +14,14 @@ from porter.mapping.schema import VariantMapping
 
 LENGTHS = struct.Struct("<IQ")  # of the header, of the array
 MAX_HEADER = 1 << 20
+PROGRAMS = ("onnx", "pt2")  # endings of candidates that are programs, and kinds of requests for them
 
 
 class Request(msgspec.Struct, frozen=True):
     """What to run: a reference, or a candidate that is a program.
 
-    ``kind`` is one of choose.KINDS, and ``path`` the checkpoint, which is read by ``mapping``; or ``kind`` is the
-    ending of a program, ``onnx`` or ``pt2``, at ``path``. Messages name it ``given``. ``graph`` is the frozen graph to
+    ``kind`` is one of choose.KINDS, and ``path`` the checkpoint, which is read by ``mapping``; or ``kind`` is one of
+    PROGRAMS, and ``path`` the program. Messages name it ``given``. ``graph`` is the frozen graph to
     run, where the checkpoint lies in another file. ``memory`` bounds the bytes that the process may take beyond what it
     has at its start.
     """
