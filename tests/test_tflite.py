@@ -8,6 +8,7 @@ from conftest import SHARED
 import porter
 from porter.errors import ArtifactError, CheckpointError, ParityError
 from porter.formats import open_checkpoint
+from porter.formats.tflite_graph import read_graph
 from porter.jobs.convert import plan_port
 from porter.jobs.demo import demo_variables, write_demo_checkpoint
 from porter.mapping.options import PortOptions
@@ -225,7 +226,7 @@ def test_demo_folder_is_no_tflite(tmp_path, run):
     assert "no tflite file; use another reference" in ran.err
 
 
-def eight_bits(tf, converter, low, whole=True):
+def eight_bits(tf, converter, low, whole=True, taken="int8"):
     """Post-training quantisation as today's converter does it: int8, a scale for each channel of the weights."""
     random = np.random.default_rng(0)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -234,7 +235,7 @@ def eight_bits(tf, converter, low, whole=True):
     )
     if whole:
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-        converter.inference_input_type = converter.inference_output_type = tf.int8
+        converter.inference_input_type = converter.inference_output_type = getattr(tf, taken)
     return converter.convert()
 
 
@@ -285,7 +286,8 @@ def test_pixels_become_levels_inside(tf, tmp_path, run, scale, offset):
 
     path = tmp_path / "int8.tflite"
     converter = tf.lite.TFLiteConverter.from_concrete_functions([network.get_concrete_function()])
-    path.write_bytes(eight_bits(tf, converter, 0, whole=True))
+    path.write_bytes(eight_bits(tf, converter, 0, whole=True, taken="uint8"))
+    assert read_graph(path).operators[0].kind == "quantize"
     ran = run("verify", path)
     if offset == 0:  # the port is documented for [-1, 1]
         assert ran.code == 2
