@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from timing import RESULTS, SHARED, table, timed, write_result
 
-from porter.jobs.inspect import inspect_checkpoint
+from porter.report.inspection import inspect_checkpoint
 
 # What a user writes today: TensorFlow reads, numpy transposes, timm's model takes, torch saves.
 SCRIPT = """
@@ -157,7 +157,7 @@ def claims(seconds: dict[str, float], batch: int) -> dict[str, float]:
 def names_of(checkpoint: str) -> str:
     """``variable entry`` lines, which a user's script has as a table: from the plan, in a process of its own."""
     code = (
-        "import sys; from porter.jobs.convert import plan_port\n"
+        "import sys; from porter.exports.convert import plan_port\n"
         "for step in plan_port(sys.argv[1]).plan.steps: print(step.source, step.target)"
     )
     return subprocess.run(

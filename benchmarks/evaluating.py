@@ -15,11 +15,11 @@ import torch
 from timing import RESULTS, SHARED, interleaved, table, write_result
 
 import porter
-from porter.architecture.layers import layers
 from porter.evaluation.run import Settings, evaluate
-from porter.jobs.convert import convert
+from porter.exports.convert import convert
 from porter.mapping.options import PortOptions
 from porter.models.timm_import import import_timm
+from porter.network.layers import layers
 
 REAL = SHARED.parent / "real"
 BATCH = 32

@@ -118,7 +118,7 @@ def ours_deployed(setting: Setting) -> Run:
 
 def _exported(setting: Setting, suffix: str) -> Path:
     """What ``convert -o x<suffix>`` writes."""
-    from porter.jobs.convert import convert
+    from porter.exports.convert import convert
 
     path, _ = convert(setting.source, setting.folder / f"model{suffix}", setting.variant)
     return path
@@ -145,7 +145,7 @@ def executorch(setting: Setting) -> Run | None:
         return None
     from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
 
-    from porter.jobs.create import open_model
+    from porter.models.create import open_model
     from porter.release.exports import Exported, write_pte
 
     exported = Exported(open_model(setting.artifact), setting.artifact, None, setting.images, setting.folder / "x.pte")
@@ -327,7 +327,7 @@ def main() -> None:
     if given.form:
         answer(given.form, given.variants[0], given.artifact, given.batches[0], given.threads[0])
         return
-    from porter.jobs.convert import convert
+    from porter.exports.convert import convert
 
     forms = [form for form in FORMS if not (given.no_compile and form in COMPILED)]
     everything = []

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from timing import RESULTS, interleaved, table, timed, write_result
 
-from porter.formats import open_checkpoint
-from porter.formats.bundle_writer import write_bundle
+from porter.sources import open_checkpoint
+from porter.sources.bundle_writer import write_bundle
 
 
 def make(folder: Path, variables: int, mib: float) -> Path:
@@ -40,7 +40,7 @@ def read_all(prefix: Path, checksums: bool) -> None:
 CHILD = """
 import sys, time
 import numpy
-from porter.formats import open_checkpoint
+from porter.sources import open_checkpoint
 
 def peak_mib():  # not ru_maxrss, which starts with the parent's
     [line] = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from porter.errors import PorterError
-    from porter.formats import open_checkpoint
-    from porter.jobs.convert import convert
-    from porter.jobs.create import create_model
-    from porter.jobs.deploy import deploy
-    from porter.jobs.export_tf import export_tf
+    from porter.exports.convert import convert
+    from porter.exports.deploy import deploy
+    from porter.exports.export_tf import export_tf
     from porter.mapping.files import list_variants
+    from porter.models.create import create_model
     from porter.parity.verify import verify
+    from porter.sources import open_checkpoint
 
     __version__: str
 
@@ -38,11 +38,11 @@ __all__ = [
 _HOMES = {
     "PorterError": "porter.errors",
     "list_variants": "porter.mapping.files",
-    "convert": "porter.jobs.convert",
-    "create_model": "porter.jobs.create",
-    "deploy": "porter.jobs.deploy",
-    "export_tf": "porter.jobs.export_tf",
-    "open_checkpoint": "porter.formats",
+    "convert": "porter.exports.convert",
+    "create_model": "porter.models.create",
+    "deploy": "porter.exports.deploy",
+    "export_tf": "porter.exports.export_tf",
+    "open_checkpoint": "porter.sources",
     "verify": "porter.parity.verify",
 }
 

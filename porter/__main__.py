@@ -1,6 +1,6 @@
 """``python -m porter`` and the command ``mnv3-port``."""
 
-from porter.cli import main
+from porter.commands import main
 
 if __name__ == "__main__":
     main()

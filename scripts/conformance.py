@@ -37,7 +37,8 @@ def prepare(source: Path, variant: str, folder: Path) -> None:
     import tensorflow as tf
     from slim_graph import frozen
 
-    from porter.jobs.convert import convert, plan_port
+    from porter.exports.convert import convert
+    from porter.port import plan_port
 
     (folder / "port.json").write_text(json.dumps({"variant": variant}))
     convert(source, folder / "plain.pth", layout="slim")
@@ -61,9 +62,9 @@ def prepare(source: Path, variant: str, folder: Path) -> None:
 
 def keras_file(tf, variant: str, variables: dict[str, np.ndarray], path: Path) -> None:
     """keras.applications' model with ``variables`` in it."""
-    from porter.architecture.network import build_network
     from porter.mapping.files import load_variant
     from porter.mapping.rules import expected_variables
+    from porter.network.network import build_network
 
     slim, keras = load_variant(variant), load_variant(variant, "keras")
     network = build_network(slim)
@@ -139,7 +140,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="*")
     arguments = parser.parse_args()
     shared = arguments.shared
-    from porter.jobs.convert import plan_port
+    from porter.port import plan_port
 
     sources = {plan_port(path).plan.variant: path for path in sorted((shared / "checkpoints").glob("v3-*"))}
     sources["small_100"] = shared / "real" / "v3-small_224_1.0_float" / "ema"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from porter.artifacts.files import load_artifact
+from porter.artifacts.artifact import load_artifact
 from porter.models.timm_import import import_timm
 
 FOLDER = Path(os.environ.get("CONFORMANCE", "."))

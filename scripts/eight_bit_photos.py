@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 import porter
-from porter.jobs.convert import plan_port
 from porter.models.endpoints import endpoints
 from porter.parity.references.interpreter import interpreter
 from porter.parity.samples import photos
+from porter.port import plan_port
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--real", type=Path, default=Path(__file__).parents[2] / "shared" / "real")

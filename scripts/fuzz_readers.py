@@ -73,8 +73,7 @@ def unguided(name: str, folder: Path, inputs: int, seed: int) -> None:
 
 def _forked(fuzzing, target, folder: Path, numbers: range, seed: int) -> list[str]:
     """Outcomes of the inputs ``numbers``, as far as the process came; the last is ``died`` where it did not end."""
-    from porter.formats.bounds import allowance
-    from porter.formats.limits import limit_memory
+    from porter.sources.bounds import allowance, limit_memory
 
     reader, writer = os.pipe()
     child = os.fork()
@@ -82,7 +81,7 @@ def _forked(fuzzing, target, folder: Path, numbers: range, seed: int) -> list[st
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         place, seeds = fuzzing.Place(target, folder), fuzzing.seeds_of(target)
         if target.name in HDF5:
-            limit_memory(allowance(2 * max(map(len, seeds))))  # as porter.formats.hdf5.main has it
+            limit_memory(allowance(2 * max(map(len, seeds))))  # as porter.sources.hdf5.main has it
         for number in numbers:
             source = random.Random(f"{seed} {target.name} {number}")
             signal.alarm(1 if target.name in HDF5 else int(fuzzing.SECONDS))  # the command waits longer for libhdf5
@@ -105,7 +104,7 @@ def _forked(fuzzing, target, folder: Path, numbers: range, seed: int) -> list[st
 def _leave_hdf5_out() -> None:
     """Refuse what begins like an HDF5 file: a process for each would take all the time."""
     from porter.errors import CheckpointError
-    from porter.formats import keras
+    from porter.sources import keras
 
     def dump(*_: object) -> None:
         raise CheckpointError("fuzzed unguided")
@@ -114,16 +113,16 @@ def _leave_hdf5_out() -> None:
 
 
 def _read_hdf5_here() -> None:
-    """Have porter.formats.keras call libhdf5 in this process; the caller has forked one for it."""
+    """Have porter.sources.keras call libhdf5 in this process; the caller has forked one for it."""
     from porter.errors import CheckpointError
-    from porter.formats import hdf5, keras
+    from porter.sources import hdf5, keras
 
     def dump(path: Path, folder: Path, names: dict[str, str], given: Path) -> None:
         try:
             hdf5.dump(path, folder, names)
         except CheckpointError:
             raise
-        except Exception as error:  # as porter.formats.hdf5.main has it
+        except Exception as error:  # as porter.sources.hdf5.main has it
             raise CheckpointError(f"{given}: {error}") from error
 
     keras._dump = dump

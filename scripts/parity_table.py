@@ -10,8 +10,9 @@ import tempfile
 from pathlib import Path
 
 from porter import verify
-from porter.jobs.convert import convert, plan_port
+from porter.exports.convert import convert
 from porter.parity.verdict import Verdict
+from porter.port import plan_port
 
 ROOT = Path(__file__).parent.parent
 

@@ -6,14 +6,14 @@ Run after a change to demo_variables: .venv/bin/python scripts/record_demo_refer
 import tempfile
 from pathlib import Path
 
-from porter.architecture.endpoints import endpoint_names
-from porter.formats.bundle_writer import write_bundle
-from porter.jobs.convert import plan_port
-from porter.jobs.demo import DEFAULT_VARIANT, RECORDED, demo_variables
 from porter.mapping.options import PortOptions
+from porter.network.endpoints import endpoint_names
+from porter.parity.demo import DEFAULT_VARIANT, RECORDED, demo_variables
 from porter.parity.references.recorded import record
 from porter.parity.references.tf_nn import tf_nn
 from porter.parity.samples import noise
+from porter.port import plan_port
+from porter.sources.bundle_writer import write_bundle
 
 KEEP = 1024  # values per endpoint and image; more than there are classes, so logits stay whole
 SIZE = (75, 64)  # odd and not square: padding differs on each side

@@ -18,10 +18,10 @@ os.environ |= {"TF_USE_LEGACY_KERAS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
 import numpy as np
 import tensorflow as tf
 
-from porter.architecture.network import build_network
-from porter.jobs.demo import demo_variables
 from porter.mapping.files import load_variant
 from porter.mapping.rules import expected_variables
+from porter.network.network import build_network
+from porter.parity.demo import demo_variables
 
 FOLDER = Path(__file__).parents[1] / "tests" / "data" / "garden"
 MODELS = {"small_100": "MobileNetV3Small", "large_100": "MobileNetV3Large", "edgetpu_100": "MobileNetV3EdgeTPU"}

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from porter.architecture.endpoints import endpoint_names
-from porter.formats import protos
-from porter.jobs.convert import plan_port
-from porter.jobs.demo import demo_variables, write_demo_checkpoint
 from porter.mapping.files import list_variants
+from porter.network.endpoints import endpoint_names
+from porter.parity.demo import demo_variables, write_demo_checkpoint
 from porter.parity.references.choose import open_reference
 from porter.parity.references.recorded import record
 from porter.parity.samples import noise
+from porter.port import plan_port
+from porter.sources import protos
 
 FOLDER = Path(__file__).parents[1] / "tests" / "data" / "original"
 KEEP = 64  # values of each endpoint: eight files have half a megabyte together

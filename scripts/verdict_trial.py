@@ -24,13 +24,13 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from faults import faults, one_from, with_fault
 
-from porter.architecture.endpoints import endpoint_names
-from porter.artifacts.files import Artifact
-from porter.jobs.convert import plan_port
+from porter.artifacts.artifact import Artifact
 from porter.mapping.options import PortOptions
+from porter.network.endpoints import endpoint_names
 from porter.parity.candidates.own import ported_model, unrounded
 from porter.parity.samples import noise, photos, structured
 from porter.parity.verify import Against, Check, check_sample, open_check
+from porter.port import plan_port
 
 SIZES = ((224, 224), (97, 130), (160, 193))
 SEGMENTATION = ROOT / "tests" / "data" / "lraspp_small.yaml"
@@ -111,7 +111,11 @@ def noticed(check: Check, samples: list, models: list, change) -> Noticed | None
     trial = check._replace(candidate=candidate, verdict=replace(check.verdict, rows=[], changed=[]))
     for sample in samples:
         check_sample(trial, sample)
-    _, changed = unrounded(Artifact(candidate.model.state_dict(), None), check.port, "slim")
+    _, changed = unrounded(
+        Artifact({name: tensor.numpy() for name, tensor in candidate.model.state_dict().items()}, None),
+        check.port,
+        "slim",
+    )
     return Noticed(not trial.verdict.passed, bool(changed), trial.verdict.furthest().excess)
 
 

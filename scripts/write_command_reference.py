@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from porter.cli import cli
+from porter.commands import cli
 
 PAGE = Path(__file__).parents[1] / "docs" / "command-line.md"
 HEAD = """# Command line

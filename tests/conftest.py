@@ -14,9 +14,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import numpy as np
 import pytest
 
-from porter.cli import main
-from porter.formats.bundle_writer import write_bundle
-from porter.jobs.demo import demo_variables, write_demo_checkpoint
+from porter.commands import main
+from porter.parity.demo import demo_variables, write_demo_checkpoint
+from porter.sources.bundle_writer import write_bundle
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 

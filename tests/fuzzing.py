@@ -17,18 +17,18 @@ import h5py
 import hostile_files
 import numpy as np
 
-from porter.artifacts.files import load_artifact
+from porter.artifacts.artifact import load_artifact
 from porter.errors import PorterError
-from porter.formats import open_checkpoint
-from porter.formats.bundle_index import read_index
-from porter.formats.bundle_writer import write_bundle
-from porter.formats.graph_operations import graph_operations
-from porter.formats.table import read_table
-from porter.formats.table_writer import table_bytes
-from porter.jobs.convert import plan_port
-from porter.jobs.demo import demo_variables
 from porter.mapping.files import load_mapping, mappings_folder
+from porter.parity.demo import demo_variables
 from porter.parity.references.recorded import recorded
+from porter.port import plan_port
+from porter.sources import open_checkpoint
+from porter.sources.bundle_index import read_index
+from porter.sources.bundle_writer import write_bundle
+from porter.sources.graph_operations import graph_operations
+from porter.sources.table import read_table
+from porter.sources.table_writer import table_bytes
 
 SECONDS = 20.0  # per input, on any machine; libhdf5 is stopped after 15. These limits: SECURITY.md
 HDF5_SHARE = 60
@@ -116,17 +116,17 @@ def _tfjs(folder: Path) -> Path:
 
 
 def _artifact_targets(folder: Path) -> Iterator[Target]:
-    from porter.artifacts.files import save_artifact
-    from porter.jobs.convert import carry_out_port
+    from porter.artifacts.artifact import save_artifact
+    from porter.port import carry_out_port
 
     prefix = folder / "whole" / "model-1"
     prefix.parent.mkdir()
     write_bundle(prefix, demo_variables("small_075", classes=2))
-    tensors, metadata = carry_out_port(plan_port(prefix))
-    few = dict(list(tensors.items())[:8])
+    whole = carry_out_port(plan_port(prefix))
+    few = whole._replace(arrays=dict(list(whole.arrays.items())[:8]))
     for suffix in ("pth", "safetensors"):
         path = folder / f"seed.{suffix}"
-        save_artifact(path, few, metadata)
+        save_artifact(path, few)
         yield Target(f".{suffix}", path, load_artifact)
 
 

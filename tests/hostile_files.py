@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import flatbuffers
 
-from porter.formats import protos
-from porter.formats.crc import masked_crc32c
-from porter.formats.table_writer import table_bytes
+from porter.sources import protos
+from porter.sources.table import masked_crc32c
+from porter.sources.table_writer import table_bytes
 
 MEGABYTE = 1 << 20
 

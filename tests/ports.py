@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import porter
-from porter.artifacts.files import load_artifact
+from porter.artifacts.artifact import load_artifact
 
 
 def plain(layout="timm"):

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from porter.architecture.network import build_network
 from porter.mapping.files import load_variant
+from porter.network.network import build_network
 
 
 def frozen(tf, variables, variant="small_075", gate=0.16667, epsilon=1e-3, image=(None, None, None, 3), mapping=None):

@@ -11,10 +11,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 import porter
-from porter.architecture.table import ACTIVATIONS, Activation
-from porter.formats.bundle_writer import write_bundle
-from porter.jobs.demo import random_variables
 from porter.mapping.files import load_mapping
+from porter.network.spec import ACTIVATIONS, Activation
+from porter.parity.demo import random_variables
+from porter.sources.bundle_writer import write_bundle
 
 KINDS = get_args(Activation)
 CLASSES = 100
@@ -130,8 +130,8 @@ def test_deployed(made):
 
 def test_one_piece_for_phones(made, images):
     """The network that ExecuTorch takes."""
-    from porter.jobs.deploy import model_program
-    from porter.models.plain import Plain
+    from porter.exports.deploy import model_program
+    from porter.exports.plain import Plain
 
     with torch.no_grad():
         found = Plain(model_program(made.model()))(images)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import porter
-from porter.artifacts.files import load_artifact, save_artifact
-from porter.jobs.convert import convert
+from porter.artifacts.artifact import load_artifact, save_artifact
+from porter.exports.convert import convert
 
 PORTS = Path(__file__).parent / "ports.py"
 
@@ -84,8 +84,8 @@ def test_no_mistake(run, demo_folder, port):
 @pytest.mark.slow
 @pytest.mark.tensorflow
 def test_raw_weights_are_named(run, tf, tmp_path):
-    from porter.formats.bundle_writer import write_bundle
-    from porter.jobs.demo import demo_variables
+    from porter.parity.demo import demo_variables
+    from porter.sources.bundle_writer import write_bundle
 
     averages = demo_variables("small_075")
     del averages["global_step"]
@@ -197,7 +197,7 @@ def test_another_tensorflow_source(run, tf, demo_folder, tmp_path):
     """A frozen graph beside the checkpoint it was made of, and beside one of other weights."""
     from slim_graph import frozen
 
-    from porter.jobs.demo import demo_variables
+    from porter.parity.demo import demo_variables
 
     for seed, code in ((0, 0), (1, 1)):
         graph = frozen(tf, demo_variables("small_075", seed=seed))
@@ -222,11 +222,11 @@ def test_a_weight_that_no_image_reaches(run, demo_folder, demo, tmp_path):
 def test_weights_one_rounding_away_are_the_same(run, demo_folder, tmp_path):
     """Folding rounds once more; what that is off by is float32's, not another function."""
     path, _ = convert(demo_folder, tmp_path / "a.pth", layout="slim", force=True)
-    tensors, metadata = load_artifact(path)
-    for value in tensors.values():
-        if value.is_floating_point() and value.ndim:  # not the gate
-            value.copy_(torch.from_numpy(np.nextafter(value.numpy(), np.float32(np.inf))))
-    save_artifact(path, tensors, metadata, force=True)
+    artifact = load_artifact(path)
+    for values in artifact.arrays.values():
+        if values.dtype.kind == "f" and values.ndim:  # not the gate
+            values[:] = np.nextafter(values, np.float32(np.inf))
+    save_artifact(path, artifact, force=True)
     ran = run("verify", demo_folder, path, "--reference", demo_folder / "expected.npz")
     assert ran.code == 0, ran.out
     assert "same function (" in ran.out

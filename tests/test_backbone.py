@@ -10,9 +10,9 @@ import torch
 from conftest import SHARED
 
 import porter
-from porter.formats.bundle_writer import write_bundle
-from porter.jobs.demo import demo_variables
 from porter.mapping.files import list_backbones, load_variant
+from porter.parity.demo import demo_variables
+from porter.sources.bundle_writer import write_bundle
 
 HEADS = {"deeplab_v3_large": "large_seg", "deeplab_v3_small": "small_seg", "ssd_v3_small": "small_detection"}
 
@@ -122,7 +122,7 @@ def test_timm_takes_it(larger, timm, run, tmp_path):
 
 def test_other_names(larger, run, tmp_path):
     """Where shapes and names leave no doubt, as `draft` sees it; and where they do."""
-    from porter.formats import open_checkpoint
+    from porter.sources import open_checkpoint
 
     opened = open_checkpoint(larger)
     values = {name: variable.read() for name, variable in opened.items()}
@@ -142,7 +142,7 @@ def test_other_names(larger, run, tmp_path):
 
 
 def test_two_of_them(larger, run, tmp_path):
-    from porter.formats import open_checkpoint
+    from porter.sources import open_checkpoint
 
     values = {name: variable.read() for name, variable in open_checkpoint(larger).items()}
     write_bundle(tmp_path / "twice", values | {f"Second/{name}": value for name, value in values.items()})
@@ -159,7 +159,7 @@ def test_none_in_it(run, tmp_path):
 
 
 def test_a_missing_variable(larger, run, tmp_path):
-    from porter.formats import open_checkpoint
+    from porter.sources import open_checkpoint
 
     values = {name: variable.read() for name, variable in open_checkpoint(larger).items()}
     del values["Extractor/MobilenetV3/expanded_conv_3/project/weights"]

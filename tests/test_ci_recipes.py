@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from porter.jobs.convert import convert
-from porter.jobs.demo import write_demo_checkpoint
+from porter.exports.convert import convert
+from porter.parity.demo import write_demo_checkpoint
 
 ROOT = Path(__file__).parents[1]
 ACTION = yaml.safe_load((ROOT / ".github/actions/verify/action.yml").read_text())
@@ -61,11 +61,11 @@ def test_action(project):
 
 
 def test_action_fails_the_build(project, tmp_path):
-    from porter.artifacts.files import load_artifact, save_artifact
+    from porter.artifacts.artifact import load_artifact, save_artifact
 
     artifact = load_artifact(project / "good.pth")
     artifact.tensors["conv_stem.weight"][0] *= 1.01
-    save_artifact(project / "drifted.pth", artifact.tensors, artifact.metadata, force=True)
+    save_artifact(project / "drifted.pth", artifact, force=True)
     ran = act(project, checkpoint="small_075_demo", artifact="drifted.pth", reference="small_075_demo/expected.npz")
     assert ran.returncode == 1
     assert "<failure" in (project / "parity/parity.xml").read_text()

@@ -16,16 +16,17 @@ import torch
 from conftest import FOLDERS, SOME, same_bits
 
 import porter
-from porter.artifacts.files import load_artifact
+from porter.artifacts.artifact import load_artifact
 from porter.artifacts.metadata import Metadata
 from porter.atomic import atomic_write
 from porter.errors import ArtifactError, PorterError
-from porter.formats import open_checkpoint
-from porter.formats.bundle_writer import write_bundle
-from porter.formats.table_writer import table_bytes
-from porter.jobs.convert import convert, plan_port
-from porter.jobs.demo import demo_variables
+from porter.exports.convert import convert
 from porter.mapping.options import PortOptions
+from porter.parity.demo import demo_variables
+from porter.port import plan_port
+from porter.sources import open_checkpoint
+from porter.sources.bundle_writer import write_bundle
+from porter.sources.table_writer import table_bytes
 
 STEM = "MobilenetV3/Conv/weights"
 
@@ -34,10 +35,10 @@ STEM = "MobilenetV3/Conv/weights"
 @pytest.mark.parametrize("layout", ["timm", "slim"])
 def test_artifact_holds_the_checkpoint(demo_folder, tmp_path, suffix, layout):
     path, port = convert(demo_folder, tmp_path / f"a{suffix}", layout=layout)
-    tensors, metadata = load_artifact(path)
+    arrays, metadata = load_artifact(path)
     opened = open_checkpoint(demo_folder)
-    assert set(tensors) == set(porter.create_model("small_075", layout=layout).state_dict())
-    stem = tensors["conv_stem.weight"].numpy()
+    assert set(arrays) == set(porter.create_model("small_075", layout=layout).state_dict())
+    stem = arrays["conv_stem.weight"]
     assert same_bits(stem.transpose(2, 3, 1, 0).copy(), opened[STEM].read())
     assert isinstance(metadata, Metadata)
     assert (metadata.variant, metadata.layout, metadata.step) == ("small_075", layout, 1000)
@@ -212,7 +213,7 @@ def test_full_disk(demo_folder, tmp_path, suffix):
     """A file size limit stands in for a full disk: the write fails half-way."""
     limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
     limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000));"
-    code = f"{limit} import sys; from porter.cli import main; sys.argv[0] = 'x'; main()"
+    code = f"{limit} import sys; from porter.commands import main; sys.argv[0] = 'x'; main()"
     out = tmp_path / f"out{suffix}"
     command = [sys.executable, "-c", code, "convert", demo_folder, "-o", out]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -227,7 +228,7 @@ def test_interrupted_half_way(demo_folder, tmp_path, number):
     out = tmp_path / "out.pth"
     out.write_bytes(b"old")
     slow = "import time, torch; torch.save = lambda state, file: (file.write(b'half'), file.flush(), time.sleep(60));"
-    code = f"{slow} import sys; from porter.cli import main; sys.argv[0] = 'x'; main()"
+    code = f"{slow} import sys; from porter.commands import main; sys.argv[0] = 'x'; main()"
     command = [sys.executable, "-c", code, "convert", "--force", demo_folder, "-o", out]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 60
@@ -272,10 +273,10 @@ def test_memory_stays_small(shared, variant):
     folder = shared / FOLDERS[variant]
     folder = folder / "pristine" if (folder / "pristine").is_dir() else folder
     code = f"""
-import resource, torch, porter.jobs.convert, porter.jobs.create
+import resource, torch, porter.exports.convert, porter.models.create
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before = peak()
-porter.jobs.convert.convert({str(folder)!r}, "/dev/shm/mnv3-port-test-{os.getpid()}.pth", force=True)
+porter.exports.convert.convert({str(folder)!r}, "/dev/shm/mnv3-port-test-{os.getpid()}.pth", force=True)
 print(peak() - before)
 """
     try:
@@ -369,7 +370,7 @@ def test_all_names_are_of_one_checkpoint(training, run, tmp_path, monkeypatch):
 
 
 def test_names_of_one_checkpoint(tmp_path):
-    from porter.jobs.convert import one_each
+    from porter.exports.convert import one_each
 
     for number in range(2):
         (tmp_path / f"v1-{number:05d}-of-00002").write_bytes(table_bytes([(b"", b"tensors")]))
@@ -396,7 +397,7 @@ def test_no_torch(demo_folder, run, tmp_path, command):
     run("convert", demo_folder, "-o", one)
     words = command.format(demo=demo_folder, folder=tmp_path, one=one).split()
     code = (
-        f"import sys; sys.argv = ['mnv3-port', *{words}]; from porter.cli import main\n"
+        f"import sys; sys.argv = ['mnv3-port', *{words}]; from porter.commands import main\n"
         "try: main()\nexcept SystemExit as stop: assert not stop.code\nassert 'torch' not in sys.modules"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -404,8 +405,8 @@ def test_no_torch(demo_folder, run, tmp_path, command):
 
 
 def test_the_same_bytes_by_either_road(demo_folder, tmp_path):
-    from porter.artifacts.files import load_artifact, save_artifact
+    from porter.artifacts.artifact import load_artifact, save_artifact
 
     path, _ = porter.convert(demo_folder, tmp_path / "a.safetensors")
-    save_artifact(tmp_path / "b.safetensors", *load_artifact(path))
+    save_artifact(tmp_path / "b.safetensors", load_artifact(path))
     assert (tmp_path / "b.safetensors").read_bytes() == path.read_bytes()

@@ -8,12 +8,12 @@ import torch
 from test_backbone import unpacked
 
 import porter
-from porter.architecture.anchors import anchors, decoded, map_sizes
-from porter.architecture.network import build_network
-from porter.formats.bundle_writer import write_bundle
-from porter.jobs.detect import suppressed
 from porter.mapping.files import list_detectors, load_variant
 from porter.mapping.rules import expected_variables
+from porter.network.anchors import anchors, decoded, map_sizes
+from porter.network.network import build_network
+from porter.prediction.boxes import suppressed
+from porter.sources.bundle_writer import write_bundle
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +198,7 @@ def test_mean_average_precision(made, run, tmp_path):
 
 
 def test_half_a_detector(made, run, tmp_path):
-    from porter.formats import open_checkpoint
+    from porter.sources import open_checkpoint
 
     values = {name: variable.read() for name, variable in open_checkpoint(made).items()}
     del values["BoxPredictor_3/BoxEncodingPredictor/weights"]

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from porter.formats.bundle_writer import write_bundle
-from porter.jobs.demo import demo_variables, write_demo_checkpoint
+from porter.parity.demo import demo_variables, write_demo_checkpoint
+from porter.sources.bundle_writer import write_bundle
 
 
 @pytest.fixture

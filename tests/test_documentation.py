@@ -45,7 +45,7 @@ def test_the_benchmarks_page_is_current():
 
 
 def test_the_readme_shows_the_commands_that_there_are():
-    from porter.cli import cli
+    from porter.commands import cli
 
     shown = set(re.findall(r"^\$ mnv3-port ([a-z-]+)", (ROOT / "README.md").read_text(), re.MULTILINE))
     assert len(shown) >= 5

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from porter.draft import draft
 from porter.errors import MappingError
-from porter.formats.bundle_writer import write_bundle
-from porter.jobs.demo import demo_variables
-from porter.jobs.draft import draft
+from porter.parity.demo import demo_variables
+from porter.sources.bundle_writer import write_bundle
 
 VARIANT = "small_075"
 SHORT = [

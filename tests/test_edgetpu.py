@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import porter
-from porter.jobs.demo import write_demo_checkpoint
+from porter.parity.demo import write_demo_checkpoint
 
 EDGETPU = ("edgetpu_075", "edgetpu_100")
 

@@ -9,7 +9,7 @@ import torch
 from test_fake_quant import VARIANT, trained  # noqa: F401 - a fixture
 
 import porter
-from porter.artifacts.files import load_artifact
+from porter.artifacts.artifact import load_artifact
 from porter.errors import PorterError
 
 REAL = Path(__file__).parents[2] / "shared" / "real"
@@ -80,8 +80,8 @@ def test_release(trained, tmp_path, run, plain, tf):  # noqa: F811
 
 
 def test_a_range_without_its_end(trained, tmp_path, run):  # noqa: F811
-    from porter.formats import open_checkpoint
-    from porter.formats.bundle_writer import write_bundle
+    from porter.sources import open_checkpoint
+    from porter.sources.bundle_writer import write_bundle
 
     values = {name: variable.read() for name, variable in open_checkpoint(trained).items()}
     name = next(name for name in values if name.endswith("/max"))

@@ -19,7 +19,7 @@ from porter.evaluation import run as running
 from porter.evaluation.dataset import find_photos
 from porter.evaluation.result import share
 from porter.evaluation.run import Settings, evaluate, rank
-from porter.imagenet.images import normalized, read_image, resized
+from porter.photos.images import normalized, read_image, resized
 
 REAL = SHARED.parent / "real"
 IDS = ["n01440764", "n01443537", "n03995372", "n15075141"]

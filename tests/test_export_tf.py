@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import porter
-from porter.artifacts.files import load_artifact, save_artifact
-from porter.formats import open_checkpoint
-from porter.jobs.convert import convert
-from porter.jobs.export_tf import export_tf
+from porter.artifacts.artifact import load_artifact, save_artifact
+from porter.exports.convert import convert
+from porter.exports.export_tf import export_tf
 from porter.mapping.axes import target_shape, to_source, to_target
+from porter.sources import open_checkpoint
 
 sides = st.integers(1, 4)
 
@@ -88,9 +88,9 @@ def test_refusals(run, demo_folder, tmp_path):
     ran = run("export-tf", path, path)
     assert ran.code == 2
     assert ran.err.count("\n") == 1
-    tensors, metadata = load_artifact(path)
-    del tensors["conv_head.bias"]
-    save_artifact(path, tensors, metadata, force=True)
+    artifact = load_artifact(path)
+    del artifact.arrays["conv_head.bias"]
+    save_artifact(path, artifact, force=True)
     ran = run("export-tf", path, tmp_path / "new")
     assert ran.code == 2
     assert "conv_head.bias: missing, expected [1024]" in ran.err

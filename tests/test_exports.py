@@ -8,8 +8,8 @@ from test_deploy import images, trained
 import porter
 from porter.exports.operations import classifier_program
 from porter.exports.tflite_model import tflite_model
-from porter.formats.tflite_graph import read_graph
 from porter.mapping.files import list_variants
+from porter.sources.tflite_graph import read_graph
 
 VARIANTS = list_variants()
 

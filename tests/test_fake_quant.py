@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 
 import porter
 from porter.errors import CheckpointError, ParityError, PorterError
-from porter.formats.bundle_writer import write_bundle
-from porter.jobs.convert import plan_port
-from porter.jobs.demo import demo_variables
 from porter.mapping.apply import carry_out
 from porter.mapping.options import PortOptions
 from porter.mapping.ranges import Range
 from porter.mapping.rules import module_outputs
 from porter.models.fake_quant import _addition_hook, quantized
 from porter.models.mobilenet_v3 import MobileNetV3
+from porter.parity.demo import demo_variables
+from porter.port import plan_port
+from porter.sources.bundle_writer import write_bundle
 
 VARIANT = "small_075"
 
@@ -40,7 +40,7 @@ def trained(tmp_path_factory):
     variables = demo_variables(VARIANT, classes=21)
     write_bundle(folder / "float", variables)
     port = plan_port(folder / "float", PortOptions(layout="slim", fold_bn=True))
-    tensors = carry_out(port.plan, port.checkpoint).tensors
+    tensors = carry_out(port.plan, port.checkpoint).arrays
     model = MobileNetV3(port.target_network, 21).eval()
     model.load_state_dict({name: torch.from_numpy(values) for name, values in tensors.items()})
     ranges = {}
@@ -128,5 +128,5 @@ def test_ranges_that_are_none(trained, tmp_path, limits):
     variables["MobilenetV3/Conv/act_quant/max"] = np.array(limits[1], "f")
     write_bundle(tmp_path / "model-1", variables)
     with pytest.raises(CheckpointError, match="range MobilenetV3/Conv/act_quant: .* holds no zero"):
-        porter.jobs.convert.convert(tmp_path / "model-1", tmp_path / "a.pth")
+        porter.exports.convert.convert(tmp_path / "model-1", tmp_path / "a.pth")
     assert not (tmp_path / "a.pth").exists()

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import porter
-from porter.jobs.demo import write_demo_checkpoint
 from porter.mapping.files import list_variants
+from porter.parity.demo import write_demo_checkpoint
 
 
 @pytest.mark.parametrize("variant", list_variants())

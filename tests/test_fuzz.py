@@ -7,11 +7,11 @@ import fuzzing
 import numpy as np
 import pytest
 
-from porter.artifacts.files import load_artifact
+from porter.artifacts.artifact import load_artifact
 from porter.errors import ArtifactError, CheckpointError
-from porter.formats import open_checkpoint
-from porter.formats.bundle_writer import write_bundle
-from porter.formats.slices import Part, assemble
+from porter.sources import open_checkpoint
+from porter.sources.bundle_writer import write_bundle
+from porter.sources.slices import Part, assemble
 
 
 def test_mutants_are_refused_or_read(tmp_path):

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import porter
-from porter.architecture.network import build_network
-from porter.jobs.demo import demo_variables
 from porter.mapping.files import load_variant
 from porter.mapping.rules import expected_variables
 from porter.models.endpoints import endpoints
+from porter.network.network import build_network
+from porter.parity.demo import demo_variables
 
 RECORDED = Path(__file__).parent / "data" / "garden"
 # The Garden's name of a map -> ours

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from porter.architecture.network import TIMM_GATE
 from porter.mapping.gate import fold, unfold
+from porter.network.network import TIMM_GATE
 
 SLIM_RATIO = 0.16667 / TIMM_GATE
 normal = st.floats(-1e3, 1e3, width=32).filter(lambda x: x == 0 or abs(x) > 1e-30)

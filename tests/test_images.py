@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from porter.errors import PorterError
-from porter.imagenet.images import normalized, read_image, resized
+from porter.photos.images import normalized, read_image, resized
 
 PIL = pytest.importorskip("PIL.Image")
 HALF = [0.5, 0.5, 0.5]

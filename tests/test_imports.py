@@ -13,7 +13,7 @@ def imported(*arguments) -> set[str]:
     code = (
         "import sys, atexit\n"
         f"atexit.register(lambda: print('IMPORTED', *[m for m in {HEAVY!r} if m in sys.modules]))\n"
-        "from porter.cli import main\nsys.argv[0] = 'mnv3-port'\nmain()"
+        "from porter.commands import main\nsys.argv[0] = 'mnv3-port'\nmain()"
     )
     command = [sys.executable, "-c", code, *map(str, arguments)]
     ran = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -8,10 +8,10 @@ from conftest import same_bits
 
 import porter
 from porter.errors import CheckpointError
-from porter.formats import open_checkpoint
-from porter.jobs.convert import plan_port
 from porter.mapping.apply import carry_out
 from porter.mapping.files import load_variant
+from porter.port import plan_port
+from porter.sources import open_checkpoint
 
 pytestmark = pytest.mark.tensorflow
 SIX = ("large_075", "large_100", "large_minimal_100", "small_075", "small_100", "small_minimal_100")
@@ -183,7 +183,7 @@ def test_same_state_dict_from_every_layout(keras, tmp_path):
     for name in names:
         (model.save_weights if "weights" in name else model.save)(tmp_path / name)
     ports = [plan_port(tmp_path / name) for name in names]
-    first, *others = [carry_out(port.plan, port.checkpoint).tensors for port in ports]
+    first, *others = [carry_out(port.plan, port.checkpoint).arrays for port in ports]
     for other in others:
         assert list(other) == list(first)
         assert all(same_bits(other[name], value) for name, value in first.items())

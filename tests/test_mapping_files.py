@@ -6,7 +6,6 @@ from typing import get_args
 
 import pytest
 
-from porter.architecture.network import build_network, make_divisible
 from porter.errors import MappingError
 from porter.mapping.files import (
     Names,
@@ -18,6 +17,7 @@ from porter.mapping.files import (
     mappings_folder,
 )
 from porter.mapping.rules import expected_variables
+from porter.network.network import build_network, make_divisible
 
 # Learnable parameters at 1000 classes (shared/FACTS.md, from timm's cards)
 PARAMETERS = {

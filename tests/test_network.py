@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 import porter
-from porter.architecture.endpoints import endpoint_modules
-from porter.architecture.layers import state_dict_shapes
-from porter.architecture.network import build_network
-from porter.architecture.table import BlockRow
 from porter.errors import ArtifactError
 from porter.mapping.files import list_variants, load_variant
 from porter.models.endpoints import endpoints
 from porter.models.mobilenet_v3 import MobileNetV3
+from porter.network.endpoints import endpoint_modules
+from porter.network.layers import state_dict_shapes
+from porter.network.network import build_network
+from porter.network.spec import BlockRow
 
 RECORDED = json.loads((Path(__file__).parent / "data" / "timm_keys.json").read_text())["keys"]
 

@@ -10,9 +10,9 @@ import torch
 from conftest import same_bits
 
 from porter.errors import CheckpointError
-from porter.formats import open_checkpoint
-from porter.formats.bundle_writer import write_bundle
-from porter.jobs.demo import write_demo_checkpoint
+from porter.parity.demo import write_demo_checkpoint
+from porter.sources import open_checkpoint
+from porter.sources.bundle_writer import write_bundle
 
 
 def bundle(prefix, value=1.0):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from slim_graph import frozen
 
 import porter
-from porter.jobs.demo import demo_variables
+from porter.parity.demo import demo_variables
 from porter.parity.references.graph_float64 import as_written, in_float64
 
 pytestmark = pytest.mark.tensorflow

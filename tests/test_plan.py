@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from porter.errors import CheckpointError, MappingError
-from porter.formats import open_checkpoint
-from porter.jobs.convert import plan_port
 from porter.mapping.apply import carry_out
 from porter.mapping.identify import match_variants
 from porter.mapping.options import PortOptions
+from porter.port import plan_port
+from porter.sources import open_checkpoint
 
 STEM = "MobilenetV3/Conv/weights"
 CLASSIFIER = "MobilenetV3/Logits/Conv2d_1c_1x1"
@@ -67,7 +67,7 @@ def test_classes_follow_the_checkpoint(make_checkpoint, classes, keep, kept, dro
     checkpoint = make_checkpoint(classes=classes)
     port = plan_port(checkpoint, PortOptions(keep_background=keep))
     assert (port.plan.num_classes, port.plan.background_dropped) == (kept, dropped)
-    values = carry_out(port.plan, port.checkpoint).tensors["classifier.bias"]
+    values = carry_out(port.plan, port.checkpoint).arrays["classifier.bias"]
     stored = port.checkpoint[f"{CLASSIFIER}/biases"].read()
     assert values.tolist() == stored[classes - kept :].tolist()
 
@@ -139,6 +139,6 @@ def test_other_floats_become_float32(make_checkpoint, dtype):
     kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype
     port = plan_port(make_checkpoint(lambda v: v.update({STEM: v[STEM].astype(kind)})))
     assert port.checkpoint[STEM].dtype == dtype
-    values = carry_out(port.plan, port.checkpoint).tensors["conv_stem.weight"]
+    values = carry_out(port.plan, port.checkpoint).arrays["conv_stem.weight"]
     assert values.dtype == np.float32
     assert np.array_equal(values, port.checkpoint[STEM].read().astype("f").transpose(3, 2, 0, 1))

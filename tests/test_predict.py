@@ -8,8 +8,8 @@ import re
 import pytest
 from conftest import SHARED
 
-from porter.imagenet.labels import imagenet_labels
-from porter.jobs.demo import write_demo_checkpoint
+from porter.parity.demo import write_demo_checkpoint
+from porter.photos.labels import imagenet_labels
 
 REAL = SHARED.parent / "real"
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import porter
-from porter.jobs.demo import write_demo_checkpoint
 from porter.mapping.files import list_variants
+from porter.parity.demo import write_demo_checkpoint
 
 RECORDS = Path(__file__).parent / "data" / "original"
 

@@ -18,11 +18,11 @@ from hypothesis import example, given, strategies
 from markdown_it import MarkdownIt
 
 import porter
-from porter.architecture.cost import multiply_accumulates
-from porter.architecture.network import build_network
-from porter.artifacts.files import load_artifact
-from porter.jobs.demo import write_demo_checkpoint
+from porter.artifacts.artifact import load_artifact
 from porter.mapping.files import list_variants, load_variant
+from porter.network.cost import multiply_accumulates
+from porter.network.network import build_network
+from porter.parity.demo import write_demo_checkpoint
 
 # shared/FACTS.md: parameters and multiply-accumulates at 224
 PUBLISHED = {
@@ -244,7 +244,7 @@ def test_check_finds_missing_and_added_files(copy, run):
 
 def changed_weights(folder, value=None):
     """Other weights under consistent names and checksums."""
-    from porter.artifacts.files import save_artifact
+    from porter.artifacts.artifact import save_artifact
     from porter.release.folder import add_hash
 
     [path] = folder.glob("*.pth")
@@ -253,9 +253,9 @@ def changed_weights(folder, value=None):
     weight[0, 0, 0, 0] = weight[0, 0, 0, 0] + 1 if value is None else value
     path.unlink()
     plain = folder / "mobilenetv3_small_075.pth"
-    save_artifact(plain, artifact.tensors, artifact.metadata)
+    save_artifact(plain, artifact)
     twin = load_artifact(folder / "model.safetensors").metadata
-    save_artifact(folder / "model.safetensors", artifact.tensors, twin, force=True)
+    save_artifact(folder / "model.safetensors", artifact._replace(metadata=twin), force=True)
     path = add_hash(plain)
     parity = json.loads((folder / "parity.json").read_text())
     parity["digests"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -428,8 +428,8 @@ def test_all_six_in_timm(timm, shared, tmp_path):
 
 def googles(folder, step=497500, classes=1001, change=None):
     """A checkpoint that looks like Google's small 0.75 but for its values."""
-    from porter.formats.bundle_writer import write_bundle
-    from porter.jobs.demo import demo_variables
+    from porter.parity.demo import demo_variables
+    from porter.sources.bundle_writer import write_bundle
 
     variables = demo_variables("small_075", classes=classes)
     if change:

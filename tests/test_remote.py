@@ -13,9 +13,9 @@ from conftest import same_bits
 
 import porter
 from porter.errors import CheckpointError
-from porter.formats import open_checkpoint, remote
-from porter.formats.bundle_writer import write_bundle
-from porter.jobs.demo import demo_variables, write_demo_checkpoint
+from porter.parity.demo import demo_variables, write_demo_checkpoint
+from porter.sources import open_checkpoint, remote
+from porter.sources.bundle_writer import write_bundle
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
@@ -172,7 +172,7 @@ def test_hostile_zip(tmp_path, name, mode):
 
 
 def test_zip_bomb(tmp_path, monkeypatch):
-    monkeypatch.setattr("porter.formats.archive.MAX_UNPACKED", 1 << 20)
+    monkeypatch.setattr("porter.sources.archive.MAX_UNPACKED", 1 << 20)
     with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("model-1.index", bytes(2 << 20))
     with pytest.raises(CheckpointError, match="unpacks to more than"):

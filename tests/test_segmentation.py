@@ -11,13 +11,13 @@ from conftest import SHARED
 from test_backbone import unpacked
 
 import porter
-from porter.architecture.network import with_output_stride
-from porter.formats.bundle_writer import write_bundle
-from porter.jobs.convert import plan_port
-from porter.jobs.segment import palette
 from porter.mapping.files import list_segmenters
 from porter.mapping.rules import expected_variables
 from porter.models.lraspp import LRASPP
+from porter.network.network import with_output_stride
+from porter.port import plan_port
+from porter.prediction.masks import palette
+from porter.sources.bundle_writer import write_bundle
 
 USERS = SHARED.parent / "real" / "lraspp_small_user.pb"
 
@@ -122,8 +122,8 @@ def test_names_are_torchvisions(timm):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A segmenter of random weights that no graph comes with, in a scope of its own; four classes."""
-    from porter.architecture.network import build_network
     from porter.mapping.files import load_variant
+    from porter.network.network import build_network
 
     mapping = load_variant("lraspp_small")
     random = np.random.default_rng(0)
@@ -257,7 +257,7 @@ def test_damaged_graph(made, tmp_path, run):
 
 
 def test_half_a_segmenter(made, tmp_path, run):
-    from porter.formats import open_checkpoint
+    from porter.sources import open_checkpoint
 
     values = {name: variable.read() for name, variable in open_checkpoint(made).items()}
     del values["aspp0/weights"]

@@ -11,9 +11,9 @@ from conftest import same_bits
 from test_fake_quant import trained  # noqa: F401 - a fixture
 
 import porter
-from porter.architecture.network import GATE_ENTRY
-from porter.artifacts.files import load_artifact
+from porter.artifacts.artifact import load_artifact
 from porter.errors import ArtifactError, PorterError
+from porter.network.network import GATE_ENTRY
 
 VARIANT = "small_075"
 HEADS = ("lraspp_small", "ssdlite_small", "small_seg")
@@ -198,9 +198,10 @@ def test_entries_that_are_no_gate(demo_folder, tmp_path, run, value):
 def test_a_gate_that_contradicts_the_metadata(demo_folder, tmp_path):
     path, _ = porter.convert(demo_folder, tmp_path / "a.safetensors", layout="slim")
     found = load_artifact(path)
-    from porter.artifacts.files import save_artifact
+    from porter.artifacts.artifact import save_artifact
 
-    save_artifact(path, {**found.tensors, GATE_ENTRY: torch.tensor(0.2).double()}, found.metadata, force=True)
+    found.arrays[GATE_ENTRY] = np.array(0.2)
+    save_artifact(path, found, force=True)
     with pytest.raises(ArtifactError, match=r"says 0\.2, its metadata 0\.16667"):
         porter.create_model(VARIANT, path)
 

@@ -16,7 +16,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from porter.jobs.demo import write_demo_checkpoint
+from porter.parity.demo import write_demo_checkpoint
 
 
 class Server(http.server.SimpleHTTPRequestHandler):
@@ -75,10 +75,10 @@ def test_addresses_wherever_a_file_goes(web, artifact, photo, run, demo_folder, 
 
 @pytest.mark.parametrize("command", ["predict", "inspect", "download"])
 def test_four_ways_not_to_reach_a_server(web, run, tmp_path, photo, command, monkeypatch):
-    from porter.formats import remote
+    from porter.sources import remote
 
     monkeypatch.setattr(remote, "SILENCE", 1)
-    monkeypatch.setattr("porter.jobs.download.SILENCE", 1)
+    monkeypatch.setattr("porter.sources.download.SILENCE", 1)
     silent = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("S", (Server,), {"do_GET": hang, "do_HEAD": hang}))
     threading.Thread(target=silent.serve_forever, daemon=True).start()
     for address, message in (
@@ -201,12 +201,12 @@ def test_the_summary_fits_a_terminal(demo_folder, run, monkeypatch):
 
 
 def test_suspects_are_named_in_both_tongues(demo_folder, artifact, run, tmp_path):
-    from porter.artifacts.files import load_artifact, save_artifact
+    from porter.artifacts.artifact import load_artifact, save_artifact
 
     entry, variable = "blocks.2.0.conv_dw.weight", "MobilenetV3/expanded_conv_3/depthwise/depthwise_weights"
     stored = load_artifact(artifact)
     stored.tensors[entry][0, 0, 0, 0] += 1
-    save_artifact(artifact, stored.tensors, stored.metadata, force=True)
+    save_artifact(artifact, stored, force=True)
     options = (
         "--reference",
         demo_folder / "expected.npz",
@@ -227,7 +227,7 @@ def test_suspects_are_named_in_both_tongues(demo_folder, artifact, run, tmp_path
 
 def test_json_has_no_nan(tmp_path, run):
     np_nan = {"v": np.array([np.nan, 1, np.inf], "f")}
-    from porter.formats.bundle_writer import write_bundle
+    from porter.sources.bundle_writer import write_bundle
 
     write_bundle(tmp_path / "a-1", np_nan)
     write_bundle(tmp_path / "b-1", {"v": np.array([2, 1, 0], "f")})

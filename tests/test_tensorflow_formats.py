@@ -8,10 +8,10 @@ from conftest import FOLDERS, same_bits
 
 import porter
 from porter.errors import CheckpointError
-from porter.formats import open_checkpoint
-from porter.jobs.convert import plan_port
-from porter.jobs.demo import demo_variables
 from porter.mapping.apply import carry_out
+from porter.parity.demo import demo_variables
+from porter.port import plan_port
+from porter.sources import open_checkpoint
 
 pytestmark = pytest.mark.tensorflow
 VARIANT = "small_minimal_100"  # the fewest variables
@@ -218,7 +218,7 @@ def test_same_state_dict_from_every_format(tf, tmp_path, values):
         folder = tmp_path / name.replace(" ", "")
         folder.mkdir()
         port = plan_port(FORMATS[name](tf, folder, values))
-        return carry_out(port.plan, port.checkpoint).tensors
+        return carry_out(port.plan, port.checkpoint).arrays
 
     expected = tensors("V2")
     for name in FORMATS:

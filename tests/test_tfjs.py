@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 import porter
-from porter.architecture.network import build_network
-from porter.formats import open_checkpoint
-from porter.jobs.demo import demo_variables
 from porter.mapping.files import load_variant
 from porter.mapping.rules import expected_variables
+from porter.network.network import build_network
+from porter.parity.demo import demo_variables
+from porter.sources import open_checkpoint
 
 SHARD = 4 << 20  # bytes, as the converter cuts them
 GATE = "MobilenetV3/expanded_conv/squeeze_excite/Conv_1/mul/y"

@@ -7,15 +7,15 @@ from conftest import SHARED
 
 import porter
 from porter.errors import ArtifactError, CheckpointError, ParityError
-from porter.formats import open_checkpoint
-from porter.formats.tflite_graph import read_graph
-from porter.jobs.convert import plan_port
-from porter.jobs.demo import demo_variables, write_demo_checkpoint
 from porter.mapping.options import PortOptions
 from porter.models.endpoints import endpoints
+from porter.parity.demo import demo_variables, write_demo_checkpoint
 from porter.parity.references.interpreter import _check_values, interpreter
 from porter.parity.references.tf_nn import graph
 from porter.parity.samples import photos
+from porter.port import plan_port
+from porter.sources import open_checkpoint
+from porter.sources.tflite_graph import read_graph
 
 pytestmark = pytest.mark.tensorflow
 REAL = SHARED.parent / "real"
@@ -32,7 +32,7 @@ def real():
 
 def convert(tf, folder, variant="small_075", quantize=None, classes=21, part="Logits"):
     """The demo weights of ``variant`` in our tf.nn graph, through TensorFlow's converter."""
-    from porter.formats.bundle_writer import write_bundle
+    from porter.sources.bundle_writer import write_bundle
 
     folder.mkdir(exist_ok=True)
     write_bundle(folder / "model-1", demo_variables(variant, classes=classes), force=True)
@@ -114,7 +114,7 @@ def test_same_weights_as_folding_the_checkpoint_itself(tf, tmp_path, made):
     ours = plan_port(made.parent / "model-1", PortOptions(layout="slim", fold_bn=True))
     from porter.mapping.apply import carry_out
 
-    ours = carry_out(ours.plan, ours.checkpoint).tensors
+    ours = carry_out(ours.plan, ours.checkpoint).arrays
     theirs = porter.create_model("small_075", made, layout="slim").state_dict()
     assert list(theirs) == list(ours)
     assert len(theirs) < len(folded)
@@ -158,7 +158,7 @@ def test_damaged(made, tmp_path, damage):
 
 def test_finding_weights_without_a_shape(made, tmp_path, monkeypatch):
     """IndexError came out of the reader where damage had taken the shape of a constant."""
-    from porter.formats import tflite
+    from porter.sources import tflite
 
     graph = tflite.read_graph(made)
     position = next(o.inputs[1] for o in graph.operators if o.kind == "conv_2d")
@@ -249,7 +249,7 @@ def eight_bits(tf, converter, low, whole=True, taken="int8"):
 )
 def test_int8_level_for_level(tf, tmp_path, run, variant, whole):
     """Every layer as the interpreter's integer kernels compute it, background and all, or dropped."""
-    from porter.formats.bundle_writer import write_bundle
+    from porter.sources.bundle_writer import write_bundle
 
     write_bundle(tmp_path / "model-1", demo_variables(variant))
     forward = graph(plan_port(tmp_path / "model-1"), "float32")
@@ -273,9 +273,9 @@ def test_int8_level_for_level(tf, tmp_path, run, variant, whole):
 @pytest.mark.parametrize(("scale", "offset"), [(1 / 127.5, -1.0), (1 / 255, 0.0)])
 def test_pixels_become_levels_inside(tf, tmp_path, run, scale, offset):
     """As in every 8-bit file that is made of a Keras model with its preprocessing. Both sides were given 0 and 1 alone."""
-    from porter.formats.bundle_writer import write_bundle
     from porter.parity.samples import noise, structured
     from porter.parity.verify import open_check
+    from porter.sources.bundle_writer import write_bundle
 
     write_bundle(tmp_path / "model-1", demo_variables("small_075"))
     forward = graph(plan_port(tmp_path / "model-1"), "float32")

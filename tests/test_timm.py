@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import porter
-from porter.jobs.convert import convert
+from porter.exports.convert import convert
 
 try:
     from porter.models.timm_import import import_timm

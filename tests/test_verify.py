@@ -15,16 +15,17 @@ import torch
 from conftest import FOLDERS, SOME
 
 import porter
-from porter.architecture.network import GATE_ENTRY
-from porter.artifacts.files import load_artifact, save_artifact
+from porter.artifacts.artifact import load_artifact, save_artifact
 from porter.errors import PorterError
-from porter.jobs.convert import convert, plan_port
+from porter.exports.convert import convert
 from porter.mapping.files import list_variants, load_variant
 from porter.mapping.options import PortOptions
+from porter.network.network import GATE_ENTRY
 from porter.parity.candidates.candidate import Output
 from porter.parity.compare import compare
 from porter.parity.references.reference import Noise, Values
 from porter.parity.verify import Against, check_sample, open_check
+from porter.port import plan_port
 
 TENSORFLOW = pytest.mark.tensorflow
 
@@ -149,9 +150,9 @@ def test_folded_artifact_in_float64(tf, demo_folder, tmp_path):
 def test_a_wrong_tensor_is_found_where_it_acts(run, demo_folder, tmp_path, entry, first):
     """The first divergence is the endpoint that the tensor feeds; exit code 1."""
     path, _ = convert(demo_folder, tmp_path / "a.pth")
-    tensors, metadata = load_artifact(path)
-    tensors[entry] = tensors[entry] + 0.01 * tensors[entry].abs().mean()
-    save_artifact(path, tensors, metadata, force=True)
+    artifact = load_artifact(path)
+    artifact.arrays[entry] += 0.01 * np.abs(artifact.arrays[entry]).mean()
+    save_artifact(path, artifact, force=True)
     ran = run("verify", demo_folder, path, "--reference", demo_folder / "expected.npz", "--json")
     assert ran.code == 1
     assert json.loads(ran.out)["first_divergence"] == first
@@ -198,9 +199,9 @@ def test_human_table_and_junit(run, demo_folder, tmp_path):
 
 def test_junit_of_a_failure(run, demo_folder, tmp_path):
     path, _ = convert(demo_folder, tmp_path / "a.pth")
-    tensors, metadata = load_artifact(path)
-    tensors["classifier.bias"] = tensors["classifier.bias"] + 1
-    save_artifact(path, tensors, metadata, force=True)
+    artifact = load_artifact(path)
+    artifact.arrays["classifier.bias"] += 1
+    save_artifact(path, artifact, force=True)
     junit = tmp_path / "parity.xml"
     ran = run("verify", demo_folder, path, "--reference", demo_folder / "expected.npz", "--junit", junit)
     assert ran.code == 1
@@ -264,7 +265,7 @@ sys.modules["tensorflow"] = None
 import importlib.util
 real = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name == "tensorflow" else real(name, *rest)
-from porter.cli import main
+from porter.commands import main
 sys.argv[0] = "mnv3-port"
 main()
 """
@@ -297,7 +298,7 @@ def test_demo_without_tensorflow():
 @pytest.mark.parametrize("variant", list_variants())
 def test_demo(tf, run, variant, tmp_path):
     """TensorFlow reads the demo's checkpoint and agrees, for every variant."""
-    from porter.jobs.demo import write_demo_checkpoint
+    from porter.parity.demo import write_demo_checkpoint
 
     folder = write_demo_checkpoint(tmp_path, variant)
     assert plan_port(folder).plan.variant == variant

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from porter.jobs.demo import write_demo_checkpoint
+from porter.parity.demo import write_demo_checkpoint
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

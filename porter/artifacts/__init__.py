@@ -1,1 +1,1 @@
-"""Writing and reading ``.pth`` and ``.safetensors`` with metadata, whole or not at all."""
+"""State dicts with metadata: found, read, written, brought into another form."""

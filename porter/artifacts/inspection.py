@@ -7,11 +7,11 @@ from typing import Any
 
 import msgspec
 
-from porter.artifacts.files import load_artifact
+from porter.artifacts.artifact import load_artifact
 from porter.artifacts.locate import find_artifact
 from porter.artifacts.variant import class_count
 from porter.errors import ArtifactError
-from porter.formats.checkpoint import sha256
+from porter.sources.checkpoint import sha256
 
 PARITY = "parity.json"
 
@@ -30,13 +30,13 @@ def inspect_artifact(source: str) -> dict[str, Any]:
     if file is None:
         raise ArtifactError(f"{source}: no artifact")
     artifact = load_artifact(file)
-    tensors = artifact.tensors
+    arrays = artifact.arrays
     found: dict[str, Any] = {
         "file": file.given,
         "sha256": sha256(file.path),
         "bytes": file.path.stat().st_size,
-        "tensors": [{"name": n, "shape": list(t.shape), "dtype": str(t.dtype)[6:]} for n, t in tensors.items()],
-        "classes": class_count(tensors),
+        "tensors": [{"name": n, "shape": list(v.shape), "dtype": str(v.dtype)} for n, v in arrays.items()],
+        "classes": class_count(arrays),
         "metadata": msgspec.to_builtins(artifact.metadata) if artifact.metadata else None,
         "parity": dict(artifact.metadata.parity) if artifact.metadata else {},
     }

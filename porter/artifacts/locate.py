@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from porter.errors import CheckpointError
-from porter.formats.remote import exists, is_url, mirror
 from porter.mapping.options import PathLike
+from porter.sources.remote import exists, is_url, mirror
 
 SUFFIXES = (".pth", ".pt", ".safetensors")
 WEIGHTS, MAPPING = "model.safetensors", "mapping.yaml"  # in a release

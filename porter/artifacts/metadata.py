@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
-from porter.architecture.table import Segmentation
 from porter.errors import ArtifactError
 from porter.mapping.ranges import Range
+from porter.network.spec import Segmentation
 
 KEY = "mnv3_port"  # the entry's name in both formats
 FORMAT = 1

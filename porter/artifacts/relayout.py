@@ -8,16 +8,16 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from porter.architecture.layers import layers
-from porter.architecture.network import GATE_ENTRY, TIMM_GATE, Network
-from porter.artifacts.arrays import Arrays
+from porter.artifacts.artifact import Artifact
 from porter.artifacts.variant import class_count
 from porter.mapping.apply import fold_batch_norm
 from porter.mapping.gate import GATE_IN_16_BITS, fold, unfold
 from porter.mapping.options import ArtifactLayout
+from porter.network.layers import layers
+from porter.network.network import GATE_ENTRY, TIMM_GATE, Network
 
 
-def relayout(artifact: Arrays, layout: ArtifactLayout, gate_folded: Sequence[str], slim_gate: float) -> Arrays:
+def relayout(artifact: Artifact, layout: ArtifactLayout, gate_folded: Sequence[str], slim_gate: float) -> Artifact:
     """The same port for the other gate: ``slim`` undoes the fold, ``timm`` folds.
 
     ``gate_folded`` names the weights that take the fold. It is undone bit for bit where metadata tells what rounding
@@ -41,10 +41,10 @@ def relayout(artifact: Arrays, layout: ArtifactLayout, gate_folded: Sequence[str
     if gate_folded and wanted != TIMM_GATE:
         arrays[GATE_ENTRY] = np.array(wanted, np.float32)
     changed = metadata and msgspec.structs.replace(metadata, layout=layout, gate=wanted, fold_nudges=nudges)
-    return Arrays(arrays, changed)
+    return Artifact(arrays, changed)
 
 
-def without_batch_norms(artifact: Arrays, network: Network) -> Arrays:
+def without_batch_norms(artifact: Artifact, network: Network) -> Artifact:
     """The same port, in layout ``slim``, with batch norms folded into the convolutions before them."""
     arrays = artifact.arrays
     folded: dict[str, np.ndarray] = {}
@@ -58,4 +58,4 @@ def without_batch_norms(artifact: Arrays, network: Network) -> Arrays:
     if GATE_ENTRY in arrays:
         folded[GATE_ENTRY] = arrays[GATE_ENTRY]
     metadata = artifact.metadata and msgspec.structs.replace(artifact.metadata, bn_folded=True)
-    return Arrays(folded, metadata)
+    return Artifact(folded, metadata)

@@ -6,12 +6,12 @@ from collections.abc import Container, Mapping, Sized
 from dataclasses import replace
 from pathlib import Path
 
-from porter.architecture.network import Network
 from porter.artifacts.metadata import Metadata
 from porter.errors import ArtifactError
 from porter.mapping.files import load_mapping, load_variant, variant_named
 from porter.mapping.options import PortOptions
 from porter.mapping.schema import VariantMapping
+from porter.network.network import Network
 
 # Of a classifier, or of both inputs of a segmentation head
 CLASS_BIASES = ("classifier.bias", "classifier.high_classifier.bias", "classifier.low_classifier.bias")

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from porter.architecture.table import Input
 from porter.errors import PorterError
-from porter.jobs.convert import DEFAULT, Port, plan_port
-from porter.jobs.create import open_model
-from porter.jobs.deploy import deploy
+from porter.exports.deploy import deploy
 from porter.mapping.options import PortOptions
+from porter.models.create import open_model
 from porter.models.timm_import import import_timm
+from porter.network.spec import Input
 from porter.parity.references.choose import open_reference
+from porter.port import DEFAULT, Port, plan_port
 
 AT_ONCE = 4  # images that a reference's process gets at once; its memory is measured out for one
 

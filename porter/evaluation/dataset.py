@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from porter.errors import PorterError
-from porter.imagenet.images import SUFFIXES
-from porter.imagenet.labels import imagenet_labels
+from porter.photos.images import SUFFIXES
+from porter.photos.labels import imagenet_labels
 
 WORDNET_ID = re.compile(r"n\d{8}")
 NUMBER = re.compile(r"[0-9]{1,6}")  # of a class

@@ -17,7 +17,6 @@ import torch
 import torch.distributed
 from torch.utils.data import DataLoader, Dataset
 
-from porter.architecture.table import Input
 from porter.atomic import check_folder
 from porter.cores import cores
 from porter.errors import PorterError
@@ -25,9 +24,10 @@ from porter.evaluation.classifier import Classifier, open_classifier
 from porter.evaluation.dataset import Photo, find_photos
 from porter.evaluation.journal import read_journal, write_batch
 from porter.evaluation.result import Evaluation, Seen
-from porter.imagenet.images import Preprocessing, normalized, read_image, resized
 from porter.mapping.options import PortOptions
 from porter.models.devices import chosen_device
+from porter.network.spec import Input
+from porter.photos.images import Preprocessing, normalized, read_image, resized
 
 DEFAULT = PortOptions()
 Progress = Callable[[int, int], None]  # images done, of how many

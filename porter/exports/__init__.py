@@ -1,1 +1,1 @@
-"""The network as other runtimes take it. Nothing here needs torch."""
+"""What a port is written as, and what it runs in."""

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from porter.architecture.network import TIMM_GATE, Network
+from porter.artifacts.artifact import Artifact
 from porter.artifacts.metadata import KEY, Metadata, encode
 from porter.errors import ArtifactError
 from porter.exports.operations import Program, classifier_program, segmenter_program
+from porter.network.network import TIMM_GATE, Network
 
 if TYPE_CHECKING:
-    import numpy as np
+    pass
 
 SUFFIXES = (".onnx", ".tflite")
 
 
-def export_bytes(
-    suffix: str, network: Network, arrays: Mapping[str, np.ndarray], metadata: Metadata, size: int
-) -> bytes:
-    """The classifier ``network`` with the state dict ``arrays`` as a file, for square images of ``size`` pixels.
+def export_bytes(suffix: str, network: Network, artifact: Artifact, size: int) -> bytes:
+    """``network`` with the weights and metadata of ``artifact`` as a file, for square images of ``size`` pixels.
 
-    A batch may have any size. A ``.tflite`` of what was trained for 8 bits is the integer one; ``arrays`` must be in
+    A batch may have any size. A ``.tflite`` of what was trained for 8 bits is the integer one; the weights must be in
     layout ``slim`` then. Raises ArtifactError where the port has no such form.
     """
+    arrays, metadata = artifact
+    assert metadata is not None
     if suffix not in SUFFIXES:
         raise ValueError(f"{suffix}: no export; one of {', '.join(SUFFIXES)}")
     sides = (size, size)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from porter.architecture.padding import same_padding
-from porter.architecture.table import ACTIVATIONS
 from porter.errors import ArtifactError
 from porter.exports.operations import IMAGE, LINEAR, Operation, Program
+from porter.network.padding import same_padding
+from porter.network.spec import ACTIVATIONS
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from porter.architecture import table
-from porter.architecture.layers import Layer, is_weight, layers, state_dict_shapes
-from porter.architecture.network import TIMM_GATE, Network
 from porter.errors import ArtifactError
 from porter.mapping.apply import fold_batch_norm
+from porter.network import spec
+from porter.network.layers import Layer, is_weight, layers, state_dict_shapes
+from porter.network.network import TIMM_GATE, Network
 
 if TYPE_CHECKING:
     import numpy as np
 
 Kind = Literal["convolution", "dense", "mean", "pool", "resize", "flatten", "multiply", "add"]
-Activation = table.Activation | Literal["gate"]
+Activation = spec.Activation | Literal["gate"]
 IMAGE = "image"  # the input's name in exported graphs
 LINEAR = "linear"  # below the name of what an activation gives: what it takes
 LOGITS = "logits"  # a classifier's output

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from porter.architecture.table import ACTIVATIONS
 from porter.errors import ArtifactError
 from porter.exports.onnx_model import Size
 from porter.exports.operations import IMAGE, LINEAR, Operation, Program
-from porter.formats.tflite_writer import FUSED, SAME, VALID, Constant, Step, tflite_bytes
 from porter.mapping.ranges import Range, levels
+from porter.network.spec import ACTIVATIONS
+from porter.sources.tflite_writer import FUSED, SAME, VALID, Constant, Step, tflite_bytes
 
 
 def tflite_model(program: Program, size: Size, ranges: Mapping[str, Range] | None = None, gate: float = 1 / 6) -> bytes:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
 
-from porter.architecture.network import GATE_ENTRY
 from porter.errors import CheckpointError
-from porter.formats import Checkpoint
 from porter.mapping.axes import to_target
 from porter.mapping.gate import fold
 from porter.mapping.plan import Plan, Step
 from porter.mapping.ranges import FIELDS, Range
+from porter.network.network import GATE_ENTRY
+from porter.sources import Checkpoint
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +27,7 @@ class Ported(NamedTuple):
     ``ranges`` are those of what the source quantised to 8 bits, by module or entry.
     """
 
-    tensors: dict[str, np.ndarray]
+    arrays: dict[str, np.ndarray]
     fold_nudges: dict[str, list[int]]
     ranges: dict[str, Range]
 

@@ -7,16 +7,16 @@ from typing import NamedTuple
 
 import msgspec
 
-from porter.architecture.network import build_network
 from porter.errors import MappingError, Option
-from porter.formats import Checkpoint
-from porter.formats.dtypes import FLOATS
 from porter.mapping.files import list_backbones, list_variants, load_variant
 from porter.mapping.identify import NAMES, TENSORFLOW_NAMES
 from porter.mapping.matching import choose, find_scope
 from porter.mapping.plan import fit
 from porter.mapping.rules import Expected, expected_variables
 from porter.mapping.schema import VariantMapping
+from porter.network.network import build_network
+from porter.sources import Checkpoint
+from porter.sources.dtypes import FLOATS
 
 
 class Backbone(NamedTuple):

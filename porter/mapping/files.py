@@ -12,11 +12,11 @@ from typing import Literal
 
 import msgspec
 
-from porter.architecture.network import build_network
 from porter.errors import MappingError
 from porter.mapping.rules import expected_variables
 from porter.mapping.schema import VariantMapping
 from porter.mapping.yaml_file import Document, overlay, read_yaml
+from porter.network.network import build_network
 
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")  # it becomes the name of a file
 Names = Literal["slim", "keras", "keras2", "keras_unnamed", "tflite", "tfjs", "garden"]

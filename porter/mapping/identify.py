@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from porter.formats import Checkpoint
 from porter.mapping.files import Names, list_detectors, list_segmenters, list_variants, load_variant
 from porter.mapping.plan import fit
+from porter.sources import Checkpoint
 
 # What names to try in which format; a format not listed here holds TensorFlow's variables.
 NAMES: dict[str, tuple[Names, ...]] = {

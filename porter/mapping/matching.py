@@ -6,8 +6,8 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass
 
-from porter.formats.variable import Variable
 from porter.mapping.rules import Expected
+from porter.sources.variable import Variable
 
 # What the last part of a name says, as different writers say it
 KINDS = {

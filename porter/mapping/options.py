@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
-from porter.formats.weights import Weights
+from porter.sources.weights import Weights
 
 PathLike = str | os.PathLike[str]
 ArtifactLayout = Literal["timm", "slim"]

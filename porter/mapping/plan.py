@@ -9,19 +9,19 @@ from typing import NamedTuple
 
 import msgspec
 
-from porter.architecture.layers import Shape, is_weight, layers, state_dict_shapes
-from porter.architecture.network import TIMM_GATE, Network, build_network
-from porter.architecture.table import Segmentation
 from porter.errors import MappingError
-from porter.formats import Checkpoint
-from porter.formats.dtypes import FLOATS
-from porter.formats.graph_operations import graph_operations
 from porter.mapping.axes import target_shape
 from porter.mapping.gate import GATE_ROUNDING, GATE_SHIFT, as_decimal
 from porter.mapping.options import ArtifactLayout, PortOptions
 from porter.mapping.ranges import FIELDS
 from porter.mapping.rules import Expected, expected_variables, module_outputs
 from porter.mapping.schema import VariantMapping
+from porter.network.layers import Shape, is_weight, layers, state_dict_shapes
+from porter.network.network import TIMM_GATE, Network, build_network
+from porter.network.spec import Segmentation
+from porter.sources import Checkpoint
+from porter.sources.dtypes import FLOATS
+from porter.sources.graph_operations import graph_operations
 
 NOT_BACKBONE = "not of the backbone"
 

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import msgspec
 
-from porter.architecture.network import Block, Network
-from porter.architecture.torchvision_names import torchvision_names
 from porter.mapping.axes import rank
 from porter.mapping.schema import BlockRule, Rule, VariantMapping
+from porter.network.network import Block, Network
+from porter.network.torchvision_names import torchvision_names
 
 
 class Expected(NamedTuple):

@@ -6,7 +6,7 @@ from typing import Literal
 
 from msgspec import Struct, field
 
-from porter.architecture.table import Architecture
+from porter.network.spec import Architecture
 
 Axes = Literal["conv", "depthwise", "dense", "conv_ohwi", "depthwise_1hwc", "dense_ohwi", "vector", "batch_norm"]
 

@@ -1,1 +1,1 @@
-"""MobileNetV3 in PyTorch: SAME padding, blocks, model and TensorFlow's endpoint names."""
+"""MobileNetV3 in PyTorch, as people read it, and opening one with weights."""

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from porter.architecture.network import GATE_ENTRY, TIMM_GATE, Block, Network
-from porter.architecture.table import ACTIVATIONS, Activation
 from porter.mapping.gate import GATE_IN_16_BITS
 from porter.models.same_padding import SameConv2d
+from porter.network.network import GATE_ENTRY, TIMM_GATE, Block, Network
+from porter.network.spec import ACTIVATIONS, Activation
 
 
 def activation(name: Activation) -> nn.Module:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from porter.architecture.network import Network
 from porter.models.lraspp import LRASPP
 from porter.models.mobilenet_v3 import MobileNetV3
 from porter.models.ssdlite import SSDLite
+from porter.network.network import Network
 
 Whole = MobileNetV3 | LRASPP | SSDLite  # a network with its head, unlike a feature pyramid
 

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from porter.architecture.endpoints import endpoint_modules
 from porter.models.build import Whole
+from porter.network.endpoints import endpoint_modules
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from porter.architecture.network import Network
+from porter.network.network import Network
 
 
 class Tap(NamedTuple):

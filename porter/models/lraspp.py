@@ -11,10 +11,10 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from porter.architecture.network import Network
-from porter.architecture.table import Segmentation
 from porter.models.blocks import Gate, state_gate
 from porter.models.trunk import Trunk
+from porter.network.network import Network
+from porter.network.spec import Segmentation
 
 
 class Head(nn.Module):

@@ -10,7 +10,6 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from porter.architecture.network import Network
 from porter.models.blocks import (
     ConvNormAct,
     DepthwiseSeparable,
@@ -25,6 +24,7 @@ from porter.models.blocks import (
 )
 from porter.models.feature_info import FeatureInfo, pyramid
 from porter.models.same_padding import SameConv2d
+from porter.network.network import Network
 
 if TYPE_CHECKING:
     import numpy as np

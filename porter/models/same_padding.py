@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from porter.architecture.padding import same_padding
+from porter.network.padding import same_padding
 
 
 class SameConv2d(nn.Conv2d):

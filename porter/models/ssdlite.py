@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from porter.architecture.network import Network
 from porter.models.blocks import state_gate
 from porter.models.same_padding import SameConv2d
 from porter.models.trunk import ConvNormAct, Trunk
+from porter.network.network import Network
 
 
 class SSDLite(nn.Module):
     """(N, channels, H, W) float, RGB in [-1, 1] -> encodings (N, boxes, 4) and logits (N, boxes, num_classes).
 
-    Class 0 is the background. ``porter.architecture.anchors`` has the boxes' anchors and what encodings mean.
+    Class 0 is the background. ``porter.network.anchors`` has the boxes' anchors and what encodings mean.
     """
 
     def __init__(self, network: Network, num_classes: int) -> None:

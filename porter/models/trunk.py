@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from porter.architecture.network import Block as BlockTable
-from porter.architecture.network import Network
-from porter.architecture.table import Activation
 from porter.models.blocks import Gate, VectorConv2d, activation, batch_norm
 from porter.models.mobilenet_v3 import made_ready
 from porter.models.same_padding import SameConv2d
+from porter.network.network import Block as BlockTable
+from porter.network.network import Network
+from porter.network.spec import Activation
 
 
 class ConvNormAct(nn.Sequential):

@@ -15,15 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from porter.architecture.network import TIMM_GATE
-from porter.imagenet.images import Size
-from porter.jobs.convert import Port, plan_opened, plan_port
 from porter.mapping.options import PortOptions
 from porter.models.blocks import Gate, SqueezeExcite
 from porter.models.mobilenet_v3 import MobileNetV3
 from porter.models.same_padding import SameConv2d
+from porter.network.network import TIMM_GATE
 from porter.parity.candidates.own import ported_model
 from porter.parity.verdict import Cause
+from porter.photos.images import Size
+from porter.port import Port, plan_opened, plan_port
 
 # Over the logits' scale, in float64 and in float32: what is rounding and needs no explanation; what a mistake must
 # bring a difference down to (a port's folded weights may be rounded to float32; float32 computations err by up to

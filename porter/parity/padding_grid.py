@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from porter.imagenet.images import Size
 from porter.models.same_padding import SameConv2d
 from porter.parity.references.live_tensorflow import tensorflow
+from porter.photos.images import Size
 
 SIZES: tuple[Size, ...] = (
     (1, 1), (1, 4), (2, 2), (2, 3), (3, 3), (4, 5), (5, 4), (6, 7), (7, 7), (8, 8),

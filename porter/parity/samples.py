@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from porter.architecture.table import Input
 from porter.errors import PorterError
-from porter.imagenet.images import SUFFIXES, Size, normalized, read_image, resized
+from porter.network.spec import Input
+from porter.photos.images import SUFFIXES, Size, normalized, read_image, resized
 
 
 class Sample(NamedTuple):

@@ -11,18 +11,15 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from porter.architecture.endpoints import endpoint_names
-from porter.architecture.network import Network
-from porter.architecture.table import Input
-from porter.artifacts.files import load_artifact
+from porter.artifacts.artifact import load_artifact
 from porter.artifacts.locate import find_artifact
 from porter.errors import ParityError
-from porter.formats.weights import Weights
-from porter.imagenet.images import Size
-from porter.jobs.convert import Port, plan_opened, plan_port
-from porter.jobs.create import open_model
 from porter.mapping.options import ArtifactLayout, PathLike, PortOptions
 from porter.mapping.schema import VariantMapping
+from porter.models.create import open_model
+from porter.network.endpoints import endpoint_names
+from porter.network.network import Network
+from porter.network.spec import Input
 from porter.parity.candidates.candidate import QUESTIONS, Candidate, Output, Question
 from porter.parity.candidates.choose import open_candidate
 from porter.parity.candidates.match import matched
@@ -44,6 +41,9 @@ from porter.parity.references.choose import open_reference
 from porter.parity.references.reference import Noise, Reference, Values, larger, noise_of_softmax
 from porter.parity.samples import Sample, noise, photos, structured
 from porter.parity.verdict import Cause, Verdict
+from porter.photos.images import Size
+from porter.port import Port, plan_opened, plan_port
+from porter.sources.weights import Weights
 
 Dtype = Literal["both", "float64", "float32"]
 Progress = Callable[[str, str], None]  # the sample and the endpoint just compared

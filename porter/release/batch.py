@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from porter.atomic import check_folder
 from porter.cores import cores
 from porter.errors import PorterError
-from porter.jobs.convert import plan_port
 from porter.mapping.options import PortOptions
+from porter.port import plan_port
 from porter.release.publish import Released, release, release_name
 
 _ended: list[int] = []  # the signal that ended this process of a pool

@@ -9,15 +9,15 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from porter.architecture.cost import activations, multiply_accumulates
-from porter.architecture.network import Network
-from porter.architecture.table import ACTIVATIONS
 from porter.artifacts.metadata import Metadata
 from porter.evaluation.result import Evaluation
-from porter.jobs.convert import Port
 from porter.models.feature_info import pyramid
 from porter.models.pretrained_cfg import pretrained_cfg
+from porter.network.cost import activations, multiply_accumulates
+from porter.network.network import Network
+from porter.network.spec import ACTIVATIONS
 from porter.parity.verdict import Verdict
+from porter.port import Port
 from porter.release.naming import architecture, is_googles, why_not_timm
 from porter.text import printable
 

@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
-import torch
-from torch import Tensor
+import numpy as np
 
-from porter.artifacts.files import Artifact, load_artifact
+from porter.artifacts.artifact import Artifact, load_artifact
 from porter.artifacts.locate import MAPPING
 from porter.artifacts.variant import mapping_of
 from porter.errors import ArtifactError, NoParityError
-from porter.formats.checkpoint import sha256
 from porter.mapping.options import PortOptions
 from porter.parity.candidates.own import recorded_artifact
 from porter.parity.references.recorded import recorded
@@ -21,6 +19,7 @@ from porter.parity.verdict import Verdict
 from porter.parity.verify import Check, asked, check_sample, environment, verify
 from porter.release import folder as contents
 from porter.release.naming import architecture
+from porter.sources.checkpoint import sha256
 
 
 class _Config(msgspec.Struct, frozen=True):
@@ -72,7 +71,9 @@ def _contradictions(folder: Path) -> list[str]:
     if not path.stem.endswith(f"-{sha256(path)[: contents.HASH_LENGTH]}"):
         problems.append(f"{path.name}: its name does not end in the first {contents.HASH_LENGTH} of its SHA-256")
     problems += _not_twins(path.name, artifact, twin)
-    problems += [f"{path.name}: {n}: not finite" for n, value in artifact.tensors.items() if not value.isfinite().all()]
+    problems += [
+        f"{path.name}: {n}: not finite" for n, values in artifact.arrays.items() if not np.isfinite(values).all()
+    ]
     config, parity = _json(folder / contents.CONFIG, _Config), _json(folder / contents.PARITY, _Parity)
     own = folder / MAPPING if (folder / MAPPING).is_file() else None
     mapping = mapping_of(artifact.metadata, PortOptions(), own, str(path))
@@ -88,16 +89,16 @@ def _contradictions(folder: Path) -> list[str]:
 
 def _not_twins(name: str, one: Artifact, other: Artifact) -> list[str]:
     both = f"{name} and {contents.WEIGHTS}"
-    if one.tensors.keys() != other.tensors.keys():
-        return [f"{both}: other tensors ({sorted(one.tensors.keys() ^ other.tensors.keys())[:3]} ...)"]
-    problems = [f"{both}: {n} differs" for n, value in one.tensors.items() if not _same(value, other.tensors[n])]
+    if one.arrays.keys() != other.arrays.keys():
+        return [f"{both}: other tensors ({sorted(one.arrays.keys() ^ other.arrays.keys())[:3]} ...)"]
+    problems = [f"{both}: {n} differs" for n, values in one.arrays.items() if not _same(values, other.arrays[n])]
     if other.metadata is None or msgspec.structs.replace(other.metadata, parity={}) != one.metadata:
         problems.append(f"{both}: metadata differs")
     return problems
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one.dtype == other.dtype and torch.equal(one, other)
+def _same(one: np.ndarray, other: np.ndarray) -> bool:
+    return one.dtype == other.dtype and np.array_equal(one, other)
 
 
 def _json(path: Path, kind: type[Content]) -> Content:

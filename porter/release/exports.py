@@ -13,24 +13,24 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
-from porter.artifacts.arrays import load_arrays
+from porter.artifacts.artifact import load_artifact
 from porter.artifacts.relayout import relayout
 from porter.errors import ArtifactError, NoParityError
+from porter.exports.deploy import model_program
 from porter.exports.files import export_bytes, onnx_bytes
 from porter.exports.operations import IMAGE
-from porter.jobs.convert import plan_port
-from porter.jobs.create import OpenedModel, gate_folded, open_model
-from porter.jobs.deploy import model_program
+from porter.exports.plain import Plain
 from porter.mapping.options import PathLike, PortOptions
 from porter.models.build import Whole
+from porter.models.create import OpenedModel, gate_folded, open_model
 from porter.models.lraspp import LRASPP
-from porter.models.plain import Plain
 from porter.models.ssdlite import SSDLite
 from porter.parity.candidates.candidate import Output
 from porter.parity.compare import SAME_LEVEL, Row, compare
 from porter.parity.references.interpreter import interpreter
 from porter.parity.references.recorded import recorded
 from porter.parity.references.reference import Values, thin
+from porter.port import plan_port
 
 Export = Literal["onnx", "tflite", "pte", "pt2", "torchscript"]
 SUFFIXES: dict[Export, str] = {"torchscript": "ts"}  # others are their own
@@ -168,13 +168,11 @@ def write_tflite(exported: Exported) -> Run:
     """TensorFlow Lite; of what computes 8 bits, the integers."""
     opened, model = exported.opened, exported.opened.classifier
     assert opened.metadata is not None
-    arrays = load_arrays(exported.artifact)
+    artifact = load_artifact(exported.artifact)
     if opened.fake_quant:
         names = gate_folded(opened.mapping, model.network)
-        arrays = relayout(arrays, "slim", names, model.network.gate)
-    metadata, network = arrays.metadata, model.network
-    assert metadata is not None
-    exported.path.write_bytes(export_bytes(".tflite", network, arrays.arrays, metadata, exported.size[0]))
+        artifact = relayout(artifact, "slim", names, model.network.gate)
+    exported.path.write_bytes(export_bytes(".tflite", model.network, artifact, exported.size[0]))
     own = PortOptions(opened.mapping.variant, exported.mapping)
     reference = interpreter(plan_port(exported.path, own))
 

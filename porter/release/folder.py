@@ -9,7 +9,7 @@ from pathlib import Path
 
 from porter.atomic import check_folder, put_folder, sweep, temporary_beside
 from porter.errors import Option, PorterError
-from porter.formats.checkpoint import sha256
+from porter.sources.checkpoint import sha256
 
 CHECKSUMS = "SHA256SUMS"
 CARD, CONFIG, WEIGHTS = "README.md", "config.json", "model.safetensors"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from porter.architecture.network import build_network
 from porter.artifacts.metadata import Metadata
-from porter.jobs.convert import Port
 from porter.mapping.plan import Plan
 from porter.mapping.schema import VariantMapping
+from porter.network.network import build_network
+from porter.port import Port
 
 RELEASED_CLASSES = 1001
 Made = Metadata | Plan  # what is known of weights, before they are made and after

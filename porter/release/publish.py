@@ -13,26 +13,26 @@ import msgspec
 import numpy as np
 import torch
 
-from porter.architecture.endpoints import endpoint_names
-from porter.artifacts.files import save_artifact
+from porter.artifacts.artifact import Artifact, save_artifact
 from porter.artifacts.locate import MAPPING
 from porter.errors import NoParityError, PorterError
 from porter.evaluation.result import Evaluation
 from porter.evaluation.run import evaluate
-from porter.formats.weights import Weights
-from porter.jobs.convert import Port, carry_out_port, plan_port
 from porter.mapping.files import PLAIN_NAME, standalone
 from porter.mapping.options import PathLike, PortOptions
+from porter.network.endpoints import endpoint_names
 from porter.parity.evidence import Evidence
 from porter.parity.references.recorded import record
 from porter.parity.samples import noise
 from porter.parity.verdict import Verdict
 from porter.parity.verify import Against, Check, Progress, open_check, run_check
+from porter.port import Port, carry_out_port, plan_port
 from porter.release import folder as contents
 from porter.release.card import STATISTICS, Card, config, model_card
 from porter.release.exports import Export, write_exports
 from porter.release.naming import architecture, is_googles, plain_name
 from porter.report.html import parity_html
+from porter.sources.weights import Weights
 
 KEEP = 1024  # values recorded of each endpoint: more than there are classes, so logits stay whole
 
@@ -90,10 +90,11 @@ def release(
     with contents.staged(folder, force) as stage, _one_thread():
         port = plan_port(checkpoint, options)
         _check(port, publication)
-        tensors, metadata = carry_out_port(port)
+        arrays, metadata = carry_out_port(port)
+        assert metadata is not None
         metadata = msgspec.structs.replace(metadata, class_names=list(publication.class_names))
         path = stage / f"{release_name(port, publication)}.pth"
-        save_artifact(path, tensors, metadata)
+        save_artifact(path, Artifact(arrays, metadata))
         path = contents.add_hash(path)
         if mapping is not None:
             (stage / MAPPING).write_bytes(standalone(port.mapping))
@@ -105,7 +106,7 @@ def release(
         if failure := verdict.failure():
             raise NoParityError(f"{checkpoint}: {failure}: nothing released")
         with_figures = msgspec.structs.replace(metadata, parity=_figures(verdict))
-        save_artifact(stage / contents.WEIGHTS, tensors, with_figures)
+        save_artifact(stage / contents.WEIGHTS, Artifact(arrays, with_figures))
         (stage / contents.REFERENCE).write_bytes(_record_reference(check))
         exported = write_exports(publication.exports, path, mapping, stage / contents.REFERENCE)
         evaluation = _evaluate_release(path, options, publication.evaluate_on, stage)
@@ -114,7 +115,7 @@ def release(
             name=release_name(port, publication),
             port=port,
             metadata=metadata,
-            parameters=sum(v.numel() for entry, v in tensors.items() if not entry.endswith(STATISTICS)),
+            parameters=sum(v.size for entry, v in arrays.items() if not entry.endswith(STATISTICS)),
             weights=path,
             verdict=verdict,
             evaluation=evaluation,

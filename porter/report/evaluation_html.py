@@ -7,8 +7,8 @@ from typing import Any
 
 from porter.errors import PorterError
 from porter.evaluation.result import Evaluation
-from porter.imagenet.images import read_image
-from porter.imagenet.labels import Label, class_labels
+from porter.photos.images import read_image
+from porter.photos.labels import Label, class_labels
 from porter.report.pages import of_image, rendered
 from porter.text import printable
 

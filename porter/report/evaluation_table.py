@@ -8,7 +8,7 @@ import io
 from rich.table import Table
 
 from porter.evaluation.result import Evaluation, Share
-from porter.imagenet.labels import class_labels
+from porter.photos.labels import class_labels
 from porter.report.console import console
 from porter.text import printable
 

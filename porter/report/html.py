@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from porter.imagenet.labels import imagenet_labels
 from porter.parity.compare import Row
 from porter.parity.evidence import Evidence, Picture
 from porter.parity.verdict import Verdict
+from porter.photos.labels import imagenet_labels
 from porter.report.pages import png, rendered
 from porter.report.verdict_table import cause_text
 from porter.text import printable

@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from porter.jobs.inspect import Inspection
 from porter.mapping.plan import NOT_BACKBONE, Plan
+from porter.report.inspection import Inspection
 
 MOST_SCOPES = 8  # that are named; a detector has 40
 
 if TYPE_CHECKING:  # it needs torch, and listing a checkpoint does not
-    from porter.jobs.diff import Difference
+    from porter.parity.diff import Difference
 
 
 def inspection_lines(inspection: Inspection) -> Iterator[str]:

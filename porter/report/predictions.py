@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from porter.imagenet.images import Photo, read_image
-from porter.jobs.predict import Guess
+from porter.photos.images import Photo, read_image
+from porter.prediction.classes import Guess
 from porter.report.pages import of_image, rendered
 from porter.text import printable
 

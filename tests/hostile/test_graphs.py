@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from slim_graph import frozen
 
-from porter.jobs.demo import demo_variables
+from porter.parity.demo import demo_variables
 from porter.parity.references.graph_guard import ALLOWED
 
 pytestmark = pytest.mark.tensorflow
@@ -173,7 +173,7 @@ def test_operations_on_the_list_have_no_state(tf):
 
 def test_meta_with_a_file_operation(run, tf, honest, tmp_path):
     """The graph of a ``.meta`` goes through the same door; nor is its saver run, which names files."""
-    from porter.jobs.demo import write_demo_checkpoint
+    from porter.parity.demo import write_demo_checkpoint
 
     folder = write_demo_checkpoint(tmp_path) / "ema"
     meta = tf.compat.v1.MetaGraphDef()

@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from porter.atomic import atomic_write, put_folder, sweep, write_bytes
 from porter.errors import PorterError
-from porter.formats import open_checkpoint
-from porter.formats.bundle_writer import write_bundle
-from porter.jobs.demo import demo_variables, write_demo_checkpoint
+from porter.parity.demo import demo_variables, write_demo_checkpoint
+from porter.sources import open_checkpoint
+from porter.sources.bundle_writer import write_bundle
 
 
 def test_replaced_checkpoint_is_old_or_new_at_every_kill(tmp_path):
@@ -27,7 +27,7 @@ def test_replaced_checkpoint_is_old_or_new_at_every_kill(tmp_path):
     write_bundle(tmp_path / "model-1", demo_variables("small_075"))
     code = (
         "import sys; from pathlib import Path\n"
-        "from porter.jobs.demo import demo_variables; from porter.formats.bundle_writer import write_bundle\n"
+        "from porter.parity.demo import demo_variables; from porter.sources.bundle_writer import write_bundle\n"
         "sets = [demo_variables('small_075', seed=s) for s in (0, 1)]; print('ready', flush=True)\n"
         "while True:\n"
         "    for values in sets: write_bundle(Path(sys.argv[1]), values, force=True)"
@@ -191,8 +191,8 @@ def test_outputs_are_checked_before_any_work(run, tmp_path, command):
 
 def test_the_outputs_above_are_all_that_there_are():
     """Options that take ``-`` for standard output are outputs; none is missing above."""
-    from porter.cli import cli
-    from porter.cli.options import OUTPUT
+    from porter.commands import cli
+    from porter.commands.options import OUTPUT
 
     for name, command in cli.commands.items():
         for option in command.params:

@@ -16,10 +16,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from hostile_files import MEGABYTE, graph, index_bytes, shared_prefix_table, tflite
 
-from porter.formats import protos
-from porter.formats.bundle_index import read_index
-from porter.formats.bundle_writer import write_bundle
-from porter.jobs.demo import demo_variables
+from porter.parity.demo import demo_variables
+from porter.sources import protos
+from porter.sources.bundle_index import read_index
+from porter.sources.bundle_writer import write_bundle
 
 SLACK = 64 << 20  # SECURITY.md: 4 x the bytes of the source and so much more
 SECONDS = 20
@@ -28,7 +28,7 @@ SECONDS = 20
 def inspected(source):
     """(exit code, error, peak of resident memory above an honest run's) of ``mnv3-port inspect``, a whole process."""
     code = (
-        "import re, sys; from porter.cli import main; sys.argv = ['mnv3-port', 'inspect', sys.argv[1]]\n"
+        "import re, sys; from porter.commands import main; sys.argv = ['mnv3-port', 'inspect', sys.argv[1]]\n"
         "try: main()\n"
         "except SystemExit as stop: code = stop.code or 0\n"
         "else: code = 0\n"

@@ -136,7 +136,7 @@ def test_weights_of_others(run, copy, change, twins):
     if twins:
         from collections import OrderedDict
 
-        from porter.formats.checkpoint import sha256
+        from porter.sources.checkpoint import sha256
 
         [path] = copy.glob("*.pth")
         state = OrderedDict(tensors)

@@ -12,14 +12,13 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from porter.errors import CheckpointError
-from porter.formats import open_checkpoint, protos
-from porter.formats.bundle import read_bundle
-from porter.formats.bundle_index import read_index
-from porter.formats.bundle_writer import write_bundle
-from porter.formats.ordered_code import slice_key
-from porter.formats.slices import Part, assemble
-from porter.formats.table_writer import table_bytes
-from porter.jobs.demo import demo_variables
+from porter.parity.demo import demo_variables
+from porter.sources import open_checkpoint, protos
+from porter.sources.bundle import read_bundle
+from porter.sources.bundle_index import read_index
+from porter.sources.bundle_writer import write_bundle
+from porter.sources.slices import Part, assemble, slice_key
+from porter.sources.table_writer import table_bytes
 
 NAME = "MobilenetV3/Conv/weights"
 
@@ -41,7 +40,7 @@ def sliced(prefix, slices):
             proto = protos.TensorShapeProto()
             for side in (*shape[:-1], length):
                 proto.dim.add(size=side)
-            from porter.formats.crc import masked_crc32c
+            from porter.sources.table import masked_crc32c
 
             extents = tuple((0, side) for side in shape[:-1]) + ((start, length),)
             entries[slice_key(NAME, extents)] = protos.BundleEntryProto(

@@ -10,12 +10,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from porter.artifacts.files import load_artifact
+from porter.artifacts.artifact import load_artifact
 from porter.errors import PorterError
 from porter.evaluation.journal import read_journal
-from porter.formats.bundle_writer import write_bundle
-from porter.imagenet.images import read_image
-from porter.jobs.demo import demo_variables
+from porter.parity.demo import demo_variables
+from porter.photos.images import read_image
+from porter.sources.bundle_writer import write_bundle
 from porter.text import printable, shortened
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from porter.artifacts.locate import find_artifact
 from porter.errors import ParityError
-from porter.imagenet.images import Size
-from porter.jobs.convert import Port
 from porter.mapping.options import PathLike
 from porter.parity.candidates.candidate import Candidate
 from porter.parity.candidates.own import artifact, converted
 from porter.parity.references.wire import PROGRAMS
+from porter.photos.images import Size
+from porter.port import Port
 
 
 def open_candidate(

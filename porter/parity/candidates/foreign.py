@@ -15,20 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from porter.architecture.endpoints import CLASS_ENDPOINTS, endpoint_names
-from porter.artifacts.files import Artifact, load_artifact
+from porter.artifacts.artifact import Artifact, load_artifact
 from porter.errors import ArtifactError, ParityError, PorterError
-from porter.formats.checkpoint import sha256
-from porter.imagenet.images import Size
-from porter.jobs.convert import Port, plan_port
 from porter.mapping.options import ArtifactLayout
 from porter.models.timm_import import import_timm
+from porter.network.endpoints import CLASS_ENDPOINTS, endpoint_names
 from porter.parity.candidates.candidate import Candidate, Output, Outputs, Question
 from porter.parity.candidates.own import unrounded
 from porter.parity.candidates.programs import are_probabilities
 from porter.parity.references.child import in_child
 from porter.parity.references.choose import memory_for, open_reference
 from porter.parity.references.wire import Request
+from porter.photos.images import Size
+from porter.port import Port, plan_port
+from porter.sources.checkpoint import sha256
 from porter.text import printable
 
 LAYOUTS = get_args(ArtifactLayout)
@@ -109,10 +109,10 @@ def module(name: str, model: nn.Module, port: Port) -> Candidate:
 
 
 def _unrounded_state(model: nn.Module, port: Port) -> dict[str, Tensor] | None:
-    tensors = model.state_dict()
+    arrays = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     for layout in LAYOUTS:
         try:
-            found, changed = unrounded(Artifact(tensors, None), port, layout)
+            found, changed = unrounded(Artifact(arrays, None), port, layout)
         except ArtifactError:  # another class, or another layout
             continue
         if not changed:

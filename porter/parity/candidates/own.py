@@ -11,24 +11,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from porter.architecture.endpoints import CLASS_ENDPOINTS
-from porter.architecture.layers import is_weight
-from porter.architecture.network import GATE_ENTRY, TIMM_GATE
-from porter.artifacts.files import Artifact, load_artifact
+from porter.artifacts.artifact import Artifact, load_artifact
 from porter.artifacts.locate import ArtifactFile
 from porter.artifacts.variant import class_count
 from porter.errors import ArtifactError
-from porter.formats.checkpoint import sha256
-from porter.jobs.convert import Port, plan_opened
-from porter.jobs.create import OpenedModel, open_model
-from porter.jobs.deploy import deploy
+from porter.exports.deploy import deploy
 from porter.mapping.apply import carry_out
 from porter.mapping.options import ArtifactLayout, PathLike, PortOptions
 from porter.mapping.plan import Plan
 from porter.models.build import Whole, build_model
+from porter.models.create import OpenedModel, open_model
 from porter.models.endpoints import capture
+from porter.network.endpoints import CLASS_ENDPOINTS
+from porter.network.layers import is_weight
+from porter.network.network import GATE_ENTRY, TIMM_GATE
 from porter.parity.candidates.candidate import Candidate, Output, Outputs, Question
 from porter.parity.streams import streamed
+from porter.port import Port, plan_opened
+from porter.sources.checkpoint import sha256
 
 # A weight that was rounded to float32 once more (by folding a constant into it) is off by half a unit in its last
 # place; by a whole one where it was rounded twice
@@ -103,7 +103,7 @@ def deployed(candidate: Candidate) -> Candidate:
 def ported_model(port: Port, dtype: Any) -> Whole:
     """The port in memory, as ``convert`` would write it, in ``dtype`` (float32 or float64); in eval mode."""
     model = build_model(port.target_network, port.plan.num_classes).to(getattr(torch, dtype))
-    tensors = carry_out(port.plan, port.checkpoint, dtype).tensors
+    tensors = carry_out(port.plan, port.checkpoint, dtype).arrays
     model.load_state_dict({name: torch.from_numpy(values) for name, values in tensors.items()})
     return model.eval()
 
@@ -129,17 +129,17 @@ def unrounded(artifact: Artifact, port: Port, layout: ArtifactLayout) -> tuple[d
     Values that are the checkpoint's rounded to float32 are replaced by these. Raises ArtifactError where entries are
     missing or have other shapes.
     """
-    planned = carry_out(_plan_like(artifact, port, layout), port.checkpoint, "float64").tensors
-    _refuse_others(artifact.tensors, planned)
+    planned = carry_out(_plan_like(artifact, port, layout), port.checkpoint, "float64").arrays
+    _refuse_others(artifact.arrays, planned)
     tensors: dict[str, Tensor] = {}
     changed = []
     for name, ours in planned.items():
         if name == GATE_ENTRY:  # a class may have the weights and not the gate
             continue
-        if name not in artifact.tensors or not np.issubdtype(ours.dtype, np.floating):  # counters of batches
-            tensors[name] = artifact.tensors.get(name, torch.from_numpy(ours))
+        if name not in artifact.arrays or not np.issubdtype(ours.dtype, np.floating):  # counters of batches
+            tensors[name] = torch.from_numpy(artifact.arrays.get(name, ours))
             continue
-        theirs = artifact.tensors[name].double().numpy()
+        theirs = artifact.arrays[name].astype(np.float64)
         same = np.abs(theirs - ours) <= ROUNDED * np.abs(ours) + SMALLEST
         if not same.all():
             changed.append(name)
@@ -149,14 +149,14 @@ def unrounded(artifact: Artifact, port: Port, layout: ArtifactLayout) -> tuple[d
 
 def _plan_like(artifact: Artifact, port: Port, layout: ArtifactLayout) -> Plan:
     """The plan that makes what ``artifact`` is: its classes, and its batch norms or none."""
-    classes = class_count(artifact.tensors)
-    fold_bn = "conv_stem.bias" in artifact.tensors
+    classes = class_count(artifact.arrays)
+    fold_bn = "conv_stem.bias" in artifact.arrays
     background = classes == port.classes
     options = PortOptions(layout=layout, keep_background=background, fold_bn=fold_bn, fake_quant=False)
     return plan_opened(port.checkpoint, port.mapping, options).plan
 
 
-def _refuse_others(found: Mapping[str, Tensor], planned: Mapping[str, np.ndarray]) -> None:
+def _refuse_others(found: Mapping[str, np.ndarray], planned: Mapping[str, np.ndarray]) -> None:
     problems = [f"{n}: missing" for n in planned if n not in found and is_weight(n)]
     problems += [f"{n}: the checkpoint has no such entry" for n in found if n not in planned]
     problems += [

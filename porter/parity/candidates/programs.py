@@ -19,9 +19,9 @@ import msgspec
 import numpy as np
 
 from porter.errors import ParityError
-from porter.formats.bounds import allowance
-from porter.imagenet.images import Size
 from porter.parity.references.reference import Endpoints, Reference, Values
+from porter.photos.images import Size
+from porter.sources.bounds import allowance
 
 Arguments = Sequence[tuple[str, Any]]  # names of the operator's schema, and values
 Run = Callable[[Arguments], Any]

@@ -12,15 +12,15 @@ from pathlib import Path
 import numpy as np
 
 from porter.errors import ParityError
-from porter.formats import Checkpoint
-from porter.formats.bundle_writer import write_bundle
-from porter.imagenet.images import Size
-from porter.jobs.convert import Port
 from porter.parity.references.child import in_child
 from porter.parity.references.live_tensorflow import OR_RECORDED
 from porter.parity.references.recorded import recorded
 from porter.parity.references.reference import Endpoints, Reference
 from porter.parity.references.wire import Request
+from porter.photos.images import Size
+from porter.port import Port
+from porter.sources import Checkpoint
+from porter.sources.bundle_writer import write_bundle
 from porter.text import printable
 
 KINDS = ("frozen", "meta", "keras", "tflite", "tf.nn")

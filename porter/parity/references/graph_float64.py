@@ -13,7 +13,7 @@ import numpy as np
 
 from porter.parity.references.graph_guard import constant
 from porter.parity.references.live_tensorflow import tensorflow
-from porter.parity.references.resize import splice_resize
+from porter.parity.references.tf_heads import splice_resize
 
 FLOAT, DOUBLE = 1, 2  # DT_FLOAT, DT_DOUBLE of tensorflow/core/framework/types.proto
 # Fractions that code writes, such as 1 / 6: a denominator beyond it would make a decimal such as 0.16667 a fraction

@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from porter.architecture.layers import layers
-from porter.architecture.network import Network
-from porter.architecture.table import ACTIVATIONS
 from porter.errors import ParityError
-from porter.imagenet.images import Size
-from porter.jobs.convert import Port
+from porter.network.layers import layers
+from porter.network.network import Network
+from porter.network.spec import ACTIVATIONS
 from porter.parity.references.graph_float64 import in_float64, pooling_everything
 from porter.parity.references.graph_guard import READS, guarded, node_of
 from porter.parity.references.live_tensorflow import stored_values, tensorflow
 from porter.parity.references.reference import Endpoints, Reference, Values, noise_between
+from porter.photos.images import Size
+from porter.port import Port
 
 
 def frozen_graph(path: Path, port: Port) -> Reference:

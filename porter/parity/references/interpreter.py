@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from porter.architecture.endpoints import endpoint_modules
 from porter.errors import ParityError
-from porter.formats.tflite import constant, output_tensors, values_of
-from porter.formats.tflite_graph import Graph, read_graph
-from porter.jobs.convert import Port
 from porter.mapping.rules import module_outputs
+from porter.network.endpoints import endpoint_modules
 from porter.parity.references.live_tensorflow import tensorflow, tflite_package
 from porter.parity.references.reference import Endpoints, Reference, Values, noise_between
+from porter.port import Port
+from porter.sources.tflite import constant, output_tensors, values_of
+from porter.sources.tflite_graph import Graph, read_graph
 
 # An image of fewer values than a photo of 4 bits has is not the image that was asked for
 FEWEST_VALUES = 16

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from porter.errors import ParityError
-from porter.jobs.convert import Port
 from porter.mapping.schema import Keras
 from porter.parity.references.live_tensorflow import tensorflow
 from porter.parity.references.reference import Endpoints, Reference, Values, noise_between
+from porter.port import Port
 
 
 def keras_model(port: Port) -> Reference:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from porter.errors import ParityError
-from porter.formats import Checkpoint
+from porter.sources import Checkpoint
 
 OR_RECORDED = ", or give a recorded reference (.npz)"
 

@@ -16,9 +16,9 @@ from typing import cast, get_args
 import numpy as np
 
 from porter.errors import ParityError
-from porter.formats.bounds import allowance
 from porter.parity.references.reference import Endpoints, Noise, Precision, Reference, Values, thin
 from porter.parity.samples import Sample
+from porter.sources.bounds import allowance
 
 VALUES = "ep/{}"  # the values of an endpoint
 NOISE = "noise/{}"  # the reference's own float32 error there: root mean square and largest

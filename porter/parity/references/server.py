@@ -18,13 +18,13 @@ from pathlib import Path
 import msgspec
 
 from porter.errors import ParityError, PorterError
-from porter.formats.checkpoint import open_checkpoint
-from porter.formats.limits import limit_memory
-from porter.jobs.convert import Port, plan_opened
 from porter.mapping.options import PortOptions
 from porter.parity.candidates.programs import exported_program, onnx_program
 from porter.parity.references.reference import Reference
 from porter.parity.references.wire import PROGRAMS, Closed, Header, Request, receive, receive_bytes, send
+from porter.port import Port, plan_opened
+from porter.sources.bounds import limit_memory
+from porter.sources.checkpoint import open_checkpoint
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 MAX_IMAGES = 1 << 32  # bytes of a batch; they come from our own side

@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from porter.architecture.network import Block, Network
-from porter.architecture.table import Activation
 from porter.errors import ParityError
-from porter.jobs.convert import Port
 from porter.mapping.files import list_variants, load_variant
 from porter.mapping.rules import expected_variables
+from porter.network.network import Block, Network
+from porter.network.spec import Activation
 from porter.parity.references.live_tensorflow import stored_values, tensorflow
 from porter.parity.references.reference import Endpoints, Reference, Values, noise_between
 from porter.parity.references.tf_heads import activated, detector, segmenter
+from porter.port import Port
 
 Fetch = Callable[[str], Any]
 Pair = Callable[[str, str], tuple[Any, Any]]  # (scope, module)

@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from porter.formats.weights import Weights
 from porter.mapping.schema import VariantMapping
+from porter.sources.weights import Weights
 
 LENGTHS = struct.Struct("<IQ")  # of the header, of the array
 MAX_HEADER = 1 << 20

@@ -1,0 +1,210 @@
+"""An artifact: a state dict with the metadata beside it, in memory and as a ``.pth`` or ``.safetensors`` file.
+
+A file is read once, as numpy arrays. Only a ``.pth`` takes torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import warnings
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from porter.artifacts.locate import SUFFIXES, ArtifactFile, find_artifact
+from porter.artifacts.metadata import KEY, Metadata, decode, encode
+from porter.atomic import atomic_write
+from porter.errors import ArtifactError, PorterNote
+from porter.mapping.gate import GATE_IN_16_BITS, as_decimal
+from porter.mapping.options import PathLike
+from porter.network.network import GATE_ENTRY, MOST, TIMM_GATE
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+# Where training scripts keep weights, averages first (timm's, torchvision's, Lightning's); and what wrappers
+# (DistributedDataParallel, torch.compile) put before every name
+NESTED = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model_state_dict", "model")
+PREFIXES = ("module.", "_orig_mod.", "model.")
+WITHOUT_NUMPY = ("torch.bfloat16", "torch.float8_e4m3fn", "torch.float8_e5m2")
+
+
+class Artifact(NamedTuple):
+    """Entries of a state dict -> arrays; ``metadata`` is None where another tool wrote the file."""
+
+    arrays: dict[str, np.ndarray]
+    metadata: Metadata | None
+
+    @property
+    def gate(self) -> float:
+        """The squeeze-excite gate that the weights are made for. Raises ArtifactError as ``gate_of``."""
+        return gate_of(self.arrays, self.metadata)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The arrays as tensors of the same memory."""
+        import torch
+
+        return {name: torch.from_numpy(values) for name, values in self.arrays.items()}
+
+
+def load_artifact(source: PathLike | ArtifactFile) -> Artifact:
+    """Read a ``.pth`` (with ``weights_only=True``) or ``.safetensors``, a release's folder, or the URL of either.
+
+    Of a training script's checkpoint, the weights in it; a PorterNote warns of that. Raises ArtifactError or
+    CheckpointError.
+    """
+    file = source if isinstance(source, ArtifactFile) else find_artifact(source)
+    if file is None:
+        raise ArtifactError(f"{source}: no artifact ({', '.join(SUFFIXES)}, or a release's folder)")
+    if not file.path.is_file():
+        raise ArtifactError(f"{file.path}: no such file")
+    try:
+        return (_load_safetensors if file.path.suffix == ".safetensors" else _load_pickle)(file.path)
+    except ArtifactError as error:
+        raise error if file.copy is None else error.renamed(str(file.path), file.given) from error
+
+
+def save_artifact(path: Path, artifact: Artifact, force: bool = False) -> None:
+    """Write ``artifact``, which has metadata, in the format of the suffix of ``path``; same input, same bytes.
+
+    The ``.pth`` is a plain state dict (the metadata rides on its ``_metadata`` attribute, which
+    ``load_state_dict`` carries along and does not mind). Raises ArtifactError or PorterError, and leaves no half file.
+    """
+    assert artifact.metadata is not None
+    if path.suffix not in SUFFIXES:
+        raise ArtifactError(f"{path}: the output's name must end in one of {', '.join(SUFFIXES)}")
+    if path.suffix == ".safetensors":
+        _save_safetensors(path, artifact.arrays, artifact.metadata, force)
+        return
+    import torch
+
+    state_dict: OrderedDict[str, Tensor] = OrderedDict(artifact.tensors)
+    state_dict._metadata = {KEY: {"json": encode(artifact.metadata)}}  # type: ignore[attr-defined]
+    with atomic_write(path, force) as file:
+        try:
+            torch.save(state_dict, file)
+        except RuntimeError as error:  # PyTorch's zip writer hides the OSError of a full disk
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
+
+
+def _save_safetensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: Metadata, force: bool) -> None:
+    import numpy as np
+    from safetensors.numpy import save
+
+    contiguous = {name: np.asarray(values, order="C") for name, values in arrays.items()}
+    data = save(contiguous, {"format": "pt", KEY: encode(metadata)})
+    # The library writes the metadata keys in random order; sorted, the same input gives the same bytes.
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    padded = text + b" " * (-len(text) % 8)
+    with atomic_write(path, force) as file:
+        file.write(len(padded).to_bytes(8, "little") + padded)
+        file.write(memoryview(data)[8 + size :])  # without another copy of the weights
+
+
+def _load_safetensors(path: Path) -> Artifact:
+    import numpy as np
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            text = (file.metadata() or {}).get(KEY)
+    except (SafetensorError, OSError, TypeError, AttributeError, KeyError) as error:  # of types that numpy lacks
+        raise ArtifactError(f"{path}: not a readable safetensors file ({error})") from error
+    for name, values in arrays.items():
+        if values.dtype.kind == "c":
+            raise ArtifactError(f"{path}: tensor {name}: is complex, not an ordinary dense tensor")
+        if values.dtype.kind not in "fiub":  # bfloat16 and the 8-bit floats, which numpy knows by ml_dtypes
+            arrays[name] = values.astype(np.float32)
+    metadata = decode(text, str(path)) if text is not None else None
+    gate_of(arrays, metadata, str(path))
+    return Artifact(arrays, metadata)
+
+
+def _load_pickle(path: Path) -> Artifact:
+    import torch
+    from torch import Tensor
+
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # on damaged bytes the unpickler fails in every way there is
+        raise ArtifactError(f"{path}: {_unreadable(error)}") from error
+    attached = getattr(loaded, "_metadata", {})
+    loaded = _unwrap(path, loaded)
+    if not isinstance(loaded, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()
+    ):
+        raise ArtifactError(f"{path}: holds no state dict (names -> tensors)")
+    entry = attached.get(KEY) if isinstance(attached, dict) else None
+    text = entry.get("json") if isinstance(entry, dict) else None
+    metadata = decode(text, str(path)) if isinstance(text, str) else None
+    arrays = {name: _array(path, name, value) for name, value in loaded.items()}
+    gate_of(arrays, metadata, str(path))
+    return Artifact(arrays, metadata)
+
+
+def _unreadable(error: Exception) -> str:
+    """Why torch did not load a file, in one line."""
+    said = str(error).rpartition("WeightsUnpickler error: ")[2]
+    pickled = re.search(r"Unsupported global: GLOBAL ([\w.]+)", said)
+    if pickled:
+        return (
+            f"holds Python objects ({pickled[1]}), and loading them would run code; where it was written: "
+            "torch.save(model.state_dict(), ...)"
+        )
+    reason = said.splitlines()[0] if said else type(error).__name__
+    return f"not a readable PyTorch weights file ({reason})"
+
+
+def _unwrap(path: Path, loaded: Any) -> Any:
+    """The state dict in what a training script saved, its names without the prefixes of wrappers."""
+    notes = []
+    while isinstance(loaded, dict) and (entry := next((k for k in NESTED if isinstance(loaded.get(k), dict)), None)):
+        notes.append(f"the weights in its entry {entry}")
+        loaded = loaded[entry]
+    if isinstance(loaded, dict):
+        while loaded and (
+            prefix := next((p for p in PREFIXES if all(isinstance(k, str) and k.startswith(p) for k in loaded)), None)
+        ):
+            notes.append(f"names without {prefix}")
+            loaded = {name.removeprefix(prefix): value for name, value in loaded.items()}
+    if notes:
+        warnings.warn(f"{path}: a training checkpoint; taken are {', '.join(notes)}", PorterNote, stacklevel=2)
+    return loaded
+
+
+def _array(path: Path, name: str, value: Tensor) -> np.ndarray:
+    """``value`` as an array, of float32 where numpy lacks its dtype. Raises ArtifactError."""
+    value = value.detach()
+    if str(value.layout) != "torch.strided" or value.is_meta or value.is_quantized or value.is_complex():
+        kind = "meta" if value.is_meta else "quantized" if value.is_quantized else str(value.layout)
+        raise ArtifactError(f"{path}: tensor {name}: is {kind}, not an ordinary dense tensor")
+    found: np.ndarray = (value.float() if str(value.dtype) in WITHOUT_NUMPY else value).numpy()
+    return found
+
+
+def gate_of(entries: Mapping[str, Any], metadata: Metadata | None, source: str = "state dict") -> float:
+    """The gate that a state dict's weights are made for: what an entry says, or the metadata, or else 1/6.
+
+    Raises ArtifactError naming ``source`` where the entry is no gate, or the metadata contradicts it.
+    """
+    entry = entries.get(GATE_ENTRY)
+    if entry is None:
+        return metadata.gate if metadata else TIMM_GATE
+    gate = as_decimal(float(entry)) if tuple(entry.shape) == () else math.nan
+    if not 0 < gate <= MOST:
+        raise ArtifactError(f"{source}: entry {GATE_ENTRY}: is not one number above 0 and up to {MOST}")
+    # 1/6 and 0.16667 are closer than 16 bits can tell, but where there is an entry the gate is not 1/6
+    if metadata and (metadata.gate == TIMM_GATE or not math.isclose(metadata.gate, gate, rel_tol=GATE_IN_16_BITS)):
+        raise ArtifactError(f"{source}: entry {GATE_ENTRY}: says {gate:.6g}, its metadata {metadata.gate:.6g}")
+    return metadata.gate if metadata else gate

@@ -1,0 +1,63 @@
+"""``inspect``, ``diff``: looking into files."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from porter.commands.options import (
+    echo_lines,
+    reading_options,
+)
+from porter.text import json_text
+
+
+@click.command()
+@click.argument("source", metavar="PATH|URL")
+@reading_options
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def inspect(source: str, variant: str | None, mapping: Path | None, weights: Any, as_json: bool) -> None:
+    """Show what is in a checkpoint, an artifact or a release's folder, and which variant it is."""
+    from porter.artifacts.locate import find_artifact
+
+    if find_artifact(source) is not None:
+        from porter.artifacts.inspection import artifact_lines, inspect_artifact
+
+        found = inspect_artifact(source)
+        if as_json:
+            click.echo(json_text(found, indent=1))
+        else:
+            echo_lines(artifact_lines(found))
+        return
+    from porter.report.inspection import inspect_checkpoint
+
+    inspection = inspect_checkpoint(source, variant, mapping, weights)
+    if as_json:
+        click.echo(json_text(inspection.as_json(), indent=1))
+    else:
+        from porter.report.listing import inspection_lines
+
+        echo_lines(inspection_lines(inspection))
+
+
+@click.command()
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="B")
+@click.option("--tolerance", type=float, default=0.0, show_default=True, help="Of each tensor's scale.")
+@click.option("--json", "as_json", is_flag=True, help="Print every tensor as JSON.")
+def diff(a: str, b: str, tolerance: float, as_json: bool) -> None:
+    """Compare two artifacts or checkpoints, in any format, tensor by tensor; exit code 1 where they differ."""
+    from porter.parity.diff import differences
+
+    found = list(differences(a, b))
+    if as_json:
+        click.echo(json_text([{**d._asdict(), "within": d.within(tolerance)} for d in found]))
+    else:
+        from porter.report.listing import difference_lines
+
+        echo_lines(difference_lines(found))
+    sys.stdout.flush()
+    sys.exit(0 if all(d.within(tolerance) for d in found) else 1)

@@ -1,0 +1,73 @@
+"""``demo``, ``download``: where checkpoints come from."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from porter.commands.options import FILE, OUTPUT, VARIANT, claim_outputs, print_port, size_text
+from porter.errors import PorterError
+
+
+@click.command()
+@click.option("--variant", type=VARIANT, default="small_075", show_default=True)
+@click.option("--out", type=FILE, metavar="FOLDER", help="Keep the files here.")
+@click.option("--force", is_flag=True, help="Overwrite what an earlier demo left there.")
+def demo(variant: str, out: Path | None, force: bool) -> None:
+    """Make a small real checkpoint of untrained weights, convert it and verify it."""
+    import tempfile
+
+    from porter.atomic import check_folder, refuse_existing
+    from porter.exports.convert import convert
+    from porter.parity.demo import write_demo_checkpoint
+    from porter.parity.verify import verify
+    from porter.report.verdict_table import print_verdict
+
+    with tempfile.TemporaryDirectory(prefix="mnv3-port-demo-") as temporary:
+        folder = out or Path(temporary)
+        check_folder(folder)
+        refuse_existing(folder / f"{variant}.pth", force)
+        source = write_demo_checkpoint(folder, variant)
+        click.echo(f"made      {source} (TensorFlow V2 checkpoint, untrained weights)\n")
+        artifact = folder / f"{variant}.pth"
+        click.echo(f"$ mnv3-port convert --variant {variant} {source} -o {artifact}")
+        path, port = convert(source, artifact, variant, force=force)
+        print_port(port, variant)
+        click.echo(f"wrote     {path} ({size_text(path)})")
+        click.echo(f"\n$ mnv3-port verify --variant {variant} {source} {artifact}")
+        verdict = verify(source, artifact, variant)
+        print_verdict(verdict)
+    sys.exit(0 if verdict.passed else 1)
+
+
+@click.command()
+@click.option("--variant", required=True, type=VARIANT, help="E.g. small_075.")
+@click.option("-o", "--output", type=OUTPUT, metavar="FILE|-", help="The tarball's own name when left out.")
+@click.option("--url", help="Fetch from here instead of Google's storage.")
+@click.option("--sha256", metavar="HEX", help="Refuse any other content.")
+@click.option("--force", is_flag=True, help="Overwrite the output.")
+def download(variant: str, output: Path | None, url: str | None, sha256: str | None, force: bool) -> None:
+    """Fetch the released tarball of a variant; goes on where an earlier attempt broke off."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    from porter.mapping.files import load_variant
+    from porter.report.console import progress_console
+    from porter.sources.download import download
+
+    address = url or load_variant(variant).url
+    if not address:
+        raise PorterError(f"{variant}: its mapping has no url; give --url")
+    path = output or Path(address.rsplit("/", 1)[-1])
+    claim_outputs(path)
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    console = progress_console()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(variant, total=None)
+
+        def advance(done: int, total: int | None) -> None:
+            bar.update(task, completed=done, total=total)
+
+        download(address, path, sha256=sha256, force=force, progress=advance)
+    click.echo(f"wrote     {path} ({size_text(path)})")

@@ -1,0 +1,208 @@
+"""Options that several commands take, and how a port is printed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from porter.text import printable
+
+if TYPE_CHECKING:
+    from porter.mapping.options import PortOptions
+    from porter.port import Port
+
+FILE = click.Path(path_type=Path)
+
+
+class OutputType(click.Path):
+    """A file to write; ``-`` is standard output."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return Path("/dev/stdout") if value == "-" else super().convert(value, param, ctx)
+
+
+OUTPUT = OutputType(path_type=Path)
+
+
+class SizeType(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4 only
+    """``224`` or ``HEIGHTxWIDTH``."""
+
+    name = "HxW"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        parts = str(value).split("x")
+        if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+            self.fail(f"{value!r} is not a size such as 224 or 160x193", param, ctx)
+        return int(parts[0]), int(parts[-1])
+
+
+class VariantType(click.ParamType):  # type: ignore[type-arg]
+    """A variant's name, which a shell can complete; a mapping of one's own may have any."""
+
+    name = "NAME"
+
+    def shell_complete(self, _: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """The variants that begin with ``incomplete``."""
+        from porter.mapping.files import list_variants
+
+        return [CompletionItem(variant) for variant in list_variants() if variant.startswith(incomplete)]
+
+
+VARIANT = VariantType()
+mapping_option = click.option("--mapping", type=FILE, metavar="FILE", help="Your own mapping file.")
+fake_quant_option = click.option(
+    "--fake-quant/--no-fake-quant",
+    default=None,
+    help="Compute the 8 bits that the source was trained for, as is done where it has their ranges; or not.",
+)
+class_names_option = click.option(
+    "--class-names", type=FILE, metavar="FILE", help="The classes' own names, a line each, in their order."
+)
+device_option = click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps ...")
+skip_option = click.option("--skip-unreadable", is_flag=True, help="Leave out images that cannot be read; name them.")
+
+preprocess_option = click.option(
+    "--preprocess",
+    type=click.Choice(["card", "tf", "tf2"]),
+    default="card",
+    show_default=True,
+    help="card: as timm does; tf: as slim did, bilinear without antialiasing; tf2: as tf.image.resize.",
+)
+
+
+def refuse_ignored(option: str, *taken: str) -> None:
+    """Raise UsageError where the command line has options that ``option`` would not heed.
+
+    It heeds itself, those by which a port is read, and ``taken``.
+    """
+    from click.core import ParameterSource
+
+    context = click.get_current_context()
+    known = {option, "variant", "mapping", "weights", "fake_quant", *taken}
+    for given in context.command.params:
+        name = given.name or ""
+        if not isinstance(given, click.Option) or {name, name.removeprefix("as_")} & known:
+            continue
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{given.opts[0]} has no meaning with --{option}")
+
+
+def claim_outputs(*outputs: Path | None, as_json: bool = False) -> None:
+    """Print on standard error from now on, where one of ``outputs`` is standard output, so that it stands alone there.
+
+    Raises UsageError where two things would go to standard output, or an output is an input or another output.
+    """
+    from porter.atomic import descriptor_of, is_stream
+
+    claims = [output for output in outputs if output is not None and descriptor_of(output) == 1]
+    if claims and len(claims) + as_json > 1:
+        raise click.UsageError("only one output can go to standard output; name files for the others")
+    if claims:
+        click.get_current_context().with_resource(redirect_stdout(sys.stderr))
+    named = [os.path.realpath(path) for path in _paths(click.get_current_context().params.values())]
+    for output in filter(None, outputs):
+        if not is_stream(output) and named.count(os.path.realpath(output)) > 1:
+            raise click.UsageError(f"{output}: is named twice; an output can be no input and no other output")
+
+
+def check_outputs(*outputs: Path | None, force: bool = True, as_json: bool = False) -> None:
+    """Raise PorterError or UsageError, before any work, where one of ``outputs`` cannot be written.
+
+    Of standard output, and of names that stand twice, see ``claim_outputs``.
+    """
+    from porter.atomic import check_output
+
+    claim_outputs(*outputs, as_json=as_json)
+    for output in filter(None, outputs):
+        check_output(output, force)
+
+
+def _paths(values: Iterable[Any]) -> Iterator[str]:
+    """Everything among a command's arguments and options that may be a path."""
+    for value in values:
+        if isinstance(value, (str, Path)):
+            yield str(value)
+        elif isinstance(value, tuple):
+            yield from _paths(value)
+
+
+def size_text(path: Path) -> str:
+    """How large the output ``path`` has become."""
+    return f"{path.stat().st_size:,} bytes" if path.is_file() else "not a regular file"
+
+
+def taken_port_options(options: dict[str, Any]) -> PortOptions:
+    """Remove the options of a port from ``options`` and return them as one value."""
+    from dataclasses import fields
+
+    from porter.mapping.options import PortOptions
+
+    names = [field.name for field in fields(PortOptions) if field.name in options]
+    return PortOptions(**{name: options.pop(name) for name in names})
+
+
+def model_options(command: Callable[..., None]) -> Callable[..., None]:
+    """How every command that runs a model opens it."""
+    for option in (device_option, fake_quant_option, class_names_option):
+        command = option(command)
+    return reading_options(command)
+
+
+def source_options(command: Callable[..., None]) -> Callable[..., None]:
+    """A checkpoint, and how to read it."""
+    return reading_options(click.argument("checkpoint", metavar="PATH|URL")(command))
+
+
+def reading_options(command: Callable[..., None]) -> Callable[..., None]:
+    """How every command that reads a checkpoint reads it."""
+    for option in (
+        click.option(
+            "--weights",
+            type=click.Choice(["auto", "ema", "raw"]),
+            default="auto",
+            show_default=True,
+            help="Moving averages or raw weights, where both exist; auto prefers the averages.",
+        ),
+        mapping_option,
+        click.option("--variant", type=VARIANT, help="E.g. small_075; found when left out, where it can be."),
+    ):
+        command = option(command)
+    return command
+
+
+def port_options(command: Callable[..., None]) -> Callable[..., None]:
+    """How the port is laid out."""
+    for option in (
+        click.option("--backbone", is_flag=True, help="Take the network inside a larger model."),
+        fake_quant_option,
+        click.option("--fold-bn", is_flag=True, help="Fold batch norms into the convolutions before them."),
+        click.option("--keep-background", is_flag=True, help="Keep class 0 of slim's 1001 classes."),
+        click.option(
+            "--layout",
+            type=click.Choice(["timm", "slim"]),
+            default="timm",
+            show_default=True,
+            help="timm: exact where the squeeze-excite gate is 1/6; slim: weights untouched, gate 0.16667.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def print_port(port: Port, variant: str | None) -> None:
+    from porter.report.listing import port_lines
+
+    opened = port.checkpoint
+    echo_lines(port_lines(port.plan, f"{opened.place} ({opened.format})", opened.weights, variant is None))
+
+
+def echo_lines(lines: Iterable[str]) -> None:
+    """Print ``lines``, with control characters escaped."""
+    click.echo("\n".join(map(printable, lines)))

@@ -1,0 +1,117 @@
+"""``release``: what the people who publish ports run, and those who check them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import click
+
+from porter.commands.options import FILE, class_names_option, fake_quant_option, reading_options
+from porter.errors import PorterError
+
+if TYPE_CHECKING:
+    from porter.parity.verdict import Verdict
+    from porter.release.publish import Released
+
+
+@click.command()
+@click.argument("path", metavar="CHECKPOINT|FOLDER")
+@click.option("--out", type=FILE, metavar="FOLDER", help="Write the release here; with --all, each below it.")
+@click.option("--all", "every", is_flag=True, help="Release every tarball and folder in FOLDER.")
+@click.option("--check", is_flag=True, help="Check FOLDER, a release, instead of making one.")
+@click.option("--against", metavar="CHECKPOINT", help="With --check: compare with this checkpoint, not the record.")
+@click.option("--jobs", type=click.IntRange(1), metavar="N", help="With --all: how many at a time.")
+@reading_options
+@fake_quant_option
+@click.option("--keep-background", is_flag=True, help="Keep class 0 of slim's 1001 classes.")
+@click.option("--reference", default="auto", show_default=True, metavar="KIND", help="As for verify.")
+@click.option("--name", metavar="NAME", help="What the release is called; timm's name for Google's checkpoints.")
+@click.option("--license", metavar="ID", help="The weights' licence, e.g. apache-2.0; stated for Google's alone.")
+@click.option("--dataset", metavar="ID", help="What they were trained on, e.g. imagenet-1k; stated for Google's alone.")
+@class_names_option
+@click.option("--evaluate", "evaluate_on", type=FILE, metavar="DATA", help="Put the accuracy on DATA in the card.")
+@click.option("--onnx", is_flag=True, help="Write an ONNX model as well (batch of any size).")
+@click.option("--tflite", is_flag=True, help="Write a .tflite as well; integers for what computes 8 bits.")
+@click.option("--pte", is_flag=True, help="Write an ExecuTorch program for phones (XNNPACK) as well.")
+@click.option("--pt2", is_flag=True, help="Write a torch.export program as well.")
+@click.option("--torchscript", is_flag=True, help="Write a TorchScript module as well.")
+@click.option("--force", is_flag=True, help="Replace an earlier release.")
+def release(
+    path: str, out: Path | None, every: bool, check: bool, against: str | None, jobs: int | None, **options: Any
+) -> None:
+    """Convert and verify CHECKPOINT and, on parity, write a folder to publish: weights, card, checksums, report."""
+    if check:
+        if out is not None:
+            raise click.UsageError("--check writes nothing; leave out --out")
+        for folder in _releases(Path(path)):
+            from porter.release.check import check_release
+
+            verdict = check_release(folder, against)
+            click.echo(f"ok        {folder}: {verdict.variant}, {_distance(verdict)}")
+        return
+    if out is None:
+        raise click.UsageError("--out FOLDER is needed")
+    from porter.photos.labels import read_class_names
+    from porter.release.exports import Export
+    from porter.release.publish import Publication, release
+    from porter.report.console import endpoint_progress
+
+    names = options.pop("class_names")
+    options["publication"] = Publication(
+        name=options.pop("name"),
+        license=options.pop("license"),
+        dataset=options.pop("dataset"),
+        class_names=read_class_names(names) if names else (),
+        evaluate_on=options.pop("evaluate_on"),
+        exports=tuple(kind for kind in get_args(Export) if options.pop(kind)),
+    )
+    if every:
+        sys.exit(_release_all(Path(path), out, jobs, options))
+    with endpoint_progress() as progress:
+        released = release(path, out, progress=progress, **options)
+    _print(released)
+
+
+def _release_all(folder: Path, out: Path, jobs: int | None, options: dict[str, Any]) -> int:
+    from rich.progress import Progress
+
+    from porter.release.batch import release_all
+    from porter.report.console import progress_console
+
+    publication = options["publication"]
+    if options.pop("variant") or options["mapping"] or publication.evaluate_on or publication.name:
+        raise click.UsageError("--all finds the variants itself; leave out --variant, --mapping, --name and --evaluate")
+    console, code = progress_console(), 0
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("release", total=None)
+        for outcome in release_all(folder, out, jobs, lambda count: bar.update(task, total=count), **options):
+            bar.advance(task)
+            if outcome.released:
+                _print(outcome.released)
+            elif outcome.error:
+                click.echo(f"Error: {outcome.error.for_command()}", err=True)
+                code = max(code, outcome.error.exit_code)
+    return code
+
+
+def _releases(folder: Path) -> list[Path]:
+    """``folder`` if it is a release, else the releases in it."""
+    from porter.release.folder import CHECKSUMS
+
+    if not folder.is_dir():
+        raise PorterError(f"{folder}: no such folder")
+    if (folder / CHECKSUMS).is_file():
+        return [folder]
+    return sorted(path.parent for path in folder.glob(f"*/{CHECKSUMS}")) or [folder]
+
+
+def _print(released: Released) -> None:
+    click.echo(f"released  {released.folder}: {released.variant}, {_distance(released.verdict)}")
+    for kind, error in released.exports.items():
+        click.echo(f"  {kind:<11} logits within {error:.1e} of their scale")
+
+
+def _distance(verdict: Verdict) -> str:
+    return f"{len(verdict.worst_rows())} endpoints, {verdict.sentence()}"

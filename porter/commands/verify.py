@@ -1,0 +1,115 @@
+"""``verify``, ``verify-padding``: comparing a port with TensorFlow."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from porter.commands.options import (
+    FILE,
+    OUTPUT,
+    SizeType,
+    check_outputs,
+    port_options,
+    source_options,
+)
+from porter.text import json_text
+
+
+@click.command()
+@source_options
+@port_options
+@click.argument("artifact", metavar="[PORT]", required=False)
+@click.option("--weights-file", type=FILE, metavar="FILE", help="The state dict for a PORT that is timm:NAME.")
+@click.option(
+    "--reference",
+    default="auto",
+    show_default=True,
+    metavar="KIND",
+    help="auto, frozen (.pb), meta (.meta), keras, tflite, tf.nn, or a recorded .npz.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["both", "float64", "float32"]),
+    default="both",
+    show_default=True,
+    help="float64 asks whether it is the same function, float32 whether it is as exact as TensorFlow's float32.",
+)
+@click.option("--deploy", "deployed", is_flag=True, help="Compare the form for inference, porter.deploy.")
+@click.option("--size", "sizes", type=SizeType(), multiple=True, help="Image size; may be given several times.")
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path, exists=True),
+    metavar="PATH",
+    help="An image or a folder of them, instead of noise and structured images.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
+@click.option("-v", "--verbose", is_flag=True, help="Print every endpoint, not a summary.")
+@click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
+@click.option("--junit", type=OUTPUT, metavar="FILE|-", help="Write JUnit XML as well.")
+@click.option("--html", type=OUTPUT, metavar="FILE|-", help="Write a report as well: one page that needs no network.")
+def verify(
+    checkpoint: str,
+    artifact: str | None,
+    verbose: bool,
+    as_json: bool,
+    junit: Path | None,
+    html: Path | None,
+    **options: Any,
+) -> None:
+    """Compare a port of CHECKPOINT with TensorFlow, endpoint by endpoint: the same function, and as exact?
+
+    PORT is the port to check; without it, what `convert` would write is checked. A .pth or .safetensors (a state
+    dict of ours or timm's), a release's folder, the URL of either, timm:NAME with --weights-file, an .onnx or .pt2
+    file, another TensorFlow source, or package.module:callable or file.py:callable that returns an nn.Module. The last
+    two run that code.
+    """
+    from porter.atomic import write_bytes
+    from porter.parity.evidence import Evidence
+    from porter.parity.verify import verify
+    from porter.report.console import endpoint_progress
+
+    check_outputs(junit, html, as_json=as_json)
+    evidence = Evidence() if html else None
+    with endpoint_progress() as progress:
+        verdict = verify(checkpoint, artifact, evidence=evidence, progress=progress, **options)
+    if junit:
+        from porter.report.junit import junit_xml
+
+        write_bytes(junit, junit_xml(verdict), force=True)
+    if html and evidence:
+        from porter.report.html import parity_html
+
+        write_bytes(html, parity_html(verdict, evidence), force=True)
+    if as_json:
+        click.echo(json_text(verdict.as_json(), indent=1))
+    else:
+        from porter.report.verdict_table import print_verdict
+
+        print_verdict(verdict, verbose)
+    sys.stdout.flush()  # a reader who has gone is no verdict
+    sys.exit(0 if verdict.passed else 1)
+
+
+@click.command("verify-padding")
+@click.option("--json", "as_json", is_flag=True, help="Print every combination as JSON.")
+def verify_padding(as_json: bool) -> None:
+    """Compare SAME padding with TensorFlow over a grid of sizes, kernels, strides and dilations."""
+    from porter.parity.padding_grid import TOLERANCE, padding_grid
+
+    cells = list(padding_grid())
+    if as_json:
+        click.echo(json_text([cell._asdict() | {"passed": cell.passed} for cell in cells]))
+    failed = [cell for cell in cells if not cell.passed]
+    if not as_json:
+        for cell in failed[:20]:
+            click.echo(f"DIFFERS  {cell}")
+        worst = max(cell.error for cell in cells)
+        click.echo(
+            f"{len(cells) - len(failed)} of {len(cells)} combinations within {TOLERANCE:.0e}; furthest {worst:.1e}"
+        )
+    sys.stdout.flush()
+    sys.exit(1 if failed else 0)

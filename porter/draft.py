@@ -1,0 +1,131 @@
+"""``draft``: a mapping proposed for a checkpoint whose variables have names of their own.
+
+Decided by scope first, then by shape, kind of variable and name. What had more than one candidate is marked.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from porter.artifacts.artifact import load_artifact
+from porter.artifacts.locate import SUFFIXES
+from porter.artifacts.variant import class_count
+from porter.errors import MappingError
+from porter.mapping.files import list_variants, load_variant
+from porter.mapping.matching import Choice, choose, find_scope, join
+from porter.mapping.plan import ignore_reason
+from porter.mapping.rules import Expected, expected_variables
+from porter.mapping.schema import Ignored, VariantMapping
+from porter.network.layers import is_weight, state_dict_shapes
+from porter.network.network import build_network
+from porter.sources import Checkpoint, open_checkpoint
+from porter.sources.dtypes import FLOATS
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A proposal: the variant it is for, the scope that the names share, and every choice."""
+
+    checkpoint: str
+    variant: str
+    scope: str
+    choices: tuple[Choice, ...]
+    ignored: tuple[Ignored, ...]
+
+    @property
+    def uncertain(self) -> int:
+        """The number of uncertain choices."""
+        return sum(not choice.certain for choice in self.choices)
+
+    def yaml(self) -> str:
+        """The mapping file; uncertain lines say so and name the other candidates."""
+        found = sum(choice.name is not None for choice in self.choices)
+        lines = [
+            f"# Drafted by mnv3-port for {self.checkpoint}: {found} of {len(self.choices)} variables found,",
+            f"# {self.uncertain} to check (marked UNCERTAIN or MISSING). Only the original graph (verify --reference",
+            "# frozen or meta), or outputs that you know, prove it right.",
+            f"base: {self.variant}.yaml",
+            f"scope: {_quote(self.scope)}",
+        ]
+        renamed = [c for c in self.choices if c.name != join(self.scope, c.wanted.source) or c.others]
+        if renamed:
+            lines += ["", "variables:  # name below the scope, as slim has it -> the checkpoint's name"]
+        for choice in renamed:
+            key = _quote(choice.wanted.source)
+            if choice.name is None:
+                lines.append(f"  # {key}: MISSING, shape {list(choice.wanted.shape)}: {choice.reason}")
+            else:
+                others = f", UNCERTAIN, as well: {', '.join(choice.others)}" if choice.others else ""
+                lines.append(f"  {key}: {_quote(choice.name)}  # {choice.reason}{others}")
+        lines += ["", "ignore:"]
+        lines += [f"  - {{pattern: {_quote(i.pattern)}, reason: {_quote(i.reason)}}}" for i in self.ignored]
+        return "\n".join(lines) + "\n"
+
+
+def draft(checkpoint: str, to: str) -> Draft:
+    """Propose a mapping of ``checkpoint`` to ``to``: a variant, timm's name of one, or a state-dict file of one.
+
+    Raises MappingError where ``to`` is none of them, CheckpointError where the checkpoint cannot be read.
+    """
+    opened = open_checkpoint(checkpoint)
+    variant = _variant(to)
+    mapping = load_variant(variant)
+    candidates = {name: v for name, v in opened.items() if v.dtype in FLOATS and ignore_reason(mapping, name) is None}
+    expected = _without_scope(mapping, _classes(opened, mapping))
+    scope = find_scope(expected, candidates)
+    choices = choose(expected, candidates, scope)
+    taken = {choice.name for choice in choices}
+    unused = tuple(name for name in opened if name not in taken and ignore_reason(mapping, name) is None)
+    ignored = [
+        *mapping.ignore,
+        *(Ignored(_literal(name), "in the checkpoint, no part of the network") for name in unused),
+    ]
+    return Draft(checkpoint, variant, scope, choices, tuple(ignored))
+
+
+def _variant(to: str) -> str:
+    if to in list_variants():
+        return to
+    by_timm = {load_variant(variant).timm: variant for variant in list_variants()}
+    if to in by_timm:
+        return by_timm[to]
+    if not to.endswith(SUFFIXES):
+        raise MappingError(
+            f"{to}: no variant ({', '.join(list_variants())}), no timm name of one and no state-dict file"
+        )
+    arrays = load_artifact(Path(to)).arrays
+    found = {name: values.shape for name, values in arrays.items() if is_weight(name)}
+    for variant in list_variants():
+        classes = class_count(arrays)
+        shapes = state_dict_shapes(build_network(load_variant(variant)), classes)
+        if found == {name: shape for name, shape in shapes.items() if is_weight(name)}:
+            return variant
+    raise MappingError(f"{to}: is the state dict of no variant ({', '.join(list_variants())}), by names and shapes")
+
+
+def _without_scope(mapping: VariantMapping, classes: int) -> list[Expected]:
+    network = build_network(mapping)
+    prefix = f"{mapping.scope}/" if mapping.scope else ""
+    found = expected_variables(mapping, network, classes)
+    return [want._replace(source=want.source.removeprefix(prefix)) for want in found]
+
+
+def _classes(opened: Checkpoint, mapping: VariantMapping) -> int:
+    """Outputs of the classifier: the one size that goes with the network's features and with nothing before them."""
+    network = build_network(mapping)
+    own = {want.shape for want in expected_variables(mapping, network, 0)}
+    shape = (1, 1, network.features)
+    sizes = {v.shape[3] for v in opened.values() if v.shape[:3] == shape and len(v.shape) == 4 and v.shape not in own}
+    sizes = {size for size in sizes if any(v.shape == (size,) for v in opened.values())}
+    return sizes.pop() if len(sizes) == 1 else 1001
+
+
+def _literal(name: str) -> str:
+    """``name`` as a shell pattern that matches only itself."""
+    return re.sub(r"([*?[])", r"[\1]", name)
+
+
+def _quote(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,0 +1,173 @@
+"""``convert``: a TensorFlow checkpoint in, an artifact out."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from porter.artifacts.artifact import Artifact, save_artifact
+from porter.atomic import check_folder, check_output, make_folder, refuse_existing, write_bytes
+from porter.errors import PorterError
+from porter.mapping.options import ArtifactLayout, PathLike, PortOptions
+from porter.port import Port, carry_out_port, plan_opened, plan_port
+from porter.sources.locate import locate
+from porter.sources.remote import is_url
+from porter.sources.v1 import SHARDED
+from porter.sources.weights import Weights
+
+if TYPE_CHECKING:
+    pass
+
+DEFAULT = PortOptions()
+REMOTE_FILE = re.compile(r"\.(?:index|meta|data-\d{5}-of-\d{5})$")  # of a checkpoint's files behind a URL
+
+
+def convert(
+    checkpoint: PathLike,
+    output: PathLike | None = None,
+    variant: str | None = None,
+    *,
+    mapping: PathLike | None = None,
+    weights: Weights = "auto",
+    layout: ArtifactLayout = "timm",
+    keep_background: bool = False,
+    num_classes: int | None = None,
+    fold_bn: bool = False,
+    fake_quant: bool | None = None,
+    backbone: bool = False,
+    force: bool = False,
+) -> tuple[Path, Port]:
+    """Port a TensorFlow checkpoint and write an artifact.
+
+    Args:
+        checkpoint: What ``open_checkpoint`` takes.
+        output: A ``.pth``, ``.safetensors``, ``.onnx`` or ``.tflite``; ``<variant>.pth`` when left out.
+        variant: Found from the shapes when left out.
+        mapping: A mapping file of your own.
+        weights: ``ema`` or ``raw`` where both exist; ``auto`` prefers the averages.
+        layout: ``timm`` makes the weights exact where the squeeze-excite gate is 1/6, ``slim`` leaves them untouched.
+        keep_background: Keep class 0 of slim's 1,001.
+        num_classes: Refuse a classifier of another size.
+        fold_bn: Fold batch norms into the convolutions before them.
+        fake_quant: False makes a float network of a source that was trained for 8 bits.
+        backbone: Take the network that is inside a larger model: of a segmenter, a detector, a model of your own.
+        force: Overwrite ``output``.
+
+    Returns:
+        The path written, and the port: its mapping, network and plan.
+
+    Raises:
+        PorterError: On bad input. No file is left behind.
+
+    Example:
+        >>> path, port = porter.convert(source, folder / "small_075.pth")
+        >>> port.mapping.variant, port.plan.num_classes
+        ('small_075', 1000)
+    """
+    if output is None:
+        check_folder(Path())
+    else:
+        check_output(Path(output), force)
+        _check_suffix(Path(output))
+    options = PortOptions(
+        variant, mapping, weights, layout, keep_background, num_classes, fold_bn, fake_quant, backbone
+    )
+    port = plan_port(checkpoint, options)
+    path = Path(output if output is not None else f"{port.mapping.variant}.pth")
+    if path.suffix == ".tflite" and port.plan.ranges:  # integers are the source's own weights
+        port = plan_opened(port.checkpoint, port.mapping, replace(options, layout="slim"))
+    refuse_existing(path, force)
+    _save(path, port, carry_out_port(port), force)
+    return path, port
+
+
+def _check_suffix(path: Path) -> None:
+    from porter.artifacts.locate import SUFFIXES
+    from porter.exports import files
+
+    suffixes = (*SUFFIXES, *files.SUFFIXES)
+    if path.suffix not in suffixes:
+        raise PorterError(f"{path}: the output's name must end in one of {', '.join(suffixes)}")
+
+
+def _save(path: Path, port: Port, artifact: Artifact, force: bool) -> None:
+    """Write a port."""
+    from porter.exports.files import SUFFIXES, export_bytes
+
+    if path.suffix in SUFFIXES:
+        write_bytes(path, export_bytes(path.suffix, port.target_network, artifact, port.mapping.input.size), force)
+    else:
+        save_artifact(path, artifact, force)
+
+
+def convert_all(
+    checkpoints: Sequence[str],
+    folder: Path,
+    options: PortOptions = DEFAULT,
+    *,
+    suffix: str = ".pth",
+    force: bool = False,
+) -> Iterator[tuple[Path, Port]]:
+    """Port several checkpoints, of one training run say, into ``folder`` as ``<name of the checkpoint><suffix>``.
+
+    Results as for ``convert``; the variant is found once, and each is read while the one before
+    it is written. Raises PorterError before the first where an output exists or a name is no checkpoint's, and at the
+    first that cannot be ported; those before it stay.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    check_folder(folder)
+    stems = one_each(checkpoints, options.weights)
+    checkpoints, names = list(stems), [f"{stem}{suffix}" for stem in stems.values()]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise PorterError(f"{folder}: two checkpoints would become {twice[0]}; convert them one by one")
+    for name in names:
+        refuse_existing(folder / name, force)
+
+    def read(checkpoint: str) -> tuple[Port, Artifact]:
+        port = plan_port(checkpoint, options)
+        return port, carry_out_port(port)
+
+    with ThreadPoolExecutor(1) as reader:
+        ready = read(checkpoints[0])
+        if options.mapping is None:
+            options = replace(options, variant=ready[0].mapping.variant)
+        for name, following in zip_longest(names, checkpoints[1:]):
+            ahead = reader.submit(read, following) if following else None
+            port, artifact = ready
+            make_folder(folder)
+            _save(folder / name, port, artifact, force)
+            yield folder / name, port
+            if ahead:
+                ready = ahead.result()
+
+
+def one_each(checkpoints: Sequence[str], weights: Weights = "auto") -> dict[str, str]:
+    """The checkpoints that ``checkpoints`` name, each once and in the order of first mention -> a name for the output.
+
+    A shell makes of ``run/model-*`` every file of each of them. Raises CheckpointError where a name is no checkpoint's.
+    """
+    found: dict[tuple[str, str], tuple[str, str]] = {}
+    for given in checkpoints:
+        if is_url(given):
+            prefix = REMOTE_FILE.sub("", given)
+            # Of a .meta alone, the graph in it may be what is wanted
+            opened = given if given.endswith(".meta") and not {prefix, f"{prefix}.index"} & {*checkpoints} else prefix
+            found.setdefault(("", opened), (opened, Path(opened).name))
+            continue
+        source = locate(Path(given), weights)
+        opened = given
+        if source.path.parent == Path(given).parent:  # a file of it; else a folder, after which the output is named
+            opened = str(source.path)
+        stem = Path(opened).name
+        if sharded := SHARDED.fullmatch(stem):
+            stem = sharded[1]
+        found.setdefault((source.kind, os.path.realpath(source.path)), (opened, stem))
+    return dict(found.values())

@@ -1,6 +1,0 @@
-"""Readers of TensorFlow's weight files: ``open_checkpoint(path)`` gives name -> lazily read variable."""
-
-from porter.formats.checkpoint import Checkpoint, open_checkpoint
-from porter.formats.variable import Variable
-
-__all__ = ["Checkpoint", "Variable", "open_checkpoint"]

@@ -1,1 +1,0 @@
-"""One module a public function, named as its command."""

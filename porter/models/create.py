@@ -1,0 +1,374 @@
+"""``create_model``: a MobileNetV3 with the weights of an artifact or straight from a TensorFlow checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args, overload
+
+import torch
+from torch import Tensor, nn
+
+from porter.artifacts.artifact import Artifact, load_artifact
+from porter.artifacts.locate import ArtifactFile, find_artifact
+from porter.artifacts.metadata import Metadata
+from porter.artifacts.relayout import relayout, without_batch_norms
+from porter.artifacts.variant import CLASS_BIASES, class_count, mapping_of, network_as_stored, variant_mapping
+from porter.errors import ArtifactError, MappingError, Option, PorterError
+from porter.mapping.files import load_mapping, load_variant, variant_named
+from porter.mapping.options import ArtifactLayout, PathLike, PortOptions
+from porter.mapping.ranges import Range
+from porter.mapping.rules import expected_variables
+from porter.mapping.schema import VariantMapping
+from porter.models.build import Whole, build_model
+from porter.models.fake_quant import EIGHT_BITS_ENTRY, fake_quantize
+from porter.models.feature_info import pyramid
+from porter.models.mobilenet_v3 import MobileNetV3, MobileNetV3Features, initialize
+from porter.models.pretrained_cfg import pretrained_cfg
+from porter.models.ssdlite import SSDLite
+from porter.network.network import TIMM_GATE, Network, build_network, with_output_stride
+from porter.port import DEFAULT, carry_out_port, plan_port
+from porter.sources import Checkpoint
+from porter.sources.checkpoint import sha256
+from porter.sources.weights import Weights
+
+Source = PathLike | ArtifactFile | Checkpoint
+HEAD = ("classifier", "conv_head", "bn2", "act2", "global_pool")  # what a feature pyramid, or another head, has not
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Changes to the network; None keeps what the weights have."""
+
+    num_classes: int | None = None
+    in_chans: int | None = None
+    dropout: float | None = None
+    features_only: bool = False
+    out_indices: Sequence[int] | None = None
+    output_stride: int | None = None
+
+
+WHOLE = Shape()
+
+
+class OpenedModel(NamedTuple):
+    """A model in eval mode, and where it comes from.
+
+    ``metadata`` is None where another tool wrote the weights, and for untrained ones; ``digests`` are SHA-256 by file
+    name. ``fake_quant`` tells that it computes the 8 bits of its source.
+    """
+
+    model: Whole | MobileNetV3Features
+    mapping: VariantMapping
+    metadata: Metadata | None
+    digests: dict[str, str]
+    fake_quant: bool
+
+    @property
+    def whole(self) -> Whole:
+        """The model, which was asked for whole."""
+        assert not isinstance(self.model, MobileNetV3Features)
+        return self.model
+
+    @property
+    def classifier(self) -> MobileNetV3:
+        """The model, which must be a classifier. Raises PorterError where it is a segmenter or detector."""
+        if isinstance(self.model, SSDLite):
+            raise PorterError(
+                f"a {self.mapping.variant} port is a detector, no classifier; for its boxes use",
+                option=Option("boxes", "FOLDER"),
+            )
+        if not isinstance(self.model, MobileNetV3):
+            raise PorterError(
+                f"a {self.mapping.variant} port is a segmenter, no classifier; for its masks use",
+                option=Option("masks", "FOLDER"),
+            )
+        return self.model
+
+
+@overload
+def create_model(
+    variant: str,
+    checkpoint: PathLike | None = None,
+    *,
+    mapping: PathLike | None = None,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    dropout: float | None = None,
+    features_only: Literal[False] = False,
+    out_indices: None = None,
+    layout: ArtifactLayout | None = None,
+    weights: Weights = "auto",
+    keep_background: bool = False,
+    fake_quant: bool | None = None,
+    output_stride: int | None = None,
+) -> MobileNetV3: ...
+
+
+@overload
+def create_model(
+    variant: str,
+    checkpoint: PathLike | None = None,
+    *,
+    mapping: PathLike | None = None,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    dropout: float | None = None,
+    features_only: Literal[True],
+    out_indices: Sequence[int] | None = None,
+    layout: ArtifactLayout | None = None,
+    weights: Weights = "auto",
+    keep_background: bool = False,
+    fake_quant: bool | None = None,
+    output_stride: int | None = None,
+) -> MobileNetV3Features: ...
+
+
+def create_model(
+    variant: str,
+    checkpoint: PathLike | None = None,
+    *,
+    mapping: PathLike | None = None,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    dropout: float | None = None,
+    features_only: bool = False,
+    out_indices: Sequence[int] | None = None,
+    layout: ArtifactLayout | None = None,
+    weights: Weights = "auto",
+    keep_background: bool = False,
+    fake_quant: bool | None = None,
+    output_stride: int | None = None,
+) -> nn.Module:
+    """Build a MobileNetV3 and load weights into it.
+
+    Args:
+        variant: One of ``list_variants()``, timm's name of one, or a file of weights, whose variant is found.
+        checkpoint: A ``.pth`` or ``.safetensors`` (ours, or with timm's keys), a release's folder, anything that
+            ``open_checkpoint`` takes, or the URL of any of these. None: untrained weights.
+        mapping: A mapping file of your own.
+        num_classes: Another number than the checkpoint's gives a new classifier, 0 the (N, features) embedding.
+        in_chans: Channels of the images; the first convolution is adapted.
+        dropout: Probability before the classifier, in training mode alone.
+        features_only: Give the feature pyramid, a list of (N, C, H / r, W / r) maps.
+        out_indices: Some maps of the pyramid, in this order.
+        output_stride: How many pixels a position of the last map stands for, 8 or 16: dilations instead of strides.
+        layout: By default ``timm``, whatever the source: gate 1/6, and slim's 0.16667 folded into the weights. ``slim``
+            keeps that gate and the weights; its state dict has an entry more, which says so, and no other class
+            loads it strictly. A model that computes 8 bits is in ``slim``, as its levels are.
+        weights: ``ema`` or ``raw`` where both exist; ``auto`` prefers the averages.
+        keep_background: Keep class 0 of slim's 1,001.
+        fake_quant: Weights that were trained for 8 bits compute them, in float64; False opens them as a float network.
+
+    Returns:
+        The model, in eval mode: (N, channels, H, W) RGB in [-1, 1] -> (N, num_classes) logits. State-dict keys are
+        timm's. A variant with another head gives an ``LRASPP`` or ``SSDLite``, under torchvision's keys.
+
+    Raises:
+        PorterError: On weights that do not fit, or an argument that is none of those allowed.
+
+    Example:
+        >>> model = porter.create_model("small_075", source)
+        >>> model(torch.zeros(1, 3, 224, 224)).shape
+        torch.Size([1, 1000])
+        >>> pyramid = porter.create_model("small_075", source, features_only=True)
+        >>> pyramid.feature_info.channels()
+        [16, 16, 24, 40, 432]
+    """
+    options = PortOptions(None, mapping, weights, "timm", keep_background, fake_quant=fake_quant)
+    shape = Shape(num_classes, in_chans, dropout, features_only, out_indices, output_stride)
+    source = checkpoint
+    name: str | None = str(variant)
+    if checkpoint is None and mapping is None and variant_named(str(variant)) is None:
+        source, name = variant, None  # weights that know their variant
+        if find_artifact(variant) is None and "://" not in str(variant) and not Path(variant).exists():
+            load_variant(str(variant))  # tells which there are
+    return open_model(source, replace(options, variant=name), layout, shape).model
+
+
+def open_model(
+    source: Source | None,
+    options: PortOptions = DEFAULT,
+    layout: ArtifactLayout | None = None,
+    shape: Shape = WHOLE,
+) -> OpenedModel:
+    """Like ``create_model``, with the model's origin. ``layout`` counts, and that of ``options`` does not."""
+    _check(options, layout, shape)
+    name = _name(source)
+    artifact, mapping, network, digests = _open_source(source, options, layout, shape.features_only)
+    ranges = artifact.metadata.ranges if artifact and artifact.metadata else {}
+    if options.fake_quant and not ranges:
+        raise ArtifactError(f"{name}: holds no ranges of fake quantisation; it was not trained for 8 bits")
+    if artifact and artifact.arrays.pop(EIGHT_BITS_ENTRY, None) is not None and options.fake_quant is None:
+        raise ArtifactError(
+            f"{name}: the state dict of a model that computes 8 bits, without the ranges that it rounds to; keep the "
+            "file that it was opened from. To open its float network use",
+            option=Option("fake_quant", value=False),
+        )
+    fake_quant = bool(ranges) and options.fake_quant is not False
+    if fake_quant and layout == "timm":
+        raise ArtifactError(f"{name}: computes 8 bits in layout slim alone; leave layout out, or fake_quant=False")
+    if artifact is not None:
+        if fake_quant:  # the ranges belong to these weights
+            artifact = _relayout(artifact, "slim", mapping, network)
+            if not artifact.metadata or not artifact.metadata.bn_folded:
+                artifact = without_batch_norms(artifact, network)
+        network = network_as_stored(network, artifact.arrays, artifact.metadata, artifact.gate)
+    network = replace(network, channels=shape.in_chans or network.channels)
+    if shape.output_stride is not None:
+        try:
+            network = with_output_stride(network, shape.output_stride)
+        except ValueError:
+            strides = ", ".join(str(tap.reduction) for tap in pyramid(network))
+            raise PorterError(f"output_stride={shape.output_stride!r}: use one of {strides}") from None
+    model = _built(network, artifact, shape)
+    if artifact is None:
+        initialize(model)
+    else:
+        _fill(model, artifact.tensors, name)
+    if fake_quant:
+        assert artifact is not None
+        new_head = shape.num_classes not in (None, class_count(artifact.arrays))
+        fake_quantize(model, _ranges_of(model, ranges, new_head, name))
+    model.pretrained_cfg = pretrained_cfg(mapping, getattr(model, "num_classes", 0), network.channels)
+    return OpenedModel(model.eval(), mapping, artifact.metadata if artifact else None, digests, fake_quant)
+
+
+def _check(options: PortOptions, layout: object, shape: Shape) -> None:
+    """Raise PorterError for an invalid argument, before anything is read."""
+    for name, value, allowed in (
+        ("layout", layout, (None, *get_args(ArtifactLayout))),
+        ("weights", options.weights, get_args(Weights)),
+        ("fake_quant", options.fake_quant, (None, True, False)),
+    ):
+        if not any(value is one or (isinstance(value, str) and value == one) for one in allowed):
+            raise PorterError(f"{name}={value!r}: use one of {', '.join(repr(one) for one in allowed)}")
+    for name, number, least in (("num_classes", shape.num_classes, 0), ("in_chans", shape.in_chans, 1)):
+        if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < least):
+            raise PorterError(f"{name}={number!r}: use a whole number from {least} on")
+    if shape.dropout is not None and not 0 <= shape.dropout <= 1:
+        raise PorterError(f"dropout={shape.dropout!r}: use a probability, from 0 to 1")
+    if shape.out_indices is not None and not shape.features_only:
+        raise PorterError("out_indices: only with features_only=True")
+
+
+def _open_source(
+    source: Source | None, options: PortOptions, layout: ArtifactLayout | None, features_only: bool
+) -> tuple[Artifact | None, VariantMapping, Network, dict[str, str]]:
+    """The weights of ``source`` in ``layout`` (timm's for None), the mapping, the network, and digests of files."""
+    if source is None:
+        mapping = (
+            load_mapping(Path(options.mapping))
+            if options.mapping is not None
+            else variant_mapping(str(options.variant))
+        )
+        network = build_network(mapping)
+        if mapping.top == "none":
+            network = replace(network, head=0, backbone=True)
+        return None, mapping, network if layout == "slim" else replace(network, gate=TIMM_GATE), {}
+    if isinstance(source, ArtifactFile):
+        file: ArtifactFile | None = source
+    else:
+        file = None if isinstance(source, Checkpoint) else find_artifact(source)
+    given = _name(source)
+    if file is None:
+        assert not isinstance(source, ArtifactFile)
+        name = options.variant and (variant_named(options.variant) or options.variant)
+        options = replace(options, variant=name, layout=layout or "timm")
+        try:
+            port = plan_port(source, options)
+        except MappingError:
+            if not features_only:
+                raise
+            port = plan_port(source, replace(options, backbone=True))
+        if features_only and port.network.inner_map is not None:
+            port = plan_port(source, replace(options, variant=None, backbone=True))
+        return carry_out_port(port), port.mapping, port.network, port.checkpoint.digests()
+    artifact = load_artifact(file)
+    mapping = mapping_of(artifact.metadata, options, file.mapping, given)
+    network = build_network(mapping)
+    if layout == "slim" and artifact.metadata is None and artifact.gate == TIMM_GATE and network.stated_gate:
+        raise ArtifactError(f"{given}: not written by mnv3-port, so its gate fold is not known; use layout 'timm'")
+    artifact = _relayout(artifact, layout or "timm", mapping, network)
+    return artifact, mapping, network, {file.path.name: sha256(file.path)}
+
+
+def _name(source: Source | None) -> str:
+    return source.given if isinstance(source, (ArtifactFile, Checkpoint)) else str(source)
+
+
+def _relayout(artifact: Artifact, layout: ArtifactLayout, mapping: VariantMapping, network: Network) -> Artifact:
+    names = [name for name in gate_folded(mapping, network) if name in artifact.arrays]
+    return relayout(artifact, layout, names, network.gate)
+
+
+def gate_folded(mapping: VariantMapping, network: Network) -> list[str]:
+    """The entries that the squeeze-excite constant is folded into in layout ``timm``."""
+    # A .tflite's own names never come with another gate, and its rules name the same entries
+    return [want.target for want in expected_variables(mapping, network, classes=1) if want.folds_gate]
+
+
+def _built(network: Network, artifact: Artifact | None, shape: Shape) -> Whole | MobileNetV3Features:
+    if shape.features_only and network.inner_map is not None:
+        raise PorterError(
+            "features_only: of a segmenter or detector, port the backbone alone (convert with backbone=True)"
+        )
+    if shape.features_only:
+        count = len(pyramid(network))
+        wrong = [i for i in shape.out_indices or () if isinstance(i, bool) or i not in range(count)]
+        if wrong:
+            raise PorterError(f"out_indices: {wrong[0]!r} is none of 0 to {count - 1}")
+        return MobileNetV3Features(network, shape.out_indices)
+    classes = 0 if network.backbone else 1000
+    if artifact is not None:
+        classes = class_count(artifact.arrays)
+    return build_model(network, classes if shape.num_classes is None else shape.num_classes, shape.dropout)
+
+
+def _ranges_of(model: nn.Module, ranges: dict[str, Range], new_head: bool, source: str) -> dict[str, Range]:
+    """The ranges of modules in ``model``, without those of a head that was removed or replaced."""
+    modules = {name for name, _ in model.named_modules()} | {name for name, _ in model.named_parameters()}
+    found = {
+        name: limits
+        for name, limits in ranges.items()
+        if (name in modules or name == "input") and not (new_head and name.startswith("classifier"))
+    }
+    strange = [name for name in ranges if name not in modules and name != "input" and not name.startswith(HEAD)]
+    if strange:
+        raise ArtifactError(f"{source}: ranges of {strange[0]}, which the network has not; damaged metadata?")
+    return found
+
+
+def _fill(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
+    """Load ``tensors`` strictly, except for a replaced head and an adapted stem."""
+    own = model.state_dict()
+    head = ("classifier.", "conv_head.", "bn2.")
+    state = {name: value for name, value in tensors.items() if name in own or not name.startswith(head)}
+    stem = "conv_stem.weight"
+    if stem in state and state[stem].shape[1] != own[stem].shape[1]:
+        state[stem] = _adapt_stem(state[stem], own[stem].shape[1])
+    for bias in CLASS_BIASES:
+        module = bias.rpartition(".")[0]
+        for name in (f"{module}.weight", bias):
+            if name in own and (name not in state or state[name].shape[:1] != own[name].shape[:1]):
+                initialize(model.get_submodule(module))  # another number of classes
+                state[name] = own[name]
+    problems = [f"{name}: missing" for name in own if name not in state and not name.endswith("num_batches_tracked")]
+    problems += [f"{name}: not in the network" for name in state if name not in own]
+    problems += [
+        f"{name}: shape {list(value.shape)}, the network has {list(own[name].shape)}"
+        for name, value in state.items()
+        if name in own and value.shape != own[name].shape
+    ]
+    if problems:
+        raise ArtifactError(f"{source}: does not fit the network ({len(problems)} problems):", problems[:20])
+    model.load_state_dict(state, strict=False)
+
+
+def _adapt_stem(weight: Tensor, channels: int) -> Tensor:
+    """Weights (O, 3, kH, kW) for another number of input channels: grey is the sum, others repeat RGB rescaled."""
+    if channels == 1:
+        return weight.sum(1, keepdim=True)
+    repeats = -(-channels // weight.shape[1])
+    return torch.cat([weight] * repeats, 1)[:, :channels] * (weight.shape[1] / channels)

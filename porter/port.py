@@ -1,0 +1,152 @@
+"""The port of a checkpoint: the mapping chosen for it, its network, the plan, and the weights that follow."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from porter.artifacts.artifact import Artifact
+from porter.artifacts.metadata import Metadata
+from porter.errors import MappingError, Option
+from porter.mapping.backbone import as_backbone, by_other_names, find_backbone, hint
+from porter.mapping.files import load_mapping, load_variant, mapping_digest
+from porter.mapping.identify import match_variants
+from porter.mapping.options import PathLike, PortOptions
+from porter.mapping.plan import Plan, fit, make_plan
+from porter.mapping.schema import VariantMapping
+from porter.network.network import Network
+from porter.sources import Checkpoint, open_checkpoint
+
+if TYPE_CHECKING:
+    from porter.mapping.apply import Ported
+
+DEFAULT = PortOptions()
+
+
+class Port(NamedTuple):
+    """A checkpoint, the mapping chosen for it, its network (with the checkpoint's own gate) and the plan.
+
+    ``classes`` are the outputs of the checkpoint's classifier, background included; 0 without one.
+    """
+
+    checkpoint: Checkpoint
+    mapping: VariantMapping
+    network: Network
+    classes: int
+    plan: Plan
+
+    @property
+    def target_network(self) -> Network:
+        """The network that the ported weights are made for."""
+        return replace(self.network, gate=self.plan.gate, bn_folded=self.plan.bn_folded)
+
+
+def plan_port(checkpoint: PathLike | Checkpoint, options: PortOptions = DEFAULT) -> Port:
+    """Open ``checkpoint``, choose its mapping and plan the port, reading no tensor.
+
+    Raises CheckpointError or MappingError.
+    """
+    opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint, options.weights)
+    if options.backbone:
+        return plan_opened(opened, choose_backbone(opened, options.variant, options.mapping), options)
+    try:
+        return plan_opened(opened, choose_mapping(opened, options.variant, options.mapping), options)
+    except MappingError:
+        best = match_variants(opened)[0]
+        whole = best.exact and best.classes  # a classifier; what is wrong with it, the error tells
+        unasked = options.mapping is None and options.variant is None
+        if unasked and not whole and (refusal := hint(opened)):
+            raise refusal from None
+        raise
+
+
+def plan_opened(opened: Checkpoint, mapping: VariantMapping, options: PortOptions = DEFAULT) -> Port:
+    """Plan the port of ``opened`` by ``mapping``. Raises MappingError."""
+    fitted = fit(mapping, opened)
+    return Port(opened, mapping, fitted.network, fitted.classes, make_plan(mapping, fitted, opened, options))
+
+
+def carry_out_port(port: Port) -> Artifact:
+    """Read and port the weights. Raises CheckpointError or MappingError."""
+    from porter.mapping.apply import carry_out
+
+    ported = carry_out(port.plan, port.checkpoint)
+    return Artifact(ported.arrays, _describe(port, ported))
+
+
+def _describe(port: Port, ported: Ported) -> Metadata:
+    plan = port.plan
+    return Metadata(
+        tool=f"mnv3-port {_version()}",
+        variant=plan.variant,
+        layout=plan.layout,
+        gate=plan.gate,
+        source_gate=plan.source_gate,
+        num_classes=plan.num_classes,
+        background_dropped=plan.background_dropped,
+        weights=port.checkpoint.weights,
+        step=port.checkpoint.step,
+        sources=port.checkpoint.digests(),
+        mapping=mapping_digest(port.mapping),
+        fold_nudges=ported.fold_nudges,
+        bn_folded=plan.bn_folded,
+        ranges=ported.ranges,
+        segmentation=port.network.segmentation,
+    )
+
+
+@cache
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("mnv3-port")
+
+
+def choose_backbone(checkpoint: Checkpoint, variant: str | None, mapping: PathLike | None) -> VariantMapping:
+    """The mapping of the backbone inside ``checkpoint``. Raises MappingError where there is none."""
+    if mapping is not None:
+        return as_backbone(choose_mapping(checkpoint, variant, mapping))
+    variants = None if variant is None else [load_variant(variant).variant]
+    found = find_backbone(checkpoint, variants)
+    if found.exact:
+        return found.mapping
+    other = by_other_names(checkpoint, variants)
+    if other is not None:
+        return other
+    raise MappingError(
+        f"{checkpoint.given}: no backbone of ours in it; closest is {found.mapping.variant} with {found.fitting} of "
+        f"{found.expected} variables. `mnv3-port draft` proposes names where it has others"
+    )
+
+
+def choose_mapping(checkpoint: Checkpoint, variant: str | None, mapping: PathLike | None) -> VariantMapping:
+    """The mapping to use: the user's file, else the named variant's, else that of the variant found.
+
+    Raises MappingError when the named variant is wrong and another one fits, or when none fits.
+    """
+    if mapping is not None:
+        chosen = load_mapping(Path(mapping))
+        if variant is not None and variant != chosen.variant:
+            raise MappingError(f"{mapping}: is a mapping of {chosen.variant}, not of {variant}")
+        return chosen
+    if variant is not None:
+        named = match_variants(checkpoint, [load_variant(variant).variant])[0]
+        if named.exact:
+            return load_variant(variant, named.names)
+    best = match_variants(checkpoint)[0]
+    if variant is None:
+        if not best.exact:
+            raise MappingError(
+                f"{checkpoint.given}: no variant fits; closest is {best.variant} with {best.fitting} of "
+                f"{best.expected} variables. A mapping file of your own may fit; to list the differences use",
+                option=Option("variant", best.variant),
+            )
+        return load_variant(best.variant, best.names)
+    if best.exact:
+        raise MappingError(
+            f"{checkpoint.given}: is a {best.variant} checkpoint, not {variant}; use",
+            option=Option("variant", best.variant),
+        )
+    return load_variant(variant, named.names)

@@ -1,0 +1,1 @@
+"""What a port says of photos: classes, masks, boxes."""

@@ -1,0 +1,68 @@
+"""What lies in a checkpoint and which variant it is; needs neither torch nor tensorflow nor numpy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from porter.mapping.files import load_variant
+from porter.mapping.identify import Match, match_variants
+from porter.mapping.options import PathLike
+from porter.mapping.plan import ignore_reason
+from porter.port import choose_mapping
+from porter.sources import Checkpoint, Variable, open_checkpoint
+from porter.sources.weights import Weights
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """``closest`` is the variant that fits best, exactly or not.
+
+    ``used`` are the variables that a conversion reads; ``ignored`` names, as stored, what it leaves aside and why.
+    """
+
+    checkpoint: Checkpoint
+    closest: Match
+    used: list[Variable]
+    ignored: dict[str, str]
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, as plain values."""
+        opened = self.checkpoint
+        return {
+            "path": str(opened.path),
+            "format": opened.format,
+            "weights": opened.weights,
+            "step": opened.step,
+            "variant": self.closest.variant if self.closest.exact else None,
+            "closest": self.closest._asdict(),
+            "variables": [
+                {
+                    "name": v.name,
+                    "stored_as": v.stored_as,
+                    "shape": v.shape,
+                    "dtype": v.dtype,
+                    "bytes": v.nbytes,
+                    "file": v.file,
+                }
+                for v in self.used
+            ],
+            "ignored": self.ignored,
+        }
+
+
+def inspect_checkpoint(
+    checkpoint: PathLike, variant: str | None = None, mapping: PathLike | None = None, weights: Weights = "auto"
+) -> Inspection:
+    """Open ``checkpoint`` and compare its shapes with every variant's.
+
+    Raises CheckpointError on damage, MappingError when ``variant`` is named and another one fits.
+    """
+    opened = open_checkpoint(checkpoint, weights)
+    closest = match_variants(opened)[0]
+    named = variant is not None or mapping is not None
+    chosen = choose_mapping(opened, variant, mapping) if named else load_variant(closest.variant, closest.names)
+    reasons = {name: ignore_reason(chosen, name) for name in opened}
+    used = [variable for name, variable in opened.items() if reasons[name] is None]
+    ignored = dict(opened.set_aside) | {name: reason for name, reason in reasons.items() if reason is not None}
+    return Inspection(opened, closest, used, ignored)

@@ -1,0 +1,195 @@
+"""One interface for every source: a mapping from variable name to lazily read variable."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, ValuesView
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from porter.errors import CheckpointError
+from porter.sources.archive import unpack
+from porter.sources.bounds import check_total
+from porter.sources.bundle import read_bundle
+from porter.sources.locate import Source, locate, step_of
+from porter.sources.remote import is_url, mirror
+from porter.sources.variable import Contents, Variable
+from porter.sources.weights import SUFFIX, Weights, select_weights
+from porter.text import printable
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class Checkpoint(Mapping[str, Variable]):
+    """The variables of one checkpoint by plain name.
+
+    ``given`` is the path as typed; ``path`` what was found there, in ``format``: see porter.sources.locate.
+    ``averaged`` tells that the plain names hold moving averages, as in a released ``ema/`` folder.
+    ``choice`` is which weights were asked for. ``set_aside`` names what lies in the file but is not offered, each
+    with its reason. ``gate`` is the constant of
+    the hard sigmoids in a stored graph. ``remote`` tells that only the bytes asked for are fetched.
+    """
+
+    given: str
+    path: Path
+    format: str
+    files: list[Path] = field(repr=False)
+    variables: Mapping[str, Variable] = field(repr=False)
+    set_aside: Mapping[str, str] = field(repr=False)
+    averaged: bool
+    choice: Weights = "auto"
+    gate: float | None = None
+    remote: bool = False
+    fetch_values: Callable[[Iterable[str]], None] | None = field(default=None, repr=False)
+    temporary: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False)
+
+    def __getitem__(self, name: str) -> Variable:
+        return self.variables[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.variables)
+
+    def __len__(self) -> int:
+        return len(self.variables)
+
+    def values(self) -> ValuesView[Variable]:
+        """The variables. (The inherited view would look up each name again.)"""
+        return self.variables.values()
+
+    def prefetch(self, names: Iterable[str]) -> None:
+        """Announce which variables will be read, so that a remote store is asked in few requests."""
+        if self.fetch_values:
+            self.fetch_values(self.variables[name].stored_as for name in names)
+
+    @property
+    def weights(self) -> str:
+        """Which weights these are, in words."""
+        averages = sum(variable.stored_as.endswith(SUFFIX) for variable in self.values())
+        if averages:
+            return f"moving averages ({averages} variables named {SUFFIX[1:]})"
+        return "moving averages (ema/ folder, plain names)" if self.averaged else "as stored"
+
+    @property
+    def place(self) -> str:
+        """Where the variables lie, for people: below the archive or URL that was given, not in its temporary copy."""
+        if self.temporary is None:
+            return str(self.path)
+        within = self.path.relative_to(self.temporary.name)
+        return self.given.rstrip("/").removesuffix(within.parts[0]) + str(within)
+
+    @property
+    def step(self) -> int | None:
+        """The training step in the file name, if it has one."""
+        return step_of(self.path)
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of each file, by file name."""
+        return {printable(path.name): sha256(path) for path in self.files}
+
+
+def open_checkpoint(path: str | os.PathLike[str], weights: Weights = "auto", checksums: bool = True) -> Checkpoint:
+    """Open TensorFlow weights without reading them.
+
+    Args:
+        path: A V2 or V1 checkpoint (prefix, file or folder), a SavedModel, a Keras file, a ``.tflite``, a released
+            tarball or its folder, a frozen ``.pb``, a zip or tarball of any of them, or the URL of any of them.
+        weights: ``ema`` or ``raw`` where both exist; ``auto`` prefers the averages.
+        checksums: False skips those of a V2 checkpoint's tensors.
+
+    Returns:
+        A mapping of plain variable names to variables, whose values are read on demand.
+
+    Raises:
+        CheckpointError: Naming the file and what to do.
+
+    Example:
+        >>> checkpoint = porter.open_checkpoint(source)
+        >>> checkpoint["MobilenetV3/Conv/weights"].shape
+        (3, 3, 3, 16)
+        >>> checkpoint["MobilenetV3/Conv/weights"].read().dtype
+        dtype('float32')
+    """
+    remote = mirror(str(path)) if is_url(path) else None
+    here = remote.path if remote else Path(path)
+    with _name_source(str(here) if remote else "", str(path)):
+        source = locate(here, weights)
+    temporary = remote.folder if remote else None
+    copy = str(here) if remote else ""
+    if source.kind == "archive":
+        with _name_source(copy, str(path)):
+            temporary = unpack(source.path)
+        copy = str(Path(temporary.name) / source.path.name)
+        with _name_source(copy, str(path)):
+            source = locate(Path(copy), weights)
+        remote = None  # all of it has come
+    fetch = remote.fetch if remote else None
+    with _name_source(copy, str(path)):
+        contents = read_bundle(source.path, fetch, checksums) if source.kind == "bundle" else _read(source)
+        if source.kind != "bundle":  # whose shards may be stand-ins; it looks itself
+            check_total(contents.variables.values(), contents.files, str(source.path))
+    averaged = source.kind == "bundle" and source.path.parent.name == "ema"
+    variables = contents.variables
+    if temporary:
+        variables = {name: _of_copy(variable, temporary, copy, str(path)) for name, variable in variables.items()}
+    chosen, set_aside = select_weights(variables, weights, str(path), averaged)
+    return Checkpoint(
+        given=str(path),
+        path=source.path,
+        format=source.kind,
+        files=contents.files,
+        variables=chosen,
+        set_aside=contents.set_aside | set_aside,
+        averaged=averaged,
+        choice=weights,
+        gate=contents.gate,
+        remote=fetch is not None,
+        fetch_values=contents.prefetch,
+        temporary=temporary,
+    )
+
+
+@contextmanager
+def _name_source(copy: str, given: str) -> Iterator[None]:
+    """Errors name what was ``given`` instead of a temporary ``copy`` of it; ``copy`` is empty where there is none."""
+    try:
+        yield
+    except CheckpointError as error:
+        if not copy:
+            raise
+        raise error.renamed(copy, given) from error
+
+
+def _read(source: Source) -> Contents:
+    """A kind's reader is ``read_<kind>`` of the module ``<kind>``, imported when there is such a file."""
+    module = import_module(f"porter.sources.{source.kind}")
+    contents: Contents = getattr(module, f"read_{source.kind}")(source.path)
+    return contents
+
+
+def _of_copy(variable: Variable, folder: tempfile.TemporaryDirectory[str], copy: str, given: str) -> Variable:
+    """``variable``, which keeps the temporary ``folder`` it reads from, and names what was ``given`` in errors.
+
+    A Checkpoint may be dropped before its variables.
+    """
+
+    def load() -> np.ndarray:
+        assert folder
+        with _name_source(copy, given):
+            return variable.load()
+
+    return msgspec.structs.replace(variable, load=load, file=variable.file.replace(copy, given))
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

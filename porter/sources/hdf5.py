@@ -1,0 +1,141 @@
+"""Reading an HDF5 file of Keras's, in a process of its own.
+
+libhdf5 is C that can hang or crash on damaged files. So ``python -m porter.sources.hdf5 FILE FOLDER`` copies what is
+in FILE to FOLDER, as ``listing.json`` and ``values``, under limits of time and memory; porter.sources.keras runs it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from porter.errors import CheckpointError
+from porter.sources.bounds import allowance, check_shape, limit_memory
+
+# saving_lib numbers a layer's variables; these are the names by the layer's class, in the order of their numbers.
+_VARIABLES = {
+    "conv2d": ("kernel", "bias"),
+    "depthwise_conv2d": ("kernel", "bias"),
+    "dense": ("kernel", "bias"),
+    "batch_normalization": ("gamma", "beta", "moving_mean", "moving_variance"),
+}
+
+
+def dump(path: Path, folder: Path, layer_names: dict[str, str]) -> None:
+    """Copy the weights of ``path`` to ``folder``; ``layer_names`` are those that a ``.keras`` knows besides."""
+    with h5py.File(path, "r") as file:
+        legacy = file.get("model_weights", file)
+        if "layer_names" in legacy.attrs or "layer_names0" in legacy.attrs:
+            found = list(_legacy_datasets(legacy))
+        else:
+            found = list(_datasets(file, layer_names))
+        variables: dict[str, dict[str, Any]] = {}
+        with (folder / "values").open("wb") as values:
+            for name, dataset in found:
+                unique = dataset.name.strip("/") if name in variables else name
+                _check(dataset, path, values.tell())
+                array = dataset[()]
+                plain = array.astype(array.dtype.newbyteorder("<"), copy=False)
+                variables[unique] = {
+                    "shape": list(plain.shape),
+                    "dtype": plain.dtype.name,
+                    "stored_as": dataset.name.strip("/"),
+                    "start": values.tell(),
+                }
+                values.write(plain.tobytes())
+        optimizer = [group for group in ("optimizer", "optimizer_weights") if group in file]
+    (folder / "listing.json").write_text(json.dumps({"variables": variables, "optimizer": optimizer}))
+
+
+def _check(dataset: h5py.Dataset, path: Path, before: int) -> None:
+    """Refuse values that are not numbers, or more than the file can hold (``before`` bytes are read already)."""
+    stored, shape = dataset.name.strip("/"), dataset.shape or ()
+    if dataset.dtype.kind not in "fiu" or dataset.external or dataset.is_virtual:
+        raise CheckpointError(
+            f"{path}: tensor {stored}: {dataset.dtype} values, or values outside the file; only plain numbers are read"
+        )
+    check_shape(shape, f"{path}: tensor {stored}")
+    if before + math.prod(shape) * dataset.dtype.itemsize > allowance(path.stat().st_size):
+        raise CheckpointError(
+            f"{path}: tensor {stored}: shape {shape} in a file of {path.stat().st_size} bytes; the file is damaged"
+        )
+
+
+def _legacy_datasets(group: h5py.Group) -> Iterator[tuple[str, h5py.Dataset]]:
+    for layer in _strings(group, "layer_names"):
+        below = _hard(group, layer)
+        for weight in _strings(below, "weight_names"):
+            yield f"{layer}/{weight.rsplit('/', 1)[-1].split(':')[0]}", _hard(below, weight)
+
+
+def _strings(group: h5py.Group, name: str) -> list[str]:
+    """An attribute of strings, which Keras splits (``name0``, ``name1`` ...) where it is long."""
+    numbered = itertools.takewhile(lambda part: part in group.attrs, (f"{name}{i}" for i in itertools.count()))
+    parts = [name] if name in group.attrs else list(numbered)
+    texts = [text for part in parts for text in group.attrs[part]]
+    return [text.decode() if isinstance(text, bytes) else str(text) for text in texts]
+
+
+def _datasets(file: h5py.File, layer_names: dict[str, str]) -> Iterator[tuple[str, h5py.Dataset]]:
+    """Of a ``.weights.h5``: ``.../layers/<counted class>/vars/<number>``, optimizer state left out."""
+
+    def walk(group: h5py.Group, depth: int = 0) -> Iterator[h5py.Dataset]:
+        for key in group:
+            below = _hard(group, key)
+            if isinstance(below, h5py.Dataset):
+                yield below
+            elif depth < 16 and (depth or key != "optimizer"):
+                yield from walk(below, depth + 1)
+
+    for dataset in walk(file):
+        parts = dataset.name.strip("/").split("/")
+        if len(parts) < 3 or parts[-2] != "vars":
+            continue
+        counted = parts[-3] if re.search(r"_\d+$", parts[-3]) else f"{parts[-3]}_0"
+        given = dataset.parent.attrs.get("name")  # Keras 3; before, the configuration beside it knows
+        known = _VARIABLES.get(counted.rpartition("_")[0], ())
+        number = int(parts[-1]) if parts[-1].isdecimal() else -1
+        variable = known[number] if 0 <= number < len(known) else parts[-1]
+        if given is None and counted.startswith("depthwise_conv2d") and variable == "kernel":
+            variable = "depthwise_kernel"  # Keras 2's name for it
+        yield f"{given or layer_names.get(counted, counted)}/{variable}", dataset
+
+
+def _hard(group: h5py.Group, name: str) -> Any:
+    """What ``name`` is in ``group``; links elsewhere are not followed."""
+    at = group
+    for part in name.split("/"):
+        if not isinstance(at.get(part, getlink=True), h5py.HardLink):
+            raise CheckpointError(f"{group.file.filename}: {at.name}/{part}: missing, or a link to elsewhere")
+        at = at[part]
+    return at
+
+
+def main() -> None:
+    """What ``python -m`` runs: exit code 2 and one line where the file is damaged."""
+    path, folder = Path(sys.argv[1]), Path(sys.argv[2])
+    names = json.loads(sys.stdin.read() or "{}")
+    limit_memory(allowance(path.stat().st_size))
+    try:
+        dump(path, folder, names)
+    except CheckpointError as error:
+        sys.exit(_print_error(str(error)))
+    except Exception as error:  # h5py has every kind for damaged bytes
+        sys.exit(_print_error(f"{path}: not a readable Keras file ({' '.join(str(error).split())})"))
+
+
+def _print_error(line: str) -> int:
+    print(line, file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    main()

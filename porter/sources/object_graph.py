@@ -1,0 +1,73 @@
+"""Names of the variables in an object-based checkpoint (TensorFlow 2's ``tf.train.Checkpoint``, SavedModel).
+
+There a variable lies under the path of attributes that leads to it; the object graph beside them
+(tensorflow/core/protobuf/trackable_object_graph.proto) holds the names the variables were made with.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import msgspec
+
+from porter.sources import protos
+from porter.sources.variable import Variable
+
+OBJECT_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
+# TF Model Garden's blocks keep their layers in private attributes; the layers' own names count every block of a process
+PRIVATE = re.compile(r"/_(conv|norm|squeeze_excitation)")
+LISTED_AGAIN = "_all_variables"
+VALUE_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
+
+
+class Resolved(NamedTuple):
+    """Variables by resolved name, and keys set aside with the reason."""
+
+    variables: dict[str, Variable]
+    set_aside: dict[str, str]
+
+
+def resolve_names(variables: Mapping[str, Variable], serialized: bytes, file: str) -> Resolved:
+    """Name each variable as it was made, where that name is unique and its own, else by its path of attributes.
+
+    Optimizer state, the save counter and the graph itself are set aside. Raises CheckpointError when the
+    graph is damaged.
+    """
+    graph = protos.parse(protos.TrackableObjectGraph, serialized, file, f"its {OBJECT_GRAPH_KEY}")
+    full_names = {
+        attribute.checkpoint_key.decode(errors="replace"): attribute.full_name.decode(errors="replace")
+        for node in graph.nodes
+        for attribute in node.attributes
+    }
+    slots = {slot.slot_variable_node_id for node in graph.nodes for slot in node.slot_variables}
+    slot_keys = {
+        attribute.checkpoint_key.decode(errors="replace")
+        for number in slots
+        if 0 <= number < len(graph.nodes)
+        for attribute in graph.nodes[number].attributes
+    }
+    # Keras 3 exports each variable twice, in `variables` and in `_all_variables`
+    listed = {name for key, name in full_names.items() if key.split("/")[0] != LISTED_AGAIN}
+    twice = {k for k, name in full_names.items() if k.split("/")[0] == LISTED_AGAIN and name in listed}
+    counts = Counter(name for key, name in full_names.items() if key not in twice)
+    resolved: dict[str, Variable] = {}
+    set_aside: dict[str, str] = {}
+    for key, variable in variables.items():
+        path = key.removesuffix(VALUE_SUFFIX)
+        if key == OBJECT_GRAPH_KEY:
+            set_aside[key] = "object graph"
+        elif key in slot_keys or "optimizer" in path.split("/"):
+            set_aside[key] = "optimizer state"
+        elif key in twice:
+            set_aside[key] = "listed twice"
+        elif path == "save_counter":
+            set_aside[key] = "save counter"
+        else:
+            full_name = full_names.get(key, "")
+            own = counts[full_name] == 1 and full_name and not PRIVATE.search(path)
+            name = full_name if own else path
+            resolved[name] = msgspec.structs.replace(variable, name=name)
+    return Resolved(resolved, set_aside)

@@ -1,0 +1,303 @@
+"""Sources behind a URL (``https://``, ``gs://``, ``s3://``, ``hf://`` ...), read through fsspec.
+
+A checkpoint's index comes whole; of its shards only the bytes that are asked for, where the store gives ranges.
+They are stood in for by empty files of the same size, so that a remote checkpoint looks like a local one. Anything
+else comes whole.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from porter.errors import CheckpointError
+
+MAX_FOLDER = 4 << 30  # bytes; a released folder holds at most 130 MB
+MAX_PAGE = 16 << 20  # bytes of a listing, or of a part whose length was not asked for
+GAP = 1 << 16  # bytes between two extents that are fetched rather than asked for a second time
+_SHARD = re.compile(r"(.+)\.data-\d{5}-of-(\d{5})")
+
+
+class ByteRange(NamedTuple):
+    """``size`` bytes of ``file`` from ``start`` on."""
+
+    file: Path
+    start: int
+    size: int
+
+
+Fetch = Callable[[Sequence[ByteRange]], list[bytes]]
+
+
+class Mirror(NamedTuple):
+    """A remote source as local files: ``path`` is what was asked for, below ``folder``, which goes with it.
+
+    ``fetch`` gives extents of stood-in files.
+    """
+
+    path: Path
+    folder: tempfile.TemporaryDirectory[str]
+    fetch: Fetch
+
+
+def is_url(path: object) -> bool:
+    """Whether ``path`` names a remote source."""
+    return isinstance(path, str) and re.match(r"[a-z][a-z0-9+.-]*://", path) is not None
+
+
+def mirror(url: str) -> Mirror:
+    """Make ``url`` (a file, a checkpoint's prefix or a folder) available as local files.
+
+    Raises CheckpointError where it cannot be reached, or the file system's package is not installed.
+    """
+    folder = tempfile.TemporaryDirectory(prefix="mnv3-port-")
+    try:
+        with _wrap_errors(url):
+            return _mirror(url, folder)
+    except BaseException:
+        folder.cleanup()
+        raise
+
+
+def _mirror(url: str, folder: tempfile.TemporaryDirectory[str]) -> Mirror:
+    import fsspec
+
+    system, root = fsspec.core.url_to_fs(url, **(web_options() if url.startswith("http") else {}))
+    root = root.rstrip("/")
+    name = PurePosixPath(root.split("?")[0]).name
+    if name in ("", ".", ".."):
+        raise CheckpointError(f"{url}: name a file or folder on that host")
+    base = Path(folder.name) / name
+    places: dict[Path, str] = {}  # stood-in file -> where it lies
+    prefix = _prefix(system, root, name)
+    if prefix is not None:
+        _checkpoint(system, prefix, base.parent, places)
+    elif _size(system, root) is not None:
+        _fetch_file(system, root, base)
+    else:
+        _folder(system, root, base, places)
+    return Mirror(base, folder, _ranges(url, system, places))
+
+
+def exists(url: str) -> bool:
+    """Whether there is a file at ``url``. Raises CheckpointError where its store cannot be reached."""
+    import fsspec
+
+    with _wrap_errors(url):
+        system, root = fsspec.core.url_to_fs(url)
+        return _size(system, root) is not None
+
+
+def _size(system: Any, path: str) -> int | None:
+    """Size of the file ``path`` in bytes; None where there is no such file. Not ``isfile``, which fetches over HTTP."""
+    try:
+        info = system.info(path)
+    except FileNotFoundError as error:
+        if not missing(error):  # fsspec says so of a server that it did not reach, too
+            raise
+        return None
+    return int(info.get("size") or 0) if info.get("type") == "file" else None
+
+
+def _prefix(system: Any, root: str, name: str) -> str | None:
+    """The prefix of the V2 checkpoint that ``root`` names, if it does."""
+    shard = _SHARD.fullmatch(name)
+    stem = name.removesuffix(".index") if name.endswith(".index") else shard[1] if shard else name
+    prefix = root[: len(root) - len(name)] + stem
+    if stem == name and _size(system, root) is not None:  # a file of that very name
+        return None
+    return prefix if _size(system, f"{prefix}.index") is not None else None
+
+
+def _checkpoint(system: Any, prefix: str, base: Path, places: dict[Path, str]) -> None:
+    """The index of a V2 checkpoint, and stand-ins for its shards."""
+    from porter.sources.bundle_index import read_index, shard_path
+
+    index = base / (PurePosixPath(prefix).name + ".index")
+    _fetch_file(system, f"{prefix}.index", index)
+    shards = read_index(index).shards
+    for number in range(shards):
+        local = shard_path(index.with_suffix(""), number, shards)
+        remote = prefix[: prefix.rindex("/") + 1] + local.name
+        _stand_in(local, _size(system, remote))
+        places[local] = remote
+
+
+def _folder(system: Any, root: str, base: Path, places: dict[Path, str]) -> None:
+    """All files of a folder; if it holds checkpoints, only those."""
+    found: dict[str, Any] = system.find(root, maxdepth=3, detail=True)
+    if not found:
+        raise CheckpointError(f"{system.unstrip_protocol(root)}: no such file, checkpoint or folder")
+    wanted = re.compile(r".*(\.index|\.data-\d{5}-of-\d{5}|/checkpoint|/saved_model\.pb)")
+    checkpoints = any(path.endswith(".index") for path in found)
+    total = 0
+    for path, info in found.items():
+        relative = PurePosixPath(path[len(root) :].lstrip("/"))
+        if relative.is_absolute() or ".." in relative.parts or (checkpoints and not wanted.fullmatch(path)):
+            continue
+        local = base / relative
+        local.parent.mkdir(parents=True, exist_ok=True)
+        size = info.get("size")
+        if _SHARD.fullmatch(local.name):
+            _stand_in(local, size)
+            places[local] = path
+            continue
+        total += size or 0
+        if total > MAX_FOLDER:
+            raise CheckpointError(f"{system.unstrip_protocol(root)}: more than {MAX_FOLDER >> 30} GiB; name the file")
+        _fetch_file(system, path, local)
+
+
+def _fetch_file(system: Any, place: str, local: Path) -> None:
+    """Fetch a whole file, up to ``MAX_FOLDER`` bytes, whatever size was announced."""
+    from fsspec.callbacks import Callback
+
+    class Bounded(Callback):  # type: ignore[misc]
+        def call(self, *_: object, **__: object) -> None:
+            if self.value > MAX_FOLDER:
+                raise CheckpointError(f"{system.unstrip_protocol(place)}: sends more than {MAX_FOLDER >> 30} GiB")
+
+    system.get_file(place, str(local), callback=Bounded())
+
+
+def web_options() -> dict[str, Any]:
+    """Options of fsspec's file system of http(s): no answer is longer than what was asked for, none stays silent."""
+    import aiohttp
+
+    class Bounded(aiohttp.ClientResponse):
+        async def read(self) -> bytes:
+            if self._body is None:
+                asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.request_info.headers.get("Range", ""))
+                most = int(asked[2]) - int(asked[1]) + 1 if asked and self.status == 206 else MAX_PAGE
+                body = bytearray()
+                async for chunk in self.content.iter_chunked(1 << 16):
+                    body += chunk
+                    if len(body) > most:
+                        self.close()
+                        raise CheckpointError(f"{self.url}: sends more than the {most} bytes asked for")
+                self._body = bytes(body)
+            return self._body
+
+    # None: a large file may take long, as long as it comes
+    silence = aiohttp.ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE)
+    return {"client_kwargs": {"response_class": Bounded, "timeout": silence}}
+
+
+def _stand_in(path: Path, size: int | None) -> None:
+    if size is not None:  # else missing: the reader says so
+        if size > MAX_FOLDER:
+            raise CheckpointError(f"{path.name}: announced as {size} bytes; no checkpoint here has so many")
+        with path.open("wb") as file:
+            file.truncate(size)
+
+
+def _ranges(url: str, system: Any, places: dict[Path, str]) -> Fetch:
+    """``fetch`` over ``places``; neighbouring extents come in one request, all requests at once where the store can."""
+    probed: set[Path] = set()
+    whole: set[Path] = set()  # files that had to come whole
+
+    def fetch(extents: Sequence[ByteRange]) -> list[bytes]:
+        from fsspec.utils import merge_offset_ranges
+
+        distant = [extent for extent in extents if extent.file not in whole]
+        with _wrap_errors(url):
+            for file in {extent.file for extent in distant} - probed:
+                probed.add(file)
+                if not _has_ranges(system, places[file]):
+                    _fetch_file(system, places[file], file)
+                    whole.add(file)
+            distant = [extent for extent in distant if extent.file not in whole]
+            merged = merge_offset_ranges(
+                [places[e.file] for e in distant],
+                [e.start for e in distant],
+                [e.start + e.size for e in distant],
+                max_gap=GAP,
+                sort=True,
+            )
+            runs: dict[str, list[tuple[int, bytes]]] = {}
+            for place, start, end, data in zip(*merged, system.cat_ranges(*merged, on_error="raise"), strict=True):
+                runs.setdefault(place, []).append((start, data))
+                if len(data) != end - start:
+                    raise CheckpointError(
+                        f"{url}: {len(data)} bytes came where {end - start} were asked for; try again"
+                    )
+        return [_cut(extent, runs.get(places[extent.file], []), extent.file in whole) for extent in extents]
+
+    return fetch
+
+
+def _has_ranges(system: Any, place: str) -> bool:
+    """Whether the store supports byte ranges. One that does not sends the whole file."""
+    if "http" in (system.protocol if isinstance(system.protocol, str) else "".join(system.protocol)):
+        request = urllib.request.Request(place, headers={"Range": "bytes=0-0"})
+        with urllib.request.urlopen(request, timeout=SILENCE) as response:
+            return bool(response.status == 206)
+    return len(system.cat_file(place, 0, 1)) <= 1
+
+
+def _cut(extent: ByteRange, runs: list[tuple[int, bytes]], whole: bool) -> bytes:
+    """The bytes of ``extent``, from the file where all of it is here, else from the run that covers it."""
+    if whole:
+        with extent.file.open("rb") as file:
+            file.seek(extent.start)
+            return file.read(extent.size)
+    start, data = next((s, d) for s, d in runs if s <= extent.start and extent.start + extent.size <= s + len(d))
+    return data[extent.start - start :][: extent.size]
+
+
+@contextmanager
+def _wrap_errors(url: str) -> Iterator[None]:
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except ImportError as error:
+        raise CheckpointError(f"{url}: {error}; or pip install 'mnv3-port[remote]'") from error
+    except Exception as error:  # every store's package has errors of its own
+        raise CheckpointError(f"{url}: {reason(error)}") from error
+
+
+SILENCE = 30  # seconds without a byte
+MISSING = "no such file or folder there"
+
+
+def reason(error: BaseException) -> str:
+    """The cause of ``error`` in words: connection refused, time-out, unknown host, HTTP status. Wrapping is undone."""
+    chain = list(_chain(error))
+    for one in chain:
+        code = getattr(one, "status", None) or getattr(one, "code", None)
+        if isinstance(code, int) and code >= 400:
+            return f"{MISSING if code in (404, 410) else 'the server refuses to give it'} (HTTP {code})"
+        name = type(one).__name__.lower()
+        if isinstance(one, socket.gaierror) or "dns" in name or "nameresolution" in name:
+            return "its host name does not resolve; is it spelt right, and is this machine online?"
+        if isinstance(one, TimeoutError) or "timeout" in name:
+            return f"no answer within {SILENCE} s; try again"
+        if isinstance(one, ConnectionRefusedError):
+            return "its host refuses the connection; is the port right, and the server running?"
+    if any(isinstance(one, FileNotFoundError) for one in chain):
+        return MISSING
+    said = str(getattr(error, "reason", None) or error)
+    return f"cannot be read: {said.splitlines()[0] if said else type(error).__name__}"
+
+
+def missing(error: BaseException) -> bool:
+    """Whether ``error`` says that the server was reached, and has no such file."""
+    return reason(error).startswith(MISSING)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """``error`` and what it came from, the first cause first."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen and len(seen) < 20:
+        seen.append(error)
+        within = error.reason if isinstance(error, urllib.error.URLError) else None
+        error = within if isinstance(within, BaseException) else error.__cause__ or error.__context__
+    return reversed(seen)

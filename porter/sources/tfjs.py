@@ -1,0 +1,157 @@
+"""Reader of TensorFlow.js models: ``model.json`` and its shards, graph and layers models.
+
+Source: tfjs-core/src/io/types.ts and io_utils.ts. Weights lie one after the other in the shards of their group, in the
+order of the manifest; uint8 and uint16 ones are ``level * scale + min``.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import accumulate
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from porter.errors import CheckpointError
+from porter.sources.bounds import check_shape
+from porter.sources.content import recognised
+from porter.sources.variable import Contents, FileView, Variable
+
+if TYPE_CHECKING:
+    import numpy as np
+
+FILE = "model.json"
+MAX_JSON = 4 << 20  # bytes; a graph of large_100 has 300 KB. A weight takes 45 of them, and ten times that in memory
+STORED = {"float32": "<f4", "float16": "<f2", "uint8": "u1", "uint16": "<u2", "int32": "<i4", "bool": "u1"}
+GATE = "/squeeze_excite/Conv_1/mul/y"  # the constant's name below slim's blocks
+
+
+class _Quantization(msgspec.Struct):
+    dtype: str
+    min: float = 0.0
+    scale: float = 1.0
+
+
+class _Weight(msgspec.Struct):
+    name: str
+    shape: list[int]
+    dtype: str
+    quantization: _Quantization | None = None
+
+
+class _Group(msgspec.Struct):
+    paths: list[str]
+    weights: list[_Weight]
+
+
+class _Model(msgspec.Struct):
+    groups: list[_Group] = msgspec.field(name="weightsManifest")
+
+
+def read_tfjs(path: Path) -> Contents:
+    """Open the model ``path``. Raises CheckpointError when it is damaged, or a shard is missing or too short."""
+    model = _manifest(path)
+    files, variables, aside = [path], {}, {}
+    for group in model.groups:
+        shards = [_shard(path, name) for name in group.paths]
+        files += shards
+        view = _Shards(shards)
+        at = 0
+        for weight in group.weights:
+            variable, size = _variable(weight, view, at, path)
+            at += size
+            if len(weight.shape) == 0 or weight.dtype != "float32":
+                aside[weight.name] = "constant of the graph"
+            else:
+                variables[weight.name] = variable
+        if at != view.size:
+            raise CheckpointError(
+                f"{path}: its weights take {at:,} bytes, the shards have {view.size:,}; fetch them again"
+            )
+    if not variables:
+        raise CheckpointError(f"{path}: a TensorFlow.js model without weights in it")
+    return Contents(variables, files, aside, gate=_gate(model, path))
+
+
+def _manifest(path: Path) -> _Model:
+    try:
+        if path.stat().st_size > MAX_JSON:
+            raise CheckpointError(f"{path}: JSON of {path.stat().st_size:,} bytes; no model of ours has so much")
+        return msgspec.json.decode(path.read_bytes(), type=_Model)
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        what = recognised(path) or "not JSON"
+        raise CheckpointError(f"{path}: {what}; a TensorFlow.js model has a weightsManifest ({error})") from error
+
+
+def _shard(path: Path, name: str) -> Path:
+    """A file beside ``path``, whatever else the model may ask for."""
+    if not name or PurePosixPath(name).name != name or "\\" in name or "\0" in name:
+        raise CheckpointError(f"{path}: names the shard {name[:60]!r}, which is not a plain name of a file beside it")
+    shard = path.with_name(name)
+    if not shard.is_file():
+        raise CheckpointError(f"{shard}: no such file, a shard of {path.name}; fetch it, too")
+    return shard
+
+
+class _Shards:
+    """Files one after the other."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.paths = paths
+        self.ends = list(accumulate(path.stat().st_size for path in paths))
+
+    @property
+    def size(self) -> int:
+        """Bytes of all."""
+        return self.ends[-1] if self.ends else 0
+
+    def read(self, start: int, stop: int) -> bytes:
+        """The bytes from ``start`` to ``stop``."""
+        parts = []
+        for path, end, begin in zip(self.paths, self.ends, [0, *self.ends], strict=False):
+            low, high = max(start, begin), min(stop, end)
+            if low < high:
+                parts.append(bytes(FileView(path)[low - begin : high - begin]))
+        return b"".join(parts)
+
+
+def _variable(weight: _Weight, view: _Shards, at: int, path: Path) -> tuple[Variable, int]:
+    """The variable whose bytes begin at ``at``, and how many there are."""
+    what = f"{path}: tensor {weight.name}"
+    shape = check_shape(tuple(weight.shape), what)
+    quantization = weight.quantization
+    stored = quantization.dtype if quantization else weight.dtype
+    if stored not in STORED:
+        raise CheckpointError(f"{what}: {stored[:40]!r} values cannot be read")
+    if quantization and not (math.isfinite(quantization.min) and math.isfinite(quantization.scale)):
+        raise CheckpointError(f"{what}: is quantised with an infinite scale; damaged")
+    size = math.prod(shape) * int(STORED[stored][-1])
+    if at + size > view.size:
+        raise CheckpointError(f"{what}: ends at byte {at + size:,}, the shards have {view.size:,}; fetch them again")
+
+    def load() -> np.ndarray:
+        import numpy as np
+
+        values: Any = np.frombuffer(view.read(at, at + size), STORED[stored]).reshape(shape)
+        if quantization and stored != "float16":
+            values = values * quantization.scale + quantization.min  # in float64, as JavaScript does
+        return np.asarray(values, "float32" if weight.dtype == "float32" else None)
+
+    return Variable(weight.name, shape, weight.dtype, weight.name, str(path), load), size
+
+
+def _gate(model: _Model, path: Path) -> float | None:
+    """The one constant that outputs of relu6 are multiplied with."""
+    found = set()
+    for group in model.groups:
+        view = _Shards([path.with_name(name) for name in group.paths])
+        at = 0
+        for weight in group.weights:
+            variable, size = _variable(weight, view, at, path)
+            if weight.name.endswith(GATE) and not weight.shape:
+                found.add(float(variable.read()))
+            at += size
+    return found.pop() if len(found) == 1 else None

@@ -1,0 +1,97 @@
+"""One variable of a checkpoint: shape and dtype known, values read on demand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, overload
+
+import msgspec
+
+from porter.errors import CheckpointError
+from porter.sources import dtypes
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class FileView:
+    """``view[a:b]`` and ``view[i]`` of the file ``path``, as of ``bytes``. Raises CheckpointError."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size = _size(path)
+
+    def __len__(self) -> int:
+        return self.size
+
+    @overload
+    def __getitem__(self, at: slice) -> bytes: ...
+
+    @overload
+    def __getitem__(self, at: int) -> int: ...
+
+    def __getitem__(self, at: slice | int) -> bytes | int:
+        if isinstance(at, int):
+            return self[at : at + 1][0]
+        start, stop, _ = at.indices(self.size)
+        try:
+            with self.path.open("rb") as file:
+                file.seek(start)
+                data = file.read(max(0, stop - start))
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be read: {error.strerror or error}") from error
+        if len(data) != max(0, stop - start):
+            raise CheckpointError(f"{self.path}: has become shorter while it was read; try again")
+        return data
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+class Variable(msgspec.Struct, frozen=True, eq=False, gc=False):
+    """A TensorFlow variable as it lies in a file.
+
+    ``name`` is the plain variable name; ``stored_as`` the name in the file, which differs for an
+    average (``.../ExponentialMovingAverage``). ``dtype`` is TensorFlow's name, e.g. ``float32``. ``fused`` names the
+    activation that a .tflite fused into the operator which uses it, e.g. ``relu6``.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    stored_as: str
+    file: str
+    load: Callable[[], np.ndarray]
+    fused: str | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the values in bytes; 0 where it is not known without reading (strings)."""
+        return math.prod(self.shape) * dtypes.ITEM_SIZES.get(self.dtype, 0)
+
+    def read(self) -> np.ndarray:
+        """Read the values: native byte order, TensorFlow's layout, checksum verified.
+
+        The array may be read-only. Raises CheckpointError on damaged data.
+        """
+        return self.load()
+
+
+class Contents(NamedTuple):
+    """What a reader found: variables by name, the files they lie in, and names set aside with the reason.
+
+    ``gate`` is the constant that a stored graph multiplies relu6 with (hard sigmoid's slope), where there is one.
+    ``prefetch`` brings the values of variables, by stored name, closer than a remote store.
+    """
+
+    variables: dict[str, Variable]
+    files: list[Path]
+    set_aside: dict[str, str] = {}  # noqa: RUF012 - never changed
+    gate: float | None = None
+    prefetch: Callable[[Iterable[str]], None] | None = None

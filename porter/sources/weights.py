@@ -1,0 +1,39 @@
+"""Which set of weights of a checkpoint to read: the raw ones or their moving averages (EMA)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import msgspec
+
+from porter.errors import CheckpointError, Option
+from porter.sources.variable import Variable
+
+Weights = Literal["auto", "ema", "raw"]
+
+# tf.train.ExponentialMovingAverage's default name
+SUFFIX = "/ExponentialMovingAverage"
+
+
+def select_weights(
+    variables: Mapping[str, Variable], weights: Weights, path: str, averaged: bool
+) -> tuple[dict[str, Variable], dict[str, str]]:
+    """Choose one value per plain variable name.
+
+    ``averaged`` tells that the plain names already hold averages (a released ``ema/`` folder).
+    Returns the chosen variables by plain name, and the names set aside with the reason. A variable
+    without an average keeps its raw value, as ``ExponentialMovingAverage.variables_to_restore``
+    does. Raises CheckpointError when there are none of the ``weights`` asked for.
+    """
+    averages = {name.removesuffix(SUFFIX): var for name, var in variables.items() if name.endswith(SUFFIX)}
+    plain = {name: var for name, var in variables.items() if not name.endswith(SUFFIX)} if averages else dict(variables)
+    if weights == "ema" and not averages and not averaged:
+        raise CheckpointError(f"{path}: no variable ends in {SUFFIX}; use", option=Option("weights", "auto"))
+    if weights == "raw" and averaged:
+        what = "a released ema/ folder holds moving averages alone"
+        raise CheckpointError(f"{path}: {what}; use", option=Option("weights", "auto"))
+    if weights == "raw":
+        return plain, {var.stored_as: "moving average; raw weights were asked for" for var in averages.values()}
+    chosen = plain | {name: msgspec.structs.replace(var, name=name) for name, var in averages.items()}
+    return chosen, {name: "raw value; its moving average is used" for name in averages if name in plain}
