@@ -19,7 +19,7 @@ from porter.evaluation.run import Settings, evaluate
 from porter.exports.convert import convert
 from porter.mapping.options import PortOptions
 from porter.models.timm_import import import_timm
-from porter.network.layers import layers
+from porter.network.nodes import layers
 
 REAL = SHARED.parent / "real"
 BATCH = 32

@@ -9,8 +9,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from porter.artifacts.artifact import load_artifact
-from porter.artifacts.locate import SUFFIXES
+from porter.artifacts.artifact import SUFFIXES, load_artifact
 from porter.artifacts.variant import class_count
 from porter.errors import MappingError
 from porter.mapping.files import list_variants, load_variant
@@ -18,8 +17,8 @@ from porter.mapping.matching import Choice, choose, find_scope, join
 from porter.mapping.plan import ignore_reason
 from porter.mapping.rules import Expected, expected_variables
 from porter.mapping.schema import Ignored, VariantMapping
-from porter.network.layers import is_weight, state_dict_shapes
 from porter.network.network import build_network
+from porter.network.nodes import is_weight, state_dict_shapes
 from porter.sources import Checkpoint, open_checkpoint
 from porter.sources.dtypes import FLOATS
 
@@ -59,7 +58,7 @@ class Draft:
             else:
                 others = f", UNCERTAIN, as well: {', '.join(choice.others)}" if choice.others else ""
                 lines.append(f"  {key}: {_quote(choice.name)}  # {choice.reason}{others}")
-        lines += ["", "ignore:"]
+        lines += ["", "ignore:  # beside those of the base"] if self.ignored else []
         lines += [f"  - {{pattern: {_quote(i.pattern)}, reason: {_quote(i.reason)}}}" for i in self.ignored]
         return "\n".join(lines) + "\n"
 
@@ -78,10 +77,7 @@ def draft(checkpoint: str, to: str) -> Draft:
     choices = choose(expected, candidates, scope)
     taken = {choice.name for choice in choices}
     unused = tuple(name for name in opened if name not in taken and ignore_reason(mapping, name) is None)
-    ignored = [
-        *mapping.ignore,
-        *(Ignored(_literal(name), "in the checkpoint, no part of the network") for name in unused),
-    ]
+    ignored = [Ignored(_literal(name), "in the checkpoint, no part of the network") for name in unused]
     return Draft(checkpoint, variant, scope, choices, tuple(ignored))
 
 
@@ -106,10 +102,8 @@ def _variant(to: str) -> str:
 
 
 def _without_scope(mapping: VariantMapping, classes: int) -> list[Expected]:
-    network = build_network(mapping)
-    prefix = f"{mapping.scope}/" if mapping.scope else ""
-    found = expected_variables(mapping, network, classes)
-    return [want._replace(source=want.source.removeprefix(prefix)) for want in found]
+    found = expected_variables(mapping, build_network(mapping), classes)
+    return [want._replace(source=want.local) for want in found]
 
 
 def _classes(opened: Checkpoint, mapping: VariantMapping) -> int:

@@ -17,6 +17,7 @@ from porter.mapping.options import PathLike, PortOptions
 from porter.mapping.plan import Plan, fit, make_plan
 from porter.mapping.schema import VariantMapping
 from porter.network.network import Network
+from porter.network.segmentation import Segmentation
 from porter.sources import Checkpoint, open_checkpoint
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def _describe(port: Port, ported: Ported) -> Metadata:
         fold_nudges=ported.fold_nudges,
         bn_folded=plan.bn_folded,
         ranges=ported.ranges,
-        segmentation=port.network.segmentation,
+        segmentation=port.network.head if isinstance(port.network.head, Segmentation) else None,
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 import porter
-from porter.models.endpoints import endpoints
+from porter.models.build import endpoints
 from porter.parity.references.interpreter import interpreter
 from porter.parity.samples import photos
 from porter.port import plan_port

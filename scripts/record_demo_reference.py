@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from porter.mapping.options import PortOptions
-from porter.network.endpoints import endpoint_names
+from porter.network.nodes import endpoint_names
 from porter.parity.demo import DEFAULT_VARIANT, RECORDED, demo_variables
 from porter.parity.references.recorded import record
 from porter.parity.references.tf_nn import tf_nn

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from porter.mapping.files import list_variants
-from porter.network.endpoints import endpoint_names
+from porter.network.nodes import endpoint_names
 from porter.parity.demo import demo_variables, write_demo_checkpoint
 from porter.parity.references.choose import open_reference
 from porter.parity.references.recorded import record

@@ -26,7 +26,7 @@ from faults import faults, one_from, with_fault
 
 from porter.artifacts.artifact import Artifact
 from porter.mapping.options import PortOptions
-from porter.network.endpoints import endpoint_names
+from porter.network.nodes import endpoint_names
 from porter.parity.candidates.own import ported_model, unrounded
 from porter.parity.samples import noise, photos, structured
 from porter.parity.verify import Against, Check, check_sample, open_check

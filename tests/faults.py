@@ -6,8 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from porter.models.blocks import Gate
-from porter.models.same_padding import SameConv2d
+from porter.models.mobilenet_v3 import Gate, SameConv2d
 from porter.parity.candidates.own import in_both_precisions
 
 

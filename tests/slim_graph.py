@@ -89,7 +89,7 @@ def frozen(tf, variables, variant="small_075", gate=0.16667, epsilon=1e-3, image
         x = activated(network.last_activation, f"{scope}/Conv_1", convolved(f"{scope}/Conv_1", x))
         ones, window = [1, 1, 1, 1], [1, 7, 7, 1]
         x = raw.AvgPool(value=x, ksize=window, strides=ones, padding="VALID", name=f"{scope}/AvgPool2D/AvgPool")
-        x = activated(network.head_activation, f"{scope}/Conv_2", biased(f"{scope}/Conv_2", x))
+        x = activated(network.embedding_activation, f"{scope}/Conv_2", biased(f"{scope}/Conv_2", x))
         x = raw.AvgPool(value=x, ksize=ones, strides=ones, padding="VALID", name=f"{scope}/Logits/AvgPool2D")
         x = biased(f"{scope}/Logits/Conv2d_1c_1x1", x)
         x = raw.Squeeze(input=x, axis=[1, 2], name=f"{scope}/Logits/Squeeze")

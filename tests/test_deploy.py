@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import porter
 from porter.exports import runtime
 from porter.mapping.files import list_variants
-from porter.models.endpoints import endpoints
+from porter.models.build import endpoints
 
 pytest.importorskip("onnxruntime")
 
@@ -130,7 +130,7 @@ def test_refused():
         fast(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
     with pytest.raises(porter.PorterError, match="only a float32 model"):
         porter.deploy(porter.create_model("small_075").double())
-    with pytest.raises(porter.PorterError, match="Linear: only create_model's classifiers"):
+    with pytest.raises(porter.PorterError, match="Linear: only what create_model gives"):
         porter.deploy(torch.nn.Linear(2, 2))
     changed = porter.create_model("small_075")
     changed.classifier = torch.nn.Sequential(torch.nn.Linear(1024, 10))
@@ -152,15 +152,15 @@ def test_verify_finds_a_fault(demo_folder, run, monkeypatch):
     """A graph whose padding has its odd pixel in front."""
     from porter.exports import onnx_model
 
-    right = onnx_model._convolution
+    right = onnx_model._Writer._convolution
 
-    def wrong(operation, sides):
-        attributes = right(operation, sides)
+    def wrong(writer, node):
+        attributes = right(writer, node)
         if "pads" in attributes:
             attributes["pads"] = attributes["pads"][2:] + attributes["pads"][:2]
         return attributes
 
-    monkeypatch.setattr(onnx_model, "_convolution", wrong)
+    monkeypatch.setattr(onnx_model._Writer, "_convolution", wrong)
     ran = run("verify", demo_folder, "--deploy", "--reference", demo_folder / "expected.npz")
     assert ran.code == 1, ran.out
 

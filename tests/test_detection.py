@@ -10,8 +10,10 @@ from test_backbone import unpacked
 import porter
 from porter.mapping.files import list_detectors, load_variant
 from porter.mapping.rules import expected_variables
-from porter.network.anchors import anchors, decoded, map_sizes
+from porter.network.detection import decoded
 from porter.network.network import build_network
+from porter.network.node import map_sizes
+from porter.network.nodes import anchors, groups, nodes
 from porter.prediction.boxes import suppressed
 from porter.sources.bundle_writer import write_bundle
 
@@ -57,7 +59,9 @@ def test_anchors_and_boxes(oracle):
     """Equal to TensorFlow's to the rounding of float32."""
     _, recorded = oracle
     network = build_network(load_variant("ssdlite_small"))
-    assert map_sizes(network, 320, 320) == [(20, 20), (10, 10), (5, 5), (3, 3), (2, 2), (1, 1)]
+    sizes = map_sizes(nodes(network, classes=2), 320, 320)
+    maps = [group.nodes[0].inputs[0] for group in groups(network, classes=2) if group.section == "predictor"]
+    assert [sizes[name] for name in maps] == [(20, 20), (10, 10), (5, 5), (3, 3), (2, 2), (1, 1)]
     found = anchors(network, 320, 320)
     assert found.shape == (2034, 4)
     unit = np.finfo(np.float32).eps
@@ -65,7 +69,7 @@ def test_anchors_and_boxes(oracle):
     y, x, height, width = found.T
     corners = np.stack([y - height / 2, x - width / 2, y + height / 2, x + width / 2], -1)
     assert np.abs(corners - recorded["anchors"]).max() <= 2 * unit
-    boxes = decoded(recorded["box_encodings"], found, network.detection.coder)
+    boxes = decoded(recorded["box_encodings"], found, network.head.coder)
     assert np.abs(boxes - recorded["raw_detection_boxes"]).max() < 3e-7
 
 
@@ -109,9 +113,12 @@ def test_of_our_own_making(made, tf, run, tmp_path):
     assert run("export-tf", path, tmp_path / "back").code == 0
     assert run("convert", tmp_path / "back", "-o", tmp_path / "b.safetensors").code == 0
     assert run("diff", path, tmp_path / "b.safetensors").code == 0
-    assert "a detector has no .onnx form" in run("convert", made, "-o", tmp_path / "a.onnx").err
-    with pytest.raises(porter.PorterError, match="SSDLite: only"):
-        porter.deploy(porter.create_model("ssdlite_small", path))
+    ran = run("verify", made, path, "--size", "97x65", "--deploy")
+    assert ran.code == 0, ran.out + ran.err
+    folded = tmp_path / "folded.pth"
+    assert run("convert", made, "--fold-bn", "-o", folded).code == 0
+    ran = run("verify", made, folded, "--size", "97x65")
+    assert ran.code == 0, ran.out + ran.err
 
 
 @pytest.mark.tensorflow

@@ -13,18 +13,29 @@ import porter
 from porter.artifacts.artifact import load_artifact, save_artifact
 from porter.exports.convert import convert
 from porter.exports.export_tf import export_tf
-from porter.mapping.axes import target_shape, to_source, to_target
+from porter.mapping.axes import AXES, source_shape, to_source, to_target
 from porter.sources import open_checkpoint
 
 sides = st.integers(1, 4)
 
 
-@given(st.sampled_from(["conv", "depthwise"]), st.tuples(sides, sides, sides, sides))
+@given(st.sampled_from([*AXES]), st.tuples(sides, sides, sides, sides))
 def test_layouts_have_an_inverse(layout, shape):
-    values = np.arange(np.prod(shape), dtype="f").reshape(shape)
-    there = to_target(layout, values)
-    assert there.shape == target_shape(layout, shape)
-    assert np.array_equal(to_source(layout, there, shape), values)
+    """From entry to variable and back, in the shape that a rule's variable is expected in."""
+    order, matrix = AXES[layout]
+    shape = shape[: len(order) - 2 * matrix]
+    entry = np.arange(np.prod(shape), dtype="f").reshape(shape)
+    back = to_source(layout, entry)
+    assert back.shape == source_shape(layout, shape)
+    assert np.array_equal(to_target(layout, back), entry)
+
+
+def test_layouts_are_tensorflows():
+    values = np.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
+    assert to_target("conv", values)[4, 3, 1, 2] == values[1, 2, 3, 4]
+    assert to_target("depthwise", values[..., :1])[3, 0, 1, 2] == values[1, 2, 3, 0]
+    assert to_target("dense", values[:1, :1])[4, 3] == values[0, 0, 3, 4]
+    assert to_target("conv_ohwi", values)[1, 4, 2, 3] == values[1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("layout", ["timm", "slim"])

@@ -6,7 +6,7 @@ import torch
 from test_deploy import images, trained
 
 import porter
-from porter.exports.operations import classifier_program
+from porter.exports.program import program as made_program
 from porter.exports.tflite_model import tflite_model
 from porter.mapping.files import list_variants
 from porter.sources.tflite_graph import read_graph
@@ -42,7 +42,7 @@ def test_onnx_by_its_own_reference(variant):
 
     model, x = trained(variant), images(2, 33, 40)
     arrays = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-    program = classifier_program(model.network, model.num_classes, arrays)
+    program = made_program(model.network, model.num_classes, arrays)
     with torch.no_grad():
         expected = model(x).numpy()
     written = onnx_model(program, (33, 40))
@@ -57,7 +57,7 @@ def test_onnx_by_its_own_reference(variant):
 def test_tflite(lite, variant, builtin, tmp_path):
     model, x = trained(variant), images(2, 75, 64)
     arrays = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-    content = tflite_model(classifier_program(model.network, 1000, arrays), (75, 64))
+    content = tflite_model(made_program(model.network, 1000, arrays), (75, 64))
     with torch.no_grad():
         expected = model(x).numpy()
     for batch in (x[:1], x):

@@ -9,7 +9,7 @@ import torch
 import porter
 from porter.mapping.files import load_variant
 from porter.mapping.rules import expected_variables
-from porter.models.endpoints import endpoints
+from porter.models.build import endpoints
 from porter.network.network import build_network
 from porter.parity.demo import demo_variables
 

@@ -8,7 +8,7 @@ import subprocess
 import numpy as np
 import pytest
 
-import porter.models.same_padding as same_padding_module
+import porter.models.mobilenet_v3 as same_padding_module
 from porter.mapping.options import PortOptions
 from porter.parity.evidence import Evidence
 from porter.parity.references.reference import Noise

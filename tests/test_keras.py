@@ -142,7 +142,7 @@ def test_older_layout_without_top_keeps_the_head(models, keras2, tmp_path):
     path = tmp_path / "notop.h5"
     keras2.Model(whole.input, whole.get_layer("Conv_2").output).save_weights(path)
     port = plan_port(path)
-    assert (port.classes, port.network.head) == (0, 1024)
+    assert (port.classes, port.network.embedding) == (0, 1024)
     model = porter.create_model(VARIANT, path)
     assert porter.verify(path).passed
     with torch.no_grad():

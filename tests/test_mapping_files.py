@@ -85,12 +85,33 @@ def write(tmp_path, text):
         ("base: mine.yaml\n", r"its base leads back to itself"),
         ("base: small_100.yaml\nmodule: 'blocks.{stag}'\n", r"mine.yaml:2?:? ?.*stag"),
         (
-            "base: small_100.yaml\nrules:\n  squeeze_excite:\n    - {from: a, to: b, layout: conv, shape: [1, 1, in, wide]}\n",
-            r"mine.yaml:4: rules.squeeze_excite\[0\]: 'wide' is not known here; known: kernel, in,",
+            "base: small_100.yaml\nrules:\n  squeeze_excite:\n    - {from: '{wide}/a', to: b.weight, layout: conv}\n",
+            r"mine.yaml:4: rules.squeeze_excite\[0\]: 'wide' is not known here; known: last_conv,",
         ),
         (
-            "base: small_100.yaml\nrules:\n  squeeze_excite:\n    - {from: a, to: b, layout: vector, shape: [1, 1]}\n",
-            r"mine.yaml:4: rules.squeeze_excite\[0\].shape: layout vector takes 1 sizes, not 2",
+            "base: small_100.yaml\nrules:\n  squeeze_excite:\n    - {from: a, to: b.weight, layout: vector}\n",
+            r"mine.yaml:4: rules.squeeze_excite\[0\].to: the network has no entry b.weight",
+        ),
+        (
+            "base: small_100.yaml\nrules:\n  stem:\n    - {from: a, to: conv_stem.weight, layout: vector}\n",
+            r"mine.yaml:4: rules.stem\[0\].layout: conv_stem.weight: layout vector gives 1 axes, the entry has 4",
+        ),
+        (
+            "base: edgetpu_100.yaml\nnetwork:\n  blocks:\n"
+            "    - {stage: 0, kernel: 3, expansion: 4, out: 16, se: true, activation: relu, stride: 2, fused: true}\n",
+            r"mine.yaml:4: network.blocks\[0\].se: a fused block has no squeeze-excite",
+        ),
+        (
+            "base: edgetpu_100.yaml\nnetwork:\n  blocks:\n"
+            "    - {stage: 0, kernel: 3, expansion: 1, out: 16, se: false, activation: relu, stride: 2, fused: true}\n",
+            r"mine.yaml:4: network.blocks\[0\].stride: a fused block with expansion 1 is a 1x1 projection",
+        ),
+        ("base: lraspp_small.yaml\nsegmentation:\n  low: layer_2/expansion_output\n", r"mine.yaml:3: segmentation.low: 'layer_2/expansion_output' is none of layer_2/depthwise"),
+        ("base: lraspp_small.yaml\nsegmentation:\n  window: [5]\n", r"mine.yaml:3: segmentation.window: Expected `array` of length >= 2"),
+        ("base: small_100.yaml\nnetwork:\n  multiplier: .nan\n", r"mine.yaml:3: network.multiplier: Expected `float` > 0"),
+        (
+            "base: small_100.yaml\ninput: {mean: [0.5]}\n",
+            r"mine.yaml:2: input.mean: has 1 numbers for 3 channels",
         ),
         (
             "base: small_100.yaml\nnetwork:\n  blocks:\n"
@@ -127,6 +148,26 @@ def test_user_mapping_merges_over_its_base(tmp_path):
     assert (mapping.scope, mapping.classes.count, mapping.network.multiplier) == ("Mine", 12, 0.75)
     assert len(mapping.network.blocks) == 15
     assert mapping_digest(mapping) != mapping_digest(load_variant("large_075"))
+
+
+def test_ignore_adds_to_the_bases(tmp_path):
+    mapping = load_mapping(
+        write(tmp_path, "base: small_100.yaml\nignore:\n  - {pattern: 'aux/*', reason: another head}\n")
+    )
+    assert mapping.ignore[:-1] == load_variant("small_100").ignore
+    assert mapping.ignore[-1].pattern == "aux/*"
+    path = write(tmp_path, "base: small_100.yaml\nignore:\n  - {pattern: a, reason: b}\n  - {pattern: c}\n")
+    with pytest.raises(MappingError, match=r"mine.yaml:4: ignore\[12\]: .*missing required field `reason`"):
+        load_mapping(path)
+
+
+def test_a_file_for_version_0_1(tmp_path):
+    """Written by 9ccb27a, with shapes, symbols and placeholders that the network has now."""
+    for variant in ("ssdlite_small",):
+        old = load_mapping(Path(__file__).parent / "data" / "9ccb27a" / f"{variant}.yaml")
+        new = load_variant(variant)
+        one, other = (expected_variables(mapping, build_network(mapping), 5) for mapping in (old, new))
+        assert one == other
 
 
 def test_unknown_variant():

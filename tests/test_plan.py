@@ -112,8 +112,8 @@ def test_user_mapping_with_another_scope(make_checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        ("{from: Conv_2/biases, to: conv_head.weight, layout: vector, shape: [head]}", "conv_head.weight: filled twice"),
-        ("{from: Conv_2/biases, to: conv_tail.bias, layout: vector, shape: [head]}", "conv_tail.bias: the network has no such"),
+        ("{from: Conv_2/biases, to: classifier.bias, layout: vector}", "classifier.bias: filled twice"),
+        ("{from: Conv_2/biases, to: conv_tail.bias, layout: vector}", r"slim.yaml:78: rules.head[1].to: the network has no entry conv_tail.bias"),
     ],
 )  # fmt: skip
 def test_targets_are_filled_exactly_once(demo_folder, tmp_path, rule, message):
@@ -129,7 +129,7 @@ def test_targets_are_filled_exactly_once(demo_folder, tmp_path, rule, message):
     with pytest.raises(MappingError) as caught:
         plan_port(demo_folder, PortOptions(mapping=tmp_path / "small_075.yaml"))
     assert message in str(caught.value)
-    assert "conv_head.bias: no rule fills it" in str(caught.value)
+    assert "tail" in rule or "conv_head.bias: no rule fills it" in str(caught.value)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])

@@ -20,8 +20,9 @@ from markdown_it import MarkdownIt
 import porter
 from porter.artifacts.artifact import load_artifact
 from porter.mapping.files import list_variants, load_variant
-from porter.network.cost import multiply_accumulates
 from porter.network.network import build_network
+from porter.network.node import multiply_accumulates
+from porter.network.nodes import nodes
 from porter.parity.demo import write_demo_checkpoint
 
 # shared/FACTS.md: parameters and multiply-accumulates at 224
@@ -64,7 +65,7 @@ def sealed(folder):
 @pytest.mark.parametrize("variant", PUBLISHED)
 def test_published_cost(variant):
     network = build_network(load_variant(variant))
-    assert multiply_accumulates(network, 224, 1000) == PUBLISHED[variant][1]
+    assert multiply_accumulates(nodes(network, 1000), 224) == PUBLISHED[variant][1]
     model = porter.create_model(variant)
     assert sum(p.numel() for p in model.parameters()) == PUBLISHED[variant][0]
 
@@ -85,7 +86,7 @@ def test_cost_is_what_the_model_does(variant, size):
             module.register_forward_hook(count)
     with torch.no_grad():
         model(torch.zeros(1, 3, size, size))
-    assert multiply_accumulates(build_network(load_variant(variant)), size, 1000) == counted
+    assert multiply_accumulates(nodes(build_network(load_variant(variant)), 1000), size) == counted
 
 
 def test_names_and_checksums(made):

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from porter.models.same_padding import SameConv2d, same_padding
+from porter.models.mobilenet_v3 import SameConv2d, same_padding
 
 sizes, small = st.integers(1, 600), st.integers(1, 9)
 

@@ -8,7 +8,7 @@ from conftest import SHARED
 import porter
 from porter.errors import ArtifactError, CheckpointError, ParityError
 from porter.mapping.options import PortOptions
-from porter.models.endpoints import endpoints
+from porter.models.build import endpoints
 from porter.parity.demo import demo_variables, write_demo_checkpoint
 from porter.parity.references.interpreter import _check_values, interpreter
 from porter.parity.references.tf_nn import graph

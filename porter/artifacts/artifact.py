@@ -7,24 +7,96 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import tempfile
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from porter.artifacts.locate import SUFFIXES, ArtifactFile, find_artifact
 from porter.artifacts.metadata import KEY, Metadata, decode, encode
 from porter.atomic import atomic_write
-from porter.errors import ArtifactError, PorterNote
+from porter.errors import ArtifactError, CheckpointError, PorterNote
 from porter.mapping.gate import GATE_IN_16_BITS, as_decimal
 from porter.mapping.options import PathLike
-from porter.network.network import GATE_ENTRY, MOST, TIMM_GATE
+from porter.network.network import GATE_ENTRY, TIMM_GATE
+from porter.network.spec import MOST
+from porter.sources.checkpoint import sha256
+from porter.sources.remote import exists, is_url, mirror
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
+
+
+SUFFIXES = (".pth", ".pt", ".safetensors")
+WEIGHTS, MAPPING = "model.safetensors", "mapping.yaml"  # in a release
+
+
+@dataclass(frozen=True)
+class ArtifactFile:
+    """A local artifact: ``path`` of the file, and what was ``given``. It is read once, and hashed once.
+
+    ``mapping`` is the mapping file of a release whose variant is no built-in one. ``copy`` is the temporary folder of
+    what came from a URL, and goes with this value.
+    """
+
+    path: Path
+    given: str
+    mapping: Path | None = None
+    copy: tempfile.TemporaryDirectory[str] | None = None
+
+    @cached_property
+    def artifact(self) -> Artifact:
+        """What is in it. Raises ArtifactError."""
+        if not self.path.is_file():
+            raise ArtifactError(f"{self.path}: no such file")
+        try:
+            return (_load_safetensors if self.path.suffix == ".safetensors" else _load_pickle)(self.path)
+        except ArtifactError as error:
+            raise error if self.copy is None else error.renamed(str(self.path), self.given) from error
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """The file's name -> its SHA-256."""
+        return {self.path.name: sha256(self.path)}
+
+
+def find_artifact(source: PathLike) -> ArtifactFile | None:
+    """The artifact that ``source`` names; None where it names a TensorFlow source. Raises CheckpointError for URLs."""
+    given = os.fspath(source)
+    if is_url(given):
+        return _remote(given)
+    path = Path(given)
+    if path.is_dir() and (path / WEIGHTS).is_file():
+        own = path / MAPPING
+        return ArtifactFile(path / WEIGHTS, given, own if own.is_file() else None)
+    return ArtifactFile(path, given) if path.suffix in SUFFIXES else None
+
+
+def _remote(url: str) -> ArtifactFile | None:
+    place = url.split("?")[0].split("#")[0].rstrip("/")
+    if place.endswith(SUFFIXES):
+        found = mirror(url)
+        return ArtifactFile(found.path, url, copy=found.folder)
+    if url.startswith("http") or PurePosixPath(place).suffix:  # a web server has no folders
+        return None
+    weights = f"{place}/{WEIGHTS}"
+    try:
+        if not exists(weights):
+            return None
+    except CheckpointError as error:
+        raise error.renamed(weights, url) from error
+    found, mapping = mirror(weights), None
+    if exists(f"{place}/{MAPPING}"):
+        own = mirror(f"{place}/{MAPPING}")
+        mapping = own.path.rename(found.path.with_name(MAPPING))
+    return ArtifactFile(found.path, url, mapping, found.folder)
+
 
 # Where training scripts keep weights, averages first (timm's, torchvision's, Lightning's); and what wrappers
 # (DistributedDataParallel, torch.compile) put before every name
@@ -61,12 +133,7 @@ def load_artifact(source: PathLike | ArtifactFile) -> Artifact:
     file = source if isinstance(source, ArtifactFile) else find_artifact(source)
     if file is None:
         raise ArtifactError(f"{source}: no artifact ({', '.join(SUFFIXES)}, or a release's folder)")
-    if not file.path.is_file():
-        raise ArtifactError(f"{file.path}: no such file")
-    try:
-        return (_load_safetensors if file.path.suffix == ".safetensors" else _load_pickle)(file.path)
-    except ArtifactError as error:
-        raise error if file.copy is None else error.renamed(str(file.path), file.given) from error
+    return file.artifact._replace(arrays=dict(file.artifact.arrays))
 
 
 def save_artifact(path: Path, artifact: Artifact, force: bool = False) -> None:

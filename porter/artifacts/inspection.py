@@ -7,11 +7,9 @@ from typing import Any
 
 import msgspec
 
-from porter.artifacts.artifact import load_artifact
-from porter.artifacts.locate import find_artifact
+from porter.artifacts.artifact import find_artifact, load_artifact
 from porter.artifacts.variant import class_count
 from porter.errors import ArtifactError
-from porter.sources.checkpoint import sha256
 
 PARITY = "parity.json"
 
@@ -33,7 +31,7 @@ def inspect_artifact(source: str) -> dict[str, Any]:
     arrays = artifact.arrays
     found: dict[str, Any] = {
         "file": file.given,
-        "sha256": sha256(file.path),
+        "sha256": file.digests[file.path.name],
         "bytes": file.path.stat().st_size,
         "tensors": [{"name": n, "shape": list(v.shape), "dtype": str(v.dtype)} for n, v in arrays.items()],
         "classes": class_count(arrays),

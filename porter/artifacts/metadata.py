@@ -6,7 +6,7 @@ import msgspec
 
 from porter.errors import ArtifactError
 from porter.mapping.ranges import Range
-from porter.network.spec import Segmentation
+from porter.network.segmentation import Segmentation
 
 KEY = "mnv3_port"  # the entry's name in both formats
 FORMAT = 1

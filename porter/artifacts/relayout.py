@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import msgspec
 import numpy as np
@@ -13,17 +12,20 @@ from porter.artifacts.variant import class_count
 from porter.mapping.apply import fold_batch_norm
 from porter.mapping.gate import GATE_IN_16_BITS, fold, unfold
 from porter.mapping.options import ArtifactLayout
-from porter.network.layers import layers
 from porter.network.network import GATE_ENTRY, TIMM_GATE, Network
+from porter.network.node import behind_gates
+from porter.network.nodes import nodes
 
 
-def relayout(artifact: Artifact, layout: ArtifactLayout, gate_folded: Sequence[str], slim_gate: float) -> Artifact:
+def relayout(artifact: Artifact, layout: ArtifactLayout, network: Network) -> Artifact:
     """The same port for the other gate: ``slim`` undoes the fold, ``timm`` folds.
 
-    ``gate_folded`` names the weights that take the fold. It is undone bit for bit where metadata tells what rounding
-    took. ``slim_gate`` is slim's constant where the file does not say it.
+    The fold is undone bit for bit where metadata has what rounding took. The gate of ``network`` is slim's constant,
+    for a file that does not say it.
     """
-    metadata, gate = artifact.metadata, artifact.gate
+    metadata, gate, slim_gate = artifact.metadata, artifact.gate, network.gate
+    folding = [f"{layer}.weight" for layer in behind_gates(nodes(network, classes=1))]
+    gate_folded = [name for name in folding if name in artifact.arrays]
     if GATE_ENTRY in artifact.arrays and math.isclose(gate, slim_gate, rel_tol=GATE_IN_16_BITS):
         gate = slim_gate  # rounded with the weights
     source = metadata.source_gate if metadata else slim_gate if gate == TIMM_GATE else gate
@@ -48,11 +50,11 @@ def without_batch_norms(artifact: Artifact, network: Network) -> Artifact:
     """The same port, in layout ``slim``, with batch norms folded into the convolutions before them."""
     arrays = artifact.arrays
     folded: dict[str, np.ndarray] = {}
-    for layer in layers(network, class_count(artifact.arrays)):
-        module, norm = layer.module, layer.norm
+    for node in (node for node in nodes(network, class_count(artifact.arrays)) if node.layer):
+        module = node.layer
         weight, bias = arrays[f"{module}.weight"], arrays.get(f"{module}.bias")
-        if norm is not None:
-            weight, bias = fold_batch_norm(arrays, module, norm, network.epsilon)
+        if node.norm:
+            weight, bias = fold_batch_norm(arrays, module, node.norm, node.epsilon)
         assert bias is not None
         folded |= {f"{module}.weight": weight, f"{module}.bias": bias}
     if GATE_ENTRY in arrays:

@@ -11,35 +11,28 @@ from porter.errors import ArtifactError
 from porter.mapping.files import load_mapping, load_variant, variant_named
 from porter.mapping.options import PortOptions
 from porter.mapping.schema import VariantMapping
+from porter.network.detection import FIRST_ANCHORS
 from porter.network.network import Network
+from porter.network.nodes import nodes
 
-# Of a classifier, or of both inputs of a segmentation head
-CLASS_BIASES = ("classifier.bias", "classifier.high_classifier.bias", "classifier.low_classifier.bias")
-
-DETECTOR_BIAS, FIRST_BOXES = "classes.0.1.bias", 3
+# Biases of a classifier, a segmenter and a detector, and how many of their values there are for each class
+CLASS_BIASES = {"classifier.bias": 1, "classifier.high_classifier.bias": 1, "classes.0.1.bias": FIRST_ANCHORS}
 
 
 def class_count(entries: Mapping[str, Sized]) -> int:
-    """Outputs of the classifier, or of another head, in a state dict; 0 without one.
-
-    A detector's first map has 3 boxes, each with a score for every class.
-    """
-    if DETECTOR_BIAS in entries:
-        return len(entries[DETECTOR_BIAS]) // FIRST_BOXES
-    return next((len(entries[name]) for name in CLASS_BIASES if name in entries), 0)
+    """Outputs of the classifier, or of another head, in a state dict; 0 without one."""
+    return next((len(entries[name]) // each for name, each in CLASS_BIASES.items() if name in entries), 0)
 
 
 def network_as_stored(network: Network, entries: Container[str], metadata: Metadata | None, gate: float) -> Network:
     """``network`` changed to fit a state dict: its gate, batch norms or biases, with or without head and last map."""
-    if network.detection is not None:
-        return replace(network, gate=gate)
-    if network.segmentation is not None:
-        segmentation = metadata.segmentation if metadata and metadata.segmentation else network.segmentation
-        return replace(network, segmentation=segmentation, gate=gate)
-    bn_folded = metadata.bn_folded if metadata else "conv_stem.bias" in entries
-    head = network.head if "conv_head.weight" in entries else 0
+    bn_folded = metadata.bn_folded if metadata else f"{nodes(network, classes=0)[0].layer}.bias" in entries
+    if network.head is not None:
+        head = metadata.segmentation if metadata and metadata.segmentation else network.head
+        return replace(network, head=head, bn_folded=bn_folded, gate=gate)
+    embedding = network.embedding if network.pools_in_layers and "conv_head.weight" in entries else 0
     last = network.last if f"{network.last_conv}.weight" in entries else 0
-    return replace(network, bn_folded=bn_folded, last=last, head=head, gate=gate)
+    return replace(network, bn_folded=bn_folded, last=last, embedding=embedding, gate=gate)
 
 
 def mapping_of(metadata: Metadata | None, options: PortOptions, own: Path | None, source: str) -> VariantMapping:

@@ -45,11 +45,18 @@ if TYPE_CHECKING:
     show_default=True,
     help="What several checkpoints become.",
 )
+@click.option("--boxes", is_flag=True, help="Of a detector's .onnx or .tflite: decode and suppress boxes in the graph.")
 @click.option("--num-classes", type=int, metavar="N", help="Refuse a classifier of another size.")
 @click.option("--force", is_flag=True, help="Overwrite the output.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 def convert(
-    checkpoint: tuple[str, ...], output: Path | None, form: str, force: bool, dry_run: bool, **options: Any
+    checkpoint: tuple[str, ...],
+    output: Path | None,
+    form: str,
+    boxes: bool,
+    force: bool,
+    dry_run: bool,
+    **options: Any,
 ) -> None:
     """Port CHECKPOINT to PyTorch; several at once into a folder (-o).
 
@@ -65,8 +72,8 @@ def convert(
             check_folder(output if into_folder else output.parent)
         checkpoint = tuple(one_each(checkpoint, options["weights"]))
     if len(checkpoint) > 1 or (into_folder and not dry_run):
-        if output is None or dry_run:
-            raise click.UsageError("several checkpoints need -o FOLDER, and take no --dry-run")
+        if output is None or dry_run or boxes:
+            raise click.UsageError("several checkpoints need -o FOLDER, and take neither --dry-run nor --boxes")
         _convert_all(checkpoint, output, f".{form}", force, taken_port_options(options))
         return
     if form != "pth":
@@ -82,7 +89,7 @@ def convert(
         return
     from porter.exports.convert import convert
 
-    path, port = convert(checkpoint[0], output, force=force, **options)
+    path, port = convert(checkpoint[0], output, boxes=boxes, force=force, **options)
     print_port(port, variant)
     click.echo(f"wrote     {path} ({size_text(path)})")
 
@@ -91,7 +98,7 @@ def _into_folder(given: tuple[str, ...], output: Path | None) -> bool:
     """Whether ``output`` is a folder for what is ``given``, which may be one checkpoint by several names."""
     from click.core import ParameterSource
 
-    from porter.artifacts.locate import SUFFIXES
+    from porter.artifacts.artifact import SUFFIXES
     from porter.exports import files
 
     by_format = click.get_current_context().get_parameter_source("form") is ParameterSource.COMMANDLINE

@@ -21,7 +21,7 @@ from porter.text import json_text
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def inspect(source: str, variant: str | None, mapping: Path | None, weights: Any, as_json: bool) -> None:
     """Show what is in a checkpoint, an artifact or a release's folder, and which variant it is."""
-    from porter.artifacts.locate import find_artifact
+    from porter.artifacts.artifact import find_artifact
 
     if find_artifact(source) is not None:
         from porter.artifacts.inspection import artifact_lines, inspect_artifact

@@ -25,7 +25,7 @@ from porter.evaluation.dataset import Photo, find_photos
 from porter.evaluation.journal import read_journal, write_batch
 from porter.evaluation.result import Evaluation, Seen
 from porter.mapping.options import PortOptions
-from porter.models.devices import chosen_device
+from porter.models.build import chosen_device
 from porter.network.spec import Input
 from porter.photos.images import Preprocessing, normalized, read_image, resized
 

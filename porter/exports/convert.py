@@ -11,9 +11,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from porter.artifacts.artifact import Artifact, save_artifact
+from porter.artifacts.artifact import SUFFIXES, Artifact, save_artifact
 from porter.atomic import check_folder, check_output, make_folder, refuse_existing, write_bytes
 from porter.errors import PorterError
+from porter.exports import files
 from porter.mapping.options import ArtifactLayout, PathLike, PortOptions
 from porter.port import Port, carry_out_port, plan_opened, plan_port
 from porter.sources.locate import locate
@@ -41,6 +42,7 @@ def convert(
     fold_bn: bool = False,
     fake_quant: bool | None = None,
     backbone: bool = False,
+    boxes: bool = False,
     force: bool = False,
 ) -> tuple[Path, Port]:
     """Port a TensorFlow checkpoint and write an artifact.
@@ -57,6 +59,7 @@ def convert(
         fold_bn: Fold batch norms into the convolutions before them.
         fake_quant: False makes a float network of a source that was trained for 8 bits.
         backbone: Take the network that is inside a larger model: of a segmenter, a detector, a model of your own.
+        boxes: Of a detector, decode and suppress the boxes in the graph, an ``.onnx`` or ``.tflite`` for one image.
         force: Overwrite ``output``.
 
     Returns:
@@ -75,6 +78,8 @@ def convert(
     else:
         check_output(Path(output), force)
         _check_suffix(Path(output))
+    if boxes and Path(output or ".pth").suffix not in files.SUFFIXES:
+        raise PorterError(f"boxes: only in an output that is one of {', '.join(files.SUFFIXES)}")
     options = PortOptions(
         variant, mapping, weights, layout, keep_background, num_classes, fold_bn, fake_quant, backbone
     )
@@ -83,25 +88,21 @@ def convert(
     if path.suffix == ".tflite" and port.plan.ranges:  # integers are the source's own weights
         port = plan_opened(port.checkpoint, port.mapping, replace(options, layout="slim"))
     refuse_existing(path, force)
-    _save(path, port, carry_out_port(port), force)
+    _save(path, port, carry_out_port(port), force, boxes)
     return path, port
 
 
 def _check_suffix(path: Path) -> None:
-    from porter.artifacts.locate import SUFFIXES
-    from porter.exports import files
-
     suffixes = (*SUFFIXES, *files.SUFFIXES)
     if path.suffix not in suffixes:
         raise PorterError(f"{path}: the output's name must end in one of {', '.join(suffixes)}")
 
 
-def _save(path: Path, port: Port, artifact: Artifact, force: bool) -> None:
+def _save(path: Path, port: Port, artifact: Artifact, force: bool, boxes: bool = False) -> None:
     """Write a port."""
-    from porter.exports.files import SUFFIXES, export_bytes
-
-    if path.suffix in SUFFIXES:
-        write_bytes(path, export_bytes(path.suffix, port.target_network, artifact, port.mapping.input.size), force)
+    if path.suffix in files.SUFFIXES:
+        size = port.mapping.input.size
+        write_bytes(path, files.export_bytes(path.suffix, port.target_network, artifact, size, boxes), force)
     else:
         save_artifact(path, artifact, force)
 

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from porter.errors import ArtifactError
-from porter.exports.onnx_model import Size
-from porter.exports.operations import Program, classifier_program, features_program, segmenter_program
+from porter.exports.program import Program, program
 from porter.exports.runtime import Session
 from porter.mapping.options import PathLike
+from porter.models.build import Whole
 from porter.models.create import open_model
-from porter.models.lraspp import LRASPP
-from porter.models.mobilenet_v3 import MobileNetV3, MobileNetV3Features, check_images
+from porter.models.mobilenet_v3 import MobileNetV3Features, check_images
+from porter.network.detection import Detection
+from porter.network.node import Size
 
 Deployable = nn.Module | PathLike
 
@@ -30,8 +31,9 @@ def deploy(model: Deployable, size: Size | int | None = None, threads: int | Non
         threads: How many threads compute; None: as many as torch uses now.
 
     Returns:
-        A module: (N, channels, H, W) float32 -> (N, num_classes) logits, or the list of feature maps of a
-        ``features_only`` model. Tensors in, tensors out; numpy arrays in, numpy arrays out.
+        A module: (N, channels, H, W) float32 -> what ``model`` gives: logits, the list of feature maps of a
+        ``features_only`` model, or encodings and logits of a detector. Tensors in, tensors out; numpy arrays in, numpy
+        arrays out. A segmenter and a detector need a ``size`` as far as their operations do: a segmenter's resizing.
 
     Raises:
         PorterError: On a model that computes 8 bits or in float64, on one whose layers are not MobileNetV3's own, and
@@ -63,9 +65,10 @@ class Deployed(nn.Module):
             found = self._session.run(x.numpy() if isinstance(x, Tensor) else x)
         except Exception:  # ONNX Runtime has kinds of its own; what is wrong with ``x``, `_ready` tells or mends
             found = self._session.run(self._ready(x))
-        if not self.program.features:
-            return torch.from_numpy(found[0]) if isinstance(x, Tensor) else found[0]
-        return [torch.from_numpy(values) for values in found] if isinstance(x, Tensor) else found
+        values = [torch.from_numpy(one) for one in found] if isinstance(x, Tensor) else found
+        if self.program.features:
+            return values
+        return tuple(values) if isinstance(self.program.network.head, Detection) else values[0]
 
     def endpoints(self, x: Tensor | np.ndarray) -> dict[str, np.ndarray]:
         """Every endpoint by TensorFlow's name, each an output of the graph: (N, C, H, W), or (N, classes)."""
@@ -85,16 +88,15 @@ class Deployed(nn.Module):
 
 
 def model_program(model: nn.Module) -> Program:
-    """``model`` as operations. Raises ArtifactError where it is not a float32 network of ours."""
-    if not isinstance(model, (MobileNetV3, MobileNetV3Features, LRASPP)):
-        raise ArtifactError(f"{type(model).__name__}: only create_model's classifiers, features and segmenters deploy")
+    """``model`` as nodes and weights. Raises ArtifactError where it is not a float32 network of ours."""
+    if not isinstance(model, (Whole, MobileNetV3Features)):
+        raise ArtifactError(f"{type(model).__name__}: only what create_model gives can be deployed")
     if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
         raise ArtifactError(
             "only a float32 model can be deployed; one of 8 bits as its float network, fake_quant=False"
         )
     arrays = {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()}
-    if isinstance(model, LRASPP):
-        return segmenter_program(model.network, model.num_classes, arrays)
-    if isinstance(model, MobileNetV3):
-        return classifier_program(model.network, model.num_classes, arrays)
-    return features_program(model.network, model.endpoints, arrays)
+    if isinstance(model, MobileNetV3Features):
+        return program(model.network, 0, arrays, model.endpoints)
+    assert isinstance(model, Whole)
+    return program(model.network, model.num_classes, arrays)

@@ -7,16 +7,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from porter.artifacts.artifact import load_artifact
-from porter.artifacts.locate import find_artifact
+from porter.artifacts.artifact import find_artifact, load_artifact
 from porter.artifacts.relayout import relayout
 from porter.artifacts.variant import class_count, mapping_of, network_as_stored
 from porter.atomic import check_folder, make_folder
 from porter.errors import ArtifactError
-from porter.mapping.axes import target_shape, to_source
+from porter.mapping.axes import to_source
 from porter.mapping.options import PathLike, PortOptions
 from porter.mapping.rules import expected_variables
 from porter.network.network import build_network
+from porter.network.nodes import state_dict_shapes
 from porter.sources.bundle_writer import write_bundle
 from porter.sources.weights import SUFFIX
 
@@ -70,24 +70,22 @@ def export_tf(
     chosen = mapping_of(loaded.metadata, PortOptions(variant, mapping), file.mapping if file else None, source)
     if metadata and metadata.bn_folded:
         raise ArtifactError(f"{source}: its batch norms are folded away, and slim's graph has them; convert it without")
-    slim_gate = build_network(chosen).gate
     network = network_as_stored(build_network(chosen), loaded.arrays, metadata, loaded.gate)
     classes = class_count(loaded.arrays)
-    expected = expected_variables(chosen, network, classes)
-    gate_folded = [want.target for want in expected if want.folds_gate]
+    expected, shapes = expected_variables(chosen, network, classes), state_dict_shapes(network, classes)
     problems = [
         f"{want.target}: {'missing' if found is None else f'shape {list(found.shape)}'}, expected {list(shape)}"
         for want in expected
-        for found, shape in [(loaded.arrays.get(want.target), target_shape(want.axes, want.shape))]
+        for found, shape in [(loaded.arrays.get(want.target), shapes[want.target])]
         if found is None or tuple(found.shape) != shape
     ]
     if problems:
         raise ArtifactError(f"{source}: is no {chosen.variant} state dict ({len(problems)} problems):", problems[:20])
-    plain = relayout(loaded, "slim", gate_folded, slim_gate)
+    plain = relayout(loaded, "slim", build_network(chosen))
     step = (metadata.step if metadata else None) or 0
     variables: dict[str, np.ndarray] = {"global_step": np.array(step, np.int64)}
     for want in expected:
-        values = to_source(want.axes, plain.arrays[want.target].astype(np.float32, copy=False), want.shape)
+        values = to_source(want.axes, plain.arrays[want.target].astype(np.float32, copy=False))
         variables[want.source] = values
         if averages:
             variables[want.source + SUFFIX] = values

@@ -3,58 +3,53 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from porter.artifacts.artifact import Artifact
 from porter.artifacts.metadata import KEY, Metadata, encode
 from porter.errors import ArtifactError
-from porter.exports.operations import Program, classifier_program, segmenter_program
+from porter.exports.program import Program, program
+from porter.network.detection import Detection
 from porter.network.network import TIMM_GATE, Network
-
-if TYPE_CHECKING:
-    pass
+from porter.network.node import Size
 
 SUFFIXES = (".onnx", ".tflite")
 
 
-def export_bytes(suffix: str, network: Network, artifact: Artifact, size: int) -> bytes:
+def export_bytes(suffix: str, network: Network, artifact: Artifact, size: int, boxes: bool = False) -> bytes:
     """``network`` with the weights and metadata of ``artifact`` as a file, for square images of ``size`` pixels.
 
-    A batch may have any size. A ``.tflite`` of what was trained for 8 bits is the integer one; the weights must be in
-    layout ``slim`` then. Raises ArtifactError where the port has no such form.
+    A batch may have any size; with ``boxes``, a detector's graph decodes and suppresses the boxes of one image. A
+    ``.tflite`` of what was trained for 8 bits is the integer one; the weights must be in layout ``slim`` then. Raises
+    ArtifactError where the port has no such form.
     """
     arrays, metadata = artifact
     assert metadata is not None
     if suffix not in SUFFIXES:
         raise ValueError(f"{suffix}: no export; one of {', '.join(SUFFIXES)}")
+    if boxes and not isinstance(network.head, Detection):
+        raise ArtifactError(f"a {metadata.variant} port is no detector; leave boxes out")
     sides = (size, size)
-    if network.detection is not None:
-        raise ArtifactError(f"a detector has no {suffix} form; name a .pth or .safetensors")
-    if network.segmentation is not None:
-        if suffix != ".onnx":
-            raise ArtifactError(f"a segmenter has no {suffix} form; name an .onnx, .pth or .safetensors")
-        return onnx_bytes(segmenter_program(network, metadata.num_classes, arrays), sides, metadata)
     if suffix == ".tflite":
         from porter.exports.tflite_model import tflite_model
 
         if not metadata.ranges:
-            return tflite_model(classifier_program(network, metadata.num_classes, arrays), sides)
+            return tflite_model(program(network, metadata.num_classes, arrays), sides, boxes=boxes)
         # Its constant stays in the graph, where the source has it
-        program = classifier_program(replace(network, gate=TIMM_GATE), metadata.num_classes, arrays)
-        return tflite_model(program, sides, metadata.ranges, metadata.source_gate)
+        made = program(replace(network, gate=TIMM_GATE), metadata.num_classes, arrays)
+        return tflite_model(made, sides, metadata.ranges, metadata.source_gate)
     if metadata.ranges:
         raise ArtifactError(
             f"a {suffix} is of a float network, and this port computes 8 bits: write a .tflite, or the float network "
             "(fake_quant=False)"
         )
-    return onnx_bytes(classifier_program(network, metadata.num_classes, arrays), sides, metadata)
+    return onnx_bytes(program(network, metadata.num_classes, arrays), sides, metadata, boxes)
 
 
-def onnx_bytes(program: Program, size: tuple[int, int], metadata: Metadata | None) -> bytes:
+def onnx_bytes(made: Program, size: Size, metadata: Metadata | None, boxes: bool = False) -> bytes:
     """An ONNX file that knows where it comes from."""
     from porter.exports.onnx_model import onnx_model
 
-    model = onnx_model(program, size)
+    model = onnx_model(made, size, boxes=boxes)
     if metadata is not None:
         model.metadata_props.add(key=KEY, value=encode(metadata))
     data: bytes = model.SerializeToString(deterministic=True)

@@ -2,152 +2,224 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from porter.errors import ArtifactError
-from porter.exports.operations import IMAGE, LINEAR, Operation, Program
-from porter.network.padding import same_padding
+from porter.exports.program import Program
+from porter.network.detection import Detection
+from porter.network.node import IMAGE, Node, Size, map_sizes, same_padding
+from porter.network.nodes import anchors
 from porter.network.spec import ACTIVATIONS
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
 
-Size = tuple[int, int]  # height, width in pixels
+Shape = list[int | str]  # free sides have names
 
 # The first with an operator for h-swish is 14. 17 is what runtimes of 2022 and later take; nothing here needs more
 OPSET, IR_VERSION = 17, 8
 # relu6(x + 3) / 6 as ONNX defines HardSigmoid: max(0, min(1, alpha * x + beta))
 GATE = {"alpha": 1 / 6, "beta": 0.5}
+LINEAR = "linear"  # below the name of what an activation gives: what it takes
 
 
-def onnx_model(program: Program, size: Size | None, values: Sequence[str] | None = None) -> ModelProto:
+def onnx_model(
+    program: Program, size: Size | None, values: Sequence[str] | None = None, boxes: bool = False
+) -> ModelProto:
     """``program`` as a model: ``image`` (N, channels, H, W) float32 -> its outputs, or the ``values`` asked for.
 
-    N is free. With a ``size``, padding is written in numbers; without, H and W are free too. The same program gives
-    the same bytes. Raises ArtifactError where the package is missing.
+    N is free. With a ``size``, padding is written in numbers; without, H and W are free too. With ``boxes``, a
+    detector's outputs are those of ``_Writer.boxes``, for one image. The same program gives the same bytes. Raises
+    ArtifactError where the package is missing.
     """
     try:
-        from onnx import TensorProto, helper, numpy_helper
+        from onnx import TensorProto, helper
     except ImportError as error:
         raise ArtifactError(f"ONNX models need pip install 'mnv3-port[onnx]' ({error})") from error
-    nodes: list[NodeProto] = []
-    constants: list[TensorProto] = []
-    shapes: dict[str, list[int | str]] = {IMAGE: ["batch", program.channels, *(size or ("height", "width"))]}
-
-    def node(kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> None:
-        nodes.append(helper.make_node(kind, list(inputs), [output], name=output, **attributes))
-
-    for operation in program.operations:
-        output, made = operation.output, operation.output
-        if operation.activation:
-            made = f"{output}/{LINEAR}"
-        weights = []
-        for part, array in (("weight", operation.weight), ("bias", operation.bias)):
-            if array is not None:
-                weights.append(f"{output}/{part}")
-                constants.append(numpy_helper.from_array(array, weights[-1]))
-        inputs = [*operation.inputs, *weights]
-        before = shapes[operation.inputs[0]]
-        shapes[output] = _shape_after(operation, before)
-        if operation.kind == "convolution":
-            node("Conv", inputs, made, **_convolution(operation, before[2:]))
-        elif operation.kind == "dense":
-            node("Gemm", inputs, made, transB=1)
-        elif operation.kind == "pool":
-            window = [min(side, most) for side, most in zip(_sides(before), operation.window, strict=True)]
-            node("AveragePool", inputs, made, kernel_shape=window, strides=operation.strides)
-            shapes[output] = [
-                *before[:2],
-                *((side - w) // s + 1 for side, w, s in zip(_sides(before), window, operation.strides, strict=True)),
-            ]
-        elif operation.kind == "resize":
-            shapes[output] = [*before[:2], *shapes[operation.inputs[1]][2:]]
-            _resize(node, constants, operation, before, shapes[output])
-        else:
-            kinds = {"mean": "GlobalAveragePool", "flatten": "Flatten", "multiply": "Mul", "add": "Add"}
-            node(kinds[operation.kind], inputs, made)
-        shapes[made] = shapes[output]
-        if operation.activation == "gate":
-            node("HardSigmoid", [made], output, **GATE)
-        elif operation.activation:
-            forms = ACTIVATIONS[operation.activation]
-            limits = [f"{forms.onnx}/{limit:g}" for limit in forms.limits]
-            known = {constant.name for constant in constants}
-            for name, limit in zip(limits, forms.limits, strict=True):
-                if name not in known:
-                    constants.append(numpy_helper.from_array(np.array(limit, np.float32), name))
-            node(forms.onnx, [made, *limits], output)
+    writer = _Writer(program, size, 1 if boxes else "batch")
+    for node in program.nodes:
+        writer.node(node)
+    outputs = [(name, TensorProto.FLOAT) for name in values or program.outputs]
+    if boxes:
+        assert size is not None
+        writer.boxes(size)
+        outputs = [("boxes", TensorProto.FLOAT), ("classes", TensorProto.INT64), ("scores", TensorProto.FLOAT)]
     graph = helper.make_graph(
-        nodes,
+        writer.nodes,
         "mobilenet_v3",
-        [helper.make_tensor_value_info(IMAGE, TensorProto.FLOAT, shapes[IMAGE])],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shapes[name]) for name in values or program.outputs],
-        constants,
+        [helper.make_tensor_value_info(IMAGE, TensorProto.FLOAT, writer.shapes[IMAGE])],
+        [helper.make_tensor_value_info(name, kind, writer.shapes[name]) for name, kind in outputs],
+        writer.constants,
     )
     opset = helper.make_opsetid("", OPSET)
     return helper.make_model(graph, producer_name="mnv3-port", opset_imports=[opset], ir_version=IR_VERSION)
 
 
-def _sides(shape: Sequence[int | str]) -> list[int]:
-    """Height and width of a map. Raises ArtifactError where they are free."""
-    sides = [side for side in shape[2:] if isinstance(side, int)]
-    if len(sides) != 2:
-        raise ArtifactError("the graph of a segmenter is for images of one size; name the size")
-    return sides
+class _Writer:
+    """Nodes and constants in the making; ``shapes`` are those of values."""
 
+    def __init__(self, program: Program, size: Size | None, batch: int | str) -> None:
+        self.program = program
+        self.sizes = None if size is None else map_sizes(program.nodes, *size)
+        self.nodes: list[NodeProto] = []
+        self.constants: list[TensorProto] = []
+        self.shapes: dict[str, Shape] = {IMAGE: [batch, program.channels, *(size or ("height", "width"))]}
 
-def _resize(
-    node: Callable[..., None],
-    constants: list[TensorProto],
-    operation: Operation,
-    before: Sequence[int | str],
-    after: Sequence[int | str],
-) -> None:
-    """A resize by scales, which leave the batch free: those that give the size exactly."""
-    from onnx import numpy_helper
+    def add(self, kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
+        """One operator; its output's name."""
+        from onnx import helper
 
-    scales = [1.0, 1.0, *(to / of for to, of in zip(_sides(after), _sides(before), strict=True))]
-    # A scale in float32 may fall below the quotient, and the size is rounded down
-    scales = [float(np.nextafter(np.float32(scale), np.float32(np.inf))) if scale != 1 else 1.0 for scale in scales]
-    name = f"{operation.output}/scales"
-    constants.append(numpy_helper.from_array(np.array(scales, np.float32), name))
-    mode = {"coordinate_transformation_mode": "align_corners", "mode": "linear"}
-    node("Resize", [operation.inputs[0], "", name], operation.output, **mode)
+        self.nodes.append(helper.make_node(kind, list(inputs), [output], name=output, **attributes))
+        return output
 
+    def constant(self, name: str, values: Any) -> str:
+        """A constant, once under its name."""
+        from onnx import numpy_helper
 
-def _convolution(operation: Operation, sides: Sequence[int | str]) -> dict[str, Any]:
-    """The attributes of a convolution with SAME padding, on a map with ``sides``."""
-    assert operation.weight is not None
-    kernel, stride, dilation = operation.weight.shape[2:], operation.stride, operation.dilation
-    attributes: dict[str, Any] = {"kernel_shape": kernel, "strides": [stride] * 2, "group": operation.groups}
-    if dilation > 1:
-        attributes["dilations"] = [dilation] * 2
-    if kernel == (1, 1) and stride == 1:
-        return attributes
-    numbers = [side for side in sides if isinstance(side, int)]
-    if len(numbers) < len(sides):
-        return attributes | {"auto_pad": "SAME_UPPER"}  # the odd pixel at the end, as TensorFlow's
-    (top, bottom), (left, right) = (
-        same_padding(side, k, stride, dilation) for side, k in zip(numbers, kernel, strict=True)
-    )
-    return attributes | {"pads": [top, left, bottom, right]}
+        if all(known.name != name for known in self.constants):
+            self.constants.append(numpy_helper.from_array(np.asarray(values), name))
+        return name
 
+    def node(self, node: Node) -> None:
+        """The operators of ``node``."""
+        self.shapes[node.name] = self._shape(node)
+        activated = node.activation is not None and node.operation != "activation"
+        made = f"{node.name}/{LINEAR}" if activated else node.name
+        inputs = list(node.inputs)
+        if node.name in self.program.weights:
+            for part, array in self.program.weights[node.name]._asdict().items():
+                inputs.append(self.constant(f"{node.name}/{part}", array))
+        if node.operation == "convolution":
+            self.add("Conv", inputs, made, **self._convolution(node))
+        elif node.operation == "dense":
+            self.add("Gemm", inputs, made, transB=1)
+        elif node.operation == "activation":
+            made = node.inputs[0]
+        elif node.operation == "pool":
+            window = [min(side, most) for side, most in zip(self._sides(node.inputs[0]), node.window, strict=True)]
+            self.add("AveragePool", inputs, made, kernel_shape=window, strides=node.step)
+        elif node.operation == "resize":
+            self._resize(node)
+        elif node.operation == "rows":
+            moved = self.add("Transpose", inputs, f"{made}/moved", perm=[0, 2, 3, 1])
+            shape = self.constant(f"{made}/shape", np.array([0, -1, node.values], np.int64))
+            self.add("Reshape", [moved, shape], made)
+        elif node.operation in ("concat", "softmax"):
+            self.add({"concat": "Concat", "softmax": "Softmax"}[node.operation], inputs, made, axis=1)
+        else:
+            kinds = {"mean": "GlobalAveragePool", "flatten": "Flatten", "multiply": "Mul", "add": "Add"}
+            self.add(kinds[node.operation], inputs, made)
+        self.shapes[made] = self.shapes[node.name]
+        if node.activation == "gate":
+            self.add("HardSigmoid", [made], node.name, **GATE)
+        elif node.activation:
+            forms = ACTIVATIONS[node.activation]
+            limits = [self.constant(f"{forms.onnx}/{limit:g}", np.float32(limit)) for limit in forms.limits]
+            self.add(forms.onnx, [made, *limits], node.name)
 
-def _shape_after(operation: Operation, shape: list[int | str]) -> list[int | str]:
-    """The shape of what ``operation`` makes of ``shape``; free sides are named after the value."""
-    batch, channels, *sides = shape
-    if operation.weight is not None:
-        channels = operation.weight.shape[0]
-    if operation.kind in ("flatten", "dense"):
-        return [batch, channels]
-    if operation.kind == "mean":
-        return [batch, channels, 1, 1]
-    stride, axes = operation.stride, ("height", "width")
-    sides = [
-        -(-side // stride) if isinstance(side, int) else f"{operation.output} {axis}"
-        for side, axis in zip(sides, axes, strict=True)
-    ]
-    return [batch, channels, *sides]
+    def boxes(self, size: Size) -> None:
+        """Boxes of one image of ``size``: ``boxes`` (D, 4) over its sides, ``classes`` (D,), ``scores`` (D,).
+
+        Top, left, bottom, right; highest scores first. At most 100 of each class and 100 in all, as the detector's
+        configuration says; class 0, the background, is left out.
+        """
+        head = self.program.network.head
+        assert isinstance(head, Detection)
+        add, constant = self.add, self.constant
+
+        def ints(*values: int) -> str:
+            return constant("ints/" + ",".join(map(str, values)), np.array(values, np.int64))
+
+        def sides(part: int) -> str:
+            """One of the four encoded numbers, (1, boxes, 1), over its factor."""
+            cut = add("Slice", ["encodings", ints(part), ints(part + 1), ints(2)], f"encoded/{part}")
+            return add("Div", [cut, constant(f"coder/{part}", np.float32(head.coder[part]))], f"encoded/{part}/scaled")
+
+        of = anchors(self.program.network, *size)[None]
+        corners = []
+        for axis in (0, 1):  # y and x
+            middle_of, extent_of = (constant(f"anchors/{part}", of[..., part : part + 1]) for part in (axis, axis + 2))
+            middle = add("Mul", [sides(axis), extent_of], f"moved/{axis}")
+            middle = add("Add", [middle, middle_of], f"middle/{axis}")
+            half = add("Mul", [add("Exp", [sides(axis + 2)], f"grown/{axis}"), extent_of], f"extent/{axis}")
+            half = add("Mul", [half, constant("half", np.float32(0.5))], f"half/{axis}")
+            corners += [add("Sub", [middle, half], f"low/{axis}"), add("Add", [middle, half], f"high/{axis}")]
+        every = add("Concat", [corners[0], corners[2], corners[1], corners[3]], "boxes/all", axis=2)
+        found = add("Slice", ["logits", ints(1), ints(np.iinfo(np.int32).max), ints(2)], "logits/classes")
+        chances = add("Transpose", [add("Sigmoid", [found], "chances")], "scores/all", perm=[0, 2, 1])
+        limits = [
+            constant("most", np.array([head.MOST_BOXES], np.int64)),
+            constant("overlap", np.array([head.OVERLAP], np.float32)),
+            constant("least", np.array([head.LEAST_SCORE], np.float32)),
+        ]
+        kept = add("NonMaxSuppression", [every, chances, *limits], "kept")  # (K, 3): image, class, box
+        scores = add("GatherND", [chances, kept], "kept/scores")
+        count = add("Min", [add("Shape", [scores], "kept/count"), limits[0]], "count")
+        self._two_outputs("TopK", [scores, count], ["scores", "best"], axis=0)
+        best = add("Gather", [kept, "best"], "kept/best", axis=0)
+        number = add("Gather", [best, constant("column/1", np.int64(1))], "best/class", axis=1)
+        add("Add", [number, constant("background", np.int64(1))], "classes")
+        box = add("Gather", [best, constant("column/2", np.int64(2))], "best/box", axis=1)
+        whole = add("Squeeze", [every, ints(0)], "boxes/one")
+        edges = [constant("edge/0", np.float32(0)), constant("edge/1", np.float32(1))]
+        add("Clip", [add("Gather", [whole, box], "boxes/best", axis=0), *edges], "boxes")
+        self.shapes |= {"boxes": ["found", 4], "classes": ["found"], "scores": ["found"]}
+
+    def _two_outputs(self, kind: str, inputs: list[str], outputs: list[str], **attributes: Any) -> None:
+        from onnx import helper
+
+        self.nodes.append(helper.make_node(kind, inputs, outputs, name=outputs[0], **attributes))
+
+    def _sides(self, value: str) -> Size:
+        """Height and width of a map. Raises ArtifactError where they are free."""
+        if self.sizes is None:
+            raise ArtifactError("the graph of a segmenter is for images of one size; name the size")
+        return self.sizes[value]
+
+    def _resize(self, node: Node) -> None:
+        """A resize by scales, which leave the batch free: those that give the size exactly."""
+        pairs = zip(self._sides(node.name), self._sides(node.inputs[0]), strict=True)
+        scales = [1.0, 1.0, *(to / of for to, of in pairs)]
+        # A scale in float32 may fall below the quotient, and the size is rounded down
+        scales = [float(np.nextafter(np.float32(scale), np.float32(np.inf))) if scale != 1 else 1.0 for scale in scales]
+        name = self.constant(f"{node.name}/scales", np.array(scales, np.float32))
+        mode = {"coordinate_transformation_mode": "align_corners", "mode": "linear"}
+        self.add("Resize", [node.inputs[0], "", name], node.name, **mode)
+
+    def _convolution(self, node: Node) -> dict[str, Any]:
+        """The attributes of a convolution with SAME padding."""
+        kernel, stride, dilation = node.shape[2:], node.stride, node.dilation
+        attributes: dict[str, Any] = {"kernel_shape": kernel, "strides": [stride] * 2, "group": node.groups}
+        if dilation > 1:
+            attributes["dilations"] = [dilation] * 2
+        if kernel == (1, 1) and stride == 1:
+            return attributes
+        if self.sizes is None:
+            return attributes | {"auto_pad": "SAME_UPPER"}  # the odd pixel at the end, as TensorFlow's
+        sides = zip(self.sizes[node.inputs[0]], kernel, strict=True)
+        (top, bottom), (left, right) = (same_padding(side, k, stride, dilation) for side, k in sides)
+        return attributes | {"pads": [top, left, bottom, right]}
+
+    def _shape(self, node: Node) -> Shape:
+        """The shape of what ``node`` gives; free sides are named after the value."""
+        batch, channels, *sides = self.shapes[node.inputs[0]]
+        if node.operation == "concat":
+            rows = [self.shapes[name][1] for name in node.inputs]
+            counted = [row for row in rows if isinstance(row, int)]
+            return [batch, sum(counted) if len(counted) == len(rows) else f"{node.name} rows", sides[0]]
+        if node.operation == "rows":
+            counts = [side for side in (channels, *sides) if isinstance(side, int)]
+            free = len(counts) < 3
+            return [batch, f"{node.name} rows" if free else int(np.prod(counts)) // node.values, node.values]
+        if node.shape:
+            channels = node.shape[0]
+        if node.operation in ("flatten", "dense", "softmax"):
+            return [batch, channels]
+        if self.sizes is not None:
+            return [batch, channels, *self.sizes[node.name]]
+        if node.operation == "mean":
+            return [batch, channels, 1, 1]
+        return [batch, channels, f"{node.name} height", f"{node.name} width"]

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from porter.errors import ArtifactError
-from porter.exports.onnx_model import Size, onnx_model
-from porter.exports.operations import IMAGE, Program
+from porter.exports.onnx_model import onnx_model
+from porter.exports.program import Program
+from porter.network.node import IMAGE, Size
 
 # Larger batches run in parts of so many pixels for each thread: what one layer writes is still in its core's cache when
 # the next reads it. Four images of 224 x 224 a thread take 0.85 x the time of 32 at once where a core has 2 MiB.

@@ -2,150 +2,211 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from porter.errors import ArtifactError
-from porter.exports.onnx_model import Size
-from porter.exports.operations import IMAGE, LINEAR, Operation, Program
+from porter.exports.program import Program
 from porter.mapping.ranges import Range, levels
+from porter.network.detection import Detection
+from porter.network.node import IMAGE, Node, Size, map_sizes
+from porter.network.nodes import LOGITS, anchors
 from porter.network.spec import ACTIVATIONS
-from porter.sources.tflite_writer import FUSED, SAME, VALID, Constant, Step, tflite_bytes
+from porter.sources.tflite_writer import FUSED, SAME, VALID, Constant, Step, flexbuffer, tflite_bytes
 
 
-def tflite_model(program: Program, size: Size, ranges: Mapping[str, Range] | None = None, gate: float = 1 / 6) -> bytes:
-    """The classifier as a file: images (N, H, W, channels) float32 -> (N, classes) logits.
+def tflite_model(
+    program: Program,
+    size: Size,
+    ranges: Mapping[str, Range] | None = None,
+    gate: float = 1 / 6,
+    boxes: bool = False,
+) -> bytes:
+    """The program as a file: images (N, H, W, channels) float32 -> its outputs; maps are NHWC.
 
-    With ``ranges``, by module or entry of the state dict, it computes 8 bits as its source did: uint8 images and
-    predictions (N, classes), both in levels; ``gate`` is then the constant that it multiplies by. Raises
-    ArtifactError where a range is missing.
+    With ``ranges``, by module or entry of the state dict, a classifier computes 8 bits as its source did: uint8 images
+    and predictions (N, classes), both in levels; ``gate`` is then the constant that it multiplies by. With ``boxes``, a
+    detector gives those of one image as TensorFlow Lite's own operation makes them: boxes (1, 100, 4), classes without
+    the background (1, 100), scores (1, 100), and their number (1,). Raises ArtifactError where a range is missing.
     """
-    writer = _Writer(program, size, ranges or {}, gate)
-    return writer.bytes()
+    writer = _Writer(program, size, ranges or {}, gate, 1 if boxes else -1)
+    for node in program.nodes:
+        writer.node(node)
+    outputs = writer.boxes(size) if boxes else writer.outputs()
+    return tflite_bytes(writer.tensors, writer.steps, writer.at[IMAGE], outputs)
 
 
 class _Writer:
-    """Tensors and operators, in the making."""
+    """Tensors and operators in the making; ``at`` gives the position of each value's tensor."""
 
-    def __init__(self, program: Program, size: Size, ranges: Mapping[str, Range], gate: float) -> None:
-        self.program, self.ranges, self.gate = program, ranges, gate
+    def __init__(self, program: Program, size: Size, ranges: Mapping[str, Range], gate: float, batch: int) -> None:
+        self.program, self.ranges, self.gate, self.batch = program, ranges, gate, batch
+        self.sizes = map_sizes(program.nodes, *size)
         by_channel = any(isinstance(limits.unit, list) for limits in ranges.values())
         # Kernels with a scale for each channel are those of int8
         self.dtype, self.lowest = ("int8", -128) if by_channel else ("uint8", 0)
         self.tensors: list[Constant] = []
         self.steps: list[Step] = []
-        self.at: dict[str, int] = {}  # value -> the position of its tensor
-        self.at[IMAGE] = self._computed(IMAGE, (-1, *size, program.channels), "input")
+        self.at: dict[str, int] = {}
+        self.at[IMAGE] = self._computed(IMAGE, (batch, *size, program.channels), "input")
 
-    def bytes(self) -> bytes:
-        """The file."""
-        for operation in self.program.operations:
-            self._operation(operation)
-        value = self.at[self.program.operations[-1].output]
-        shape = (-1, self.tensors[value].shape[-1])
-        output = self._add(self.tensors[value]._replace(name="output", shape=shape))
-        self._step("reshape", [value, self._constant("output/shape", np.array(shape, np.int32))], output)
+    def outputs(self) -> list[int]:
+        """The program's outputs; of a quantised classifier, its predictions."""
+        found = []
+        for name in self.program.outputs:
+            value = self.at[name]
+            if self.tensors[value].shape[1:3] == (1, 1) and self.program.network.head is None:  # (N, classes)
+                value = self._reshaped(value, "output", (self.batch, self.tensors[value].shape[-1]))
+            found.append(value)
         if self.ranges:  # as the authors' files; the kernel asks for these levels
-            predictions = Constant("predictions", shape, self.dtype, None, (1 / 256,), (self.lowest,))
-            output = self._add(predictions)
-            self._step("softmax", [output - 2], output, beta=1.0)
-        return tflite_bytes(self.tensors, self.steps, self.at[IMAGE], output)
+            shape = self.tensors[found[0]].shape
+            output = self._add(Constant("predictions", shape, self.dtype, None, (1 / 256,), (self.lowest,)))
+            self._step("softmax", found, output, beta=1.0)
+            return [output]
+        return found
 
-    def _operation(self, operation: Operation) -> None:
-        inputs = [self.at[name] for name in operation.inputs]
-        if operation.kind == "flatten":  # layers behind it are 1x1 convolutions here
-            self.at[operation.output] = inputs[0]
-        elif operation.weight is not None:
-            self.at[operation.output] = self._convolution(operation, inputs[0])
-        elif operation.kind == "mean":
-            self.at[operation.output] = self._mean(operation, inputs[0])
+    def boxes(self, size: Size) -> list[int]:
+        """A detector's boxes, by the operation that object_detection's export script adds."""
+        head = self.program.network.head
+        assert isinstance(head, Detection)
+        logits = self.at[LOGITS]
+        chances = self._computed("chances", self.tensors[logits].shape, "")
+        self._step("logistic", [logits], chances)
+        of = self._constant("anchors", anchors(self.program.network, *size))
+        most = head.MOST_BOXES
+        shapes = {"boxes": (1, most, 4), "classes": (1, most), "scores": (1, most), "number": (1,)}
+        outputs = [self._add(Constant(name, shape, "float32")) for name, shape in shapes.items()]
+        y, x, height, width = head.coder
+        options = {
+            **{"max_detections": most, "detections_per_class": most, "max_classes_per_detection": 1},
+            **{"num_classes": self.tensors[logits].shape[-1] - 1, "use_regular_nms": True},
+            **{"nms_score_threshold": head.LEAST_SCORE, "nms_iou_threshold": head.OVERLAP},
+            **{"y_scale": float(y), "x_scale": float(x), "h_scale": float(height), "w_scale": float(width)},
+        }
+        inputs = [self.at["encodings"], chances, of]
+        self.steps.append(Step("TFLite_Detection_PostProcess", inputs, outputs, {"custom": flexbuffer(options)}))
+        return outputs
+
+    def node(self, node: Node) -> None:
+        """The operators of ``node``."""
+        inputs = [self.at[name] for name in node.inputs]
+        shape = self.tensors[inputs[0]].shape
+        if node.operation == "flatten":  # layers behind it are 1x1 convolutions here
+            self.at[node.name] = inputs[0]
+        elif node.layer:
+            self.at[node.name] = self._convolution(node, inputs[0])
+        elif node.operation == "activation":
+            self.at[node.name] = self._activated(node, inputs[0])
+        elif node.operation == "mean":
+            self.at[node.name] = self._mean(node, inputs[0])
+        elif node.operation == "pool":
+            windows = zip(shape[1:3], node.window, strict=True)
+            height, width = (min(side, most) for side, most in windows)
+            options = {"stride_w": node.step[1], "stride_h": node.step[0], "filter_w": width, "filter_h": height}
+            self.at[node.name] = self._map(node, shape[-1])
+            self._step("average_pool_2d", inputs, self.at[node.name], padding=VALID, **options)
+        elif node.operation == "resize":
+            sides = self._constant(f"{node.name}/size", np.array(self.sizes[node.name], np.int32))
+            self.at[node.name] = self._map(node, shape[-1])
+            self._step("resize_bilinear", [inputs[0], sides], self.at[node.name], align_corners=True)
+        elif node.operation == "rows":
+            rows = int(np.prod(shape[1:])) // node.values
+            self.at[node.name] = self._reshaped(inputs[0], node.name, (self.batch, rows, node.values))
+        elif node.operation == "concat":
+            rows = sum(self.tensors[value].shape[1] for value in inputs)
+            self.at[node.name] = self._computed(node.name, (self.batch, rows, shape[-1]), node.module)
+            self._step("concatenation", inputs, self.at[node.name], axis=1)
         else:
-            kind = {"multiply": "mul", "add": "add"}[operation.kind]
-            output = self._computed(operation.output, self.tensors[inputs[0]].shape, operation.module)
-            self._step(kind, inputs, output)
-            self.at[operation.output] = output
+            self.at[node.name] = self._computed(node.name, shape, node.module)
+            self._step({"multiply": "mul", "add": "add"}[node.operation], inputs, self.at[node.name])
 
-    def _convolution(self, operation: Operation, given: int) -> int:
+    def _map(self, node: Node, channels: int) -> int:
+        return self._computed(node.name, (self.batch, *self.sizes[node.name], channels), node.module)
+
+    def _reshaped(self, value: int, name: str, shape: tuple[int, ...]) -> int:
+        output = self._add(self.tensors[value]._replace(name=name, shape=shape))
+        self._step("reshape", [value, self._constant(f"{name}/shape", np.array(shape, np.int32))], output)
+        return output
+
+    def _convolution(self, node: Node, given: int) -> int:
         """A convolution with what follows it."""
-        assert operation.weight is not None
-        name, stride, activation = operation.output, operation.stride, operation.activation
-        before = self.tensors[given].shape
-        shape = (-1, -(-before[1] // stride), -(-before[2] // stride), len(operation.weight))
-        forms = None if activation is None or activation == "gate" else ACTIVATIONS[activation]
-        fused = forms is not None and forms.fused
+        name, stride, activation = node.name, node.stride, node.activation
+        fused = activation is not None and activation != "gate" and ACTIVATIONS[activation].fused
         separate = activation is not None and not fused
-        module = operation.before if separate else operation.module
-        made = self._computed(f"{name}/{LINEAR}" if separate else name, shape, module)
-        inputs = [given, *self._weights(operation, given, module)]
+        module = (node.norm or node.layer) if separate else node.module
+        shape = (self.batch, *self.sizes[name], node.shape[0])
+        made = self._computed(f"{name}/linear" if separate else name, shape, module)
+        inputs = [given, *self._weights(node, given, module)]
         options: dict[str, Any] = {"padding": SAME, "stride_w": stride, "stride_h": stride}
-        options |= {"dilation_w": operation.dilation, "dilation_h": operation.dilation}
-        options["fused"] = FUSED[forms.tflite if forms and fused else None]
-        if operation.groups > 1:
+        options |= {"dilation_w": node.dilation, "dilation_h": node.dilation}
+        options["fused"] = FUSED[activation if fused else None]
+        if node.groups > 1:
             self._step("depthwise_conv_2d", inputs, made, depth_multiplier=1, **options)
         else:
             self._step("conv_2d", inputs, made, **options)
-        if activation == "gate":
-            return self._gate(operation, made)
-        if forms is None or fused:
-            return made
-        output = self._computed(name, shape, operation.module)
-        self._step(forms.tflite, [made], output)
-        return output
+        return self._activated(node, made) if separate else made
 
-    def _gate(self, operation: Operation, given: int) -> int:
-        """relu6(x + 3) times a constant, which TensorFlow Lite has no operator for."""
+    def _activated(self, node: Node, given: int) -> int:
+        """What the activation of ``node`` makes of a value."""
         shape = self.tensors[given].shape
-        shifted = self._computed(f"{operation.output}/relu6", shape, f"{operation.module}.relu6")
-        three = self._scalar(f"{operation.output}/three", 3.0)
+        if node.activation != "gate":
+            assert node.activation is not None
+            output = self._computed(node.name, shape, node.module)
+            self._step(ACTIVATIONS[node.activation].tflite, [given], output)
+            return output
+        # relu6(x + 3) times a constant, which TensorFlow Lite has no operator for
+        shifted = self._computed(f"{node.name}/relu6", shape, f"{node.module}.relu6")
+        three = self._scalar(f"{node.name}/three", 3.0)
         self._step("add", [given, three], shifted, fused=FUSED[None if self.ranges else "relu6"])
-        output = self._computed(operation.output, shape, operation.module)
-        slope = self._scalar(f"{operation.output}/slope", self.gate)
+        output = self._computed(node.name, shape, node.module)
+        slope = self._scalar(f"{node.name}/slope", self.gate)
         self._step("mul", [shifted, slope], output, fused=FUSED[None])
         return output
 
-    def _mean(self, operation: Operation, given: int) -> int:
+    def _mean(self, node: Node, given: int) -> int:
         shape = self.tensors[given].shape
-        output = self._computed(operation.output, (-1, 1, 1, shape[-1]), operation.module)
-        limits = self.ranges.get(operation.module)
+        output = self._computed(node.name, (self.batch, 1, 1, shape[-1]), node.module)
+        limits = self.ranges.get(node.module)
         if limits is not None and limits.input_scale is None:  # averaged in the levels of its input
             options = {"padding": VALID, "stride_w": 1, "stride_h": 1, "filter_w": shape[2], "filter_h": shape[1]}
             self._step("average_pool_2d", [given], output, **options)
         else:
-            axes = self._constant(f"{operation.output}/axes", np.array([1, 2], np.int32))
+            axes = self._constant(f"{node.name}/axes", np.array([1, 2], np.int32))
             self._step("mean", [given, axes], output, keep_dims=True)
         return output
 
-    def _weights(self, operation: Operation, given: int, made: str) -> list[int]:
+    def _weights(self, node: Node, given: int, made: str) -> list[int]:
         """Weight (OHWI, or 1HWO of a depthwise convolution) and bias; integers where there are ranges.
 
         ``made`` is the module whose range the output has.
         """
-        assert operation.weight is not None
-        assert operation.bias is not None
-        weight = operation.weight.reshape(*operation.weight.shape[:2], *operation.weight.shape[2:] or (1, 1))
-        axis = 3 if operation.groups > 1 else 0  # of outputs
+        weight, bias = self.program.weights[node.name]
+        weight = weight.reshape(*weight.shape[:2], *weight.shape[2:] or (1, 1))
+        axis = 3 if node.groups > 1 else 0  # of outputs
         weight = weight.transpose(1, 2, 3, 0) if axis else weight.transpose(0, 2, 3, 1)
-        names = f"{operation.output}/weight", f"{operation.output}/bias"
+        names = f"{node.name}/weight", f"{node.name}/bias"
         if not self.ranges:
-            return [self._constant(names[0], weight), self._constant(names[1], operation.bias)]
+            return [self._constant(names[0], weight), self._constant(names[1], bias)]
         [given_scale] = self.tensors[given].scales
         units = self._range(made).unit
         if isinstance(units, list):  # a scale for each output, 0 in the middle
             scales, zero = tuple(unit / given_scale for unit in units), 0
         else:
-            scale, zero = levels(self._range(f"{operation.layer}.weight"))
+            scale, zero = levels(self._range(f"{node.layer}.weight"))
             scales, zero = (scale,), zero + self.lowest
         by_output = np.array(scales).reshape(-1, *[1] * (3 - axis))
         stored = np.round(weight / by_output) + zero
         stored = np.clip(stored, self.lowest, self.lowest + 255).astype(self.dtype)
         products = np.float32(given_scale) * np.array(scales, np.float32)
-        bias = np.round(operation.bias.astype(np.float64) / products).astype(np.int32)
+        rounded = np.round(bias.astype(np.float64) / products).astype(np.int32)
         zeros = (zero,) * len(scales)
         return [
             self._add(Constant(names[0], stored.shape, self.dtype, stored, scales, zeros, axis)),
-            self._add(Constant(names[1], bias.shape, "int32", bias, tuple(map(float, products)), (0,) * len(scales))),
+            self._add(
+                Constant(names[1], rounded.shape, "int32", rounded, tuple(map(float, products)), (0,) * len(scales))
+            ),
         ]
 
     def _scalar(self, name: str, value: float) -> int:
@@ -176,5 +237,5 @@ class _Writer:
         self.tensors.append(tensor)
         return len(self.tensors) - 1
 
-    def _step(self, kind: str, inputs: list[int], output: int, **options: Any) -> None:
+    def _step(self, kind: str, inputs: Sequence[int], output: int, **options: Any) -> None:
         self.steps.append(Step(kind, inputs, [output], options))

@@ -42,8 +42,8 @@ def carry_out(plan: Plan, checkpoint: Checkpoint, dtype: Literal["float32", "flo
 
     checkpoint.prefetch(step.source for step in plan.steps)
     tensors = {step.target: _read(step, checkpoint, dtype) for step in plan.steps}
-    for module, norm in plan.norms.items():
-        weight, bias = fold_batch_norm(tensors, module, norm, plan.epsilon)
+    for module, (norm, epsilon) in plan.norms.items():
+        weight, bias = fold_batch_norm(tensors, module, norm, epsilon)
         tensors[f"{module}.weight"], tensors[f"{module}.bias"] = weight, bias
     nudges: dict[str, list[int]] = {}
     for step in plan.steps:

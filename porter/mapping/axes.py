@@ -4,59 +4,51 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from porter.network.node import Shape
+
 if TYPE_CHECKING:
     import numpy as np
 
-Shape = tuple[int, ...]
-
 
 class Axes(NamedTuple):
-    """``order`` of the source's axes in PyTorch; then axes are ``merged``.
-
-    ``channels``: the first two into one, with a second of 1 (a depthwise kernel's multiplier); ``matrix``: the last
-    two, of size 1, are dropped.
-    """
+    """``order`` of the source's axes in PyTorch; a ``matrix`` drops the last two, of size 1."""
 
     order: tuple[int, ...]
-    merged: Literal["none", "channels", "matrix"] = "none"
+    matrix: bool = False
 
 
 AXES = {
     "conv": Axes((3, 2, 0, 1)),  # HWIO -> OIHW
-    "depthwise": Axes((2, 3, 0, 1), "channels"),  # H,W,C,multiplier -> C*multiplier,1,H,W
-    "dense": Axes((3, 2, 0, 1), "matrix"),  # 1,1,I,O -> O,I
+    "depthwise": Axes((2, 3, 0, 1)),  # H,W,C,1 -> C,1,H,W
+    "dense": Axes((3, 2, 0, 1), matrix=True),  # 1,1,I,O -> O,I
     "conv_ohwi": Axes((0, 3, 1, 2)),  # OHWI -> OIHW
     "depthwise_1hwc": Axes((3, 0, 1, 2)),  # 1,H,W,C -> C,1,H,W
-    "dense_ohwi": Axes((0, 3, 1, 2), "matrix"),  # O,1,1,I -> O,I
+    "dense_ohwi": Axes((0, 3, 1, 2), matrix=True),  # O,1,1,I -> O,I
     "vector": Axes((0,)),
     "batch_norm": Axes((0,)),  # a vector each
 }
+Layout = Literal["conv", "depthwise", "dense", "conv_ohwi", "depthwise_1hwc", "dense_ohwi", "vector", "batch_norm"]
 
 
-def rank(axes: str) -> int:
-    """How many axes the source's variable has."""
-    return len(AXES[axes].order)
+def source_shape(layout: str, shape: Shape) -> Shape:
+    """The shape of the variable that becomes an entry of ``shape``. Raises ValueError where none does."""
+    order, matrix = AXES[layout]
+    ordered = (*shape, 1, 1) if matrix else shape
+    if len(ordered) != len(order):
+        raise ValueError(f"layout {layout} gives {len(order) - 2 * matrix} axes, the entry has {len(shape)}")
+    sizes = dict(zip(order, ordered, strict=True))
+    return tuple(sizes[axis] for axis in range(len(order)))
 
 
-def target_shape(axes: str, shape: Shape) -> Shape:
-    """The PyTorch shape of a variable of ``shape``."""
-    ordered = _reorder(axes, shape)
-    if AXES[axes].merged == "channels":
-        return (ordered[0] * ordered[1], 1, *ordered[2:])
-    return ordered[:2] if AXES[axes].merged == "matrix" else ordered
+def to_target(layout: str, values: np.ndarray) -> np.ndarray:
+    """Reorder ``values`` from TensorFlow's axes to PyTorch's; a view."""
+    order, matrix = AXES[layout]
+    ordered = values.transpose(order)
+    return ordered[:, :, 0, 0] if matrix else ordered
 
 
-def to_target(axes: str, values: np.ndarray) -> np.ndarray:
-    """Reorder ``values`` from TensorFlow's axes to PyTorch's; a view where possible."""
-    return values.transpose(AXES[axes].order).reshape(target_shape(axes, values.shape))
-
-
-def to_source(axes: str, values: np.ndarray, shape: Shape) -> np.ndarray:
-    """The inverse of ``to_target``: PyTorch's ``values`` as TensorFlow's variable of ``shape``."""
-    order = AXES[axes].order
+def to_source(layout: str, values: np.ndarray) -> np.ndarray:
+    """The inverse of ``to_target``."""
+    order, matrix = AXES[layout]
     inverse = sorted(range(len(order)), key=order.__getitem__)
-    return values.reshape(_reorder(axes, shape)).transpose(inverse)
-
-
-def _reorder(axes: str, shape: Shape) -> Shape:
-    return tuple(shape[axis] for axis in AXES[axes].order)
+    return (values[:, :, None, None] if matrix else values).transpose(inverse)

@@ -10,15 +10,17 @@ from typing import NamedTuple
 import msgspec
 
 from porter.errors import MappingError
-from porter.mapping.axes import target_shape
+from porter.mapping.axes import AXES
 from porter.mapping.gate import GATE_ROUNDING, GATE_SHIFT, as_decimal
 from porter.mapping.options import ArtifactLayout, PortOptions
 from porter.mapping.ranges import FIELDS
 from porter.mapping.rules import Expected, expected_variables, module_outputs
 from porter.mapping.schema import VariantMapping
-from porter.network.layers import Shape, is_weight, layers, state_dict_shapes
+from porter.network.detection import FIRST_ANCHORS, Detection
 from porter.network.network import TIMM_GATE, Network, build_network
-from porter.network.spec import Segmentation
+from porter.network.node import Shape
+from porter.network.nodes import is_weight, nodes, state_dict_shapes
+from porter.network.segmentation import Segmentation
 from porter.sources import Checkpoint
 from porter.sources.dtypes import FLOATS
 from porter.sources.graph_operations import graph_operations
@@ -50,8 +52,8 @@ class Plan:
 
     Two kinds of entries have no step: counters of batches, which TensorFlow lacks, are set to zero, and the gate is
     stated where it is not 1/6. ``gate`` is the squeeze-excite constant that the resulting weights are made for.
-    ``norms`` are the batch norms to fold into the convolutions before them, by convolution; ``bn_folded`` is true where
-    the result has none, for whatever reason.
+    ``norms`` are the batch norms to fold into the layers before them, by layer, with their epsilons; ``bn_folded`` is
+    true where the result has none, for whatever reason.
     ``ranges`` names, by module or entry, the source's range (``.../min``, ``.../max``) that it was quantised to: the
     port computes in 8 bits. ``dequantized`` tells that the source has ranges, and they are left out as was asked.
     """
@@ -66,8 +68,7 @@ class Plan:
     targets: tuple[str, ...]
     ignored: Mapping[str, str]
     bn_folded: bool
-    norms: Mapping[str, str]
-    epsilon: float
+    norms: Mapping[str, tuple[str, float]]
     ranges: Mapping[str, str]
     dequantized: bool
 
@@ -96,10 +97,14 @@ def make_plan(mapping: VariantMapping, fitted: Fit, checkpoint: Checkpoint, opti
     filled twice or of another shape.
     """
     network, classes, expected = fitted
-    dropped, kept = _classes(mapping, classes, checkpoint, options)
+    dropped, kept = _classes(mapping, fitted, checkpoint, options)
     gate = TIMM_GATE if options.layout == "timm" else network.gate
-    drop_class = mapping.classes.background if dropped else None
-    steps = [_step(want, checkpoint, drop_class, network.gate / gate) for want in expected]
+    shapes, drop_class = state_dict_shapes(network, classes), mapping.classes.background if dropped else None
+    by_class = [f"{layer}.{part}" for layer in network.class_layers for part in ("weight", "bias")]
+    steps = []
+    for want in expected:
+        drop = drop_class if want.target in by_class else None
+        steps.append(_step(want, shapes[want.target], checkpoint, drop, network.gate / gate))
     ranges = _ranges(mapping, network, classes, checkpoint)
     left_over, ignored = _left_over(mapping, checkpoint, expected, ranges)
     problems = [
@@ -118,10 +123,6 @@ def make_plan(mapping: VariantMapping, fitted: Fit, checkpoint: Checkpoint, opti
         )
     if options.fake_quant and not ranges:
         raise MappingError(f"{checkpoint.given}: holds no ranges of fake quantisation; it was not trained for 8 bits")
-    if options.fold_bn and network.inner_map is not None:
-        raise MappingError(
-            f"{checkpoint.given}: batch norms of a segmenter or detector are not folded; leave fold_bn out"
-        )
     bn_folded = options.fold_bn or network.bn_folded
     norms_to_fold = options.fold_bn and not network.bn_folded
     return Plan(
@@ -135,17 +136,18 @@ def make_plan(mapping: VariantMapping, fitted: Fit, checkpoint: Checkpoint, opti
         targets=tuple(state_dict_shapes(replace(network, bn_folded=bn_folded, gate=gate), kept)),
         ignored=ignored,
         bn_folded=bn_folded,
-        norms={layer.module: layer.norm for layer in layers(network, kept) if layer.norm and norms_to_fold},
-        epsilon=network.epsilon,
+        norms={node.layer: (node.norm, node.epsilon) for node in nodes(network, kept) if node.norm and norms_to_fold},
         ranges={} if options.fake_quant is False else ranges,
         dequantized=options.fake_quant is False and bool(ranges),
     )
 
 
-def _classes(mapping: VariantMapping, classes: int, checkpoint: Checkpoint, options: PortOptions) -> tuple[bool, int]:
+def _classes(mapping: VariantMapping, fitted: Fit, checkpoint: Checkpoint, options: PortOptions) -> tuple[bool, int]:
     """Whether the background is dropped, and how many classes that leaves. Raises MappingError for another number."""
+    network, classes, _ = fitted
     background = mapping.classes.background
-    dropped = background is not None and classes == mapping.classes.background_of and not options.keep_background
+    whole = options.keep_background or isinstance(network.head, Detection)  # a detector's background is a class
+    dropped = background is not None and classes == mapping.classes.background_of and not whole
     kept = classes - dropped
     wanted = options.num_classes if options.num_classes is not None else mapping.classes.count
     if wanted is not None and wanted != kept:
@@ -156,13 +158,11 @@ def _classes(mapping: VariantMapping, classes: int, checkpoint: Checkpoint, opti
     return dropped, kept
 
 
-def _step(want: Expected, checkpoint: Checkpoint, drop_class: int | None, gate_ratio: float) -> Step:
-    """How the variable ``want`` becomes an entry; ``gate_ratio`` is folded into weights that take it."""
-    shape = target_shape(want.axes, want.shape)
-    drop = drop_class if want.class_axis is not None else None
+def _step(want: Expected, shape: Shape, checkpoint: Checkpoint, drop: int | None, gate_ratio: float) -> Step:
+    """How the variable ``want`` becomes an entry of ``shape``; ``gate_ratio`` is folded into weights that take it."""
     if drop is not None:
         shape = (shape[0] - 1, *shape[1:])
-    shifted = want.gate_shift and want.source in checkpoint and checkpoint[want.source].fused == "relu6"
+    shifted = want.gate_bias and want.source in checkpoint and checkpoint[want.source].fused == "relu6"
     scale, shift = gate_ratio if want.folds_gate else 1.0, -GATE_SHIFT if shifted else 0.0
     return Step(want.source, want.target, want.axes, want.shape, shape, drop, scale, shift)
 
@@ -194,50 +194,40 @@ def fit(mapping: VariantMapping, checkpoint: Checkpoint) -> Fit:
     """Fit the network of ``mapping`` to what ``checkpoint`` has.
 
     Where the mapping says that the top is optional, a checkpoint without classifier has 0 outputs, and one
-    without the convolution after pooling a ``head`` of 0. Otherwise a missing classifier counts as 1 output.
+    without the convolution after pooling no embedding. Otherwise a missing classifier counts as 1 output.
     """
     network = build_network(mapping)
     if checkpoint.gate is not None:
         known = next((g for g in (network.gate, TIMM_GATE) if abs(g - checkpoint.gate) < GATE_ROUNDING), None)
         network = replace(network, gate=known or checkpoint.gate)
-    if network.segmentation is not None:
-        network = replace(network, segmentation=_as_in_graph(network.segmentation, mapping, checkpoint))
+    if isinstance(network.head, Segmentation):
+        network = replace(network, head=_as_in_graph(network.head, mapping, checkpoint))
     if mapping.top == "none":
         return _fit_backbone(mapping, network, checkpoint)
-    if network.detection is not None:
-        return _fit_detector(mapping, network, checkpoint)
-    expected = expected_variables(mapping, network, classes=1)
-    for want in expected:
-        variable = checkpoint.get(want.source)
-        if want.class_axis is not None and variable is not None and len(variable.shape) > want.class_axis:
-            classes = variable.shape[want.class_axis]
-            return Fit(network, classes, [_with_classes(want, classes) for want in expected])
+    each = FIRST_ANCHORS if isinstance(network.head, Detection) else 1
+    for want in expected_variables(mapping, network, classes=1):
+        if want.target.rpartition(".")[0] == network.class_layers[0] and want.source in checkpoint:
+            axis, shape = AXES[want.axes].order[0], checkpoint[want.source].shape
+            if len(shape) > axis and shape[axis] >= each:
+                classes = shape[axis] // each
+                return Fit(network, classes, expected_variables(mapping, network, classes))
     if mapping.top == "required":
-        return Fit(network, 1, expected)
-    headless = replace(network, head=0)
-    whole, bare = (expected_variables(mapping, net, classes=0) for net in (network, headless))
-    if any(want.source in checkpoint for want in set(whole) - set(bare)):
-        return Fit(network, 0, whole)
-    return Fit(headless, 0, bare)
+        return Fit(network, 1, expected_variables(mapping, network, classes=1))
+    bare = replace(network, embedding=0)
+    with_embedding, without = (expected_variables(mapping, net, classes=0) for net in (network, bare))
+    if any(want.source in checkpoint for want in set(with_embedding) - set(without)):
+        return Fit(network, 0, with_embedding)
+    return Fit(bare, 0, without)
 
 
 def _fit_backbone(mapping: VariantMapping, network: Network, checkpoint: Checkpoint) -> Fit:
     """Stem and blocks, and the last convolution where the network counts it among them and the checkpoint has it."""
-    whole = replace(network, head=0, backbone=True)
+    whole = replace(network, embedding=0, backbone=True)
     blocks = replace(whole, last=0)
     with_last, without = (expected_variables(mapping, net, classes=0) for net in (whole, blocks))
     if whole.pools_in_layers and any(want.source in checkpoint for want in set(with_last) - set(without)):
         return Fit(whole, 0, with_last)
     return Fit(blocks, 0, without)
-
-
-def _fit_detector(mapping: VariantMapping, network: Network, checkpoint: Checkpoint) -> Fit:
-    """A predictor has so many outputs for each of its boxes as there are classes, background included."""
-    expected = expected_variables(mapping, network, classes=1)
-    [biases] = [want.source for want in expected if want.target == "classes.0.1.bias"]
-    shape = checkpoint[biases].shape if biases in checkpoint else ()
-    classes = max(1, shape[0] // network.boxes[0]) if len(shape) == 1 else 1
-    return Fit(network, classes, expected_variables(mapping, network, classes))
 
 
 def _as_in_graph(head: Segmentation, mapping: VariantMapping, checkpoint: Checkpoint) -> Segmentation:
@@ -260,11 +250,6 @@ def _as_in_graph(head: Segmentation, mapping: VariantMapping, checkpoint: Checkp
     if epsilons:
         head = msgspec.structs.replace(head, epsilon=as_decimal(epsilons[0]))
     return head
-
-
-def _with_classes(want: Expected, classes: int) -> Expected:
-    axis = want.class_axis
-    return want if axis is None else want._replace(shape=(*want.shape[:axis], classes, *want.shape[axis + 1 :]))
 
 
 def _misfit(want: Expected, checkpoint: Checkpoint) -> str | None:

@@ -9,26 +9,28 @@ from typing import NamedTuple
 
 import msgspec
 
-from porter.mapping.axes import rank
+from porter.mapping.axes import source_shape
 from porter.mapping.schema import BlockRule, Rule, VariantMapping
-from porter.network.network import Block, Network
-from porter.network.torchvision_names import torchvision_names
+from porter.network.network import Network
+from porter.network.node import Group, Shape, behind_gates
+from porter.network.nodes import groups, nodes, state_dict_shapes, torchvision_names
 
 
 class Expected(NamedTuple):
-    """One variable a checkpoint should have.
+    """One variable that a checkpoint should have, ``source``, and the state-dict entry that it becomes, ``target``.
 
-    ``shape`` is TensorFlow's; ``class_axis`` its axis of classes, or None; ``folds_gate`` tells that the
-    squeeze-excite constant may be folded into it, ``gate_shift`` that relu6(x + 3)'s 3 may be in it.
+    ``shape`` is TensorFlow's, in the order of ``axes``; ``local`` the name without the mapping's scope. ``folds_gate``
+    is true for weights into which the squeeze-excite constant may be folded, ``gate_bias`` for the bias before a gate,
+    which may hold the 3 of relu6(x + 3).
     """
 
     source: str
     target: str
     axes: str
-    shape: tuple[int, ...]
-    class_axis: int | None = None
+    shape: Shape
+    local: str
     folds_gate: bool = False
-    gate_shift: bool = False
+    gate_bias: bool = False
 
 
 # How far above the network's scope those of heads lie: a segmenter's beside it, a detector's beside its extractor
@@ -56,49 +58,84 @@ class Placeholders:
 def expected_variables(mapping: VariantMapping, network: Network, classes: int) -> list[Expected]:
     """All expected variables in the order of computation; 0 ``classes``: none of a classifier.
 
-    Raises ValueError (``key: what is wrong``) on a shape symbol or placeholder that does not exist.
+    Raises ValueError (``key: what is wrong``) on a placeholder or an entry that does not exist.
     """
     for remembered in list(_latest):  # a copy: another thread may append. A training run asks the same again and again
         if remembered[0] is mapping and remembered[1] == network and remembered[2] == classes:
             return list(remembered[3])
-    expected = _expanded(mapping, network, classes)
+    expected = list(_expanded(mapping, network, classes))
     _latest.append((mapping, network, classes, tuple(expected)))
     return expected
 
 
-def _expanded(mapping: VariantMapping, network: Network, classes: int) -> list[Expected]:
+def _expanded(mapping: VariantMapping, network: Network, classes: int) -> Iterator[Expected]:
     known = {rule.source for section in msgspec.structs.asdict(mapping.rules).values() for rule in _plain(section)}
     for name in mapping.names:
         if name not in known:
             raise ValueError(f"names.{name}: is the `from` of no rule")
-    expected: list[Expected] = []
+    every = nodes(network, classes)
+    shapes, folds = state_dict_shapes(network, classes), behind_gates(every)
+    gates = {f"{node.layer}.bias" for node in every if node.activation == "gate"}
+    renamed = {} if network.head is None else torchvision_names(network)
     names = Placeholders()
-    for section, known_names, symbols, gated in _sections(network, classes):
-        names.names |= known_names
-        expected += _expand(mapping, section, names, symbols, gated)
-    if network.inner_map is not None:
-        expected = [_as_torchvision(want, torchvision_names(network)) for want in expected]
-    if not mapping.variables:
-        return expected
-    below = f"{mapping.scope}/" if mapping.scope else ""
-    own = [mapping.variables.get(want.source.removeprefix(below), want.source) for want in expected]
-    return [want._replace(source=source) for want, source in zip(expected, own, strict=True)]
+    for group in groups(network, classes):
+        names.names |= group.names
+        for key, rule in _rules(mapping, group):
+            try:
+                local = names.fill(mapping.names.get(rule.source, rule.source))
+                target = names.fill(rule.target)
+            except (KeyError, IndexError, ValueError) as error:
+                raise ValueError(f"{key}: {error} is not known here; known: {', '.join(names.names)}") from error
+            for variable, entry in mapping.batch_norm.items() if rule.axes == "batch_norm" else (("", ""),):
+                module, _, part = ".".join(filter(None, (target, entry))).rpartition(".")
+                module = renamed.get(module, module)
+                target_entry = f"{module}.{part}"
+                if target_entry not in shapes:
+                    raise ValueError(f"{key}.to: the network has no entry {target_entry}")
+                try:
+                    shape = source_shape(rule.axes, shapes[target_entry])
+                except ValueError as error:
+                    raise ValueError(f"{key}.layout: {target_entry}: {error}") from error
+                below = "/".join(filter(None, (local, variable)))
+                source = mapping.variables.get(below) or _add_scope(mapping, below, SCOPES_ABOVE.get(group.section, 0))
+                yield Expected(
+                    source,
+                    target_entry,
+                    "vector" if rule.axes == "batch_norm" else rule.axes,
+                    shape,
+                    below,
+                    module in folds and part == "weight",
+                    target_entry in gates,
+                )
 
 
-def _as_torchvision(want: Expected, names: Mapping[str, str]) -> Expected:
-    module, _, part = want.target.rpartition(".")
-    return want._replace(target=f"{names.get(module, module)}.{part}")
+def _rules(mapping: VariantMapping, group: Group) -> Iterator[tuple[str, Rule]]:
+    """The rules of a group and where they stand; ``squeeze_excite`` among a block's are that section's."""
+    rules: list[BlockRule] = getattr(mapping.rules, group.section) if group.section else []
+    gated = any(node.operation == "multiply" for node in group.nodes)
+    for number, rule in enumerate(rules):
+        if isinstance(rule, Rule):
+            yield f"rules.{group.section}[{number}]", rule
+        elif gated:
+            for position, inner in enumerate(mapping.rules.squeeze_excite):
+                yield f"rules.squeeze_excite[{position}]", inner
 
 
 def module_outputs(mapping: VariantMapping, network: Network, classes: int) -> dict[str, list[str]]:
-    """Module -> the names that its output may have in the source, as the mapping's ``outputs`` tell."""
+    """Module -> the names that its output may have in the source, as the mapping's ``outputs`` give them."""
     names = Placeholders()
     found: dict[str, list[str]] = {}
-    for section, known_names, _, gated in _sections(network, classes):
-        names.names |= known_names
-        for module, candidates in _outputs(mapping.outputs, section, gated):
+    for group in groups(network, classes):
+        names.names |= group.names
+        gated = any(node.operation == "multiply" for node in group.nodes)
+        for module, candidates in _outputs(mapping.outputs, group.section, gated):
             found[names.fill(module)] = [_add_scope(mapping, names.fill(candidate)) for candidate in candidates]
     return found
+
+
+def layer_scopes(expected: list[Expected]) -> Mapping[str, str]:
+    """The prefix of a layer or batch norm in the state dict -> the source's scope of its variables."""
+    return {want.target.rpartition(".")[0]: want.source.rpartition("/")[0] for want in expected}
 
 
 def _add_scope(mapping: VariantMapping, name: str, above: int = 0) -> str:
@@ -115,86 +152,5 @@ def _outputs(outputs: dict[str, dict[str, list[str]]], section: str, gated: bool
             yield from _outputs(outputs, module, gated=False)
 
 
-class _Section(NamedTuple):
-    name: str
-    names: dict[str, str]
-    symbols: dict[str, int]
-    gated: bool
-
-
-def _sections(network: Network, classes: int) -> Iterator[_Section]:
-    """The sections of rules in the order of computation, once a block; ``gated``: with squeeze-excite."""
-    symbols = {
-        "channels": network.channels, "stem": network.stem, "stem_kernel": network.stem_kernel,
-        "last_in": network.blocks[-1].out, "last": network.last, "head": network.head,
-        "features": network.features, "classes": classes,
-    }  # fmt: skip
-    outside = {"last_conv": network.last_conv, "last_norm": network.last_norm, "last_act": network.last_act}
-    yield _Section("stem", outside, symbols, False)
-    for block in network.blocks:
-        names = {"block": block.scope, "module": block.module}
-        yield _Section(block.kind, names, _block_symbols(block), block.squeezed > 0)
-    if network.segmentation is not None and classes:
-        symbols |= {"filters": network.segmentation.filters, "low": network.inner_channels}
-    for section, present in (("last", network.last), ("head", network.head), ("classifier", classes)):
-        if present and not (section == "classifier" and network.inner_map):
-            yield _Section(section, outside, symbols, False)
-    if network.segmentation is not None and classes:
-        yield _Section("segmentation", outside, symbols, True)
-    if network.detection is not None and classes:
-        yield from _detection_sections(network, network.detection.extra, classes)
-
-
-def _detection_sections(network: Network, extra: list[int], classes: int) -> Iterator[_Section]:
-    """One for each further map, and one for the predictors on each map."""
-    channels = [network.inner_channels, network.map_channels]
-    for number, depth in enumerate(extra):
-        half = depth // 2
-        names: dict[str, str] = {"last_layer": network.last_endpoint, "number": str(number)}
-        names |= {"level": str(number + 2), "half": str(half), "depth": str(depth)}
-        yield _Section("extra", names, {"in": channels[-1], "half": half, "depth": depth}, False)
-        channels.append(depth)
-    for level, (count, inputs) in enumerate(zip(network.boxes, channels, strict=True)):
-        symbols = {"in": inputs, "boxes": count * 4, "scores": count * classes}
-        yield _Section("predictor", {"level": str(level)}, symbols, False)
-
-
 def _plain(section: list[BlockRule]) -> Iterator[Rule]:
     return (rule for rule in section if isinstance(rule, Rule))
-
-
-def _block_symbols(block: Block) -> dict[str, int]:
-    return {
-        "kernel": block.kernel, "in": block.channels_in, "expanded": block.expanded,
-        "squeezed": block.squeezed, "out": block.out,
-    }  # fmt: skip
-
-
-def _expand(
-    mapping: VariantMapping, section: str, names: Placeholders, symbols: dict[str, int], gated: bool = False
-) -> Iterator[Expected]:
-    """The rules of ``section``; ``gated`` tells that squeeze-excite is in the block."""
-    rules: list[BlockRule] = getattr(mapping.rules, section)
-    for number, rule in enumerate(rules):
-        if not isinstance(rule, Rule):
-            yield from _expand(mapping, rule, names, symbols) if gated else ()
-            continue
-        key = f"rules.{section}[{number}]"
-        try:
-            shape = tuple(size if isinstance(size, int) else symbols[size] for size in rule.shape)
-            source = names.fill(mapping.names.get(rule.source, rule.source))
-            target = names.fill(rule.target)
-        except (KeyError, IndexError, ValueError) as error:
-            raise ValueError(
-                f"{key}: {error} is not known here; known: {', '.join([*symbols, *names.names])}"
-            ) from error
-        if len(shape) != rank(rule.axes):
-            raise ValueError(f"{key}.shape: layout {rule.axes} takes {rank(rule.axes)} sizes, not {len(shape)}")
-        source = _add_scope(mapping, source, SCOPES_ABOVE.get(section, 0))
-        axis = rule.shape.index("classes") if "classes" in rule.shape else None
-        if rule.axes == "batch_norm":
-            for variable, entry in mapping.batch_norm.items():
-                yield Expected(f"{source}/{variable}", f"{target}.{entry}", "vector", shape, axis)
-        else:
-            folds = gated and rule.absorbs_gate
-            yield Expected(source, target, rule.axes, shape, axis, folds, rule.gate_shift)

@@ -6,9 +6,8 @@ from typing import Literal
 
 from msgspec import Struct, field
 
-from porter.network.spec import Architecture
-
-Axes = Literal["conv", "depthwise", "dense", "conv_ohwi", "depthwise_1hwc", "dense_ohwi", "vector", "batch_norm"]
+from porter.mapping.axes import Layout
+from porter.network.network import Architecture
 
 
 class Classes(Struct, frozen=True, forbid_unknown_fields=True):
@@ -22,13 +21,14 @@ class Classes(Struct, frozen=True, forbid_unknown_fields=True):
 class Rule(Struct, frozen=True, forbid_unknown_fields=True):
     """One variable (or batch norm) -> one state-dict entry (or module).
 
-    ``gate_shift`` marks the bias to which a converter may have added the 3 of the gate's relu6(x + 3).
+    ``shape``, ``absorbs_gate`` and ``gate_shift`` are read from files for version 0.1 and not used: the network has
+    them.
     """
 
     source: str = field(name="from")
     target: str = field(name="to")
-    axes: Axes = field(name="layout")
-    shape: list[int | str]
+    axes: Layout = field(name="layout")
+    shape: list[int | str] | None = None
     absorbs_gate: bool = False
     gate_shift: bool = False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ class Document(NamedTuple):
         return self.lines[path]
 
 
+ADDED = "ignore"  # the list that a file adds to its base's
 MAX_BYTES = 1 << 20  # of one file; the largest of ours has 11 KB
 MAX_NODES, MAX_DEPTH = 20_000, 24  # of one file, aliases counted wherever they stand; ours have 1,500 and 8
 MAX_BASES = 32  # files read for one mapping
@@ -90,8 +92,14 @@ def _read(path: Path, reading: _Reading, seen: tuple[Path, ...]) -> Document:
 
 
 def overlay(below: Document, above: Document) -> Document:
-    """``above`` over ``below``: mappings merge key by key, everything else is replaced."""
-    return Document(_merge(below.content, above.content), below.lines | above.lines)
+    """``above`` over ``below``: mappings merge key by key, ``ignore`` adds up, everything else is replaced."""
+    content, lines = _merge(below.content, above.content), above.lines
+    first, second = (document.content.get(ADDED) for document in (below, above))
+    if isinstance(first, list) and isinstance(second, list):
+        content[ADDED] = first + second
+        entry = re.compile(rf"(?<=^\$\.{ADDED}\[)\d+")
+        lines = {entry.sub(lambda found: str(int(found[0]) + len(first)), key): at for key, at in lines.items()}
+    return Document(content, below.lines | lines)
 
 
 class _File(NamedTuple):

@@ -5,32 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args, overload
+from typing import Any, Literal, NamedTuple, get_args, overload
 
 import torch
 from torch import Tensor, nn
 
-from porter.artifacts.artifact import Artifact, load_artifact
-from porter.artifacts.locate import ArtifactFile, find_artifact
+from porter.artifacts.artifact import Artifact, ArtifactFile, find_artifact, load_artifact
 from porter.artifacts.metadata import Metadata
 from porter.artifacts.relayout import relayout, without_batch_norms
-from porter.artifacts.variant import CLASS_BIASES, class_count, mapping_of, network_as_stored, variant_mapping
+from porter.artifacts.variant import class_count, mapping_of, network_as_stored, variant_mapping
 from porter.errors import ArtifactError, MappingError, Option, PorterError
 from porter.mapping.files import load_mapping, load_variant, variant_named
 from porter.mapping.options import ArtifactLayout, PathLike, PortOptions
 from porter.mapping.ranges import Range
-from porter.mapping.rules import expected_variables
 from porter.mapping.schema import VariantMapping
 from porter.models.build import Whole, build_model
 from porter.models.fake_quant import EIGHT_BITS_ENTRY, fake_quantize
 from porter.models.feature_info import pyramid
 from porter.models.mobilenet_v3 import MobileNetV3, MobileNetV3Features, initialize
-from porter.models.pretrained_cfg import pretrained_cfg
 from porter.models.ssdlite import SSDLite
 from porter.network.network import TIMM_GATE, Network, build_network, with_output_stride
+from porter.network.nodes import nodes
 from porter.port import DEFAULT, carry_out_port, plan_port
 from porter.sources import Checkpoint
-from porter.sources.checkpoint import sha256
 from porter.sources.weights import Weights
 
 Source = PathLike | ArtifactFile | Checkpoint
@@ -211,7 +208,7 @@ def open_model(
         raise ArtifactError(f"{name}: computes 8 bits in layout slim alone; leave layout out, or fake_quant=False")
     if artifact is not None:
         if fake_quant:  # the ranges belong to these weights
-            artifact = _relayout(artifact, "slim", mapping, network)
+            artifact = relayout(artifact, "slim", network)
             if not artifact.metadata or not artifact.metadata.bn_folded:
                 artifact = without_batch_norms(artifact, network)
         network = network_as_stored(network, artifact.arrays, artifact.metadata, artifact.gate)
@@ -265,7 +262,7 @@ def _open_source(
         )
         network = build_network(mapping)
         if mapping.top == "none":
-            network = replace(network, head=0, backbone=True)
+            network = replace(network, embedding=0, backbone=True)
         return None, mapping, network if layout == "slim" else replace(network, gate=TIMM_GATE), {}
     if isinstance(source, ArtifactFile):
         file: ArtifactFile | None = source
@@ -282,7 +279,7 @@ def _open_source(
             if not features_only:
                 raise
             port = plan_port(source, replace(options, backbone=True))
-        if features_only and port.network.inner_map is not None:
+        if features_only and port.network.head is not None:
             port = plan_port(source, replace(options, variant=None, backbone=True))
         return carry_out_port(port), port.mapping, port.network, port.checkpoint.digests()
     artifact = load_artifact(file)
@@ -290,27 +287,16 @@ def _open_source(
     network = build_network(mapping)
     if layout == "slim" and artifact.metadata is None and artifact.gate == TIMM_GATE and network.stated_gate:
         raise ArtifactError(f"{given}: not written by mnv3-port, so its gate fold is not known; use layout 'timm'")
-    artifact = _relayout(artifact, layout or "timm", mapping, network)
-    return artifact, mapping, network, {file.path.name: sha256(file.path)}
+    artifact = relayout(artifact, layout or "timm", network)
+    return artifact, mapping, network, file.digests
 
 
 def _name(source: Source | None) -> str:
     return source.given if isinstance(source, (ArtifactFile, Checkpoint)) else str(source)
 
 
-def _relayout(artifact: Artifact, layout: ArtifactLayout, mapping: VariantMapping, network: Network) -> Artifact:
-    names = [name for name in gate_folded(mapping, network) if name in artifact.arrays]
-    return relayout(artifact, layout, names, network.gate)
-
-
-def gate_folded(mapping: VariantMapping, network: Network) -> list[str]:
-    """The entries that the squeeze-excite constant is folded into in layout ``timm``."""
-    # A .tflite's own names never come with another gate, and its rules name the same entries
-    return [want.target for want in expected_variables(mapping, network, classes=1) if want.folds_gate]
-
-
 def _built(network: Network, artifact: Artifact | None, shape: Shape) -> Whole | MobileNetV3Features:
-    if shape.features_only and network.inner_map is not None:
+    if shape.features_only and network.head is not None:
         raise PorterError(
             "features_only: of a segmenter or detector, port the backbone alone (convert with backbone=True)"
         )
@@ -340,17 +326,16 @@ def _ranges_of(model: nn.Module, ranges: dict[str, Range], new_head: bool, sourc
     return found
 
 
-def _fill(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
+def _fill(model: Whole | MobileNetV3Features, tensors: dict[str, Tensor], source: str) -> None:
     """Load ``tensors`` strictly, except for a replaced head and an adapted stem."""
-    own = model.state_dict()
+    own, network = model.state_dict(), model.network
     head = ("classifier.", "conv_head.", "bn2.")
     state = {name: value for name, value in tensors.items() if name in own or not name.startswith(head)}
-    stem = "conv_stem.weight"
+    stem = f"{nodes(network, classes=0)[0].layer}.weight"
     if stem in state and state[stem].shape[1] != own[stem].shape[1]:
         state[stem] = _adapt_stem(state[stem], own[stem].shape[1])
-    for bias in CLASS_BIASES:
-        module = bias.rpartition(".")[0]
-        for name in (f"{module}.weight", bias):
+    for module in network.class_layers:
+        for name in (f"{module}.weight", f"{module}.bias"):
             if name in own and (name not in state or state[name].shape[:1] != own[name].shape[:1]):
                 initialize(model.get_submodule(module))  # another number of classes
                 state[name] = own[name]
@@ -372,3 +357,23 @@ def _adapt_stem(weight: Tensor, channels: int) -> Tensor:
         return weight.sum(1, keepdim=True)
     repeats = -(-channels // weight.shape[1])
     return torch.cat([weight] * repeats, 1)[:, :channels] * (weight.shape[1] / channels)
+
+
+def pretrained_cfg(mapping: VariantMapping, num_classes: int, channels: int | None = None) -> dict[str, Any]:
+    """The keys that ``timm.data.resolve_data_config`` and a Hugging Face ``config.json`` read."""
+    spec = mapping.input
+    return {
+        "architecture": mapping.timm or mapping.variant,
+        "custom_load": False,
+        "input_size": (channels or spec.channels, spec.size, spec.size),
+        "fixed_input_size": False,
+        "interpolation": "bilinear",
+        "crop_pct": spec.crop,
+        "crop_mode": "center",
+        "mean": tuple(spec.mean),
+        "std": tuple(spec.std),
+        "num_classes": num_classes,
+        "pool_size": (7, 7),  # 224 / 32
+        "first_conv": "conv_stem",
+        "classifier": "classifier",
+    }

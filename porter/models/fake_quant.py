@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from porter.mapping.ranges import Range, levels
-from porter.models.blocks import Gate
+from porter.models.mobilenet_v3 import Gate
 
 Hook = Callable[[nn.Module, tuple[Tensor], Tensor], Tensor]
 INPUT = "input"  # the range of the image

@@ -1,7 +1,13 @@
-"""MobileNetV3 (arXiv 1905.02244) as slim defines it, built from a mapping file's network table."""
+"""MobileNetV3 (arXiv 1905.02244) as slim defines it, from SAME padding to the classifier.
+
+The network is built from a mapping file's table (``porter.network``). Attribute names are timm's, so that state dicts
+are interchangeable.
+"""
 
 from __future__ import annotations
 
+import math
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,31 +16,171 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from porter.models.blocks import (
-    ConvNormAct,
-    DepthwiseSeparable,
-    EdgeResidual,
-    InvertedResidual,
-    Projection,
-    VectorConv2d,
-    activation,
-    batch_norm,
-    pointwise,
-    state_gate,
-)
+from porter.mapping.gate import GATE_IN_16_BITS
 from porter.models.feature_info import FeatureInfo, pyramid
-from porter.models.same_padding import SameConv2d
-from porter.network.network import Network
+from porter.network.network import GATE_ENTRY, TIMM_GATE, Block, Network
+from porter.network.node import behind_gates, same_padding
+from porter.network.nodes import endpoint_modules, nodes, torchvision_names
+from porter.network.spec import ACTIVATIONS, Activation
 
 if TYPE_CHECKING:
     import numpy as np
 
-BLOCKS = {
-    "separable": DepthwiseSeparable,
-    "inverted_residual": InvertedResidual,
-    "fused": EdgeResidual,
-    "projection": Projection,
-}
+
+class SameConv2d(nn.Conv2d):
+    """``nn.Conv2d`` (NCHW, weight OIHW) with TensorFlow's SAME padding, for every size, stride, dilation and kernel.
+
+    Depthwise through ``groups``. PyTorch's own ``padding="same"`` refuses strides.
+    """
+
+    def __init__(
+        self,
+        channels_in: int,
+        out: int,
+        kernel: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = False,
+    ) -> None:
+        super().__init__(channels_in, out, kernel, stride, 0, dilation, groups, bias)
+        # At stride 1 the padding does not depend on the size; where it is symmetric as well, the
+        # convolution itself can pad, which saves a copy of the input.
+        fixed = [same_padding(1, k, 1, d) for k, d in zip(self.kernel_size, self.dilation, strict=True)]
+        self.pads_itself = self.stride == (1, 1) and all(before == after for before, after in fixed)
+        if self.pads_itself:
+            self.padding = tuple(before for before, _ in fixed)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, I, H, W) -> (N, O, ceil(H / stride), ceil(W / stride))."""
+        if self.pads_itself:
+            return self._conv_forward(input, self.weight, self.bias)
+        top, bottom = self._padding(input, 0)
+        left, right = self._padding(input, 1)
+        if self.dilation == (1, 1) and not torch.compiler.is_compiling():
+            weight = F.pad(self.weight, (right - left, 0, bottom - top, 0))
+            return F.conv2d(input, weight, self.bias, self.stride, (bottom, right), 1, self.groups)
+        input = F.pad(input, (left, right, top, bottom))
+        return self._conv_forward(input, self.weight, self.bias)
+
+    def _padding(self, input: Tensor, axis: int) -> tuple[int, int]:
+        return same_padding(input.shape[2 + axis], self.kernel_size[axis], self.stride[axis], self.dilation[axis])
+
+
+class VectorConv2d(nn.Conv2d):
+    """A 1x1 convolution of (N, C, 1, 1), what pooling leaves: computed as the matrix product that it is."""
+
+    def __init__(self, channels_in: int, out: int) -> None:
+        super().__init__(channels_in, out, 1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, channels_in, 1, 1) -> (N, out, 1, 1)."""
+        return F.linear(input.flatten(1), self.weight.flatten(1), self.bias)[:, :, None, None]
+
+
+def pointwise(channels_in: int, out: int, network: Network) -> nn.Conv2d:
+    """A 1x1 convolution with a batch norm behind it, or the bias for one."""
+    return nn.Conv2d(channels_in, out, 1, bias=network.bn_folded)
+
+
+def batch_norm(channels: int, network: Network, epsilon: float | None = None) -> nn.Module:
+    """Batch norm with TensorFlow's constants (PyTorch's momentum is 1 - decay); nothing in a folded network."""
+    if network.bn_folded:
+        return nn.Identity()
+    return nn.BatchNorm2d(channels, eps=epsilon or network.epsilon, momentum=1 - network.decay)
+
+
+def activation(name: Activation) -> nn.Module:
+    """The module of the activation ``name``, which works in place."""
+    made: nn.Module = getattr(nn, ACTIVATIONS[name].torch)(inplace=True)
+    return made
+
+
+class Gate(nn.Module):
+    """Squeeze-excite gate ``relu6(x + 3) * slope``; slim's slope is 0.16667, not 1/6.
+
+    ``fused`` computes a slope of 1/6 in one operation; without it, ``relu6`` has an output to look at.
+    """
+
+    def __init__(self, slope: float) -> None:
+        super().__init__()
+        self.slope = slope
+        self.fused = slope == TIMM_GATE
+        self.relu6 = nn.ReLU6()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.hardsigmoid(x) if self.fused else self.relu6(x + 3.0) * self.slope
+
+    def extra_repr(self) -> str:
+        return f"slope={self.slope}"
+
+
+class SqueezeExcite(nn.Module):
+    """Scales the channels of (N, C, H, W) by a gate computed from their means."""
+
+    def __init__(self, channels: int, squeezed: int, gate: float) -> None:
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.conv_reduce = VectorConv2d(channels, squeezed)
+        self.act1 = nn.ReLU(inplace=True)
+        self.conv_expand = VectorConv2d(squeezed, channels)
+        self.gate = Gate(gate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(self.conv_expand(self.act1(self.conv_reduce(self.pool(x)))))
+
+
+class InvertedResidual(nn.Sequential):
+    """A block: expansion, depthwise convolution, squeeze-excite, linear projection; those that its kind has.
+
+    A ``separable`` block does not expand. A ``fused`` one expands with the k x k convolution and has no depthwise one;
+    a ``projection`` has neither, and is linear, where timm's has a ReLU.
+    """
+
+    def __init__(self, block: Block, network: Network) -> None:
+        inner, act = block.expanded, block.activation
+        shape, bias = (block.kernel, block.stride, block.dilation), network.bn_folded
+        members: OrderedDict[str, nn.Module] = OrderedDict()
+        number = 0
+        if block.kind == "inverted_residual":
+            members["conv_pw"] = pointwise(block.channels_in, inner, network)
+        elif block.kind == "fused":
+            members["conv_exp"] = SameConv2d(block.channels_in, inner, *shape, bias=bias)
+        if block.expands:
+            number = 1
+            members |= {"bn1": batch_norm(inner, network), "act1": activation(act)}
+        if block.depthwise:
+            number += 1
+            members["conv_dw"] = SameConv2d(inner, inner, *shape, groups=inner, bias=bias)
+            members |= {f"bn{number}": batch_norm(inner, network), f"act{number}": activation(act)}
+            members["se"] = SqueezeExcite(inner, block.squeezed, network.gate) if block.squeezed else nn.Identity()
+        members[block.project] = pointwise(inner, block.out, network)
+        members[f"bn{number + 1}"] = batch_norm(block.out, network)
+        super().__init__(members)
+        self.residual = block.residual
+
+    def forward(self, x: Tensor, member: str = "") -> Tensor | tuple[Tensor, Tensor]:
+        """(N, C, H, W) -> (N, out, H / stride, W / stride); with ``member``, what that gives on the way as well."""
+        out = inner = x
+        for name, module in self.named_children():
+            out = module(out)
+            if name == member:
+                inner = out
+        out = out + x if self.residual else out
+        return (out, inner) if member else out
+
+
+class ConvNormAct(nn.Module):
+    """1x1 convolution, batch norm, activation."""
+
+    def __init__(self, channels_in: int, out: int, act: Activation, network: Network) -> None:
+        super().__init__()
+        self.conv = pointwise(channels_in, out, network)
+        self.bn1 = batch_norm(out, network)
+        self.act = activation(act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.bn1(self.conv(x)))
 
 
 def check_images(x: Tensor | np.ndarray, channels: int) -> None:
@@ -48,7 +194,7 @@ def check_images(x: Tensor | np.ndarray, channels: int) -> None:
         raise TypeError(f"the network takes floats in [-1, 1], not {x.dtype}; for 8-bit RGB: x / 127.5 - 1")
 
 
-@torch.fx.wrap  # one operation for who traces the network symbolically
+@torch.fx.wrap  # torch.fx treats it as a leaf
 def made_ready(x: Tensor, channels: int) -> Tensor:
     """``x`` in the fastest memory layout. Raises TypeError or ValueError if it is not a batch of images."""
     if torch.compiler.is_compiling():  # a compiler chooses for itself
@@ -60,14 +206,43 @@ def made_ready(x: Tensor, channels: int) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
 
 
+def state_gate(model: nn.Module, network: Network) -> None:
+    """Give ``model`` a buffer that states its gate, where that is not 1/6.
+
+    Loading a state dict for another gate raises RuntimeError with a sentence, whether it is strict or not. torch.export
+    and torch.jit keep the buffer; torch.fx drops what is not computed with.
+    """
+    if network.stated_gate is not None:
+        model.register_buffer(GATE_ENTRY, torch.tensor(network.stated_gate))
+    model.register_load_state_dict_pre_hook(_check_gate)  # type: ignore[no-untyped-call]
+
+
+def _check_gate(model: Any, state_dict: dict[str, Tensor], prefix: str, *_others: Any) -> None:
+    own, entry = model.network.stated_gate, state_dict.get(prefix + GATE_ENTRY)
+    given = None if entry is None else float(entry)
+    if own is None and given is None:
+        return
+    if own is not None and given is not None and math.isclose(own, given, rel_tol=GATE_IN_16_BITS):
+        state_dict[prefix + GATE_ENTRY] = torch.tensor(own)  # not as it was rounded
+        return
+    folding = behind_gates(nodes(model.network, classes=1))
+    if any(name.rpartition(".")[0].removeprefix(prefix) in folding for name in state_dict):
+        raise RuntimeError(  # before anything is loaded
+            f"these weights are for a squeeze-excite gate of {given or TIMM_GATE:.6g}, and this network has "
+            f"{own or TIMM_GATE:.6g}: it would compute something else. Open the file with porter.create_model(VARIANT, "
+            "FILE), which folds the gate"
+        )
+
+
 class Trunk(nn.Module):
-    """Stem and blocks: (N, channels, H, W) -> (N, last, H / 32, W / 32), sizes rounded up."""
+    """Stem and blocks, without what timm keeps behind them: (N, channels, H, W) -> (N, C, H / 32, W / 32).
+
+    Sizes are rounded up.
+    """
 
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
-        self.pretrained_cfg: dict[str, Any] = {}  # timm's description; create_model fills it in
-        state_gate(self, network)
         self.conv_stem = SameConv2d(
             network.channels, network.stem, network.stem_kernel, network.stem_stride, bias=network.bn_folded
         )
@@ -75,16 +250,22 @@ class Trunk(nn.Module):
         self.act1 = activation(network.stem_activation)
         stages: list[list[nn.Module]] = [[] for _ in range(network.blocks[-1].stage + 1)]
         for block in network.blocks:
-            stages[block.stage].append(BLOCKS[block.kind](block, network))
+            stages[block.stage].append(InvertedResidual(block, network))
         self.last_in_blocks = network.pools_in_layers and network.last > 0
         if self.last_in_blocks:
             stages.append([ConvNormAct(network.blocks[-1].out, network.last, network.last_activation, network)])
         self.blocks = nn.Sequential(*(nn.Sequential(*stage) for stage in stages))
 
-    @property
-    def default_cfg(self) -> dict[str, Any]:
-        """timm's older name of ``pretrained_cfg``."""
-        return self.pretrained_cfg
+    def add_last(self) -> None:
+        """The last convolution, where timm keeps it behind the blocks; identities where there is none."""
+        network = self.network
+        self.conv_head: nn.Module = nn.Identity()
+        self.bn2: nn.Module = nn.Identity()
+        self.act2: nn.Module = nn.Identity()
+        if network.last and not self.last_in_blocks:
+            self.conv_head = pointwise(network.blocks[-1].out, network.last, network)
+            self.bn2 = batch_norm(network.last, network)
+            self.act2 = activation(network.last_activation)
 
     def forward_stem(self, x: Tensor) -> Tensor:
         """(N, channels, H, W) -> (N, stem, H / 2, W / 2)."""
@@ -105,26 +286,23 @@ class MobileNetV3(Trunk):
 
     def __init__(self, network: Network, num_classes: int = 1000, dropout: float | None = None) -> None:
         super().__init__(network)
+        self.pretrained_cfg: dict[str, Any] = {}  # timm's description; create_model fills it in
+        state_gate(self, network)
         self.num_classes = num_classes
         self.dropout = network.dropout if dropout is None else dropout
         self.global_pool = nn.AdaptiveAvgPool2d(1)
-        self.conv_head: nn.Module
-        self.bn2: nn.Module
-        self.act2: nn.Module
-        if not network.last:
-            self.conv_head, self.bn2, self.act2 = nn.Identity(), nn.Identity(), nn.Identity()
-        elif not self.last_in_blocks:
-            self.conv_head = pointwise(network.blocks[-1].out, network.last, network)
-            self.bn2 = batch_norm(network.last, network)
-            self.act2 = activation(network.last_activation)
-        elif network.head:
-            self.conv_head = VectorConv2d(network.last, network.head)
-            self.act2 = activation(network.head_activation)
-        else:
-            self.conv_head = self.act2 = nn.Identity()
+        self.add_last()
+        if network.embedding:
+            self.conv_head = VectorConv2d(network.last, network.embedding)
+            self.act2 = activation(network.embedding_activation)
         self.classifier: nn.Module = nn.Linear(network.features, num_classes) if num_classes else nn.Identity()
         self.num_features, self.head_hidden_size = network.map_channels, network.features
         self.feature_info = FeatureInfo(pyramid(network))
+
+    @property
+    def default_cfg(self) -> dict[str, Any]:
+        """timm's older name of ``pretrained_cfg``."""
+        return self.pretrained_cfg
 
     def get_classifier(self) -> nn.Module:
         """The last layer; an identity where there are no classes."""
@@ -165,6 +343,8 @@ class MobileNetV3Features(Trunk):
 
     def __init__(self, network: Network, out_indices: Sequence[int] | None = None) -> None:
         super().__init__(network)
+        self.pretrained_cfg: dict[str, Any] = {}
+        state_gate(self, network)
         taps = pyramid(network)
         indices = range(len(taps)) if out_indices is None else out_indices
         chosen = [taps[index] for index in indices]
@@ -173,6 +353,11 @@ class MobileNetV3Features(Trunk):
         self.channels = [tap.channels for tap in chosen]
         self.reductions = [tap.reduction for tap in chosen]
         self.feature_info = FeatureInfo(chosen)
+
+    @property
+    def default_cfg(self) -> dict[str, Any]:
+        """timm's older name of ``pretrained_cfg``."""
+        return self.pretrained_cfg
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(N, channels, H, W) -> feature maps, in the order of ``out_indices``."""
@@ -183,6 +368,54 @@ class MobileNetV3Features(Trunk):
             if number in self.stages:
                 maps[number] = x
         return [maps[stage] for stage in self.stages]
+
+
+class Backbone(Trunk):
+    """The trunk of a segmenter or detector: (N, channels, H, W) -> its last map, and the inner one its head takes.
+
+    State dicts have torchvision's names, those of ``lraspp_mobilenet_v3_large``, while modules and parameters keep
+    timm's: entries are renamed when a state dict is made or loaded.
+    """
+
+    def __init__(self, network: Network) -> None:
+        super().__init__(network)
+        assert network.head is not None
+        self.add_last()
+        _, endpoint = network.head.inner
+        module = endpoint_modules(network, classes=0)[endpoint].removeprefix("backbone.")
+        self.tapped, _, self.member = module.rpartition(".")
+        self._names = {name: new.removeprefix("backbone.") for name, new in torchvision_names(network).items()}
+        self.register_state_dict_post_hook(_rename_saved)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_rename_loaded)  # type: ignore[no-untyped-call]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, channels, H, W) -> (N, last, H / 32, W / 32), and the inner map."""
+        x = inner = self.forward_stem(x)
+        for number, stage in enumerate(self.blocks):
+            for position, block in enumerate(stage.children()):
+                if f"blocks.{number}.{position}" == self.tapped:
+                    x, inner = block(x, self.member)
+                else:
+                    x = block(x)
+        return (x if self.last_in_blocks else self.act2(self.bn2(self.conv_head(x)))), inner
+
+
+def _rename_saved(backbone: Any, state_dict: dict[str, Any], prefix: str, _metadata: Any) -> None:
+    _rename(state_dict, prefix, backbone._names)
+
+
+def _rename_loaded(backbone: Any, state_dict: dict[str, Any], prefix: str, *_others: Any) -> None:
+    _rename(state_dict, prefix, {new: name for name, new in backbone._names.items()})
+
+
+def _rename(state_dict: dict[str, Any], prefix: str, names: dict[str, str]) -> None:
+    """Rename the modules below ``prefix`` in place, and keep the order of entries."""
+    entries = list(state_dict.items())
+    state_dict.clear()
+    for entry, value in entries:
+        module, _, part = entry.removeprefix(prefix).rpartition(".")
+        known = entry.startswith(prefix) and module in names
+        state_dict[f"{prefix}{names[module]}.{part}" if known else entry] = value
 
 
 def initialize(module: nn.Module) -> None:

@@ -1,1 +1,1 @@
-"""The network as a table says it: channels, layers, endpoints, cost. Needs no torch."""
+"""The network as a table describes it: its numbers, its nodes, and what follows from them. Needs no torch."""

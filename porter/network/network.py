@@ -1,18 +1,20 @@
-"""The network table with its numbers worked out: channels of every block, scopes and endpoints."""
+"""A network table with its numbers worked out: channels of every block, names of modules and endpoints."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from porter.network.spec import Activation, Architecture, BlockKind, Detection, Segmentation
+from msgspec import Struct, field
 
-# What a mapping file may ask for; the largest network of the paper has 1,280 channels, 15 blocks and expansions of 8
-MOST, MOST_COUNT, MOST_BLOCKS = 1024, 65_536, 256
-MOST_LEVELS = 32  # maps and shapes of boxes; SSDLite has six of each
+from porter.network.detection import Detection
+from porter.network.segmentation import Segmentation
+from porter.network.spec import MOST, Activation, BlockKind, BlockNames, Definition, Input, Table
+
+Head = Segmentation | Detection
 NUMBER = re.compile(r"[0-9]{1,6}(\.[0-9]{1,12})?(/[0-9]{1,6})?")
 
 TIMM_GATE = 1 / 6  # of squeeze-excite in timm, whose state dicts say nothing of it
@@ -26,6 +28,23 @@ KINDS: dict[tuple[bool, bool], BlockKind] = {
     (True, False): "fused",
     (True, True): "projection",
 }
+
+
+class Architecture(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a network is made of: the part of a mapping file that ``build_network`` takes.
+
+    ``block`` and ``module`` name its blocks in TensorFlow and in the state dict; ``bn_folded`` (``folded`` in the file)
+    is true where the source has biases instead of batch norms. At most one of the heads is there.
+    """
+
+    input: Input
+    definition: Definition
+    block: BlockNames
+    module: str
+    network: Table
+    segmentation: Segmentation | None = None
+    detection: Detection | None = None
+    bn_folded: bool = field(name="folded", default=False)
 
 
 @dataclass(frozen=True)
@@ -75,10 +94,9 @@ class Block:
 class Network:
     """A variant's network. Channel counts; ``gate`` is the squeeze-excite constant of the definition.
 
-    ``last_conv``, ``last_norm`` and ``last_act`` are modules. ``last`` is 0 where the blocks are all, ``head`` where
-    there is no convolution after pooling; ``bn_folded`` networks have biases for batch norms. ``backbone`` tells that
-    nothing is pooled: its last endpoint is a map. ``segmentation`` and ``detection`` are heads; with one, the modules
-    have torchvision's names.
+    ``last`` is the convolution after the blocks (0 where there is none; ``last_conv``, ``last_norm`` and ``last_act``
+    are its modules), ``embedding`` the one after pooling, timm's ``conv_head``. ``bn_folded`` networks have biases for
+    batch norms. A ``backbone`` ends in a map: nothing is pooled. ``head`` is a segmenter's or detector's.
     """
 
     channels: int
@@ -92,47 +110,26 @@ class Network:
     last_norm: str
     last_act: str
     last_activation: Activation
-    head: int
-    head_activation: Activation
+    embedding: int
+    embedding_activation: Activation
     gate: float
     epsilon: float
     decay: float
     dropout: float
     bn_folded: bool = False
     backbone: bool = False
-    segmentation: Segmentation | None = None
-    detection: Detection | None = None
-
-    @property
-    def inner_map(self) -> str | None:
-        """The endpoint whose map a head takes beside the last one; None where there is no such head."""
-        if self.segmentation is not None:
-            return self.segmentation.low
-        return self.detection.first if self.detection is not None else None
-
-    @property
-    def inner_channels(self) -> int:
-        """Channels of that map."""
-        assert self.inner_map is not None
-        return self.blocks[int(self.inner_map.removeprefix("layer_").partition("/")[0]) - 2].expanded
-
-    @property
-    def boxes(self) -> list[int]:
-        """How many boxes a detector tells of each position, map by map."""
-        assert self.detection is not None
-        ratios = len(self.detection.anchors.ratios) + 1
-        return [3] + [ratios] * (len(self.detection.extra) + 1)
+    head: Head | None = None
 
     @property
     def stated_gate(self) -> float | None:
         """The gate, where a state dict has to say it: there are gates, and theirs is not 1/6."""
-        gated = self.segmentation is not None or any(block.squeezed for block in self.blocks)
+        gated = isinstance(self.head, Segmentation) or any(block.squeezed for block in self.blocks)
         return self.gate if gated and self.gate != TIMM_GATE else None
 
     @property
     def features(self) -> int:
         """Inputs of the classifier."""
-        return self.head or self.map_channels
+        return self.embedding or self.map_channels
 
     @property
     def map_channels(self) -> int:
@@ -150,20 +147,21 @@ class Network:
         return math.prod([self.stem_stride, *(block.stride for block in self.blocks)])
 
     @property
-    def last_endpoint(self) -> str:
-        """That of the last feature map."""
-        return self.endpoint_after_blocks(0) if self.last else self.blocks[-1].endpoint
+    def class_layers(self) -> list[str]:
+        """The layers whose outputs are classes."""
+        return ["classifier"] if self.head is None else self.head.class_layers
 
     def endpoint_after_blocks(self, position: int) -> str:
-        """``layer_N`` of what follows the blocks: 0 last convolution, 1 pooling, 2 head convolution."""
+        """``layer_N`` of what follows the blocks: 0 last convolution, 1 pooling, 2 the embedding's convolution."""
         return f"layer_{len(self.blocks) + 2 + position}"
 
 
 def build_network(mapping: Architecture) -> Network:
     """Apply multiplier and expansions. Raises ValueError, ``key: what is wrong``, on an impossible table."""
-    table, divisor = mapping.network, mapping.definition.divisor
-    definition = mapping.definition
-    _check_numbers(mapping)
+    table, definition, divisor = mapping.network, mapping.definition, mapping.definition.divisor
+    for name, values in (("mean", mapping.input.mean), ("std", mapping.input.std)):
+        if len(values) != mapping.input.channels:
+            raise ValueError(f"input.{name}: has {len(values)} numbers for {mapping.input.channels} channels")
 
     def scaled(count: int) -> int:
         return make_divisible(count * table.multiplier, divisor, definition.min_depth)
@@ -175,8 +173,10 @@ def build_network(mapping: Architecture) -> Network:
         last_stage = blocks[-1].stage if blocks else -1
         if row.stage not in (last_stage, last_stage + 1) or row.stage < 0:
             raise ValueError(f"{key}.stage: stages count up from 0 without gaps, {row.stage} follows {last_stage}")
-        if row.kernel % 2 == 0 or row.kernel < 1 or row.stride < 1 or row.out < 1:
-            raise ValueError(f"{key}: kernel must be odd, stride and out positive")
+        if row.kernel % 2 == 0:
+            raise ValueError(f"{key}.kernel: must be odd, is {row.kernel}")
+        if row.fused and row.se:
+            raise ValueError(f"{key}.se: a fused block has no squeeze-excite; write se: false")
         written = str(row.expansion)
         try:
             expansion = Fraction(written) if NUMBER.fullmatch(written) else None
@@ -186,6 +186,8 @@ def build_network(mapping: Architecture) -> Network:
             raise ValueError(f"{key}.expansion: {written[:40]!r} is no number or fraction such as 72/16")
         if not 1 <= expansion <= MOST:
             raise ValueError(f"{key}.expansion: {written} is not between 1 and {MOST}")
+        if row.fused and expansion == 1 and row.stride != 1:
+            raise ValueError(f"{key}.stride: a fused block with expansion 1 is a 1x1 projection; write stride: 1")
         expanded = channels if expansion == 1 else make_divisible(float(channels * expansion), divisor)
         position = sum(block.stage == row.stage for block in blocks)
         names = mapping.block
@@ -206,18 +208,17 @@ def build_network(mapping: Architecture) -> Network:
         )
         blocks.append(block)
         channels = block.out
-    if not blocks:
-        raise ValueError("network.blocks: there must be at least one block")
     # timm's names: its MobileNetV3 keeps the last convolution in the blocks, its EfficientNet before the pooling
     last = mapping.module.format(stage=blocks[-1].stage + 1, position=0)
     if table.output_stride is not None:
         blocks = _dilated(blocks, table.stem.stride, table.output_stride)
-    has_head = mapping.segmentation is not None or mapping.detection is not None
-    _check_heads(mapping, blocks)
+    head = mapping.segmentation or mapping.detection
+    _check_head(mapping, blocks)
+    if table.head and not table.last:
+        raise ValueError("network.last: is missing, and network.head takes what it gives; write head: null as well")
     return Network(
-        segmentation=mapping.segmentation,
-        detection=mapping.detection,
-        backbone=has_head,
+        head=head,
+        backbone=head is not None,
         channels=mapping.input.channels,
         stem=scaled(table.stem.out),
         stem_kernel=table.stem.kernel,
@@ -229,8 +230,8 @@ def build_network(mapping: Architecture) -> Network:
         last_norm=f"{last}.bn1" if table.head else "bn2",
         last_act=f"{last}.act" if table.head else "act2",
         last_activation=table.last.activation if table.last else "relu",
-        head=table.head.out if table.head and not has_head else 0,
-        head_activation=table.head.activation if table.head else "relu",
+        embedding=table.head.out if table.head and head is None else 0,
+        embedding_activation=table.head.activation if table.head else "relu",
         gate=definition.gate,
         epsilon=definition.batch_norm.epsilon,
         decay=definition.batch_norm.decay,
@@ -239,34 +240,22 @@ def build_network(mapping: Architecture) -> Network:
     )
 
 
-def _check_heads(mapping: Architecture, blocks: Sequence[Block]) -> None:
-    inner = [f"{block.endpoint}/{end}" for block in blocks for end in ("expansion_output", "depthwise_output")]
-    head, detection = mapping.segmentation, mapping.detection
-    if detection is not None:
-        if detection.first not in inner:
-            raise ValueError(f"detection.first: {detection.first[:60]!r} is none of {', '.join(inner)}")
-        counts, anchors = detection.extra, detection.anchors
-        if not all(1 <= count <= MOST_COUNT for count in counts) or len(counts) > MOST_LEVELS:
-            raise ValueError(f"detection.extra: at most {MOST_LEVELS} positive numbers of channels")
-        if (
-            not anchors.ratios
-            or len(anchors.ratios) > MOST_LEVELS
-            or not all(0 < one <= MOST for one in anchors.ratios)
-        ):
-            raise ValueError(f"detection.anchors.ratios: at most {MOST_LEVELS} positive numbers")
-        if not 0 < anchors.min_scale <= anchors.max_scale <= 1:
-            raise ValueError("detection.anchors: min_scale and max_scale lie between 0 and 1")
-        if len(detection.coder) != 4 or not all(0 < factor <= MOST for factor in detection.coder):
-            raise ValueError("detection.coder: has four positive numbers")
+def _check_head(mapping: Architecture, blocks: Iterable[Block]) -> None:
+    """Raise ValueError where the head cannot be built on ``blocks``."""
+    if mapping.segmentation and mapping.detection:
+        raise ValueError("detection: a network has one head; it has segmentation as well")
+    head = mapping.segmentation or mapping.detection
     if head is None:
         return
-    if head.low not in inner:
-        raise ValueError(f"segmentation.low: {head.low[:60]!r} is none of {', '.join(inner)}")
-    for key, sides in (("window", head.window), ("stride", head.stride)):
-        if len(sides) != 2 or not all(1 <= side <= MOST_COUNT for side in sides):
-            raise ValueError(f"segmentation.{key}: is a height and a width, in positions")
-    if not 1 <= head.filters <= MOST_COUNT or not 0 < head.epsilon < 1:
-        raise ValueError("segmentation: filters and epsilon are positive, epsilon below 1")
+    inner = []
+    for block in blocks:
+        inner += [f"{block.endpoint}/expansion_output"] if block.expands else []
+        inner += [f"{block.endpoint}/depthwise_output"] if block.depthwise else []
+    key, endpoint = head.inner
+    if endpoint not in inner:
+        raise ValueError(f"{key}: {endpoint[:60]!r} is none of {', '.join(inner)}")
+    if isinstance(head, Detection) and head.anchors.min_scale > head.anchors.max_scale:
+        raise ValueError("detection.anchors: min_scale is larger than max_scale")
 
 
 def with_output_stride(network: Network, output_stride: int) -> Network:
@@ -290,36 +279,6 @@ def _dilated(blocks: Iterable[Block], stride: int, output_stride: int) -> list[B
     if stride != output_stride:
         raise ValueError(f"network.output_stride: {output_stride} is none of the strides that the network reaches")
     return found
-
-
-def _check_numbers(mapping: Architecture) -> None:
-    """Refuse absurd numbers with a message, before they take memory."""
-    table, definition, spec = mapping.network, mapping.definition, mapping.input
-    if len(table.blocks) > MOST_BLOCKS:
-        raise ValueError(f"network.blocks: {len(table.blocks)} blocks; at most {MOST_BLOCKS}")
-    counts = {"input.size": spec.size, "input.channels": spec.channels, "definition.divisor": definition.divisor}
-    counts |= {"definition.min_depth": definition.min_depth or 1, "network.output_stride": table.output_stride or 1}
-    counts |= {"network.stem.out": table.stem.out, "network.last.out": table.last.out if table.last else 1}
-    counts |= {"network.stem.kernel": table.stem.kernel, "network.stem.stride": table.stem.stride}
-    if table.head:
-        counts["network.head.out"] = table.head.out
-    for index, row in enumerate(table.blocks):
-        at = f"network.blocks[{index}]"
-        counts |= {f"{at}.out": row.out, f"{at}.kernel": row.kernel, f"{at}.stride": row.stride}
-    for key, count in counts.items():
-        if not 1 <= count <= MOST_COUNT:
-            raise ValueError(f"{key}: {count} is not between 1 and {MOST_COUNT}")
-    numbers = {"network.multiplier": table.multiplier, "definition.gate": definition.gate, "input.crop": spec.crop}
-    numbers |= {"definition.batch_norm.epsilon": definition.batch_norm.epsilon}
-    for key, number in numbers.items():
-        if not 0 < number <= MOST:
-            raise ValueError(f"{key}: {number} is not a number above 0 and up to {MOST}")
-    if not (0 <= definition.dropout <= 1 and 0 <= definition.batch_norm.decay <= 1):
-        raise ValueError("definition: dropout and decay lie between 0 and 1")
-    if len(spec.mean) != spec.channels or len(spec.std) != spec.channels:
-        raise ValueError(f"input: mean and std have a number for each of the {spec.channels} channels")
-    if not all(math.isfinite(x) for x in (*spec.mean, *spec.std)) or 0 in spec.std:
-        raise ValueError("input: mean and std are finite, and std is not 0")
 
 
 def make_divisible(value: float, divisor: int, least: int | None = None) -> int:

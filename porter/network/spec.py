@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
-from msgspec import Struct, field
+from msgspec import Meta, Struct
+
+# What a mapping file may ask for; the largest network of the paper has 1,280 channels, 15 blocks and expansions of 8
+MOST, MOST_COUNT, MOST_BLOCKS = 1024, 65_536, 256
+Count = Annotated[int, Meta(ge=1, le=MOST_COUNT)]
+Positive = Annotated[float, Meta(gt=0, le=MOST)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Sides = Annotated[list[Count], Meta(min_length=2, max_length=2)]  # height and width
 
 Activation = Literal["relu", "hard_swish", "relu6"]
 
@@ -40,20 +47,20 @@ BlockKind = Literal["separable", "inverted_residual", "fused", "projection"]
 
 
 class Input(Struct, frozen=True, forbid_unknown_fields=True):
-    """The image the network was trained on; ``mean`` and ``std`` refer to pixels / 255."""
+    """The image the network was trained on; ``mean`` and ``std`` refer to pixels / 255, a number for each channel."""
 
-    size: int
-    channels: int
-    mean: list[float]
-    std: list[float]
-    crop: float
+    size: Count
+    channels: Count
+    mean: list[Annotated[float, Meta(ge=-MOST, le=MOST)]]
+    std: list[Positive]
+    crop: Positive
 
 
 class BatchNorm(Struct, frozen=True, forbid_unknown_fields=True):
     """``decay`` is TensorFlow's: PyTorch's momentum is 1 - decay."""
 
-    epsilon: float
-    decay: float
+    epsilon: Positive
+    decay: Share
 
 
 class Definition(Struct, frozen=True, forbid_unknown_fields=True):
@@ -63,10 +70,10 @@ class Definition(Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     batch_norm: BatchNorm
-    gate: float
-    dropout: float
-    divisor: int
-    min_depth: int | None = None
+    gate: Positive
+    dropout: Share
+    divisor: Count
+    min_depth: Count | None = None
 
 
 class BlockNames(Struct, frozen=True, forbid_unknown_fields=True):
@@ -79,9 +86,9 @@ class BlockNames(Struct, frozen=True, forbid_unknown_fields=True):
 class Stem(Struct, frozen=True, forbid_unknown_fields=True):
     """The first convolution."""
 
-    kernel: int
-    stride: int
-    out: int
+    kernel: Count
+    stride: Count
+    out: Count
     activation: Activation
 
 
@@ -92,12 +99,12 @@ class BlockRow(Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     stage: int
-    kernel: int
+    kernel: Count
     expansion: int | float | str
-    out: int
+    out: Count
     se: bool
     activation: Activation
-    stride: int
+    stride: Count
     fused: bool = False
     skip: bool = True
 
@@ -105,7 +112,7 @@ class BlockRow(Struct, frozen=True, forbid_unknown_fields=True):
 class Pointwise(Struct, frozen=True, forbid_unknown_fields=True):
     """A 1x1 convolution. The multiplier does not apply to a ``fixed`` one."""
 
-    out: int
+    out: Count
     activation: Activation
     fixed: bool = False
 
@@ -117,63 +124,9 @@ class Table(Struct, frozen=True, forbid_unknown_fields=True):
     dilations.
     """
 
-    multiplier: float
+    multiplier: Positive
     stem: Stem
-    blocks: list[BlockRow]
+    blocks: Annotated[list[BlockRow], Meta(min_length=1, max_length=MOST_BLOCKS)]
     last: Pointwise | None
     head: Pointwise | None
-    output_stride: int | None = None
-
-
-class Segmentation(Struct, frozen=True, forbid_unknown_fields=True):
-    """The LR-ASPP head of DeepLab, on the last map and on that of the endpoint ``low``.
-
-    ``filters`` are its inner channels. ``window`` and ``stride`` (height, width) are of its pooling, in positions of
-    the last map; a map that is smaller is pooled whole. ``epsilon`` is that of its batch norm.
-    """
-
-    filters: int
-    window: list[int]
-    stride: list[int]
-    epsilon: float
-    low: str
-
-
-class Anchors(Struct, frozen=True, forbid_unknown_fields=True):
-    """What boxes are told by: ``ratios`` (width to height) at scales from ``min_scale`` to ``max_scale`` of the image.
-
-    On every map one more box, square, lies between its scale and the next; the first map has three boxes alone.
-    """
-
-    min_scale: float
-    max_scale: float
-    ratios: list[float]
-
-
-class Detection(Struct, frozen=True, forbid_unknown_fields=True):
-    """The SSDLite head: on the map of the endpoint ``first``, the last one, and further ones of ``extra`` channels.
-
-    ``coder`` are the factors of encoded centres and sizes (y, x, height, width).
-    """
-
-    first: str
-    extra: list[int]
-    anchors: Anchors
-    coder: list[float]
-
-
-class Architecture(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a network is made of.
-
-    ``block`` and ``module`` name its blocks in TensorFlow and in the state dict; ``bn_folded`` (``folded`` in the file)
-    tells that batch norms are folded into the weights.
-    """
-
-    input: Input
-    definition: Definition
-    block: BlockNames
-    module: str
-    network: Table
-    segmentation: Segmentation | None = None
-    detection: Detection | None = None
-    bn_folded: bool = field(name="folded", default=False)
+    output_stride: Count | None = None

@@ -16,9 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from porter.mapping.options import PortOptions
-from porter.models.blocks import Gate, SqueezeExcite
-from porter.models.mobilenet_v3 import MobileNetV3
-from porter.models.same_padding import SameConv2d
+from porter.models.mobilenet_v3 import Gate, MobileNetV3, SameConv2d, SqueezeExcite
 from porter.network.network import TIMM_GATE
 from porter.parity.candidates.own import ported_model
 from porter.parity.verdict import Cause
@@ -238,7 +236,7 @@ def _replace(model: nn.Module, kind: type[nn.Module], by: Callable[[], nn.Module
 
 
 def _pool_behind_head(model: MobileNetV3) -> None:
-    if not model.network.head:
+    if not model.network.embedding:
         return
     head, act = model.conv_head, model.act2
 

@@ -7,8 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from porter.artifacts.artifact import Artifact, load_artifact
-from porter.artifacts.locate import find_artifact
+from porter.artifacts.artifact import Artifact, find_artifact, load_artifact
 from porter.mapping.apply import carry_out
 from porter.mapping.options import ArtifactLayout, PortOptions
 from porter.network.network import GATE_ENTRY, TIMM_GATE

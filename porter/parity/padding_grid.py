@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from porter.models.same_padding import SameConv2d
+from porter.models.mobilenet_v3 import SameConv2d
 from porter.parity.references.live_tensorflow import tensorflow
 from porter.photos.images import Size
 

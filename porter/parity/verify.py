@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -11,14 +12,13 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from porter.artifacts.artifact import load_artifact
-from porter.artifacts.locate import find_artifact
+from porter.artifacts.artifact import ArtifactFile, find_artifact
 from porter.errors import ParityError
 from porter.mapping.options import ArtifactLayout, PathLike, PortOptions
 from porter.mapping.schema import VariantMapping
 from porter.models.create import open_model
-from porter.network.endpoints import endpoint_names
 from porter.network.network import Network
+from porter.network.nodes import endpoint_names
 from porter.network.spec import Input
 from porter.parity.candidates.candidate import QUESTIONS, Candidate, Output, Question
 from porter.parity.candidates.choose import open_candidate
@@ -157,7 +157,7 @@ def verify(
 def _causes(check: Check, sizes: Sequence[Size] | None) -> list[Cause]:
     """The causes of the difference: of the port's logits, or of the reference's if the port is as planned."""
     port, candidate, reference = check.port, check.candidate, check.reference
-    if port is None or not port.classes or port.network.inner_map is not None or 0 < len(candidate.changed) <= FEW:
+    if port is None or not port.classes or port.network.head is not None or 0 < len(candidate.changed) <= FEW:
         return []
     size = reference.size or candidate.size or (sizes[0] if sizes else (port.mapping.input.size,) * 2)
     images = reference.samples[0].images if reference.samples else noise(size, seed=0).images
@@ -195,14 +195,17 @@ def open_check(
 ) -> Check:
     """Open both sides. Raises PorterError when no comparison can be made."""
     port = plan_port(checkpoint, options)
-    if port.plan.ranges and options.fake_quant is None and artifact is not None and not _has_ranges(artifact):
+    named: PathLike | ArtifactFile | None = artifact
+    if artifact is not None and not os.fspath(artifact).startswith("timm:"):
+        named = find_artifact(artifact) or artifact
+    if port.plan.ranges and options.fake_quant is None and named is not None and not _has_ranges(named):
         port = plan_opened(port.checkpoint, port.mapping, replace(options, fake_quant=False))
     reference = open_reference(against.reference, port, against.inputs.sizes)
     if port.plan.ranges:
-        source = port.checkpoint if artifact is None else artifact
+        source = port.checkpoint if named is None else named
         candidate = quantised(open_model(source, replace(options, fake_quant=True)), artifact)
     else:
-        candidate = open_candidate(artifact, port, options.mapping, against.weights_file, against.inputs.sizes)
+        candidate = open_candidate(named, port, options.mapping, against.weights_file, against.inputs.sizes)
     verdict = Verdict(
         variant=port.mapping.variant,
         checkpoint=str(checkpoint),
@@ -223,10 +226,9 @@ def open_check(
     return Check(port, port.mapping, port.network, candidate, reference, questions, verdict)
 
 
-def _has_ranges(artifact: PathLike) -> bool:
-    """Whether ``artifact`` is one that computes 8 bits by default; no foreign port does."""
-    file = find_artifact(artifact)
-    metadata = load_artifact(file).metadata if file else None
+def _has_ranges(named: PathLike | ArtifactFile) -> bool:
+    """Whether this is an artifact that computes 8 bits by default; no foreign port does."""
+    metadata = named.artifact.metadata if isinstance(named, ArtifactFile) else None
     return bool(metadata and metadata.ranges)
 
 

@@ -14,10 +14,11 @@ import torch
 
 from porter.errors import ArtifactError, PorterError
 from porter.mapping.options import PortOptions
+from porter.models.build import chosen_device
 from porter.models.create import open_model
-from porter.models.devices import chosen_device
 from porter.models.ssdlite import SSDLite
-from porter.network.anchors import anchors, decoded
+from porter.network.detection import Detection, decoded
+from porter.network.nodes import anchors
 from porter.photos.images import Photo, normalized, read_image, resized
 from porter.prediction.masks import palette
 
@@ -51,7 +52,8 @@ def detect(
     model, spec = opened.model, opened.mapping.input
     if not isinstance(model, SSDLite):
         raise PorterError(f"{source}: a {opened.mapping.variant} port is no detector; it finds no boxes")
-    coder = model.network.detection.coder if model.network.detection else []
+    assert isinstance(model.network.head, Detection)
+    coder = model.network.head.coder
     of = anchors(model.network, spec.size, spec.size)
     model.to(chosen_device(device))
     for image in images:

@@ -12,8 +12,8 @@ import torch
 
 from porter.errors import ArtifactError, PorterError
 from porter.mapping.options import PortOptions
+from porter.models.build import chosen_device
 from porter.models.create import open_model
-from porter.models.devices import chosen_device
 from porter.photos.images import SUFFIXES, Photo, Preprocessing, normalized, read_image, resized
 from porter.photos.labels import Label, class_labels
 

@@ -13,8 +13,8 @@ import torch
 
 from porter.errors import PorterError
 from porter.mapping.options import PortOptions
+from porter.models.build import chosen_device
 from porter.models.create import open_model
-from porter.models.devices import chosen_device
 from porter.models.lraspp import LRASPP
 from porter.photos.images import SUFFIXES, Photo, normalized, read_image
 

@@ -11,10 +11,13 @@ from typing import Any
 
 from porter.artifacts.metadata import Metadata
 from porter.evaluation.result import Evaluation
+from porter.models.create import pretrained_cfg
 from porter.models.feature_info import pyramid
-from porter.models.pretrained_cfg import pretrained_cfg
-from porter.network.cost import activations, multiply_accumulates
+from porter.network.detection import Detection
 from porter.network.network import Network
+from porter.network.node import activations, multiply_accumulates
+from porter.network.nodes import nodes
+from porter.network.segmentation import Segmentation
 from porter.network.spec import ACTIVATIONS
 from porter.parity.verdict import Verdict
 from porter.port import Port
@@ -53,7 +56,8 @@ class Card:
     def kind(self) -> str:
         """``classifier``, ``segmenter`` or ``detector``."""
         network = self.port.network
-        return "segmenter" if network.segmentation else "detector" if network.detection else "classifier"
+        kinds: dict[type, str] = {Segmentation: "segmenter", Detection: "detector"}
+        return kinds.get(type(network.head), "classifier")
 
     @property
     def not_in_timm(self) -> str | None:
@@ -91,9 +95,8 @@ def model_card(card: Card) -> bytes:
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     environment.filters["plain"] = _plain
-    operations, outputs = (
-        count(port.network, spec.size, port.plan.num_classes) for count in (multiply_accumulates, activations)
-    )
+    found = nodes(port.network, port.plan.num_classes)
+    operations, outputs = (count(found, spec.size) for count in (multiply_accumulates, activations))
     text = environment.from_string(template).render(
         card=card,
         front_matter=yaml.safe_dump(_front_matter(card), sort_keys=False),
@@ -150,7 +153,7 @@ def _model_index(card: Card, operations: int) -> dict[str, Any]:
     port, spec, evaluation = card.port, card.port.mapping.input, card.evaluation
     training = port.mapping.training if card.googles else None
     metadata: dict[str, Any] = {
-        **({"FLOPs": operations} if card.kind == "classifier" else {}),
+        "FLOPs": operations,
         "Parameters": card.parameters,
         "File Size": card.weights.stat().st_size,
         "Architecture": _architecture(port.network, port.plan.num_classes),

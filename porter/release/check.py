@@ -8,8 +8,7 @@ from typing import TypeVar
 import msgspec
 import numpy as np
 
-from porter.artifacts.artifact import Artifact, load_artifact
-from porter.artifacts.locate import MAPPING
+from porter.artifacts.artifact import MAPPING, Artifact, load_artifact
 from porter.artifacts.variant import mapping_of
 from porter.errors import ArtifactError, NoParityError
 from porter.mapping.options import PortOptions

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,23 +19,23 @@ from porter.artifacts.relayout import relayout
 from porter.errors import ArtifactError, NoParityError
 from porter.exports.deploy import model_program
 from porter.exports.files import export_bytes, onnx_bytes
-from porter.exports.operations import IMAGE
 from porter.exports.plain import Plain
 from porter.mapping.options import PathLike, PortOptions
 from porter.models.build import Whole
-from porter.models.create import OpenedModel, gate_folded, open_model
-from porter.models.lraspp import LRASPP
-from porter.models.ssdlite import SSDLite
+from porter.models.create import OpenedModel, open_model
+from porter.network.node import IMAGE, Node, map_sizes
+from porter.network.nodes import nodes
+from porter.network.segmentation import Segmentation
 from porter.parity.candidates.candidate import Output
 from porter.parity.compare import SAME_LEVEL, Row, compare
-from porter.parity.references.interpreter import interpreter
+from porter.parity.references.interpreter import interpreter, run_file
 from porter.parity.references.recorded import recorded
 from porter.parity.references.reference import Values, thin
 from porter.port import plan_port
 
 Export = Literal["onnx", "tflite", "pte", "pt2", "torchscript"]
 SUFFIXES: dict[Export, str] = {"torchscript": "ts"}  # others are their own
-Run = Callable[[np.ndarray], np.ndarray]  # (N, 3, H, W) -> (N, classes)
+Run = Callable[[np.ndarray], list[np.ndarray]]  # (N, 3, H, W) -> the outputs of the file, maps NHWC
 
 
 class Exported(NamedTuple):
@@ -70,41 +71,77 @@ def write_exports(
         return {}
     opened = open_model(artifact, PortOptions(mapping=mapping))
     model, background = opened.whole, opened.mapping.classes.background
-    if isinstance(model, LRASPP) and set(kinds) - {"onnx"}:
-        raise ArtifactError(f"{artifact.name}: a segmenter has an ONNX form alone")
-    if isinstance(model, SSDLite):
-        raise ArtifactError(f"{artifact.name}: a detector has no other forms")
-    compared = "semantic" if isinstance(model, LRASPP) else "Logits"
+    if model.network.head is not None and set(kinds) - {"onnx", "tflite"}:
+        raise ArtifactError(f"{artifact.name}: a segmenter or detector has the forms onnx and tflite alone")
     against = recorded(reference)
     images = against.samples[0].images
-    found_there = dict(against.run(images, [compared]))
-    if compared not in found_there:
-        raise ArtifactError(f"{artifact.name}: a feature extractor; exports are of classifiers")
-    logits, noise = found_there[compared]
-    if background is not None and compared == "Logits" and logits.shape[1] > model.num_classes:
-        logits = np.delete(logits, background, axis=1)
-    expected = Values(logits[:1], noise)
     # Twice the image: the batch is another than the one exported with
     batch = np.ascontiguousarray(np.concatenate([images[:1]] * 2).transpose(0, 3, 1, 2))
+    expected: dict[str, Values] = {}
+    for name, (values, noise) in against.run(images, _compared_endpoints(model)):
+        if name == "Logits" and background is not None and values.shape[1] > model.num_classes:
+            values = np.delete(values, background, axis=1)
+        expected[name] = Values(values[:1], noise)
+    if not expected:
+        raise ArtifactError(f"{artifact.name}: a feature extractor; exports are of networks with an output")
     found: dict[str, tuple[Path, float]] = {}
     for kind in kinds:
         path = artifact.with_suffix(f".{SUFFIXES.get(kind, kind)}")
         run = _WRITERS[kind](Exported(opened, artifact, mapping, batch[:1], path))
-        outputs = run(batch)
-        if compared != "Logits":
-            outputs = thin(outputs, against.keep)
-        furthest = max((_compared(one[None], expected, opened.fake_quant) for one in outputs), key=_excess)
+        outputs = _by_endpoint(model, run(batch), images.shape[1:3])
+        rows = [
+            _compared(name, one[None] if name == "Logits" else thin(one[None], against.keep), want, opened.fake_quant)
+            for name, want in expected.items()
+            for one in outputs[name]
+        ]
+        furthest = max(rows, key=_excess)
         error = furthest.distance
         if not furthest.passed:
-            raise NoParityError(f"{path.name}: no parity: logits are {error:.1e} of their scale off: nothing released")
+            raise NoParityError(
+                f"{path.name}: no parity: {furthest.endpoint} is {error:.1e} of its scale off: nothing released"
+            )
         found[kind] = path, error
     return found
 
 
-def _compared(logits: np.ndarray, expected: Values, levels: bool) -> Row:
+def _compared_endpoints(model: Whole) -> list[str]:
+    """TensorFlow's endpoints of what the model gives: before a segmenter's resizing, and map by map of a detector."""
+    head = model.network.head
+    if head is None:
+        return ["Logits"]
+    return ["semantic"] if isinstance(head, Segmentation) else [node.inputs[0] for node in _rows(model)]
+
+
+def _rows(model: Whole) -> list[Node]:
+    """The nodes whose rows a detector's outputs are made of, the encodings' first."""
+    found = nodes(model.network, model.num_classes)
+    order = [name for node in found if node.operation == "concat" for name in node.inputs]
+    return sorted((node for node in found if node.name in order), key=lambda node: order.index(node.name))
+
+
+def _by_endpoint(model: Whole, outputs: Sequence[np.ndarray], size: Sequence[int]) -> dict[str, np.ndarray]:
+    """``outputs`` of an exported file, maps NHWC, as values of endpoints."""
+    if model.network.head is None:
+        return {"Logits": outputs[0]}
+    if isinstance(model.network.head, Segmentation):
+        return {"semantic": outputs[1]}
+    every = nodes(model.network, model.num_classes)
+    sizes, shapes = map_sizes(every, size[0], size[1]), {node.name: node.shape for node in every}
+    found, start, output = {}, 0, 0
+    for node in _rows(model):
+        [endpoint] = node.inputs
+        count = math.prod(sizes[endpoint]) * shapes[endpoint][0] // node.values
+        found[endpoint] = outputs[output][:, start : start + count]
+        start += count
+        if start == outputs[output].shape[1]:
+            start, output = 0, output + 1
+    return found
+
+
+def _compared(endpoint: str, values: np.ndarray, expected: Values, levels: bool) -> Row:
     if levels:
-        return compare("Logits", "", expected, Output(logits, None), SAME_LEVEL)
-    return compare("Logits", "", expected, Output(None, logits))
+        return compare(endpoint, "", expected, Output(values, None), SAME_LEVEL)
+    return compare(endpoint, "", expected, Output(None, values))
 
 
 def _excess(row: Row) -> float:
@@ -119,9 +156,12 @@ def write_onnx(exported: Exported) -> Run:
         raise ArtifactError(f"the ONNX export needs pip install 'mnv3-port[onnx]' ({error})") from error
     exported.path.write_bytes(onnx_bytes(model_program(exported.model), exported.size, exported.opened.metadata))
     session = onnxruntime.InferenceSession(str(exported.path), providers=["CPUExecutionProvider"])
-    if isinstance(exported.model, LRASPP):
-        return lambda batch: np.asarray(session.run(["semantic"], {IMAGE: batch})[0]).transpose(0, 2, 3, 1)
-    return lambda batch: np.asarray(session.run(None, {IMAGE: batch})[0])
+
+    def run(batch: np.ndarray) -> list[np.ndarray]:
+        found: list[np.ndarray] = session.run(None, {IMAGE: batch})
+        return [values.transpose(0, 2, 3, 1) if values.ndim == 4 else values for values in found]
+
+    return run
 
 
 def write_pt2(exported: Exported) -> Run:
@@ -158,36 +198,35 @@ def write_pte(exported: Exported) -> Run:
         exported.path.write_bytes(lowered.to_executorch().buffer)
         method = Runtime.get().load_program(exported.path).load_method("forward")
 
-    def run(batch: np.ndarray) -> np.ndarray:
-        return np.concatenate([method.execute([torch.from_numpy(image[None])])[0].numpy() for image in batch])
+    def run(batch: np.ndarray) -> list[np.ndarray]:
+        return [np.concatenate([method.execute([torch.from_numpy(image[None])])[0].numpy() for image in batch])]
 
     return run
 
 
 def write_tflite(exported: Exported) -> Run:
     """TensorFlow Lite; of what computes 8 bits, the integers."""
-    opened, model = exported.opened, exported.opened.classifier
-    assert opened.metadata is not None
+    opened, network = exported.opened, exported.model.network
     artifact = load_artifact(exported.artifact)
     if opened.fake_quant:
-        names = gate_folded(opened.mapping, model.network)
-        artifact = relayout(artifact, "slim", names, model.network.gate)
-    exported.path.write_bytes(export_bytes(".tflite", model.network, artifact, exported.size[0]))
+        artifact = relayout(artifact, "slim", network)
+    exported.path.write_bytes(export_bytes(".tflite", network, artifact, exported.size[0]))
+    if network.head is not None:
+        return lambda batch: run_file(exported.path, np.ascontiguousarray(batch.transpose(0, 2, 3, 1)))
     own = PortOptions(opened.mapping.variant, exported.mapping)
     reference = interpreter(plan_port(exported.path, own))
 
-    def run(batch: np.ndarray) -> np.ndarray:
+    def run(batch: np.ndarray) -> list[np.ndarray]:
         images = np.ascontiguousarray(batch.transpose(0, 2, 3, 1))
-        return dict(reference.run(images, ["Logits"]))["Logits"].values
+        return [dict(reference.run(images, ["Logits"]))["Logits"].values]
 
     return run
 
 
 def _torch_run(loaded: Callable[[torch.Tensor], torch.Tensor]) -> Run:
-    def run(batch: np.ndarray) -> np.ndarray:
+    def run(batch: np.ndarray) -> list[np.ndarray]:
         with torch.no_grad():
-            found: np.ndarray = loaded(torch.from_numpy(batch)).numpy()
-        return found
+            return [loaded(torch.from_numpy(batch)).numpy()]
 
     return run
 

@@ -13,14 +13,13 @@ import msgspec
 import numpy as np
 import torch
 
-from porter.artifacts.artifact import Artifact, save_artifact
-from porter.artifacts.locate import MAPPING
+from porter.artifacts.artifact import MAPPING, Artifact, save_artifact
 from porter.errors import NoParityError, PorterError
 from porter.evaluation.result import Evaluation
 from porter.evaluation.run import evaluate
 from porter.mapping.files import PLAIN_NAME, standalone
 from porter.mapping.options import PathLike, PortOptions
-from porter.network.endpoints import endpoint_names
+from porter.network.nodes import endpoint_names
 from porter.parity.evidence import Evidence
 from porter.parity.references.recorded import record
 from porter.parity.samples import noise

@@ -19,8 +19,9 @@ from flatbuffers.table import Table
 from porter.errors import CheckpointError
 
 OPERATORS = {
-    0: "add", 1: "average_pool_2d", 3: "conv_2d", 4: "depthwise_conv_2d", 6: "dequantize", 9: "fully_connected",
-    18: "mul", 19: "relu", 21: "relu6", 22: "reshape", 25: "softmax", 34: "pad", 40: "mean", 41: "sub",
+    0: "add", 1: "average_pool_2d", 2: "concatenation", 3: "conv_2d", 4: "depthwise_conv_2d", 6: "dequantize",
+    9: "fully_connected", 14: "logistic", 18: "mul", 19: "relu", 21: "relu6", 22: "reshape", 23: "resize_bilinear",
+    25: "softmax", 34: "pad", 40: "mean", 41: "sub",
     114: "quantize", 117: "hard_swish",
 }  # fmt: skip
 TYPES = {

@@ -16,6 +16,7 @@ from porter.sources.tflite_graph import ACTIVATIONS, OPERATORS, TYPES
 IDENTIFIER, VERSION = b"TFL3", 3
 ALIGNMENT = 16  # of constants, which runtimes use where they lie in the file
 CODES = {kind: code for code, kind in OPERATORS.items()}
+CUSTOM = 32  # operators of this code have a name of their own
 TYPE_NUMBERS = {dtype: number for number, dtype in TYPES.items()}
 FUSED = {activation: number for number, activation in ACTIVATIONS.items()}
 # Operator -> number of its options in their union, count of their fields, option -> (field, type)
@@ -32,7 +33,9 @@ OPTIONS: dict[str, tuple[int, int, dict[str, tuple[int, str]]]] = {
     ),
     "average_pool_2d": (5, 6, {**_POOL, "filter_w": (3, "Int32"), "filter_h": (4, "Int32")}),
     "softmax": (9, 1, {"beta": (0, "Float32")}),
+    "concatenation": (10, 2, {"axis": (0, "Int32")}),
     "add": (11, 2, {"fused": (0, "Int8")}),
+    "resize_bilinear": (15, 4, {"align_corners": (2, "Bool")}),
     "reshape": (17, 1, {}),
     "mul": (21, 1, {"fused": (0, "Int8")}),
     "mean": (27, 1, {"keep_dims": (0, "Bool")}),
@@ -56,7 +59,10 @@ class Constant(NamedTuple):
 
 
 class Step(NamedTuple):
-    """An operator (``conv_2d``): positions of its tensors, options by name."""
+    """An operator (``conv_2d``): positions of its tensors, options by name.
+
+    One that is no operator of the schema has the option ``custom``, bytes.
+    """
 
     kind: str
     inputs: Sequence[int]
@@ -64,8 +70,22 @@ class Step(NamedTuple):
     options: dict[str, Any]
 
 
-def tflite_bytes(tensors: Sequence[Constant], steps: Sequence[Step], given: int, output: int) -> bytes:
-    """The file that computes ``tensors[output]`` from ``tensors[given]``; the same graph gives the same bytes."""
+def flexbuffer(options: dict[str, bool | int | float]) -> bytes:
+    """The options of a custom operator."""
+    from flatbuffers import flexbuffers
+
+    builder = flexbuffers.Builder()
+    with builder.Map():
+        for name, value in options.items():
+            write = (
+                builder.Bool if isinstance(value, bool) else builder.Int if isinstance(value, int) else builder.Float
+            )
+            write(name, value)
+    return bytes(builder.Finish())
+
+
+def tflite_bytes(tensors: Sequence[Constant], steps: Sequence[Step], given: int, outputs: Sequence[int]) -> bytes:
+    """The file that computes the tensors ``outputs`` from that at ``given``; the same graph gives the same bytes."""
     builder = flatbuffers.Builder(1 << 20)
     kinds = sorted({step.kind for step in steps})
     buffers = [_table(builder, 3, {})]  # the first is for what is computed
@@ -80,11 +100,14 @@ def tflite_bytes(tensors: Sequence[Constant], steps: Sequence[Step], given: int,
     operators = [_operator(builder, step, kinds.index(step.kind)) for step in steps]
     codes = []
     for kind in kinds:
-        code = CODES[kind]
-        codes.append(_table(builder, 4, {0: ("Int8", code), 2: ("Int32", 1), 3: ("Int32", code)}))
-    fields = [_tables(builder, written), _numbers(builder, [given], "i4"), _numbers(builder, [output], "i4")]
-    fields.append(_tables(builder, operators))
-    graph = _table(builder, 6, {number: ("UOffsetTRelative", at) for number, at in enumerate(fields)})
+        code = CODES.get(kind, CUSTOM)
+        fields: dict[int, tuple[str, Any]] = {0: ("Int8", code), 2: ("Int32", 1), 3: ("Int32", code)}
+        if code == CUSTOM:
+            fields[1] = ("UOffsetTRelative", builder.CreateString(kind))
+        codes.append(_table(builder, 4, fields))
+    parts = [_tables(builder, written), _numbers(builder, [given], "i4"), _numbers(builder, outputs, "i4")]
+    parts.append(_tables(builder, operators))
+    graph = _table(builder, 6, {number: ("UOffsetTRelative", at) for number, at in enumerate(parts)})
     vectors = {1: _tables(builder, codes), 2: _tables(builder, [graph]), 4: _tables(builder, buffers)}
     vectors[3] = builder.CreateString("mnv3-port")
     offsets = {number: ("UOffsetTRelative", at) for number, at in vectors.items()}
@@ -113,6 +136,8 @@ def _operator(builder: Any, step: Step, code: int) -> int:
         fields[3] = ("Uint8", union)
         values = {places[name][0]: (places[name][1], value) for name, value in step.options.items()}
         offsets[4] = _table(builder, count, values)
+    elif "custom" in step.options:
+        offsets[5] = _numbers(builder, np.frombuffer(step.options["custom"], np.uint8), "u1")
     return _table(builder, 14, fields | {number: ("UOffsetTRelative", at) for number, at in offsets.items()})
 
 
@@ -134,7 +159,7 @@ def _tables(builder: Any, offsets: Sequence[int]) -> int:
     return at
 
 
-def _numbers(builder: Any, values: Sequence[float], dtype: str) -> int:
+def _numbers(builder: Any, values: Sequence[float] | np.ndarray, dtype: str) -> int:
     at: int = builder.CreateNumpyVector(np.array(values, f"<{dtype}"))
     return at
 

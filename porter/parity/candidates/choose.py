@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from porter.artifacts.locate import find_artifact
+from porter.artifacts.artifact import ArtifactFile
 from porter.errors import ParityError
 from porter.mapping.options import PathLike
 from porter.parity.candidates.candidate import Candidate
@@ -17,7 +17,7 @@ from porter.port import Port
 
 
 def open_candidate(
-    named: PathLike | None,
+    named: PathLike | ArtifactFile | None,
     port: Port,
     mapping: PathLike | None,
     weights_file: PathLike | None,
@@ -31,13 +31,12 @@ def open_candidate(
     """
     if named is None:
         return converted(port)
-    text = os.fspath(named)
+    text = named.given if isinstance(named, ArtifactFile) else os.fspath(named)
     kind, colon, name = text.partition(":")
     if weights_file is not None and kind != "timm":
         raise ParityError(f"{text}: a weights file goes with timm:NAME alone")
-    file = None if kind == "timm" and colon else find_artifact(named)
-    if file is not None:
-        return artifact(file, port, mapping)
+    if isinstance(named, ArtifactFile):
+        return artifact(named, port, mapping)
     from porter.parity.candidates import foreign
 
     if kind == "timm" and colon:

@@ -19,7 +19,7 @@ from porter.artifacts.artifact import Artifact, load_artifact
 from porter.errors import ArtifactError, ParityError, PorterError
 from porter.mapping.options import ArtifactLayout
 from porter.models.timm_import import import_timm
-from porter.network.endpoints import CLASS_ENDPOINTS, endpoint_names
+from porter.network.nodes import CLASS_ENDPOINTS, endpoint_names
 from porter.parity.candidates.candidate import Candidate, Output, Outputs, Question
 from porter.parity.candidates.own import unrounded
 from porter.parity.candidates.programs import are_probabilities

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from porter.network.endpoints import CLASS_ENDPOINTS
+from porter.network.nodes import CLASS_ENDPOINTS
 from porter.parity.candidates.candidate import Output, Outputs
 from porter.parity.references.reference import Values
 

@@ -11,24 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from porter.artifacts.artifact import Artifact, load_artifact
-from porter.artifacts.locate import ArtifactFile
+from porter.artifacts.artifact import Artifact, ArtifactFile, load_artifact
 from porter.artifacts.variant import class_count
 from porter.errors import ArtifactError
 from porter.exports.deploy import deploy
 from porter.mapping.apply import carry_out
 from porter.mapping.options import ArtifactLayout, PathLike, PortOptions
 from porter.mapping.plan import Plan
-from porter.models.build import Whole, build_model
+from porter.models.build import Whole, build_model, capture
 from porter.models.create import OpenedModel, open_model
-from porter.models.endpoints import capture
-from porter.network.endpoints import CLASS_ENDPOINTS
-from porter.network.layers import is_weight
 from porter.network.network import GATE_ENTRY, TIMM_GATE
+from porter.network.nodes import CLASS_ENDPOINTS, is_weight, nodes
 from porter.parity.candidates.candidate import Candidate, Output, Outputs, Question
 from porter.parity.streams import streamed
 from porter.port import Port, plan_opened
-from porter.sources.checkpoint import sha256
 
 # A weight that was rounded to float32 once more (by folding a constant into it) is off by half a unit in its last
 # place; by a whole one where it was rounded twice
@@ -55,8 +51,7 @@ def artifact(file: ArtifactFile, port: Port, mapping: PathLike | None) -> Candid
     exact = build_model(single.network, single.num_classes).double()
     exact.load_state_dict(single.state_dict() | exact_tensors)
     found = in_both_precisions(file.given, single, exact.eval())
-    digests = {file.path.name: sha256(file.path)}
-    return replace(found, changed=tuple(changed), planned=not changed, digests=digests)
+    return replace(found, changed=tuple(changed), planned=not changed, digests=file.digests)
 
 
 def recorded_artifact(path: Path, mapping: PathLike | None) -> Candidate:
@@ -150,7 +145,7 @@ def unrounded(artifact: Artifact, port: Port, layout: ArtifactLayout) -> tuple[d
 def _plan_like(artifact: Artifact, port: Port, layout: ArtifactLayout) -> Plan:
     """The plan that makes what ``artifact`` is: its classes, and its batch norms or none."""
     classes = class_count(artifact.arrays)
-    fold_bn = "conv_stem.bias" in artifact.arrays
+    fold_bn = f"{nodes(port.network, classes=0)[0].layer}.bias" in artifact.arrays
     background = classes == port.classes
     options = PortOptions(layout=layout, keep_background=background, fold_bn=fold_bn, fake_quant=False)
     return plan_opened(port.checkpoint, port.mapping, options).plan

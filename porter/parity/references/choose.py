@@ -71,7 +71,7 @@ def _first(port: Port, sizes: tuple[Size, ...] | None) -> str:
     if importlib.util.find_spec("tensorflow") is not None:
         trained_size = all(size == (port.mapping.input.size,) * 2 for size in sizes or ())
         # Keras has no network that ends between pooling and classes, and loads no part of a model
-        whole = (port.classes or not port.network.head) and not port.network.backbone
+        whole = (port.classes or not port.network.embedding) and not port.network.backbone
         if checkpoint.format == "keras" and port.mapping.keras and trained_size and whole:
             return "keras"
         if averaged and _frozen_beside(checkpoint):

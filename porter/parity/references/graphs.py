@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 
 from porter.errors import ParityError
-from porter.network.layers import layers
+from porter.mapping.rules import expected_variables, layer_scopes
 from porter.network.network import Network
+from porter.network.nodes import nodes
+from porter.network.segmentation import Segmentation
 from porter.network.spec import ACTIVATIONS
 from porter.parity.references.graph_float64 import in_float64, pooling_everything
 from porter.parity.references.graph_guard import READS, guarded, node_of
@@ -58,7 +60,7 @@ def _reference(name: str, path: str, definition: Any, port: Port, values: dict[s
     present = {node.name for node in definition.node}
     found = {
         endpoint: next((c for c in candidates if c in present), None)
-        for endpoint, candidates in endpoint_operations(network, scope).items()
+        for endpoint, candidates in endpoint_operations(port).items()
     }
     operations = {endpoint: operation for endpoint, operation in found.items() if operation}
     if not operations:
@@ -97,7 +99,7 @@ def _reference(name: str, path: str, definition: Any, port: Port, values: dict[s
 
 def _fixed_size(definition: Any, network: Network, scope: str) -> Size | None:
     """The size of images that a segmentation graph's resizing is written for: that which its last map comes from."""
-    if network.segmentation is None:
+    if not isinstance(network.head, Segmentation):
         return None
     nodes = {node.name: node for node in definition.node}
     parent = scope.rpartition("/")[0]
@@ -148,48 +150,37 @@ def _input_of_stem(definition: Any, port: Port, path: str) -> str:
     return source
 
 
-def endpoint_operations(network: Network, scope: str) -> dict[str, list[str]]:
+def endpoint_operations(port: Port) -> dict[str, list[str]]:
     """Endpoint -> names of the operation that gives it, first match counts.
 
-    Freezing strips the identities that slim names after endpoints, so what they name comes second.
+    They follow from the scopes of the variables, which the mapping gives, by the rules of slim's layers. Freezing
+    strips the identities that slim names after endpoints, so what they name comes second.
     """
-
-    found = {"global_pool": [f"{scope}/Logits/AvgPool2D"]}
-    for layer in layers(network, classes=1):
-        at = f"{scope}/{layer.scope}"
-        inside, activated = at.rpartition("/")[0], [f"{at}/{forms.slim}" for forms in ACTIVATIONS.values()]
-        for endpoint, _, kind in layer.outputs:
-            if kind == "activation":
-                named = [f"{inside}/{endpoint.partition('/')[2]}"] if "/" in endpoint else []
-                found[endpoint] = [*named, *activated]
-            elif kind == "block":
-                found[endpoint] = [f"{inside}/output", f"{inside}/add", f"{at}/BatchNorm/FusedBatchNormV3"]
-            elif kind == "pool" and endpoint != "global_pool":
-                found[endpoint] = [f"{scope}/AvgPool2D/AvgPool"]
-    if network.detection is not None:
-        return _detector_operations(network, scope, found)
-    if network.segmentation is not None:
-        parent = scope.rpartition("/")[0]
-        above = f"{parent}/" if parent else ""
-        return {name: names for name, names in found.items() if name != "global_pool"} | {
-            "image_pooling": [f"{above}image_pooling/BiasAdd"],
-            "aspp0": [f"{above}aspp0/Relu"],
-            "decoder_conv0": [f"{above}decoder/decoder_conv0/BiasAdd"],
-            "feature_projection0": [f"{above}decoder/feature_projection0/BiasAdd"],
-            "semantic": [f"{above}semantic"],
-        }
-    found["Logits"] = [f"{scope}/Logits/output", f"{scope}/Logits/Squeeze"]
-    found["Predictions"] = [f"{scope}/Predictions/Reshape_1", f"{scope}/Predictions/Softmax"]
+    network, scope = port.network, port.mapping.scope
+    scopes = layer_scopes(expected_variables(port.mapping, network, classes=1))
+    found: dict[str, list[str]] = {}
+    at = inside = ""
+    for node in nodes(network, classes=1):
+        if node.layer:
+            at = scopes[node.layer]
+            inside = at.rpartition("/")[0]
+        for endpoint in node.endpoints:
+            if endpoint == "Logits":
+                names = [f"{scope}/Logits/output", f"{scope}/Logits/Squeeze"]
+            elif endpoint == "Predictions":
+                names = [f"{scope}/Predictions/Reshape_1", f"{scope}/Predictions/Softmax"]
+            elif endpoint == "global_pool":
+                names = [f"{scope}/Logits/AvgPool2D"]
+            elif node.operation == "mean":
+                names = [f"{scope}/AvgPool2D/AvgPool"]
+            elif node.activation:
+                named = [f"{inside}/{endpoint.partition('/')[2]}"] if node.endpoints[0].count("/") else []
+                names = [*named, *(f"{at}/{forms.slim}" for forms in ACTIVATIONS.values())]
+            elif node.operation == "add" and network.head and endpoint in ("semantic",):
+                names = ["/".join([*at.split("/")[:-2], endpoint])]
+            elif node.norm or node.operation == "add":
+                names = [f"{inside}/output", f"{inside}/add", f"{at}/BatchNorm/FusedBatchNormV3"]
+            else:
+                names = [f"{at}/BiasAdd"]
+            found[endpoint] = names
     return found
-
-
-def _detector_operations(network: Network, scope: str, found: dict[str, list[str]]) -> dict[str, list[str]]:
-    """A head's endpoints are named after its scopes."""
-    root = "/".join(scope.split("/")[:-2])
-    for layer in layers(network, classes=1):
-        for endpoint, _, kind in layer.outputs:
-            if kind == "head":
-                above = root if layer.scope.startswith("../../") else scope
-                at = "/".join(filter(None, (above, layer.scope.removeprefix("../../"))))
-                found[endpoint] = [f"{at}/Relu6" if layer.activation else f"{at}/BiasAdd"]
-    return {name: names for name, names in found.items() if name != "global_pool"}

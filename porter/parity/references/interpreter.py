@@ -11,7 +11,7 @@ import numpy as np
 
 from porter.errors import ParityError
 from porter.mapping.rules import module_outputs
-from porter.network.endpoints import endpoint_modules
+from porter.network.nodes import endpoint_modules
 from porter.parity.references.live_tensorflow import tensorflow, tflite_package
 from porter.parity.references.reference import Endpoints, Reference, Values, noise_between
 from porter.port import Port
@@ -146,6 +146,17 @@ def _load(content: bytes, path: Path, builtin: bool) -> Any:
     except (ValueError, RuntimeError) as error:
         raise ParityError(f"{path}: the interpreter does not take it ({error})") from error
     return runner
+
+
+def run_file(path: Path, images: np.ndarray) -> list[np.ndarray]:
+    """The outputs of a float ``.tflite`` for (N, H, W, C) images, by the built-in kernels. Raises ParityError."""
+    runner = _load(path.read_bytes(), path, builtin=True)
+    given = runner.get_input_details()[0]["index"]
+    runner.resize_tensor_input(given, images.shape)
+    runner.allocate_tensors()
+    runner.set_tensor(given, images)
+    runner.invoke()
+    return [runner.get_tensor(one["index"]) for one in runner.get_output_details()]
 
 
 def _with_outputs(path: Path, positions: list[int]) -> bytes:

@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 
 from porter.errors import ParityError
+from porter.mapping.files import load_variant
+from porter.mapping.rules import expected_variables, layer_scopes
 from porter.mapping.schema import Keras
+from porter.network.nodes import LOGITS, nodes
 from porter.parity.references.live_tensorflow import tensorflow
 from porter.parity.references.reference import Endpoints, Reference, Values, noise_between
 from porter.port import Port
@@ -70,24 +73,22 @@ def _tap(keras: Any, port: Port, spec: Keras, size: int, dtype: str) -> tuple[li
 
 
 def _endpoints(model: Any, port: Port, top: bool) -> list[tuple[str, Any]]:
-    """Endpoint -> Keras tensor. Activations have no names of their own: they are what follows a batch norm."""
-    network = port.network
+    """Endpoint -> Keras tensor, by the names that ``mappings/keras.yaml`` gives to layers.
 
-    def after(name: str) -> Any:
-        return model.get_layer(name)._outbound_nodes[0].operation.output
-
-    found = [("layer_1", after("conv_bn"))]
-    for block in network.blocks:
-        if block.expands:
-            found.append((f"{block.endpoint}/expansion_output", after(f"{block.scope}_expand_bn")))
-        found.append((f"{block.endpoint}/depthwise_output", after(f"{block.scope}_depthwise_bn")))
-        last = "add" if block.residual else "project_bn"
-        output = model.get_layer(f"{block.scope}_{last}").output
-        found += [(f"{block.endpoint}/output", output), (block.endpoint, output)]
-    last_map = after("conv_1_bn")
-    found.append((network.endpoint_after_blocks(0), last_map))
-    if top:
-        found.append((network.endpoint_after_blocks(2), after("conv_2")))
-        found.append(("Logits", after("logits")))
-        found.append(("Predictions", model.output))
+    Activations and additions have no names in it: they are what follows a batch norm.
+    """
+    named = load_variant(port.mapping.variant, "keras")
+    scopes = layer_scopes(expected_variables(named, port.network, classes=1))
+    found: list[tuple[str, Any]] = []
+    at = ""
+    for node in nodes(port.network, classes=1):
+        at = scopes[node.norm or node.layer] if node.layer else at
+        if node.operation == "mean" or (not top and node.operation in ("dense", "softmax")):
+            continue
+        layer = None if node.operation == "softmax" else model.get_layer(at)
+        follows = node.activation or node.operation == "add" or node.name == LOGITS  # a reshape, of the logits
+        output = model.output if layer is None else layer.output
+        if layer is not None and follows:
+            output = layer._outbound_nodes[0].operation.output
+        found += [(endpoint, output) for endpoint in node.endpoints if endpoint != "global_pool"]
     return found

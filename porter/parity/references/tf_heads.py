@@ -1,7 +1,7 @@
 """The heads of segmenters and detectors written again with ``tf.nn``, from the network table; see tf_nn.py.
 
 ``convolved(scope, module, norm, x, ...)`` is a convolution with its batch norm, ``pair(scope, module)`` gives weights
-(HWIO) and bias of one without. Scopes are below slim's; ``../`` leads out of it.
+(HWIO) and bias of one without. Scopes are slim's, without what lies above the network and its head.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
+from porter.network.detection import Detection
 from porter.network.network import Network
+from porter.network.segmentation import Segmentation
 from porter.network.spec import Activation
 from porter.parity.references.live_tensorflow import tensorflow
 
@@ -55,7 +57,6 @@ def splice_resize(graph: Any, node: Any) -> None:
 Layers = Iterator[tuple[str, Any]]  # endpoint, TensorFlow tensor NHWC
 Convolved = Callable[..., Any]
 Pair = Callable[[str, str], tuple[Any, Any]]
-ROOT = "../../"  # where a detector's predictors lie, beside its feature extractor
 
 
 def activated(tf: Any, kind: Activation, x: Any) -> Any:
@@ -73,18 +74,19 @@ def last_map(network: Network, convolved: Convolved, x: Any) -> Generator[tuple[
     tf = tensorflow()
     x = convolved("Conv_1", network.last_conv, network.last_norm, x)
     x = activated(tf, network.last_activation, x)
-    yield network.last_endpoint, x
+    yield network.endpoint_after_blocks(0), x
     return x
 
 
 def segmenter(network: Network, convolved: Convolved, pair: Pair, x: Any, low: Any) -> Layers:
     """LR-ASPP on the last block's map ``x`` and the inner map ``low`` (research/deeplab/model.py)."""
-    tf, head = tensorflow(), network.segmentation
-    assert head is not None
-    x = yield from last_map(network, convolved, x)
+    tf, head = tensorflow(), network.head
+    assert isinstance(head, Segmentation)
+    if network.last:
+        x = yield from last_map(network, convolved, x)
 
-    def biased(scope: str, x: Any) -> Any:
-        weights, bias = pair(f"../{scope}", "")
+    def biased(scope: str, module: str, x: Any) -> Any:
+        weights, bias = pair(scope, f"classifier.{module}")
         return tf.nn.conv2d(x, weights, 1, "SAME") + bias
 
     def resized(x: Any, like: Any) -> Any:
@@ -94,35 +96,37 @@ def segmenter(network: Network, convolved: Convolved, pair: Pair, x: Any, low: A
         return tf.compat.v1.image.resize_bilinear(x, size, align_corners=True)
 
     window = [min(side, most) for side, most in zip(x.shape[1:3], head.window, strict=True)]
-    pooled = biased("image_pooling", tf.nn.avg_pool2d(x, window, head.stride, "VALID"))
+    pooled = biased("image_pooling", "scale.1", tf.nn.avg_pool2d(x, window, head.stride, "VALID"))
     yield "image_pooling", pooled
     gate = tf.nn.relu6(pooled + 3.0) * network.gate
-    aspp = tf.nn.relu(convolved("../aspp0", "", "", x, epsilon=head.epsilon))
+    aspp = tf.nn.relu(convolved("aspp0", "classifier.cbr.0", "classifier.cbr.1", x, epsilon=head.epsilon))
     yield "aspp0", aspp
-    high = biased("decoder/decoder_conv0", resized(aspp * resized(gate, x), low))
+    high = biased("decoder/decoder_conv0", "high_classifier", resized(aspp * resized(gate, x), low))
     yield "decoder_conv0", high
-    projected = biased("decoder/feature_projection0", low)
+    projected = biased("decoder/feature_projection0", "low_classifier", low)
     yield "feature_projection0", projected
     yield "semantic", high + projected
 
 
 def detector(network: Network, convolved: Convolved, pair: Pair, x: Any, first: Any) -> Layers:
     """SSDLite on the last block's map ``x`` and the inner map ``first`` (object_detection's SSD feature extractors)."""
-    tf, head = tensorflow(), network.detection
-    assert head is not None
+    tf, head = tensorflow(), network.head
+    assert isinstance(head, Detection)
     if network.last:
         x = yield from last_map(network, convolved, x)
-    maps, last = [first, x], network.last_endpoint
+    maps = [first, x]
+    last = network.endpoint_after_blocks(0) if network.last else network.blocks[-1].endpoint
     for level, depth in enumerate(head.extra, 2):
         narrow, wide = f"{last}_1_Conv2d_{level}_1x1_{depth // 2}", f"{last}_2_Conv2d_{level}_3x3_s2_{depth}"
-        for scope, stride in ((narrow, 1), (f"{wide}_depthwise", 2), (wide, 1)):
-            x = tf.nn.relu6(convolved(scope, "", "", x, stride))
+        for number, (scope, stride) in enumerate(((narrow, 1), (f"{wide}_depthwise", 2), (wide, 1))):
+            at = f"extras.{level - 2}.{number}"
+            x = tf.nn.relu6(convolved(scope, f"{at}.0", f"{at}.1", x, stride))
             yield scope, x
         maps.append(x)
     for level, given in enumerate(maps):
-        for name in ("BoxEncodingPredictor", "ClassPredictor"):
-            scope = f"BoxPredictor_{level}/{name}"
-            x = tf.nn.relu6(convolved(f"{ROOT}{scope}_depthwise", "", "", given))
+        for module, name in (("boxes", "BoxEncodingPredictor"), ("classes", "ClassPredictor")):
+            scope, at = f"BoxPredictor_{level}/{name}", f"{module}.{level}"
+            x = tf.nn.relu6(convolved(f"{scope}_depthwise", f"{at}.0.0", f"{at}.0.1", given))
             yield f"{scope}_depthwise", x
-            weights, bias = pair(f"{ROOT}{scope}", "")
+            weights, bias = pair(scope, f"{at}.1")
             yield scope, tf.nn.conv2d(x, weights, 1, "SAME") + bias

@@ -16,7 +16,9 @@ import numpy as np
 from porter.errors import ParityError
 from porter.mapping.files import list_variants, load_variant
 from porter.mapping.rules import expected_variables
+from porter.network.detection import Detection
 from porter.network.network import Block, Network
+from porter.network.segmentation import Segmentation
 from porter.network.spec import Activation
 from porter.parity.references.live_tensorflow import stored_values, tensorflow
 from porter.parity.references.reference import Endpoints, Reference, Values, noise_between
@@ -82,15 +84,11 @@ def graph(port: Port, dtype: str) -> Callable[[Any], Layers]:
     rules = load_variant(list_variants()[0])
     slim = msgspec.structs.replace(mapping, names={}, variables={}, rules=rules.rules, batch_norm=rules.batch_norm)
     own = {want.target: want.source for want in expected_variables(mapping, network, port.classes)}
-    names = {want.source: own[want.target] for want in expected_variables(slim, network, port.classes)}
+    names = {want.local: own[want.target] for want in expected_variables(slim, network, port.classes)}
     stored = stored_values(checkpoint)
 
     def fetch(name: str) -> Any:
-        scope = mapping.scope
-        while name.startswith("../"):
-            scope, name = scope.rpartition("/")[0], name.removeprefix("../")
-        values = stored(names["/".join(filter(None, (scope, name)))])
-        return tf.constant(values.astype("float64" if fake_quant else dtype))
+        return tf.constant(stored(names[name]).astype("float64" if fake_quant else dtype))
 
     def quantize(at: str, x: Any) -> Any:
         if not fake_quant or at not in port.plan.ranges:
@@ -114,10 +112,12 @@ def _of_biases(tf: Any, port: Port, dtype: str) -> Callable[[Any], Layers]:
         if weights.axes.endswith(("ohwi", "1hwc")):
             kernel = kernel.transpose(1, 2, 3, 0)
         # relu6(x + 3) as one operation: the converter has added the 3 to the bias
-        three = 3.0 if bias.gate_shift and checkpoint[bias.source].fused == "relu6" else 0.0
+        three = 3.0 if bias.gate_bias and checkpoint[bias.source].fused == "relu6" else 0.0
         return tf.constant(kernel.astype(dtype)), tf.constant(checkpoint[bias.source].read().astype(dtype) - three)
 
-    def convolved(scope: str, module: str, _norm: str, x: Any, stride: int = 1, rate: int = 1) -> Any:
+    def convolved(
+        scope: str, module: str, _norm: str, x: Any, stride: int = 1, rate: int = 1, **_epsilon: float
+    ) -> Any:
         kernel, bias = pair(scope, module)
         if scope.endswith("depthwise"):
             return _depthwise(tf, x, kernel, stride, rate) + bias
@@ -230,15 +230,15 @@ def _layers(
     low = x
     for block in network.blocks:
         for name, value in block_outputs(block, x):
-            if name == network.inner_map:
+            if network.head is not None and name == network.head.inner[1]:
                 low = value
             yield name, value
         x = value  # the last endpoint is what the block gives
-    if network.detection is not None:
+    if isinstance(network.head, Detection):
         yield from detector(network, convolved, pair, x, low)
-    elif network.segmentation is not None:
+    elif isinstance(network.head, Segmentation):
         yield from segmenter(network, convolved, pair, x, low)
-    elif network.last:
+    else:
         yield from _after_blocks(net, convolved, biased, activate, quantize, x)
 
 
@@ -246,14 +246,15 @@ def _after_blocks(net: _Net, convolved: Any, biased: Any, activate: Any, quantiz
     """Last convolution, pooling, head and classifier; those that there are."""
     tf, network, classifier = net
     after = network.endpoint_after_blocks
-    x = convolved("Conv_1", network.last_conv, network.last_norm, x)
-    x = activate(network.last_activation, network.last_act, x)
-    yield after(0), x
+    if network.last:
+        x = convolved("Conv_1", network.last_conv, network.last_norm, x)
+        x = activate(network.last_activation, network.last_act, x)
+        yield after(0), x
     pooled = after(1) if network.pools_in_layers else "global_pool"
     x = quantize("global_pool", tf.reduce_mean(x, [1, 2], keepdims=True))
     yield pooled, x
-    if network.head:
-        x = activate(network.head_activation, "act2", biased("Conv_2", "conv_head", x))
+    if network.embedding:
+        x = activate(network.embedding_activation, "act2", biased("Conv_2", "conv_head", x))
         yield after(2), x
         yield "global_pool", x
     if classifier:

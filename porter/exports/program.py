@@ -1,0 +1,91 @@
+"""A network with its weights, float32 and batch norms folded in: what exported graphs are written from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from porter.errors import ArtifactError
+from porter.mapping.apply import fold_batch_norm
+from porter.network.network import TIMM_GATE, Network
+from porter.network.node import Node, behind_gates, needed
+from porter.network.nodes import is_weight, nodes, outputs, state_dict_shapes
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class Weights(NamedTuple):
+    """Of one node: ``weight`` (OIHW, or OI of a dense one) and ``bias`` (O,)."""
+
+    weight: np.ndarray
+    bias: np.ndarray
+
+
+class Program(NamedTuple):
+    """Nodes in the order of computation, on (N, ``channels``, H, W) images, and the weights of those that have any.
+
+    ``outputs`` are values. The gate is relu6(x + 3) / 6 whatever the network's: the rest of its slope is in the weights
+    behind it. ``features`` is true where the outputs are a pyramid of maps.
+    """
+
+    network: Network
+    nodes: list[Node]
+    weights: Mapping[str, Weights]
+    outputs: tuple[str, ...]
+    channels: int
+    features: bool = False
+
+    @property
+    def endpoints(self) -> dict[str, str]:
+        """The value of each of TensorFlow's endpoints."""
+        return {endpoint: node.name for node in self.nodes for endpoint in node.endpoints}
+
+
+def program(
+    network: Network, classes: int, arrays: Mapping[str, np.ndarray], endpoints: Sequence[str] | None = None
+) -> Program:
+    """The network with the weights ``arrays``, a state dict; or the part that computes ``endpoints``, feature maps.
+
+    With 0 ``classes`` a classifier's output is the embedding. Raises ArtifactError where the entries are not those of
+    the network.
+    """
+    found = nodes(network, classes)
+    values = outputs(network, classes)
+    if endpoints is not None:
+        by_endpoint = {endpoint: node.name for node in found for endpoint in node.endpoints}
+        values = tuple(by_endpoint[endpoint] for endpoint in endpoints)
+    found = needed(found, values)
+    owners = {node.layer for node in found} | {node.norm for node in found}
+    _check_entries(state_dict_shapes(network, classes), owners, arrays)
+    factor, folding = network.gate / TIMM_GATE, behind_gates(found)
+    weights = {
+        node.name: _folded(node, network, arrays, factor if node.layer in folding else 1.0)
+        for node in found
+        if node.layer
+    }
+    return Program(network, found, weights, values, network.channels, features=endpoints is not None)
+
+
+def _folded(node: Node, network: Network, arrays: Mapping[str, np.ndarray], scale: float) -> Weights:
+    """Weight (times ``scale``) and bias with the batch norm in them, worked out in float64 and rounded once."""
+    owners = (node.layer, node.norm)
+    own = {name: arrays[name].astype("float64") for name in arrays if name.rpartition(".")[0] in owners}
+    weight = own[f"{node.layer}.weight"] = own[f"{node.layer}.weight"] * scale
+    if not node.norm or network.bn_folded:
+        bias = own[f"{node.layer}.bias"]
+    else:
+        weight, bias = fold_batch_norm(own, node.layer, node.norm, node.epsilon)
+    if node.operation == "dense":
+        weight = weight.reshape(weight.shape[:2])
+    return Weights(weight.astype("float32"), bias.astype("float32"))
+
+
+def _check_entries(expected: Mapping[str, tuple[int, ...]], owners: set[str], arrays: Mapping[str, np.ndarray]) -> None:
+    for name, shape in expected.items():
+        if name.rpartition(".")[0] not in owners:
+            continue
+        if name not in arrays and is_weight(name):
+            raise ArtifactError(f"entry {name}: is missing; exports are of MobileNetV3's own layers")
+        if name in arrays and arrays[name].shape != shape:
+            raise ArtifactError(f"entry {name}: shape {list(arrays[name].shape)}, the network has {list(shape)}")

@@ -1,0 +1,158 @@
+"""SSDLite, a detector's head (arXiv 1905.02244, section 6.3; object_detection's SSD feature extractors and box coder).
+
+What a table says, the nodes, the anchors, and the boxes that encodings mean.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from msgspec import Meta, Struct
+
+from porter.network.node import Group, Map, Node, Size
+from porter.network.spec import Count, Positive
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MOST_LEVELS = 32  # maps and shapes of boxes; SSDLite has six of each
+# ssd_anchor_generator.py: beside its square box, the first map has two others, all of this scale or the first one's
+LOWEST_SCALE, LOWEST_RATIOS = 0.1, (2.0, 0.5)
+FIRST_ANCHORS = 1 + len(LOWEST_RATIOS)
+
+
+class Anchors(Struct, frozen=True, forbid_unknown_fields=True):
+    """Shapes of boxes: ``ratios`` (width to height) at scales from ``min_scale`` to ``max_scale`` of the image.
+
+    On every map one more box, square, lies between its scale and the next; the first map has three boxes alone.
+    """
+
+    min_scale: Annotated[float, Meta(gt=0, le=1)]
+    max_scale: Annotated[float, Meta(gt=0, le=1)]
+    ratios: Annotated[list[Positive], Meta(min_length=1, max_length=MOST_LEVELS)]
+
+
+class Detection(Struct, frozen=True, forbid_unknown_fields=True):
+    """The head on the map of the endpoint ``first``, the last one, and further ones of ``extra`` channels.
+
+    ``coder`` are the factors of encoded centres and sizes (y, x, height, width).
+    """
+
+    # Suppression as ssdlite_mobilenet_v3_*_320x320_coco.config has it: boxes of a class and of all, IoU, least score
+    MOST_BOXES: ClassVar[int] = 100
+    OVERLAP: ClassVar[float] = 0.6
+    LEAST_SCORE: ClassVar[float] = 1e-8
+
+    first: str
+    extra: Annotated[list[Count], Meta(max_length=MOST_LEVELS)]
+    anchors: Anchors
+    coder: Annotated[list[Positive], Meta(min_length=4, max_length=4)]
+
+    @property
+    def inner(self) -> tuple[str, str]:
+        """The key of the endpoint whose map the head takes beside the last one, and that endpoint."""
+        return "detection.first", self.first
+
+    @property
+    def class_layers(self) -> list[str]:
+        """The layers with outputs for each class; those of the first have ``FIRST_ANCHORS`` for each."""
+        return [f"classes.{level}.1" for level in range(len(self.extra) + 2)]
+
+    @property
+    def anchors_per_position(self) -> list[int]:
+        """Anchors per position, for each feature map."""
+        return [FIRST_ANCHORS] + [len(self.anchors.ratios) + 1] * (len(self.extra) + 1)
+
+    def groups(self, last: Map, inner: Map, classes: int, epsilon: float) -> Iterator[Group]:
+        """The nodes of the head. Outputs are ``encodings`` (N, boxes, 4) and ``logits`` (N, boxes, classes).
+
+        ``classes`` count the background, which is class 0; ``epsilon`` is that of batch norms.
+        """
+
+        def unit(name: str, at: str, given: Map, out: int, kernel: int = 1, stride: int = 1) -> Node:
+            """A convolution with batch norm and relu6; depthwise where its kernel is larger."""
+            groups = out if kernel > 1 else 1
+            shape = (out, given.channels // groups, kernel, kernel)
+            node = Node(name, "convolution", (given.name,), (name,), f"{at}.2", f"{at}.0", shape, f"{at}.1")
+            return node._replace(activation="relu6", stride=stride, groups=groups, epsilon=epsilon)
+
+        maps, stem = [inner, last], last.endpoint
+        for number, depth in enumerate(self.extra):
+            at, half, level = f"extras.{number}", depth // 2, number + 2
+            wide = f"{stem}_2_Conv2d_{level}_3x3_s2_{depth}"
+            narrowed = unit(f"{stem}_1_Conv2d_{level}_1x1_{half}", f"{at}.0", maps[-1], half)
+            halved = unit(f"{wide}_depthwise", f"{at}.1", _map(narrowed), half, kernel=3, stride=2)
+            widened = unit(wide, f"{at}.2", _map(halved), depth)
+            names = {"number": str(number), "narrow": narrowed.name, "wide": wide}
+            # Placeholders of mapping files for version 0.1
+            names |= {"last_layer": stem, "level": str(level), "half": str(half), "depth": str(depth)}
+            yield Group("extra", names, [narrowed, halved, widened])
+            maps.append(_map(widened))
+        rows: dict[str, list[str]] = {"encodings": [], "logits": []}
+        for level, (count, given) in enumerate(zip(self.anchors_per_position, maps, strict=True)):
+            nodes: list[Node] = []
+            for output, module, predictor, values in (
+                ("encodings", "boxes", f"BoxPredictor_{level}/BoxEncodingPredictor", 4),
+                ("logits", "classes", f"BoxPredictor_{level}/ClassPredictor", classes),
+            ):
+                at = f"{module}.{level}"
+                depthwise = unit(f"{predictor}_depthwise", f"{at}.0", given, given.channels, kernel=3)
+                shape = (count * values, given.channels, 1, 1)
+                convolution = Node(
+                    predictor, "convolution", (depthwise.name,), (predictor,), f"{at}.1", f"{at}.1", shape
+                )
+                nodes += [depthwise, convolution, Node(f"{at}/rows", "rows", (predictor,), values=values)]
+                rows[output].append(f"{at}/rows")
+            yield Group("predictor", {"level": str(level)}, nodes)
+        yield Group("", {}, [Node(output, "concat", tuple(found)) for output, found in rows.items()])
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The values that the network gives."""
+        return "encodings", "logits"
+
+
+def _map(node: Node) -> Map:
+    return Map(node.name, node.name, node.shape[0])
+
+
+def anchors_on(head: Detection, sizes: Sequence[Size]) -> np.ndarray:
+    """(boxes, 4) float32: centre y, x, height and width over the image's sides, in the order of the predictions.
+
+    ``sizes`` are those of the feature maps.
+    """
+    import numpy as np
+
+    found = []
+    for shapes, (rows, columns) in zip(_shapes(head.anchors, len(sizes)), sizes, strict=True):
+        y, x = np.meshgrid((np.arange(rows) + 0.5) / rows, (np.arange(columns) + 0.5) / columns, indexing="ij")
+        boxes = np.empty((rows, columns, len(shapes), 4))
+        boxes[..., 0], boxes[..., 1] = y[..., None], x[..., None]
+        for index, (scale, ratio) in enumerate(shapes):
+            boxes[:, :, index, 2:] = scale / math.sqrt(ratio), scale * math.sqrt(ratio)
+        found.append(boxes.reshape(-1, 4))
+    return np.concatenate(found).astype(np.float32)
+
+
+def _shapes(spec: Anchors, levels: int) -> list[list[tuple[float, float]]]:
+    """Scale and ratio of width to height of each map's boxes."""
+    step = (spec.max_scale - spec.min_scale) / max(1, levels - 1)
+    scales = [*(spec.min_scale + step * level for level in range(levels)), 1.0]
+    found = [[(LOWEST_SCALE, 1.0), *((scales[0], ratio) for ratio in LOWEST_RATIOS)]]
+    for scale, larger in itertools.pairwise(scales[1:]):
+        found.append([*((scale, ratio) for ratio in spec.ratios), (math.sqrt(scale * larger), 1.0)])
+    return found
+
+
+def decoded(encodings: np.ndarray, of: np.ndarray, coder: Sequence[float]) -> np.ndarray:
+    """(N, boxes, 4) encodings of the anchors ``of`` -> their top, left, bottom and right, over the image's sides."""
+    import numpy as np
+
+    y, x, height, width = np.moveaxis(encodings / np.asarray(coder, encodings.dtype), -1, 0)
+    at_y, at_x, tall, wide = np.moveaxis(of.astype(encodings.dtype), -1, 0)
+    middle_y, middle_x = y * tall + at_y, x * wide + at_x
+    half_y, half_x = np.exp(height) * tall / 2, np.exp(width) * wide / 2
+    return np.stack([middle_y - half_y, middle_x - half_x, middle_y + half_y, middle_x + half_x], -1)

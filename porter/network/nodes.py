@@ -1,0 +1,207 @@
+"""The nodes of a network: its one description, from which all follows but the PyTorch modules and the tf.nn reference.
+
+tests/test_network.py holds it against the PyTorch network itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from porter.network.detection import Detection, anchors_on
+from porter.network.network import GATE_ENTRY, Block, Network
+from porter.network.node import IMAGE, Group, Map, Node, Shape, map_sizes
+
+if TYPE_CHECKING:
+    import numpy as np
+
+COUNTER = "num_batches_tracked"  # PyTorch's batch norms count batches; TensorFlow has no such variable
+CLASS_ENDPOINTS = ("Logits", "Predictions")  # of shape (N, classes)
+LOGITS, FEATURES = "logits", "features"  # a classifier's output, and that of a network without one
+
+
+def nodes(network: Network, classes: int) -> list[Node]:
+    """Every node in the order of computation. 0 ``classes``: no classifier."""
+    return [node for group in groups(network, classes) for node in group.nodes]
+
+
+def outputs(network: Network, classes: int) -> tuple[str, ...]:
+    """The values that the network gives, its module's first."""
+    if network.head is not None:
+        return network.head.outputs
+    if classes:
+        return (LOGITS,)
+    return (next(node.name for node in reversed(nodes(network, 0))),)
+
+
+def groups(network: Network, classes: int) -> Iterator[Group]:
+    """The nodes by the section of rules that fills their entries. A network with a head and 0 ``classes`` has none."""
+    if network.head is None:
+        yield from _classifier(network, classes)
+        return
+    names = torchvision_names(network)
+    trunk = []
+    for group in _classifier(network, classes=0):
+        inside = [
+            node._replace(
+                module=f"backbone.{node.module}" if node.module else "",
+                layer=names.get(node.layer, ""),
+                norm=names.get(node.norm, ""),
+            )
+            for node in group.nodes
+        ]
+        trunk += inside
+        yield group._replace(nodes=inside)
+    if classes:
+        last = Map(trunk[-1].name, trunk[-1].endpoints[-1], network.map_channels)
+        yield from network.head.groups(last, inner_map(network), classes, network.epsilon)
+
+
+def inner_map(network: Network) -> Map:
+    """The map inside a block that a segmenter's or detector's head takes."""
+    assert network.head is not None
+    _, endpoint = network.head.inner
+    trunk = (node for group in _classifier(network, classes=0) for node in group.nodes)
+    node = next(node for node in trunk if endpoint in node.endpoints)
+    return Map(node.name, endpoint, node.shape[0])
+
+
+def _classifier(network: Network, classes: int) -> Iterator[Group]:
+    """Stem, blocks, and what follows them up to the classifier, under timm's names."""
+    after, kernel = network.endpoint_after_blocks, network.stem_kernel
+    names = {"last_conv": network.last_conv, "last_norm": network.last_norm, "last_act": network.last_act}
+
+    def convolution(given: str, endpoints: tuple[str, ...], module: str, layer: str, shape: Shape) -> Node:
+        return Node(endpoints[0], "convolution", (given,), endpoints, module, layer, shape)
+
+    stem = convolution(IMAGE, ("layer_1",), "act1", "conv_stem", (network.stem, network.channels, kernel, kernel))
+    stem = stem._replace(norm="bn1", stride=network.stem_stride, activation=network.stem_activation)
+    yield Group("stem", names, [stem._replace(epsilon=network.epsilon)])
+    value = stem.name
+    for block in network.blocks:
+        found = list(_block(block, value, network.epsilon))
+        yield Group(block.kind, {"block": block.scope, "module": block.module}, found)
+        value = found[-1].name
+    if network.last:
+        shape = (network.last, network.blocks[-1].out, 1, 1)
+        last = convolution(value, (after(0),), network.last_act, network.last_conv, shape)
+        last = last._replace(norm=network.last_norm, epsilon=network.epsilon, activation=network.last_activation)
+        value = last.name
+        yield Group("last", names, [last])
+    if network.backbone and not classes:
+        return
+    pool = after(1) if network.pools_in_layers else "global_pool"
+    flat = "conv_head/flatten" if network.embedding else "classifier/flatten" if classes else FEATURES
+    pooled = Node(pool, "mean", (value,), (pool,), "global_pool")
+    yield Group("", {}, [pooled, Node(flat, "flatten", (pool,), module="global_pool")])
+    value = flat
+    if network.embedding:
+        value, shape = after(2), (network.embedding, network.last, 1, 1)
+        dense = Node(value, "dense", (flat,), (value, "global_pool"), "act2", "conv_head", shape)
+        yield Group("head", names, [dense._replace(activation=network.embedding_activation)])
+    if classes:
+        logits = Node(LOGITS, "dense", (value,), ("Logits",), "classifier", "classifier", (classes, network.features))
+        yield Group("classifier", names, [logits, Node("predictions", "softmax", (LOGITS,), ("Predictions",))])
+
+
+def _block(block: Block, entering: str, epsilon: float) -> Iterator[Node]:
+    """The nodes of a block behind the value ``entering``."""
+    at, value, number = block.module, entering, 0
+
+    def convolution(layer: str, shape: Shape, stride: int, end: str) -> Node:
+        node = Node(f"{block.endpoint}/{end}", "convolution", (value,), layer=f"{at}.{layer}", shape=shape)
+        node = node._replace(endpoints=(node.name,), module=f"{at}.act{number}", norm=f"{at}.bn{number}")
+        dilation = block.dilation if shape[-1] > 1 else 1
+        return node._replace(epsilon=epsilon, activation=block.activation, stride=stride, dilation=dilation)
+
+    if block.expands:
+        number, fused = 1, block.kind == "fused"
+        layer, kernel, stride = ("conv_exp", block.kernel, block.stride) if fused else ("conv_pw", 1, 1)
+        shape = (block.expanded, block.channels_in, kernel, kernel)
+        node = convolution(layer, shape, stride, "expansion_output")
+        yield node
+        value = node.name
+    if block.depthwise:
+        number += 1
+        shape = (block.expanded, 1, block.kernel, block.kernel)
+        node = convolution("conv_dw", shape, block.stride, "depthwise_output")._replace(groups=block.expanded)
+        yield node
+        value = node.name
+    if block.squeezed:
+        se, sides = f"{at}.se", (block.squeezed, block.expanded)
+        yield Node(f"{se}/mean", "mean", (value,), module=f"{se}.pool")
+        for layer, given, shape, module in (
+            ("conv_reduce", f"{se}/mean", (*sides, 1, 1), "act1"),
+            ("conv_expand", f"{se}.conv_reduce", (*sides[::-1], 1, 1), "gate"),
+        ):
+            name = f"{se}.{layer}"
+            node = Node(name, "convolution", (given,), module=f"{se}.{module}", layer=name, shape=shape)
+            yield node._replace(activation="gate" if module == "gate" else "relu")
+        yield Node(f"{se}/scaled", "multiply", (value, f"{se}.conv_expand"), module=se)
+        value = f"{se}/scaled"
+    ends = (f"{block.endpoint}/output", block.endpoint)
+    layer, norm = f"{at}.{block.project}", f"{at}.bn{number + 1}"
+    project = Node(ends[0], "convolution", (value,), ends, at, layer, (block.out, block.expanded, 1, 1), norm, epsilon)
+    if not block.residual:
+        yield project
+        return
+    yield project._replace(name=layer, endpoints=(), module=norm)
+    yield Node(ends[0], "add", (layer, entering), ends, at)
+
+
+def state_dict_shapes(network: Network, classes: int) -> dict[str, Shape]:
+    """Entry -> shape (OIHW for convolutions) of the network with ``classes`` outputs.
+
+    Beside the weights there are counters of batches, and the gate where it is not 1/6.
+    """
+    entries: dict[str, Shape] = {} if network.stated_gate is None else {GATE_ENTRY: ()}
+    for node in nodes(network, classes):
+        if not node.layer:
+            continue
+        entries[f"{node.layer}.weight"] = node.shape
+        channels = node.shape[:1]
+        if not node.norm or network.bn_folded:
+            entries[f"{node.layer}.bias"] = channels
+        else:
+            entries |= {f"{node.norm}.{name}": channels for name in ("weight", "bias", "running_mean", "running_var")}
+            entries[f"{node.norm}.{COUNTER}"] = ()
+    return entries
+
+
+def is_weight(entry: str) -> bool:
+    """Whether an entry of a state dict has values from TensorFlow, and is no counter and no gate."""
+    return entry != GATE_ENTRY and not entry.endswith(COUNTER)
+
+
+def endpoint_names(network: Network, classes: int) -> list[str]:
+    """TensorFlow's endpoints (``layer_5/depthwise_output``) in the order of computation."""
+    return [endpoint for node in nodes(network, classes) for endpoint in node.endpoints]
+
+
+def endpoint_modules(network: Network, classes: int) -> dict[str, str]:
+    """Endpoint -> the module whose output it is. ``Predictions``, the softmax of the logits, belongs to none."""
+    return {endpoint: node.module for node in nodes(network, classes) for endpoint in node.endpoints if node.module}
+
+
+def anchors(network: Network, height: int, width: int) -> np.ndarray:
+    """The anchors of a detector for images of ``height`` x ``width``; see ``anchors_on``."""
+    assert isinstance(network.head, Detection)
+    found = list(groups(network, classes=1))
+    sizes = map_sizes([node for group in found for node in group.nodes], height, width)
+    maps = [group.nodes[0].inputs[0] for group in found if group.section == "predictor"]
+    return anchors_on(network.head, [sizes[name] for name in maps])
+
+
+def torchvision_names(network: Network) -> dict[str, str]:
+    """Modules of the backbone with entries -> the names that torchvision's ``lraspp_mobilenet_v3_large`` gives them."""
+    names: dict[str, str] = {}
+    for number, group in enumerate(_classifier(network, classes=0)):
+        unit = 0
+        for node in group.nodes:
+            if not node.layer:
+                continue
+            at = f"backbone.{number}" + (f".block.{unit}" if "block" in group.names else "")
+            part = {"conv_reduce": "fc1", "conv_expand": "fc2"}.get(node.layer.rpartition(".")[2], "0")
+            names |= {node.layer: f"{at}.{part}"} | ({node.norm: f"{at}.1"} if node.norm else {})
+            unit += part != "fc1"
+    return names

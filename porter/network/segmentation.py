@@ -1,0 +1,74 @@
+"""LR-ASPP, DeepLab's head (arXiv 1905.02244, section 6.4; research/deeplab/model.py): what a table says, and nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from porter.network.node import IMAGE, Group, Map, Node
+from porter.network.spec import Activation, Count, Sides
+
+
+class Segmentation(Struct, frozen=True, forbid_unknown_fields=True):
+    """The head on the last map and on that of the endpoint ``low``.
+
+    ``filters`` are its inner channels. ``window`` and ``stride`` (height, width) are of its pooling, in positions of
+    the last map; a map that is smaller is pooled whole. ``epsilon`` is that of its batch norm.
+    """
+
+    filters: Count
+    window: Sides
+    stride: Sides
+    epsilon: Annotated[float, Meta(gt=0, lt=1)]
+    low: str
+
+    @property
+    def inner(self) -> tuple[str, str]:
+        """The key of the endpoint whose map the head takes beside the last one, and that endpoint."""
+        return "segmentation.low", self.low
+
+    @property
+    def class_layers(self) -> list[str]:
+        """The layers with an output for each class."""
+        return ["classifier.high_classifier", "classifier.low_classifier"]
+
+    def groups(self, last: Map, inner: Map, classes: int, epsilon: float) -> Iterator[Group]:  # noqa: ARG002
+        """The nodes of the head: ``logits`` (N, classes, H, W), and ``semantic`` at the inner map's size."""
+        filters, channels, low = self.filters, last.channels, inner.channels
+        at = "classifier"
+
+        def convolution(
+            name: str, module: str, given: str, shape: tuple[int, int], activation: Activation | None = None
+        ) -> Node:
+            node = Node(name, "convolution", (given,), (name,), module, module, (*shape, 1, 1))
+            return node._replace(activation=activation)
+
+        window, step = (self.window[0], self.window[1]), (self.stride[0], self.stride[1])
+        pooled = Node("image_pooling/pool", "pool", (last.name,), window=window, step=step)
+        # The endpoint lies before the gate, whose constant may be folded away
+        gate = convolution("image_pooling", f"{at}.scale.1", pooled.name, (filters, channels))
+        aspp = convolution("aspp0", f"{at}.cbr.0", last.name, (filters, channels), "relu")
+        aspp = aspp._replace(module=f"{at}.cbr", norm=f"{at}.cbr.1", epsilon=self.epsilon)
+        high = convolution("decoder_conv0", f"{at}.high_classifier", "aspp0/resized", (classes, filters))
+        projected = convolution("feature_projection0", f"{at}.low_classifier", inner.name, (classes, low))
+        nodes = [
+            pooled,
+            gate,
+            Node("image_pooling/gate", "activation", (gate.name,), activation="gate"),
+            Node("image_pooling/resized", "resize", ("image_pooling/gate", last.name)),
+            aspp,
+            Node("aspp0/scaled", "multiply", (aspp.name, "image_pooling/resized")),
+            Node("aspp0/resized", "resize", ("aspp0/scaled", inner.name)),
+            high,
+            projected,
+            Node("semantic", "add", (high.name, projected.name), ("semantic",), at),
+            Node("logits", "resize", ("semantic", IMAGE)),
+        ]
+        yield Group("segmentation", {}, nodes)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The values that the network gives; the first is what its module gives."""
+        return "logits", "semantic"
