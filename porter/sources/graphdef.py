@@ -8,8 +8,8 @@ from typing import Any
 from porter.errors import CheckpointError
 from porter.sources import dtypes, protos
 from porter.sources.bounds import check_shape
+from porter.sources.content import recognised
 from porter.sources.dtypes import tensor_values
-from porter.sources.locate import recognised
 from porter.sources.variable import Contents, Variable
 
 # Operator -> the inputs that are weights. Everything else constant (axes, h-swish's 3 and 1/6) is arithmetic.

@@ -15,7 +15,7 @@ import msgspec
 
 from porter.errors import CheckpointError
 from porter.sources.bounds import check_shape
-from porter.sources.locate import recognised
+from porter.sources.content import recognised
 from porter.sources.variable import Contents, FileView, Variable
 
 if TYPE_CHECKING:
