@@ -7,6 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from msgspec.structs import replace as replace_struct
+
 from porter.artifacts.artifact import Artifact
 from porter.artifacts.metadata import Metadata
 from porter.errors import MappingError, Option
@@ -17,7 +19,6 @@ from porter.mapping.options import PathLike, PortOptions
 from porter.mapping.plan import Plan, fit, make_plan
 from porter.mapping.schema import VariantMapping
 from porter.network.network import Network
-from porter.network.segmentation import Segmentation
 from porter.sources import Checkpoint, open_checkpoint
 
 if TYPE_CHECKING:
@@ -78,8 +79,8 @@ def carry_out_port(port: Port) -> Artifact:
 
 
 def _describe(port: Port, ported: Ported) -> Metadata:
-    plan = port.plan
-    return Metadata(
+    plan, head = port.plan, port.network.head
+    described = Metadata(
         tool=f"mnv3-port {_version()}",
         variant=plan.variant,
         layout=plan.layout,
@@ -94,8 +95,8 @@ def _describe(port: Port, ported: Ported) -> Metadata:
         fold_nudges=ported.fold_nudges,
         bn_folded=plan.bn_folded,
         ranges=ported.ranges,
-        segmentation=port.network.head if isinstance(port.network.head, Segmentation) else None,
     )
+    return described if head is None else replace_struct(described, **{head.KEY: head})
 
 
 @cache

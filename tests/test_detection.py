@@ -8,7 +8,7 @@ import torch
 from test_backbone import unpacked
 
 import porter
-from porter.mapping.files import list_detectors, load_variant
+from porter.mapping.files import list_with_head, load_variant
 from porter.mapping.rules import expected_variables
 from porter.network.detection import decoded
 from porter.network.network import build_network
@@ -122,7 +122,7 @@ def test_of_our_own_making(made, tf, run, tmp_path):
 
 
 @pytest.mark.tensorflow
-@pytest.mark.parametrize("variant", [name for name in list_detectors() if name != "ssdlite_small"])
+@pytest.mark.parametrize("variant", [name for name in list_with_head("detection") if name != "ssdlite_small"])
 def test_other_tables(tf, tmp_path_factory, tmp_path, run, variant):
     """Large, minimalistic, EdgeTPU: found from the shapes, and the same as our graph in tf.nn."""
     source = make(variant, tmp_path_factory)
@@ -134,7 +134,7 @@ def test_other_tables(tf, tmp_path_factory, tmp_path, run, variant):
     assert "no output" not in ran.out
 
 
-@pytest.mark.parametrize("name", list_detectors())
+@pytest.mark.parametrize("name", list_with_head("detection"))
 def test_every_table(name):
     """As many predictions as anchors; the large network's first map is that of its 14th layer."""
     model = porter.create_model(name, num_classes=4)

@@ -7,7 +7,7 @@ from forms import check_files, close, module_outputs, run_onnx, run_tflite
 
 import porter
 from porter.exports.convert import convert
-from porter.mapping.files import list_detectors, list_segmenters, load_variant
+from porter.mapping.files import list_with_head, load_variant
 from porter.models.create import open_model
 from porter.network.detection import decoded
 from porter.network.node import multiply_accumulates
@@ -17,7 +17,7 @@ from porter.prediction.boxes import suppressed
 from porter.sources.bundle_writer import write_bundle
 
 CLASSES = 6
-HEADS = (*list_segmenters(), *list_detectors())
+HEADS = (*list_with_head("segmentation"), *list_with_head("detection"))
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,10 @@ def test_every_form_gives_what_the_module_gives(made, variant, tmp_path):
 
 @pytest.mark.parametrize(
     "variant",
-    ["ssdlite_small", *(pytest.param(v, marks=pytest.mark.slow) for v in list_detectors() if v != "ssdlite_small")],
+    [
+        "ssdlite_small",
+        *(pytest.param(v, marks=pytest.mark.slow) for v in list_with_head("detection") if v != "ssdlite_small"),
+    ],
 )
 def test_boxes_in_the_graph(made, variant, tmp_path):
     """Decoded and suppressed by the graph: what decoding and suppressing the module's outputs gives."""

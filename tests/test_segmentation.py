@@ -11,7 +11,7 @@ from conftest import SHARED
 from test_backbone import unpacked
 
 import porter
-from porter.mapping.files import list_segmenters
+from porter.mapping.files import list_with_head
 from porter.mapping.rules import expected_variables
 from porter.models.lraspp import LRASPP
 from porter.network.network import with_output_stride
@@ -270,8 +270,8 @@ def test_half_a_segmenter(made, tmp_path, run):
 
 
 def test_segmenters_are_no_classifiers():
-    assert set(list_segmenters()) == {"lraspp_large", "lraspp_small"}
-    assert not set(list_segmenters()) & set(porter.list_variants())
+    assert set(list_with_head("segmentation")) == {"lraspp_large", "lraspp_small"}
+    assert not set(list_with_head("segmentation")) & set(porter.list_variants())
 
 
 def test_the_plan_names_what_it_found(made):

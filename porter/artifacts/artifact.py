@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from porter.artifacts.metadata import KEY, Metadata, decode, encode
 from porter.atomic import atomic_write
 from porter.errors import ArtifactError, CheckpointError, PorterNote
-from porter.mapping.gate import GATE_IN_16_BITS, as_decimal
+from porter.mapping.gate import GATE_IN_16_BITS
 from porter.mapping.options import PathLike
 from porter.network.network import GATE_ENTRY, TIMM_GATE
 from porter.network.spec import MOST
 from porter.sources.checkpoint import sha256
+from porter.sources.dtypes import as_decimal
 from porter.sources.remote import exists, is_url, mirror
 
 if TYPE_CHECKING:

@@ -6,22 +6,22 @@ import msgspec
 
 from porter.errors import ArtifactError
 from porter.mapping.ranges import Range
-from porter.network.segmentation import Segmentation
+from porter.network.network import HeadConstants
 
 KEY = "mnv3_port"  # the entry's name in both formats
 FORMAT = 1
 
 
-class Metadata(msgspec.Struct, frozen=True, omit_defaults=True):
+class Metadata(HeadConstants, frozen=True, omit_defaults=True):
     """Where an artifact comes from and what its weights are made for.
 
     ``gate`` is the squeeze-excite constant these weights need, ``source_gate`` the checkpoint's own; where they
     differ, the ratio is folded into the ``project`` weights, and ``fold_nudges`` undoes it bit for bit (see
-    porter.mapping.gate). ``bn_folded`` (``folded`` in the file) tells that batch norms are folded into convolutions.
+    porter.mapping.gate). ``bn_folded`` (``folded`` in the file) is true where batch norms are folded into convolutions.
     ``ranges`` are those that the source was quantised to, by module or entry: an artifact with ranges computes 8 bits.
     ``sources`` are SHA-256 digests by file name. ``parity`` are the figures that a release was checked with,
-    ``class_names`` the classes' names where they are not ImageNet's, ``segmentation`` the constants of the head, as the
-    source has them. No paths, no time: the same input gives the same bytes.
+    ``class_names`` the classes' names where they are not ImageNet's. A head has its constants as the source has them.
+    No paths, no time: the same input gives the same bytes.
     """
 
     tool: str
@@ -37,10 +37,9 @@ class Metadata(msgspec.Struct, frozen=True, omit_defaults=True):
     mapping: str
     fold_nudges: dict[str, list[int]]
     bn_folded: bool = msgspec.field(name="folded", default=False)
-    ranges: dict[str, Range] = {}
-    parity: dict[str, str] = {}
-    class_names: list[str] = []
-    segmentation: Segmentation | None = None
+    ranges: dict[str, Range] = {}  # noqa: RUF012 - msgspec copies it
+    parity: dict[str, str] = {}  # noqa: RUF012
+    class_names: list[str] = []  # noqa: RUF012
     format: int = FORMAT
 
 

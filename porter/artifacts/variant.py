@@ -11,12 +11,11 @@ from porter.errors import ArtifactError
 from porter.mapping.files import load_mapping, load_variant, variant_named
 from porter.mapping.options import PortOptions
 from porter.mapping.schema import VariantMapping
-from porter.network.detection import FIRST_ANCHORS
-from porter.network.network import Network
+from porter.network.network import HEADS, Network
 from porter.network.nodes import nodes
 
-# Biases of a classifier, a segmenter and a detector, and how many of their values there are for each class
-CLASS_BIASES = {"classifier.bias": 1, "classifier.high_classifier.bias": 1, "classes.0.1.bias": FIRST_ANCHORS}
+# Biases with values for classes, and how many there are for each: of a classifier, and of each head
+CLASS_BIASES = {"classifier.bias": 1} | {head.CLASS_BIAS: head.VALUES_PER_CLASS for head in HEADS}
 
 
 def class_count(entries: Mapping[str, Sized]) -> int:
@@ -28,7 +27,7 @@ def network_as_stored(network: Network, entries: Container[str], metadata: Metad
     """``network`` changed to fit a state dict: its gate, batch norms or biases, with or without head and last map."""
     bn_folded = metadata.bn_folded if metadata else f"{nodes(network, classes=0)[0].layer}.bias" in entries
     if network.head is not None:
-        head = metadata.segmentation if metadata and metadata.segmentation else network.head
+        head = (metadata.head if metadata else None) or network.head
         return replace(network, head=head, bn_folded=bn_folded, gate=gate)
     embedding = network.embedding if network.pools_in_layers and "conv_head.weight" in entries else 0
     last = network.last if f"{network.last_conv}.weight" in entries else 0

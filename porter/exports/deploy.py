@@ -16,7 +16,6 @@ from porter.mapping.options import PathLike
 from porter.models.build import Whole
 from porter.models.create import open_model
 from porter.models.mobilenet_v3 import MobileNetV3Features, check_images
-from porter.network.detection import Detection
 from porter.network.node import Size
 
 Deployable = nn.Module | PathLike
@@ -68,7 +67,8 @@ class Deployed(nn.Module):
         values = [torch.from_numpy(one) for one in found] if isinstance(x, Tensor) else found
         if self.program.features:
             return values
-        return tuple(values) if isinstance(self.program.network.head, Detection) else values[0]
+        head = self.program.network.head
+        return values[0] if head is None or head.MODULE_OUTPUTS == 1 else tuple(values[: head.MODULE_OUTPUTS])
 
     def endpoints(self, x: Tensor | np.ndarray) -> dict[str, np.ndarray]:
         """Every endpoint by TensorFlow's name, each an output of the graph: (N, C, H, W), or (N, classes)."""

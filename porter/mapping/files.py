@@ -14,9 +14,9 @@ import msgspec
 
 from porter.errors import MappingError
 from porter.mapping.rules import expected_variables
-from porter.mapping.schema import VariantMapping
+from porter.mapping.schema import SECTIONS, VariantMapping
 from porter.mapping.yaml_file import Document, overlay, read_yaml
-from porter.network.network import build_network
+from porter.network.network import HEADS, build_network
 
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")  # it becomes the name of a file
 Names = Literal["slim", "keras", "keras2", "keras_unnamed", "tflite", "tfjs", "garden"]
@@ -58,7 +58,7 @@ def list_variants() -> tuple[str, ...]:
         >>> porter.list_variants()[-3:]
         ('small_075', 'small_100', 'small_minimal_100')
     """
-    others = (*list_backbones(), *list_segmenters(), *list_detectors())
+    others = (*list_backbones(), *list_with_head())
     return tuple(name for name in _variants() if name not in others)
 
 
@@ -69,20 +69,15 @@ def list_backbones() -> tuple[str, ...]:
 
 
 @functools.cache
-def list_segmenters() -> tuple[str, ...]:
-    """The built-in networks with a segmentation head."""
-    return tuple(name for name in _variants() if _document(f"{name}.yaml").content.get("segmentation"))
-
-
-@functools.cache
-def list_detectors() -> tuple[str, ...]:
-    """The built-in networks with a detection head."""
-    return tuple(name for name in _variants() if _document(f"{name}.yaml").content.get("detection"))
+def list_with_head(*keys: str) -> tuple[str, ...]:
+    """The built-in networks with one of the heads ``keys`` (``segmentation``), or with any."""
+    wanted = keys or tuple(head.KEY for head in HEADS)
+    return tuple(name for name in _variants() if any(_document(f"{name}.yaml").content.get(key) for key in wanted))
 
 
 def list_networks() -> tuple[str, ...]:
     """Classifiers, segmenters, detectors and backbones."""
-    return (*list_variants(), *list_segmenters(), *list_detectors(), *list_backbones())
+    return (*list_variants(), *list_with_head(), *list_backbones())
 
 
 @functools.cache
@@ -151,6 +146,11 @@ def _check(mapping: VariantMapping, document: Document) -> None:
             at = document.where(f"$.{field}")
             raise MappingError(f"{at}: {field}: {name[:60]!r} is not a plain name (letters, digits, _ . -)")
     try:
+        for section in mapping.rules:
+            if section not in (*SECTIONS, *(name for head in HEADS for name in head.SECTIONS)):
+                raise ValueError(f"rules.{section[:60]}: is no section of rules")
+        if "squeeze_excite" in mapping.rules.get("squeeze_excite", []):
+            raise ValueError("rules.squeeze_excite: stands for itself")
         network = build_network(mapping)
         expected_variables(mapping, network, classes=1)
     except (ValueError, KeyError, IndexError) as error:

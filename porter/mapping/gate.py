@@ -16,13 +16,6 @@ GATE_IN_16_BITS = 2.0**-8  # and one that was stored in 16 bits: bfloat16 rounds
 GATE_SHIFT = 3.0  # of relu6(x + 3)
 
 
-def as_decimal(value: float) -> float:
-    """The shortest decimal that float32 rounds to ``value``: what the code that wrote it said."""
-    import numpy as np
-
-    return float(np.format_float_positional(np.float32(value), unique=True, trim="0"))
-
-
 def fold(values: np.ndarray, ratio: float) -> tuple[np.ndarray, list[int]]:
     """``values * ratio`` in the dtype of ``values``, and the flat positions that ``unfold`` must nudge.
 

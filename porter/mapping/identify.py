@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from porter.mapping.files import Names, list_detectors, list_segmenters, list_variants, load_variant
+from porter.mapping.files import Names, list_variants, list_with_head, load_variant
 from porter.mapping.plan import fit
 from porter.sources import Checkpoint
 
@@ -43,7 +43,7 @@ def match_variants(checkpoint: Checkpoint, variants: Sequence[str] | None = None
     tried = NAMES.get(checkpoint.format, TENSORFLOW_NAMES)
     groups = [(names, variants or list_variants()) for names in tried]
     if not variants and "slim" in tried:
-        groups.append(("slim", (*list_segmenters(), *list_detectors())))
+        groups.append(("slim", list_with_head()))
     for names, named in groups:
         for variant in named:
             mapping = load_variant(variant, names)

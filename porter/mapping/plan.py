@@ -7,20 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import msgspec
-
 from porter.errors import MappingError
 from porter.mapping.axes import AXES
-from porter.mapping.gate import GATE_ROUNDING, GATE_SHIFT, as_decimal
+from porter.mapping.gate import GATE_ROUNDING, GATE_SHIFT
 from porter.mapping.options import ArtifactLayout, PortOptions
 from porter.mapping.ranges import FIELDS
 from porter.mapping.rules import Expected, expected_variables, module_outputs
 from porter.mapping.schema import VariantMapping
-from porter.network.detection import FIRST_ANCHORS, Detection
-from porter.network.network import TIMM_GATE, Network, build_network
+from porter.network.network import TIMM_GATE, Head, Network, build_network
 from porter.network.node import Shape
 from porter.network.nodes import is_weight, nodes, state_dict_shapes
-from porter.network.segmentation import Segmentation
 from porter.sources import Checkpoint
 from porter.sources.dtypes import FLOATS
 from porter.sources.graph_operations import graph_operations
@@ -146,7 +142,7 @@ def _classes(mapping: VariantMapping, fitted: Fit, checkpoint: Checkpoint, optio
     """Whether the background is dropped, and how many classes that leaves. Raises MappingError for another number."""
     network, classes, _ = fitted
     background = mapping.classes.background
-    whole = options.keep_background or isinstance(network.head, Detection)  # a detector's background is a class
+    whole = options.keep_background or (network.head is not None and network.head.BACKGROUND_IS_A_CLASS)
     dropped = background is not None and classes == mapping.classes.background_of and not whole
     kept = classes - dropped
     wanted = options.num_classes if options.num_classes is not None else mapping.classes.count
@@ -200,16 +196,16 @@ def fit(mapping: VariantMapping, checkpoint: Checkpoint) -> Fit:
     if checkpoint.gate is not None:
         known = next((g for g in (network.gate, TIMM_GATE) if abs(g - checkpoint.gate) < GATE_ROUNDING), None)
         network = replace(network, gate=known or checkpoint.gate)
-    if isinstance(network.head, Segmentation):
-        network = replace(network, head=_as_in_graph(network.head, mapping, checkpoint))
     if mapping.top == "none":
         return _fit_backbone(mapping, network, checkpoint)
-    each = FIRST_ANCHORS if isinstance(network.head, Detection) else 1
+    each = 1 if network.head is None else network.head.VALUES_PER_CLASS
     for want in expected_variables(mapping, network, classes=1):
         if want.target.rpartition(".")[0] == network.class_layers[0] and want.source in checkpoint:
             axis, shape = AXES[want.axes].order[0], checkpoint[want.source].shape
             if len(shape) > axis and shape[axis] >= each:
                 classes = shape[axis] // each
+                if network.head is not None:
+                    network = replace(network, head=_as_in_graph(network.head, mapping, checkpoint))
                 return Fit(network, classes, expected_variables(mapping, network, classes))
     if mapping.top == "required":
         return Fit(network, 1, expected_variables(mapping, network, classes=1))
@@ -230,26 +226,15 @@ def _fit_backbone(mapping: VariantMapping, network: Network, checkpoint: Checkpo
     return Fit(blocks, 0, without)
 
 
-def _as_in_graph(head: Segmentation, mapping: VariantMapping, checkpoint: Checkpoint) -> Segmentation:
-    """``head`` with the pooling and epsilon of the checkpoint's own graph, where there is one."""
-    parent = mapping.scope.rpartition("/")[0]
-    above = f"{parent}/" if parent else ""
-    if f"{above}aspp0/weights" not in checkpoint:
-        return head
+def _as_in_graph(head: Head, mapping: VariantMapping, checkpoint: Checkpoint) -> Head:
+    """``head`` with the constants of the checkpoint's own graph, where there is one."""
+    path = checkpoint.path
     if checkpoint.format == "bundle":
-        path = checkpoint.path.with_name(checkpoint.path.name + ".meta")
-    else:
-        path = checkpoint.path
+        path = path.with_name(path.name + ".meta")
     if checkpoint.format not in ("bundle", "graphdef") or not path.is_file():
         return head
-    found = graph_operations(path)
-    pooling = found.poolings.get(f"{above}AvgPool2D/AvgPool")
-    if pooling is not None:
-        head = msgspec.structs.replace(head, window=list(pooling.window), stride=list(pooling.stride))
-    epsilons = [e for name, e in found.epsilons.items() if name.startswith(f"{above}aspp0/BatchNorm/FusedBatchNorm")]
-    if epsilons:
-        head = msgspec.structs.replace(head, epsilon=as_decimal(epsilons[0]))
-    return head
+    parent = mapping.scope.rpartition("/")[0]
+    return head.as_in_graph(graph_operations(path), f"{parent}/" if parent else "")
 
 
 def _misfit(want: Expected, checkpoint: Checkpoint) -> str | None:

@@ -7,10 +7,8 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-import msgspec
-
 from porter.mapping.axes import source_shape
-from porter.mapping.schema import BlockRule, Rule, VariantMapping
+from porter.mapping.schema import Rule, VariantMapping
 from porter.network.network import Network
 from porter.network.node import Group, Shape, behind_gates
 from porter.network.nodes import groups, nodes, state_dict_shapes, torchvision_names
@@ -33,8 +31,6 @@ class Expected(NamedTuple):
     gate_bias: bool = False
 
 
-# How far above the network's scope those of heads lie: a segmenter's beside it, a detector's beside its extractor
-SCOPES_ABOVE = {"segmentation": 1, "predictor": 2}
 _latest: deque[tuple[VariantMapping, Network, int, tuple[Expected, ...]]] = deque(maxlen=4)
 NEXT = re.compile(r"\{next_(\w+)\}")
 
@@ -69,7 +65,7 @@ def expected_variables(mapping: VariantMapping, network: Network, classes: int) 
 
 
 def _expanded(mapping: VariantMapping, network: Network, classes: int) -> Iterator[Expected]:
-    known = {rule.source for section in msgspec.structs.asdict(mapping.rules).values() for rule in _plain(section)}
+    known = {rule.source for section in mapping.rules.values() for rule in section if isinstance(rule, Rule)}
     for name in mapping.names:
         if name not in known:
             raise ValueError(f"names.{name}: is the `from` of no rule")
@@ -97,7 +93,7 @@ def _expanded(mapping: VariantMapping, network: Network, classes: int) -> Iterat
                 except ValueError as error:
                     raise ValueError(f"{key}.layout: {target_entry}: {error}") from error
                 below = "/".join(filter(None, (local, variable)))
-                source = mapping.variables.get(below) or _add_scope(mapping, below, SCOPES_ABOVE.get(group.section, 0))
+                source = mapping.variables.get(below) or _add_scope(mapping, below, group.above)
                 yield Expected(
                     source,
                     target_entry,
@@ -111,13 +107,16 @@ def _expanded(mapping: VariantMapping, network: Network, classes: int) -> Iterat
 
 def _rules(mapping: VariantMapping, group: Group) -> Iterator[tuple[str, Rule]]:
     """The rules of a group and where they stand; ``squeeze_excite`` among a block's are that section's."""
-    rules: list[BlockRule] = getattr(mapping.rules, group.section) if group.section else []
+    if group.section and group.section not in mapping.rules:
+        raise ValueError(f"rules.{group.section}: is missing, and the network needs it")
+    rules = mapping.rules.get(group.section, [])
     gated = any(node.operation == "multiply" for node in group.nodes)
     for number, rule in enumerate(rules):
         if isinstance(rule, Rule):
             yield f"rules.{group.section}[{number}]", rule
         elif gated:
-            for position, inner in enumerate(mapping.rules.squeeze_excite):
+            for position, inner in enumerate(mapping.rules.get("squeeze_excite", [])):
+                assert isinstance(inner, Rule)  # as files.py checks
                 yield f"rules.squeeze_excite[{position}]", inner
 
 
@@ -150,7 +149,3 @@ def _outputs(outputs: dict[str, dict[str, list[str]]], section: str, gated: bool
             yield module, candidates
         elif gated:
             yield from _outputs(outputs, module, gated=False)
-
-
-def _plain(section: list[BlockRule]) -> Iterator[Rule]:
-    return (rule for rule in section if isinstance(rule, Rule))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from msgspec import Struct, field
 
 from porter.mapping.axes import Layout
 from porter.network.network import Architecture
+from porter.network.spec import BlockKind
 
 
 class Classes(Struct, frozen=True, forbid_unknown_fields=True):
@@ -33,27 +34,10 @@ class Rule(Struct, frozen=True, forbid_unknown_fields=True):
     gate_shift: bool = False
 
 
+# The word ``squeeze_excite`` among a block's rules stands for the rules of that section
 BlockRule = Rule | Literal["squeeze_excite"]
-
-
-class Rules(Struct, frozen=True, forbid_unknown_fields=True):
-    """Rules in the order of computation; the middle sections are for blocks of that kind.
-
-    The word ``squeeze_excite`` among a block's rules stands for the rules of that section.
-    """
-
-    stem: list[Rule]
-    separable: list[BlockRule]
-    inverted_residual: list[BlockRule]
-    fused: list[BlockRule]
-    projection: list[BlockRule]
-    squeeze_excite: list[Rule]
-    last: list[Rule]
-    head: list[Rule]
-    classifier: list[Rule]
-    segmentation: list[Rule] = []
-    extra: list[Rule] = []
-    predictor: list[Rule] = []
+# Sections of rules: for blocks of each kind, and around them; those of heads are theirs
+SECTIONS = ("stem", *get_args(BlockKind), "squeeze_excite", "last", "head", "classifier")
 
 
 class Ignored(Struct, frozen=True, forbid_unknown_fields=True):
@@ -87,7 +71,8 @@ class Training(Struct, frozen=True, forbid_unknown_fields=True):
 class VariantMapping(Architecture, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A whole mapping file with its bases merged in.
 
-    ``names`` renames the ``from`` of rules, ``variables`` single variables (by full name, wherever they lie);
+    ``rules`` are by section, in the order of computation. ``names`` renames the ``from`` of rules, ``variables`` single
+    variables (by full name, wherever they lie);
     ``outputs`` tells, by section, what the source calls modules' outputs. A ``top`` of ``none`` is a backbone: what is
     not of the network is left where it is.
     """
@@ -96,7 +81,7 @@ class VariantMapping(Architecture, frozen=True, forbid_unknown_fields=True, kw_o
     scope: str
     classes: Classes
     batch_norm: dict[str, str]
-    rules: Rules
+    rules: dict[str, list[BlockRule]]
     ignore: list[Ignored]
     top: Literal["required", "optional", "none"] = "required"
     names: dict[str, str] = {}  # noqa: RUF012 - msgspec copies it

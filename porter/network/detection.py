@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from msgspec import Meta, Struct
 
-from porter.network.node import Group, Map, Node, Size
+from porter.network.node import Group, Map, Node, Size, map_sizes
 from porter.network.spec import Count, Positive
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from porter.sources.graph_operations import GraphOperations
 
 MOST_LEVELS = 32  # maps and shapes of boxes; SSDLite has six of each
 # ssd_anchor_generator.py: beside its square box, the first map has two others, all of this scale or the first one's
@@ -41,6 +43,16 @@ class Detection(Struct, frozen=True, forbid_unknown_fields=True):
     ``coder`` are the factors of encoded centres and sizes (y, x, height, width).
     """
 
+    KEY: ClassVar[str] = "detection"  # of the head in a mapping file
+    KIND: ClassVar[str] = "detector"
+    TASK: ClassVar[str] = "Object Detection"
+    SECTIONS: ClassVar[tuple[str, ...]] = ("extra", "predictor")
+    CLASS_BIAS: ClassVar[str] = "classes.0.1.bias"
+    VALUES_PER_CLASS: ClassVar[int] = FIRST_ANCHORS  # in that entry
+    BACKGROUND_IS_A_CLASS: ClassVar[bool] = True
+    GATED: ClassVar[bool] = False
+    MODULE_OUTPUTS: ClassVar[int] = 2  # how many of ``outputs`` the module gives
+
     # Suppression as ssdlite_mobilenet_v3_*_320x320_coco.config has it: boxes of a class and of all, IoU, least score
     MOST_BOXES: ClassVar[int] = 100
     OVERLAP: ClassVar[float] = 0.6
@@ -56,9 +68,31 @@ class Detection(Struct, frozen=True, forbid_unknown_fields=True):
         """The key of the endpoint whose map the head takes beside the last one, and that endpoint."""
         return "detection.first", self.first
 
+    def check(self) -> None:
+        """Raise ValueError where the numbers contradict each other."""
+        if self.anchors.min_scale > self.anchors.max_scale:
+            raise ValueError("detection.anchors: min_scale is larger than max_scale")
+
+    def as_in_graph(self, _operations: GraphOperations, _above: str) -> Detection:
+        """The head itself: none of its constants is read from a stored graph."""
+        return self
+
+    def by_endpoint(self, outputs: Sequence[np.ndarray], nodes: Sequence[Node], size: Size) -> dict[str, np.ndarray]:
+        """``outputs`` for images of ``size`` as values of endpoints: the predictors' maps, flattened to rows."""
+        sizes, by_name = map_sizes(nodes, *size), {node.name: node for node in nodes}
+        found = {}
+        for output, values in zip(self.outputs, outputs, strict=True):
+            start = 0
+            for rows in by_name[output].inputs:
+                [endpoint] = by_name[rows].inputs
+                count = math.prod(sizes[endpoint]) * by_name[endpoint].shape[0] // by_name[rows].values
+                found[endpoint] = values[:, start : start + count]
+                start += count
+        return found
+
     @property
     def class_layers(self) -> list[str]:
-        """The layers with outputs for each class; those of the first have ``FIRST_ANCHORS`` for each."""
+        """The layers with outputs for each class."""
         return [f"classes.{level}.1" for level in range(len(self.extra) + 2)]
 
     @property
@@ -106,7 +140,7 @@ class Detection(Struct, frozen=True, forbid_unknown_fields=True):
                 )
                 nodes += [depthwise, convolution, Node(f"{at}/rows", "rows", (predictor,), values=values)]
                 rows[output].append(f"{at}/rows")
-            yield Group("predictor", {"level": str(level)}, nodes)
+            yield Group("predictor", {"level": str(level)}, nodes, above=2)  # scopes beside the feature extractor
         yield Group("", {}, [Node(output, "concat", tuple(found)) for output, found in rows.items()])
 
     @property

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import get_args
 
 from msgspec import Struct, field
 
@@ -15,6 +16,7 @@ from porter.network.segmentation import Segmentation
 from porter.network.spec import MOST, Activation, BlockKind, BlockNames, Definition, Input, Table
 
 Head = Segmentation | Detection
+HEADS: tuple[type[Head], ...] = get_args(Head)
 NUMBER = re.compile(r"[0-9]{1,6}(\.[0-9]{1,12})?(/[0-9]{1,6})?")
 
 TIMM_GATE = 1 / 6  # of squeeze-excite in timm, whose state dicts say nothing of it
@@ -30,11 +32,23 @@ KINDS: dict[tuple[bool, bool], BlockKind] = {
 }
 
 
-class Architecture(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class HeadConstants(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The head of a network, under its key; at most one is there."""
+
+    segmentation: Segmentation | None = None
+    detection: Detection | None = None
+
+    @property
+    def head(self) -> Head | None:
+        """The one that is there."""
+        return next((head for kind in HEADS if (head := getattr(self, kind.KEY))), None)
+
+
+class Architecture(HeadConstants, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=False):
     """What a network is made of: the part of a mapping file that ``build_network`` takes.
 
     ``block`` and ``module`` name its blocks in TensorFlow and in the state dict; ``bn_folded`` (``folded`` in the file)
-    is true where the source has biases instead of batch norms. At most one of the heads is there.
+    is true where the source has biases instead of batch norms.
     """
 
     input: Input
@@ -42,8 +56,6 @@ class Architecture(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     block: BlockNames
     module: str
     network: Table
-    segmentation: Segmentation | None = None
-    detection: Detection | None = None
     bn_folded: bool = field(name="folded", default=False)
 
 
@@ -123,7 +135,7 @@ class Network:
     @property
     def stated_gate(self) -> float | None:
         """The gate, where a state dict has to say it: there are gates, and theirs is not 1/6."""
-        gated = isinstance(self.head, Segmentation) or any(block.squeezed for block in self.blocks)
+        gated = (self.head is not None and self.head.GATED) or any(block.squeezed for block in self.blocks)
         return self.gate if gated and self.gate != TIMM_GATE else None
 
     @property
@@ -212,7 +224,7 @@ def build_network(mapping: Architecture) -> Network:
     last = mapping.module.format(stage=blocks[-1].stage + 1, position=0)
     if table.output_stride is not None:
         blocks = _dilated(blocks, table.stem.stride, table.output_stride)
-    head = mapping.segmentation or mapping.detection
+    head = mapping.head
     _check_head(mapping, blocks)
     if table.head and not table.last:
         raise ValueError("network.last: is missing, and network.head takes what it gives; write head: null as well")
@@ -242,11 +254,13 @@ def build_network(mapping: Architecture) -> Network:
 
 def _check_head(mapping: Architecture, blocks: Iterable[Block]) -> None:
     """Raise ValueError where the head cannot be built on ``blocks``."""
-    if mapping.segmentation and mapping.detection:
-        raise ValueError("detection: a network has one head; it has segmentation as well")
-    head = mapping.segmentation or mapping.detection
+    keys = [kind.KEY for kind in HEADS if getattr(mapping, kind.KEY)]
+    if len(keys) > 1:
+        raise ValueError(f"{keys[1]}: a network has one head; it has {keys[0]} as well")
+    head = mapping.head
     if head is None:
         return
+    head.check()
     inner = []
     for block in blocks:
         inner += [f"{block.endpoint}/expansion_output"] if block.expands else []
@@ -254,8 +268,6 @@ def _check_head(mapping: Architecture, blocks: Iterable[Block]) -> None:
     key, endpoint = head.inner
     if endpoint not in inner:
         raise ValueError(f"{key}: {endpoint[:60]!r} is none of {', '.join(inner)}")
-    if isinstance(head, Detection) and head.anchors.min_scale > head.anchors.max_scale:
-        raise ValueError("detection.anchors: min_scale is larger than max_scale")
 
 
 def with_output_stride(network: Network, output_stride: int) -> Network:

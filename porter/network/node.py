@@ -64,11 +64,15 @@ class Node(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Nodes whose entries the rules of one ``section`` of a mapping fill; ``names`` are the values of placeholders."""
+    """Nodes whose entries the rules of one ``section`` of a mapping fill; ``names`` are the values of placeholders.
+
+    Their variables lie ``above`` scopes above that of the network.
+    """
 
     section: str
     names: Mapping[str, str]
     nodes: Sequence[Node]
+    above: int = 0
 
 
 class Map(NamedTuple):

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
-from porter.network.node import IMAGE, Group, Map, Node
+from porter.network.node import IMAGE, Group, Map, Node, Size
 from porter.network.spec import Activation, Count, Sides
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from porter.sources.graph_operations import GraphOperations
 
 
 class Segmentation(Struct, frozen=True, forbid_unknown_fields=True):
@@ -24,10 +30,39 @@ class Segmentation(Struct, frozen=True, forbid_unknown_fields=True):
     epsilon: Annotated[float, Meta(gt=0, lt=1)]
     low: str
 
+    KEY: ClassVar[str] = "segmentation"  # of the head in a mapping file
+    KIND: ClassVar[str] = "segmenter"
+    TASK: ClassVar[str] = "Semantic Segmentation"
+    SECTIONS: ClassVar[tuple[str, ...]] = ("segmentation",)
+    CLASS_BIAS: ClassVar[str] = "classifier.high_classifier.bias"
+    VALUES_PER_CLASS: ClassVar[int] = 1  # in that entry
+    BACKGROUND_IS_A_CLASS: ClassVar[bool] = False
+    GATED: ClassVar[bool] = True
+    MODULE_OUTPUTS: ClassVar[int] = 1  # how many of ``outputs`` the module gives
+
     @property
     def inner(self) -> tuple[str, str]:
         """The key of the endpoint whose map the head takes beside the last one, and that endpoint."""
         return "segmentation.low", self.low
+
+    def check(self) -> None:
+        """Raise ValueError where the numbers contradict each other."""
+
+    def as_in_graph(self, operations: GraphOperations, above: str) -> Segmentation:
+        """The head with the pooling and epsilon of a stored graph, whose scopes lie below ``above``."""
+        pooling = operations.poolings.get(f"{above}AvgPool2D/AvgPool")
+        at = f"{above}aspp0/BatchNorm/FusedBatchNorm"
+        epsilon = next((value for name, value in operations.epsilons.items() if name.startswith(at)), None)
+        return replace(
+            self,
+            window=self.window if pooling is None else list(pooling.window),
+            stride=self.stride if pooling is None else list(pooling.stride),
+            epsilon=self.epsilon if epsilon is None else epsilon,
+        )
+
+    def by_endpoint(self, outputs: Sequence[np.ndarray], _nodes: Sequence[Node], _size: Size) -> dict[str, np.ndarray]:
+        """``outputs`` (maps NHWC) as values of endpoints, which a recorded reference has: before the last resizing."""
+        return {"semantic": outputs[1]}
 
     @property
     def class_layers(self) -> list[str]:
@@ -66,7 +101,7 @@ class Segmentation(Struct, frozen=True, forbid_unknown_fields=True):
             Node("semantic", "add", (high.name, projected.name), ("semantic",), at),
             Node("logits", "resize", ("semantic", IMAGE)),
         ]
-        yield Group("segmentation", {}, nodes)
+        yield Group("segmentation", {}, nodes, above=1)  # scopes beside that of the network
 
     @property
     def outputs(self) -> tuple[str, ...]:

@@ -13,11 +13,9 @@ from porter.artifacts.metadata import Metadata
 from porter.evaluation.result import Evaluation
 from porter.models.create import pretrained_cfg
 from porter.models.feature_info import pyramid
-from porter.network.detection import Detection
 from porter.network.network import Network
 from porter.network.node import activations, multiply_accumulates
 from porter.network.nodes import nodes
-from porter.network.segmentation import Segmentation
 from porter.network.spec import ACTIVATIONS
 from porter.parity.verdict import Verdict
 from porter.port import Port
@@ -26,9 +24,6 @@ from porter.text import printable
 
 COLLECTION = "TF MobileNet V3"
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # not learned
-
-
-TASKS = {"classifier": "Image Classification", "segmenter": "Semantic Segmentation", "detector": "Object Detection"}
 
 
 @dataclass(frozen=True)
@@ -53,11 +48,16 @@ class Card:
         return is_googles(self.port)
 
     @property
+    def task(self) -> str:
+        """The same as Hugging Face and timm call it."""
+        network = self.port.network
+        return "Image Classification" if network.head is None else network.head.TASK
+
+    @property
     def kind(self) -> str:
         """``classifier``, ``segmenter`` or ``detector``."""
         network = self.port.network
-        kinds: dict[type, str] = {Segmentation: "segmenter", Detection: "detector"}
-        return kinds.get(type(network.head), "classifier")
+        return "classifier" if network.head is None else network.head.KIND
 
     @property
     def not_in_timm(self) -> str | None:
@@ -125,9 +125,7 @@ def _plain(text: str) -> str:
 
 def _front_matter(card: Card) -> dict[str, Any]:
     in_timm = card.not_in_timm is None
-    task_tag = {"segmenter": "image-segmentation", "detector": "object-detection"}.get(
-        card.kind, "image-classification"
-    )
+    task_tag = {"Semantic Segmentation": "image-segmentation"}.get(card.task, card.task.lower().replace(" ", "-"))
     found: dict[str, Any] = {
         "tags": [task_tag, *(["timm"] if in_timm else []), "mobilenetv3"],
         "library_name": "timm" if in_timm else "pytorch",
@@ -157,7 +155,7 @@ def _model_index(card: Card, operations: int) -> dict[str, Any]:
         "Parameters": card.parameters,
         "File Size": card.weights.stat().st_size,
         "Architecture": _architecture(port.network, port.plan.num_classes),
-        "Tasks": [TASKS[card.kind]],
+        "Tasks": [card.task],
     }
     if training:
         metadata |= {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,9 +22,8 @@ from porter.exports.plain import Plain
 from porter.mapping.options import PathLike, PortOptions
 from porter.models.build import Whole
 from porter.models.create import OpenedModel, open_model
-from porter.network.node import IMAGE, Node, map_sizes
+from porter.network.node import IMAGE
 from porter.network.nodes import nodes
-from porter.network.segmentation import Segmentation
 from porter.parity.candidates.candidate import Output
 from porter.parity.compare import SAME_LEVEL, Row, compare
 from porter.parity.references.interpreter import interpreter, run_file
@@ -77,23 +75,20 @@ def write_exports(
     images = against.samples[0].images
     # Twice the image: the batch is another than the one exported with
     batch = np.ascontiguousarray(np.concatenate([images[:1]] * 2).transpose(0, 3, 1, 2))
-    expected: dict[str, Values] = {}
-    for name, (values, noise) in against.run(images, _compared_endpoints(model)):
-        if name == "Logits" and background is not None and values.shape[1] > model.num_classes:
-            values = np.delete(values, background, axis=1)
-        expected[name] = Values(values[:1], noise)
-    if not expected:
-        raise ArtifactError(f"{artifact.name}: a feature extractor; exports are of networks with an output")
+    if not model.num_classes:
+        raise ArtifactError(f"{artifact.name}: a feature extractor; exports are of networks with classes")
     found: dict[str, tuple[Path, float]] = {}
     for kind in kinds:
         path = artifact.with_suffix(f".{SUFFIXES.get(kind, kind)}")
         run = _WRITERS[kind](Exported(opened, artifact, mapping, batch[:1], path))
         outputs = _by_endpoint(model, run(batch), images.shape[1:3])
-        rows = [
-            _compared(name, one[None] if name == "Logits" else thin(one[None], against.keep), want, opened.fake_quant)
-            for name, want in expected.items()
-            for one in outputs[name]
-        ]
+        rows = []
+        for name, (values, noise) in against.run(images, list(outputs)):
+            if name == "Logits" and background is not None and values.shape[1] > model.num_classes:
+                values = np.delete(values, background, axis=1)
+            kept = outputs[name] if name == "Logits" else thin(outputs[name], against.keep)
+            want = Values(values[:1], noise)
+            rows += [_compared(name, one[None], want, opened.fake_quant) for one in kept]
         furthest = max(rows, key=_excess)
         error = furthest.distance
         if not furthest.passed:
@@ -104,38 +99,12 @@ def write_exports(
     return found
 
 
-def _compared_endpoints(model: Whole) -> list[str]:
-    """TensorFlow's endpoints of what the model gives: before a segmenter's resizing, and map by map of a detector."""
-    head = model.network.head
-    if head is None:
-        return ["Logits"]
-    return ["semantic"] if isinstance(head, Segmentation) else [node.inputs[0] for node in _rows(model)]
-
-
-def _rows(model: Whole) -> list[Node]:
-    """The nodes whose rows a detector's outputs are made of, the encodings' first."""
-    found = nodes(model.network, model.num_classes)
-    order = [name for node in found if node.operation == "concat" for name in node.inputs]
-    return sorted((node for node in found if node.name in order), key=lambda node: order.index(node.name))
-
-
-def _by_endpoint(model: Whole, outputs: Sequence[np.ndarray], size: Sequence[int]) -> dict[str, np.ndarray]:
+def _by_endpoint(model: Whole, outputs: Sequence[np.ndarray], size: tuple[int, ...]) -> dict[str, np.ndarray]:
     """``outputs`` of an exported file, maps NHWC, as values of endpoints."""
     if model.network.head is None:
         return {"Logits": outputs[0]}
-    if isinstance(model.network.head, Segmentation):
-        return {"semantic": outputs[1]}
-    every = nodes(model.network, model.num_classes)
-    sizes, shapes = map_sizes(every, size[0], size[1]), {node.name: node.shape for node in every}
-    found, start, output = {}, 0, 0
-    for node in _rows(model):
-        [endpoint] = node.inputs
-        count = math.prod(sizes[endpoint]) * shapes[endpoint][0] // node.values
-        found[endpoint] = outputs[output][:, start : start + count]
-        start += count
-        if start == outputs[output].shape[1]:
-            start, output = 0, output + 1
-    return found
+    found = nodes(model.network, model.num_classes)
+    return model.network.head.by_endpoint(outputs, found, (size[0], size[1]))
 
 
 def _compared(endpoint: str, values: np.ndarray, expected: Values, levels: bool) -> Row:

@@ -82,3 +82,10 @@ def tensor_values(proto: Any, shape: tuple[int, ...], dtype: str, what: str) -> 
         raise CheckpointError(f"{what}: {len(values)} values for shape {shape}; the file is damaged")
     # A shorter list means that its last value repeats.
     return np.concatenate([values, np.repeat(values[-1:], count - len(values))]).reshape(shape)
+
+
+def as_decimal(value: float) -> float:
+    """The shortest decimal that float32 rounds to ``value``: what the code that wrote it said."""
+    import numpy as np
+
+    return float(np.format_float_positional(np.float32(value), unique=True, trim="0"))

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from porter.errors import CheckpointError
 from porter.sources import protos
+from porter.sources.dtypes import as_decimal
 
 MOST_SIDE = 1 << 12  # of a pooling window; DeepLab's largest has 65 positions
 
@@ -19,7 +20,7 @@ class Pooling(NamedTuple):
 
 
 class GraphOperations(NamedTuple):
-    """By name of the operation."""
+    """By name of the operation; epsilons are the decimals that float32 was made of."""
 
     poolings: dict[str, Pooling]
     epsilons: dict[str, float]
@@ -42,7 +43,7 @@ def graph_operations(path: Path) -> GraphOperations:
             window, stride = (_sides(values, key, f"{path}: {name}") for key in (b"ksize", b"strides"))
             poolings[name] = Pooling(window, stride)
         elif node.op.startswith(b"FusedBatchNorm") and b"epsilon" in values:
-            epsilons[name] = float(values[b"epsilon"].f)
+            epsilons[name] = as_decimal(values[b"epsilon"].f)
     return GraphOperations(poolings, epsilons)
 
 

@@ -16,7 +16,6 @@ from porter.errors import ParityError
 from porter.mapping.rules import expected_variables, layer_scopes
 from porter.network.network import Network
 from porter.network.nodes import nodes
-from porter.network.segmentation import Segmentation
 from porter.network.spec import ACTIVATIONS
 from porter.parity.references.graph_float64 import in_float64, pooling_everything
 from porter.parity.references.graph_guard import READS, guarded, node_of
@@ -99,7 +98,7 @@ def _reference(name: str, path: str, definition: Any, port: Port, values: dict[s
 
 def _fixed_size(definition: Any, network: Network, scope: str) -> Size | None:
     """The size of images that a segmentation graph's resizing is written for: that which its last map comes from."""
-    if not isinstance(network.head, Segmentation):
+    if network.head is None:
         return None
     nodes = {node.name: node for node in definition.node}
     parent = scope.rpartition("/")[0]
@@ -176,7 +175,7 @@ def endpoint_operations(port: Port) -> dict[str, list[str]]:
             elif node.activation:
                 named = [f"{inside}/{endpoint.partition('/')[2]}"] if node.endpoints[0].count("/") else []
                 names = [*named, *(f"{at}/{forms.slim}" for forms in ACTIVATIONS.values())]
-            elif node.operation == "add" and network.head and endpoint in ("semantic",):
+            elif node.operation == "add" and "/" not in endpoint and len(node.endpoints) == 1:  # a head's
                 names = ["/".join([*at.split("/")[:-2], endpoint])]
             elif node.norm or node.operation == "add":
                 names = [f"{inside}/output", f"{inside}/add", f"{at}/BatchNorm/FusedBatchNormV3"]
