@@ -62,13 +62,14 @@ def predict(
     del options["least"]
     if options.pop("force"):
         raise click.UsageError("--force is for --masks and --boxes")
+    from porter.photos.images import expand
     from porter.photos.labels import read_class_names
-    from porter.prediction.classes import Settings, find_images, predict
+    from porter.prediction.classes import Settings, predict
 
     check_outputs(html, as_json=as_json)
     given: list[Path | BinaryIO] = []
     for name in images:
-        given += [_standard_input()] if name == "-" else find_images([name])
+        given += [_standard_input()] if name == "-" else expand([name])
     skipped: list[str] = []
     class_names = options.pop("class_names")
     settings = Settings(
@@ -105,11 +106,11 @@ def predict(
 
 def _write_masks(source: str, images: tuple[str, ...], folder: Path, as_json: bool, options: dict[str, Any]) -> None:
     """A mask for each image, and the shares of its classes."""
+    from porter.photos.images import expand
     from porter.photos.labels import read_class_names
-    from porter.prediction.classes import find_images
     from porter.prediction.masks import mask_png, segment, shares
 
-    found, force = find_images(images), options["force"]
+    found, force = expand(images), options["force"]
     targets = _targets(found, folder, force)
     names = read_class_names(options["class_names"]) if options["class_names"] else ()
     for image, labels in segment(source, found, taken_port_options(options), options["device"] or "cpu"):
@@ -148,12 +149,11 @@ def _write(target: Path, data: bytes, force: bool) -> None:
 
 def _write_boxes(source: str, images: tuple[str, ...], folder: Path, as_json: bool, options: dict[str, Any]) -> None:
     """Each image with its boxes, and the boxes in pixels."""
-    from porter.photos.images import read_image
+    from porter.photos.images import expand, read_image
     from porter.photos.labels import read_class_names
     from porter.prediction.boxes import detect, drawn, name_of
-    from porter.prediction.classes import find_images
 
-    found, force, least = find_images(images), options["force"], options["least"]
+    found, force, least = expand(images), options["force"], options["least"]
     targets = _targets(found, folder, force)
     names = read_class_names(options["class_names"]) if options["class_names"] else ()
     device = options["device"] or "cpu"

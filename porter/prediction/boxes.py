@@ -19,12 +19,12 @@ from porter.models.devices import chosen_device
 from porter.models.ssdlite import SSDLite
 from porter.network.anchors import anchors, decoded
 from porter.photos.images import Photo, normalized, read_image, resized
+from porter.port import DEFAULT
 from porter.prediction.masks import palette
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-DEFAULT = PortOptions()
 # Of ssdlite_mobilenet_v3_*_320x320_coco.config
 SCORE_THRESHOLD, IOU_THRESHOLD, MOST_BOXES = 1e-8, 0.6, 100
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from glob import glob
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -14,10 +12,9 @@ from porter.errors import ArtifactError, PorterError
 from porter.mapping.options import PortOptions
 from porter.models.create import open_model
 from porter.models.devices import chosen_device
-from porter.photos.images import SUFFIXES, Photo, Preprocessing, normalized, read_image, resized
+from porter.photos.images import Photo, Preprocessing, normalized, read_image, resized
 from porter.photos.labels import Label, class_labels
-
-DEFAULT = PortOptions()
+from porter.port import DEFAULT
 
 
 @dataclass(frozen=True)
@@ -78,25 +75,3 @@ def predict(
             raise ArtifactError(f"{source}: gives no probabilities for {image} (NaN); are its weights finite?")
         numbers, chances = found.indices.tolist(), found.values.tolist()
         yield image, [Guess(n, labels[n] if labels else None, p) for n, p in zip(numbers, chances, strict=True)]
-
-
-def find_images(given: Sequence[str]) -> list[Path]:
-    """The images that ``given`` name: files, folders (all images below them, in order), patterns such as ``*.jpg``.
-
-    Raises PorterError for what names none.
-    """
-    found: list[Path] = []
-    for name in given:
-        path = Path(name)
-        if path.is_dir():
-            below = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        elif path.exists():
-            below = [path]
-        else:
-            matches = sorted(glob(name, recursive=True))  # noqa: PTH207 - the pattern may be absolute
-            below = [Path(match) for match in matches if Path(match).is_file()]
-        if not below:
-            what = f"no images ({', '.join(SUFFIXES)}) in this folder" if path.is_dir() else "no such image or folder"
-            raise PorterError(f"{name}: {what}")
-        found += below
-    return found

@@ -16,9 +16,9 @@ from porter.mapping.options import PortOptions
 from porter.models.create import open_model
 from porter.models.devices import chosen_device
 from porter.models.lraspp import LRASPP
-from porter.photos.images import SUFFIXES, Photo, normalized, read_image
+from porter.photos.images import Photo, find_photos, normalized, read_image
+from porter.port import DEFAULT
 
-DEFAULT = PortOptions()
 LONGEST = 2049  # pixels of a side; Cityscapes is evaluated at 1025 x 2049. Larger images are made smaller
 IGNORED = 255  # the label of pixels that do not count, in Cityscapes and in PASCAL VOC
 MOST_CLASSES = 255  # that an 8-bit mask can tell
@@ -115,9 +115,7 @@ def compare_masks(
     A label is an image of class numbers (PNG, 8 bits or with a palette); 255 does not count. Raises PorterError naming
     an image without label, or of another size.
     """
-    photos = sorted(path for path in data.rglob("*") if path.suffix.lower() in SUFFIXES) if data.is_dir() else []
-    if not photos:
-        raise PorterError(f"{data}: no images ({', '.join(SUFFIXES)}) in this folder")
+    photos = find_photos(data)
     confusion = np.zeros((0, 0), np.int64)
     for photo, found in segment(source, photos, options, device):
         assert isinstance(photo, Path)
