@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
+from porter.errors import PorterError
 from porter.text import printable
 
 if TYPE_CHECKING:
@@ -77,21 +78,15 @@ preprocess_option = click.option(
 )
 
 
-def refuse_ignored(option: str, *taken: str) -> None:
-    """Raise UsageError where the command line has options that ``option`` would not heed.
-
-    It heeds itself, those by which a port is read, and ``taken``.
-    """
+def refuse_ignored(because: str, *ignored: str) -> None:
+    """Raise PorterError where the command line has one of the options ``ignored``; ``because`` says why."""
     from click.core import ParameterSource
 
     context = click.get_current_context()
-    known = {option, "variant", "mapping", "weights", "fake_quant", *taken}
-    for given in context.command.params:
-        name = given.name or ""
-        if not isinstance(given, click.Option) or {name, name.removeprefix("as_")} & known:
-            continue
-        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"{given.opts[0]} has no meaning with --{option}")
+    for option in context.command.params:
+        name = option.name or ""
+        if name in ignored and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise PorterError(f"{option.opts[0]} has no meaning here: {because}")
 
 
 def claim_outputs(*outputs: Path | None, as_json: bool = False) -> None:

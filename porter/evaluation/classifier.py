@@ -11,7 +11,7 @@ import torch
 from porter.errors import PorterError
 from porter.exports.deploy import deploy
 from porter.mapping.options import PortOptions
-from porter.models.create import open_model
+from porter.models.create import OpenedModel, open_model
 from porter.models.timm_import import import_timm
 from porter.network.spec import Input
 from porter.parity.references.choose import open_reference
@@ -35,17 +35,22 @@ class Classifier(NamedTuple):
     class_names: tuple[str, ...] = ()
 
 
-def open_classifier(source: str, options: PortOptions = DEFAULT, device: str = "cpu") -> Classifier:
-    """An artifact or any checkpoint; ``timm:NAME`` (pretrained) or ``tf:SOURCE`` (TensorFlow runs it).
+def of_others(source: str) -> bool:
+    """Whether ``source`` is no port, but timm's model (``timm:NAME``) or TensorFlow's (``tf:SOURCE``)."""
+    return source.partition(":")[0] in ("timm", "tf")
+
+
+def open_classifier(
+    source: str, options: PortOptions = DEFAULT, device: str = "cpu", opened: OpenedModel | None = None
+) -> Classifier:
+    """An artifact or any checkpoint, which may be ``opened``; ``timm:NAME`` (pretrained); ``tf:SOURCE``, in TensorFlow.
 
     Raises PorterError.
     """
-    kind, _, name = source.partition(":")
-    if kind == "timm":
-        return _timm(name, device)
-    if kind == "tf":
-        return _tensorflow(name, options)
-    opened = open_model(source, options)
+    if of_others(source):
+        kind, _, name = source.partition(":")
+        return _timm(name, device) if kind == "timm" else _tensorflow(name, options)
+    opened = opened or open_model(source, options)
     model, mapping = opened.classifier, opened.mapping
     background = mapping.classes.background if model.num_classes == mapping.classes.background_of else None
     # Rounding to levels happens in hooks, which the form for inference has not

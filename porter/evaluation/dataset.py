@@ -62,6 +62,8 @@ def _of_csv(
     A first row without a label is a header; what follows the label after a space (boxes, in ImageNet's own files)
     does not count.
     """
+    if labels.is_dir():
+        raise PorterError(f"{labels}: is a folder; the labels of a classifier are a CSV, rows of `file,label`")
     files = {str(path.relative_to(data)): path for path in photos}
     files |= {name.rpartition(".")[0]: path for name, path in files.items()}
     try:

@@ -25,6 +25,7 @@ from porter.evaluation.dataset import Labelled, find_labelled
 from porter.evaluation.journal import read_journal, write_batch
 from porter.evaluation.result import Evaluation, Seen
 from porter.mapping.options import PortOptions
+from porter.models.create import OpenedModel
 from porter.models.devices import chosen_device
 from porter.network.spec import Input
 from porter.photos.images import Preprocessing, normalized, read_image, resized
@@ -45,10 +46,10 @@ class Place(NamedTuple):
 class Settings:
     """How to evaluate; ``compare`` is a second classifier.
 
-    ``labels`` is a CSV where file names do not tell the class, ``class_names`` the classes' own names (by default those
-    in the artifact). ``workers`` processes decode images, made ready by ``preprocess``; ``device`` is a GPU where there
-    is one; ``resume`` is a folder that keeps finished batches. ``skip_unreadable`` leaves out images that cannot be
-    read, and names them.
+    ``labels`` is a classifier's CSV, where file names do not say the class; a segmenter's folder of masks; a detector's
+    JSON. ``class_names`` are the classes' own names (by default those in the artifact). ``workers`` processes decode
+    images, made ready by ``preprocess``; ``device`` is a GPU where there is one; ``resume`` is a folder that keeps
+    finished batches. ``skip_unreadable`` leaves out images that cannot be read, and names them.
     """
 
     compare: str | None = None
@@ -71,8 +72,11 @@ def evaluate(
     options: PortOptions = DEFAULT,
     settings: Settings = AS_EVER,
     progress: Progress | None = None,
+    opened: OpenedModel | None = None,
 ) -> Evaluation | None:
     """Accuracy of ``source`` (``open_classifier``) on the images of ``data`` (``find_labelled``).
+
+    ``opened`` is ``source``, where it has been opened already.
 
     Batches are the same however many processes share them, so the result is too. Under torchrun (gloo, or nccl
     where there are GPUs) process r of n takes every n-th batch; the first one returns the result, the others None.
@@ -84,7 +88,9 @@ def evaluate(
     if batch < 1:
         raise PorterError(f"batches of {batch} images: must be at least 1")
     with _place(settings.device) as place:
-        classifiers = [open_classifier(name, options, place.device) for name in (source, settings.compare) if name]
+        classifiers = [open_classifier(source, options, place.device, opened)]
+        if settings.compare:
+            classifiers.append(open_classifier(settings.compare, options, place.device))
         class_names = settings.class_names or classifiers[0].class_names
         photos = find_labelled(data, settings.labels, class_names)
         _check(classifiers, photos)
@@ -226,6 +232,14 @@ def _header(classifiers: list[Classifier], photos: list[Labelled], preprocess: s
         "preprocess": preprocess,
         "batch": batch,
     }
+
+
+def alone(asked: str | None) -> str:
+    """The device of an evaluation that one process does. Raises PorterError under torchrun."""
+    with _place(asked) as place:
+        if place.processes > 1:
+            raise PorterError("only a classifier's evaluation is shared among processes; leave torchrun out")
+        return place.device
 
 
 @contextmanager
