@@ -11,12 +11,12 @@ import msgspec
 from msgspec import Meta, Struct
 
 from porter.errors import ArtifactError, Option, PorterError
-from porter.evaluation.masks import named
 from porter.evaluation.result import Scores
 from porter.evaluation.run import AS_EVER, Progress, Settings, alone
 from porter.models.create import OpenedModel
 from porter.photos.images import read_images
 from porter.prediction.boxes import Box, detector
+from porter.prediction.network import labels_of
 
 # The largest file that COCO has, instances_train2017.json, has 470 MB
 MAX_FILE = 512 << 20  # bytes
@@ -87,7 +87,8 @@ def average_precision(
         raise PorterError(f"{file}: lists an image twice")
     # One of pycocotools' loops goes over images times categories: those that no box can have are left out
     truth.categories = [category for category in truth.categories if 0 < category.id < classes]
-    names = {category.id: category.name for category in truth.categories} | named(opened, settings.class_names)
+    names = {category.id: category.name for category in truth.categories}
+    names |= {number: label.names for number, label in enumerate(labels_of(opened, settings.class_names))}
     detect = detector(source, opened, alone(settings.device))
     skipped: list[str] = []
     skip = (lambda photo, _: skipped.append(str(photo))) if settings.skip_unreadable else None
@@ -101,7 +102,7 @@ def average_precision(
     if not seen:
         raise PorterError(f"{data}: none of its {len(photos)} images could be read")
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
-        evaluation = COCOeval(_indexed(truth, _as_dicts(truth)), _indexed(truth, found), "bbox")
+        evaluation = COCOeval(_indexed(truth, msgspec.to_builtins(truth.annotations)), _indexed(truth, found), "bbox")
         evaluation.params.imgIds = sorted(seen)
         evaluation.evaluate()
         evaluation.accumulate()
@@ -143,32 +144,21 @@ def _image_path(data: Path, image: CocoImage, file: Path) -> Path:
     return path
 
 
-def _as_dicts(truth: Coco) -> list[dict[str, Any]]:
-    """The boxes of the truth. What does not say its area has that of the box."""
-    boxes = []
-    for box in truth.annotations:
-        area = box.bbox[2] * box.bbox[3] if box.area is None else box.area
-        place = {"image_id": box.image_id, "category_id": box.category_id, "bbox": list(box.bbox)}
-        boxes.append(place | {"area": area, "iscrowd": box.iscrowd})
-    return boxes
-
-
 def _as_coco(image: CocoImage, box: Box) -> dict[str, Any]:
     corner = [box.left * image.width, box.top * image.height]
     sides = [(box.right - box.left) * image.width, (box.bottom - box.top) * image.height]
-    place = {"image_id": image.id, "category_id": box.number, "bbox": corner + sides}
-    return place | {"area": sides[0] * sides[1], "iscrowd": 0, "score": box.score}
+    return {"image_id": image.id, "category_id": box.number, "bbox": corner + sides, "iscrowd": 0, "score": box.score}
 
 
 def _indexed(truth: Coco, boxes: list[dict[str, Any]]) -> Any:
     """``boxes`` as pycocotools takes them. Ids are from 1 on: it takes a match with box 0 for none."""
     from pycocotools.coco import COCO
 
+    for number, box in enumerate(boxes, 1):
+        box |= {"id": number, "bbox": list(box["bbox"])}
+        if box.get("area") is None:
+            box["area"] = box["bbox"][2] * box["bbox"][3]
     coco = COCO()
-    coco.dataset = {
-        "images": [{"id": image.id} for image in truth.images],
-        "categories": [{"id": category.id} for category in truth.categories],
-        "annotations": [box | {"id": number} for number, box in enumerate(boxes, 1)],
-    }
+    coco.dataset = msgspec.to_builtins(truth) | {"annotations": boxes}
     coco.createIndex()
     return coco

@@ -15,7 +15,7 @@ from porter.models.create import OpenedModel, open_model
 from porter.models.timm_import import import_timm
 from porter.network.spec import Input
 from porter.parity.references.choose import open_reference
-from porter.port import DEFAULT, Port, plan_port
+from porter.port import DEFAULT, plan_port
 
 AT_ONCE = 4  # images that a reference's process gets at once; its memory is measured out for one
 
@@ -74,10 +74,6 @@ def _check_classes(classifier: Classifier) -> Classifier:
     return classifier
 
 
-def _digest(port: Port) -> str:
-    return next(iter(port.checkpoint.digests().values()))
-
-
 def _torch_logits(
     model: torch.nn.Module, device: str, background: int | None = None
 ) -> Callable[[np.ndarray], np.ndarray]:
@@ -120,5 +116,5 @@ def _tensorflow(source: str, options: PortOptions) -> Classifier:
         whole = np.concatenate(parts)
         return whole if background is None else np.delete(whole, background, axis=1)
 
-    name = f"tf:{source} ({reference.name})"
-    return _check_classes(Classifier(name, port.plan.num_classes, port.mapping.input, _digest(port), logits))
+    name, digest = f"tf:{source} ({reference.name})", next(iter(port.checkpoint.digests().values()))
+    return _check_classes(Classifier(name, port.plan.num_classes, port.mapping.input, digest, logits))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,8 @@ from porter.evaluation.result import Scores
 from porter.evaluation.run import AS_EVER, Progress, Settings, alone
 from porter.models.create import OpenedModel
 from porter.photos.images import find_photos, read_images
-from porter.photos.labels import class_labels
 from porter.prediction.masks import segmenter
+from porter.prediction.network import labels_of
 
 IGNORED = 255  # the label of pixels that do not count, in Cityscapes and in PASCAL VOC
 
@@ -35,7 +34,7 @@ def compare_masks(
         if not path.is_file():
             raise PorterError(f"{path}: no such label; each image has one of its name, ending in .png")
     classes = opened.whole.num_classes
-    names = named(opened, settings.class_names)
+    names = {number: label.names for number, label in enumerate(labels_of(opened, settings.class_names))}
     segment = segmenter(source, opened, alone(settings.device))
     confusion = np.zeros((classes, classes), np.int64)
     skipped: list[str] = []
@@ -56,13 +55,6 @@ def compare_masks(
     ious = {number: float(hits[number] / union[number]) for number in np.nonzero(union)[0].tolist()}
     figures = {"mean IoU": float(np.mean(list(ious.values()))), "pixel accuracy": float(hits.sum() / confusion.sum())}
     return Scores(source, len(photos) - len(skipped), figures, "IoU", ious, names, skipped)
-
-
-def named(opened: OpenedModel, names: Sequence[str]) -> dict[int, str]:
-    """Class -> name, by ``names`` or else those in the artifact. Raises PorterError where their number is another."""
-    names = names or (opened.metadata.class_names if opened.metadata else ())
-    labels = class_labels(opened.whole.num_classes, names) if names else []
-    return {number: label.names for number, label in enumerate(labels)}
 
 
 def _read_labels(path: Path, size: tuple[int, int]) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -15,6 +15,7 @@ from porter.models.devices import chosen_device
 from porter.models.lraspp import LRASPP
 from porter.models.ssdlite import SSDLite
 from porter.photos.images import normalized
+from porter.photos.labels import Label, class_labels
 
 Kind = Literal["classes", "masks", "boxes"]  # what a port gives for a photo
 PORTS: dict[Kind, str] = {"classes": "classifier", "masks": "segmenter", "boxes": "detector"}
@@ -23,6 +24,15 @@ PORTS: dict[Kind, str] = {"classes": "classifier", "masks": "segmenter", "boxes"
 def kind_of(opened: OpenedModel) -> Kind:
     """What ``opened`` gives for a photo."""
     return "masks" if isinstance(opened.model, LRASPP) else "boxes" if isinstance(opened.model, SSDLite) else "classes"
+
+
+def labels_of(opened: OpenedModel, names: Sequence[str]) -> list[Label]:
+    """``names`` as labels, or else those in the artifact, or a classifier's of ImageNet; empty where there are none.
+
+    Raises PorterError where there are not as many as classes.
+    """
+    names = names or (opened.metadata.class_names if opened.metadata else ())
+    return class_labels(opened.whole.num_classes, names) if names or kind_of(opened) == "classes" else []
 
 
 def on_one_image(source: str, opened: OpenedModel, device: str) -> Callable[[np.ndarray], list[Tensor]]:

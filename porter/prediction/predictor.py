@@ -9,11 +9,11 @@ from porter.errors import ArtifactError, PorterError
 from porter.mapping.options import PortOptions
 from porter.models.create import OpenedModel, open_model
 from porter.photos.images import AnyPhoto, Preprocessing, read_images, resized
-from porter.photos.labels import Label, class_labels
+from porter.photos.labels import Label
 from porter.port import DEFAULT
 from porter.prediction.boxes import detector, drawn
 from porter.prediction.masks import mask_image, overlaid, palette, segmenter, shares
-from porter.prediction.network import Kind, kind_of, on_one_image
+from porter.prediction.network import Kind, kind_of, labels_of, on_one_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -78,8 +78,7 @@ def open_predictor(
     kind, classes = kind_of(opened), opened.whole.num_classes
     if not classes:
         raise ArtifactError(f"{source}: a feature extractor, without classes to predict")
-    names = class_names or (opened.metadata.class_names if opened.metadata else ())
-    labels = class_labels(classes, names) if names or kind == "classes" else []
+    labels = labels_of(opened, class_names)
     if kind == "classes":
         return Predictor(kind, _classifier(source, opened, device, labels, min(top, classes), preprocess))
     shown = [label.names for label in labels] or [""] * classes
