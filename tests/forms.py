@@ -3,6 +3,8 @@
 import numpy as np
 import torch
 
+from porter.prediction.boxes import Box
+
 ULP = 2.0**-23
 
 
@@ -58,3 +60,27 @@ def check_files(onnx, tflite, images, exact, tolerance):
         close(found, want, tolerance)
     for found, want in zip(run_tflite(tflite, images), exact, strict=False):
         close(found, want.transpose(0, 2, 3, 1) if want.ndim == 4 else want, tolerance)
+
+
+def suppressed(boxes, scores, overlap=0.6, most=100, least=1e-8):
+    """The best of (boxes, 4), with ``scores`` (boxes, classes) without the background.
+
+    Non-maximum suppression as object_detection describes it, class by class; classes count from 1 on.
+    """
+    found = []
+    areas = np.maximum(boxes[:, 2] - boxes[:, 0], 0) * np.maximum(boxes[:, 3] - boxes[:, 1], 0)
+    for number in range(scores.shape[1]):
+        left = [box for box in np.argsort(-scores[:, number], kind="stable") if scores[box, number] > least]
+        kept = 0
+        while left and kept < most:
+            best, *others = left
+            found.append((float(scores[best, number]), number + 1, best))
+            kept += 1
+            others = np.array(others, int)
+            low = np.maximum(boxes[others, :2], boxes[best, :2])
+            high = np.minimum(boxes[others, 2:], boxes[best, 2:])
+            common = np.prod(np.maximum(high - low, 0), axis=1)
+            together = areas[others] + areas[best] - common
+            left = list(others[~(common > overlap * together)])
+    found.sort(key=lambda one: -one[0])
+    return [Box(*np.clip(boxes[box], 0, 1).tolist(), number, score) for score, number, box in found[:most]]

@@ -14,7 +14,6 @@ from porter.network.detection import decoded
 from porter.network.network import build_network
 from porter.network.node import map_sizes
 from porter.network.nodes import anchors, groups, nodes
-from porter.prediction.boxes import suppressed
 from porter.sources.bundle_writer import write_bundle
 
 
@@ -73,16 +72,21 @@ def test_anchors_and_boxes(oracle):
     assert np.abs(boxes - recorded["raw_detection_boxes"]).max() < 3e-7
 
 
-def test_suppression_is_tensorflows(oracle):
+def test_boxes_are_tensorflows(oracle):
+    """Decoded and suppressed by our graph, from the original outputs: what the original graph makes of them."""
     pytest.importorskip("onnxruntime")
+    from porter.exports.runtime import boxes_session
+
     _, recorded = oracle
+    session = boxes_session(build_network(load_variant("ssdlite_small")), (320, 320))
     for image in range(2):
-        logits = recorded["class_predictions_with_background"][image][:, 1:].astype(np.float64)
-        found = suppressed(recorded["raw_detection_boxes"][image], (1 / (1 + np.exp(-logits))).astype(np.float32))
-        assert len(found) == recorded["nms/num_detections"][image]
-        assert [box.number - 1 for box in found] == recorded["nms/detection_classes"][image].tolist()
-        assert np.array_equal(np.array([box[:4] for box in found], np.float32), recorded["nms/detection_boxes"][image])
-        assert np.abs([box.score for box in found] - recorded["nms/detection_scores"][image]).max() < 1e-6
+        names = {"encodings": "box_encodings", "logits": "class_predictions_with_background"}
+        given = {name: recorded[theirs][image][None] for name, theirs in names.items()}
+        boxes, classes, scores = session.run(None, given)
+        assert len(boxes) == recorded["nms/num_detections"][image]
+        assert np.array_equal(classes - 1, recorded["nms/detection_classes"][image])
+        assert np.abs(boxes - recorded["nms/detection_boxes"][image]).max() < 3e-7
+        assert np.abs(scores - recorded["nms/detection_scores"][image]).max() < 1e-6
 
 
 @pytest.mark.slow
@@ -145,28 +149,9 @@ def test_every_table(name):
     assert logits.shape == (1, count, 4)
 
 
-def test_predict(made, run, tmp_path):
-    image = pytest.importorskip("PIL.Image")
-    pytest.importorskip("onnxruntime")
-    random = np.random.default_rng(1)
-    image.fromarray(random.integers(0, 255, (61, 83, 3), np.uint8)).save(tmp_path / "one.png")
-    assert run("convert", made, "-o", tmp_path / "a.pth").code == 0
-    ran = run(
-        "predict", tmp_path / "a.pth", tmp_path / "one.png", "--boxes", tmp_path / "out", "--least", "0", "--json"
-    )
-    assert ran.code == 0, ran.err
-    boxes = json.loads(ran.out)["boxes"]
-    assert 1 <= len(boxes) <= 100
-    assert all(0 <= box["top"] <= box["bottom"] <= 1 and 1 <= box["number"] <= 5 for box in boxes)
-    assert [box["score"] for box in boxes] == sorted((box["score"] for box in boxes), reverse=True)
-    assert image.open(tmp_path / "out" / "one.png").size == (83, 61)
-    ran = run("predict", tmp_path / "a.pth", tmp_path / "one.png")
-    assert "is a detector, no classifier; for its boxes use --boxes FOLDER" in ran.err
-    assert "exists already" in run("predict", tmp_path / "a.pth", tmp_path / "one.png", "--boxes", tmp_path / "out").err
-
-
-def test_mean_average_precision(made, run, tmp_path):
-    """What the detector itself finds, told as the truth, is found; boxes elsewhere are not."""
+@pytest.fixture
+def photographed(made, run, tmp_path):
+    """(artifact, folder of one photo, the best box in it)."""
     image = pytest.importorskip("PIL.Image")
     pytest.importorskip("onnxruntime")
     pytest.importorskip("pycocotools")
@@ -175,33 +160,124 @@ def test_mean_average_precision(made, run, tmp_path):
     random = np.random.default_rng(2)
     image.fromarray(random.integers(0, 255, (200, 300, 3), np.uint8)).save(photos / "one.png")
     assert run("convert", made, "-o", tmp_path / "a.pth").code == 0
-    options = ("--boxes", tmp_path / "out", "--least", "0", "--json")
-    [best, *_] = json.loads(run("predict", tmp_path / "a.pth", photos, *options).out)["boxes"]
+    ran = run("predict", tmp_path / "a.pth", photos, "--least", "0", "--json")
+    boxes = json.loads(ran.out)["boxes"]
+    assert 1 <= len(boxes) <= 100
+    assert all(0 <= box["top"] <= box["bottom"] <= 1 and 1 <= box["number"] <= 5 for box in boxes)
+    assert [box["score"] for box in boxes] == sorted((box["score"] for box in boxes), reverse=True)
+    return tmp_path / "a.pth", photos, boxes[0]
 
-    def annotations(shift, name="one.png"):
-        left, top = best["left"] * 300 + shift, best["top"] * 200
-        wide, tall = (best["right"] - best["left"]) * 300, (best["bottom"] - best["top"]) * 200
-        box = {"id": 1, "image_id": 1, "category_id": best["number"], "bbox": [left, top, wide, tall], "iscrowd": 0}
-        return {
-            "images": [{"id": 1, "file_name": name, "height": 200, "width": 300}],
-            "annotations": [box | {"area": wide * tall}],
-            "categories": [{"id": number, "name": str(number)} for number in range(1, 6)],
-        }
 
-    file = tmp_path / "truth.json"
-    file.write_text(json.dumps(annotations(0)))
-    ran = run("evaluate", tmp_path / "a.pth", photos, "--boxes", file)
+def annotations(best, shift=0, **changes):
+    """COCO's annotations of the photo, with the box ``best``, ``shift`` pixels to the right."""
+    left, top = best["left"] * 300 + shift, best["top"] * 200
+    wide, tall = (best["right"] - best["left"]) * 300, (best["bottom"] - best["top"]) * 200
+    box = {"id": 0, "image_id": 7, "category_id": best["number"], "bbox": [left, top, wide, tall], "iscrowd": 0}
+    return {
+        "info": {"year": 2026},
+        "images": [{"id": 7, "file_name": "one.png", "height": 200, "width": 300}],
+        "annotations": [box | {"area": wide * tall, "segmentation": [[1, 2]]}],
+        "categories": [{"id": number, "name": f"<b>thing {number}"} for number in range(1, 6)],
+    } | changes
+
+
+def test_mean_average_precision(photographed, run, tmp_path):
+    """What the detector itself finds, given as the truth, is found; boxes elsewhere are not."""
+    path, photos, best = photographed
+    file, number = tmp_path / "truth.json", best["number"]
+    file.write_text(json.dumps(annotations(best)))
+    page, table = tmp_path / "page.html", tmp_path / "classes.csv"
+    ran = run("evaluate", path, photos, "--labels", file, "--html", page, "--per-class", table)
     assert ran.code == 0, ran.err
-    assert "mAP 100.00%, at 0.5 100.00%, at 0.75 100.00%, 1 images" in ran.out
-    file.write_text(json.dumps(annotations(10_000)))
-    assert json.loads(run("evaluate", tmp_path / "a.pth", photos, "--boxes", file, "--json").out)["mean"] == 0
-    file.write_text(json.dumps(annotations(0, "../truth.json")))
-    assert "no such image in" in run("evaluate", tmp_path / "a.pth", photos, "--boxes", file).err
-    for text in ("[]", "{", '{"images": [1]}', ""):
-        file.write_text(text)
-        ran = run("evaluate", tmp_path / "a.pth", photos, "--boxes", file)
-        assert ran.code == 2
-        assert "not COCO's JSON of boxes" in ran.err
+    assert ran.out.splitlines() == [
+        f"{path}: mAP 100.00%, AP50 100.00%, AP75 100.00%, 1 image",
+        f"  100.00%     {number}  <b>thing {number}",
+    ]
+    head, row = table.read_text().splitlines()
+    assert (head, row.rpartition(",")[0]) == ("class,name,ap", f"{number},<b>thing {number}")
+    assert float(row.rpartition(",")[2]) == pytest.approx(1)
+    text = page.read_text()
+    assert f'{number}</td><td>&lt;b&gt;thing {number}</td><td class="number">100.00 %' in text
+    for name in ("mAP", "AP50", "AP75"):
+        assert f"<dt>{name}</dt><dd>100.00 %</dd>" in text
+    assert "<b>" not in text
+    wide = (best["right"] - best["left"]) * 300
+    file.write_text(json.dumps(annotations(best, shift=wide * 0.2)))  # they overlap by two thirds
+    found = json.loads(run("evaluate", path, photos, "--labels", file, "--json").out)
+    assert found["ap50"] > found["map"] > found["ap75"]
+    assert found["ap"] == {str(number): found["map"]}
+    (tmp_path / "names.txt").write_text("none\none\ntwo\nthree\nfour\nfive\n")
+    file.write_text(json.dumps(annotations(best, shift=10_000)))
+    ran = run("evaluate", path, photos, "--labels", file, "--class-names", tmp_path / "names.txt")
+    assert "mAP 0.00%, AP50 0.00%, AP75 0.00%" in ran.out
+    assert ran.out.endswith(f"{number}  {['none', 'one', 'two', 'three', 'four', 'five'][number]}\n")
+
+
+def test_unreadable_photos_of_boxes(photographed, run, tmp_path):
+    """They and their boxes do not count."""
+    path, photos, best = photographed
+    truth = annotations(best)
+    truth["images"].append({"id": 3, "file_name": "bad.jpg", "height": 200, "width": 300})
+    truth["annotations"].append(truth["annotations"][0] | {"image_id": 3})
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    (photos / "bad.jpg").write_bytes(b"no image")
+    ran = run("evaluate", path, photos, "--labels", tmp_path / "truth.json")
+    assert (ran.code, "bad.jpg: not a readable image" in ran.err) == (2, True)
+    skip = ("--labels", tmp_path / "truth.json", "--skip-unreadable", "--json")
+    found = json.loads(run("evaluate", path, photos, *skip).out)
+    assert (found["map"], found["images"], found["skipped"]) == (pytest.approx(1), 1, [str(photos / "bad.jpg")])
+    (photos / "one.png").write_bytes(b"no image")
+    ran = run("evaluate", path, photos, *skip)
+    assert (ran.code, "none of its 2 images could be read" in ran.err) == (2, True)
+
+
+BOX = {"image_id": 7, "category_id": 1, "bbox": [0, 0, 9, 9]}
+IMAGE = {"id": 7, "file_name": "one.png", "height": 200, "width": 300}
+HOSTILE = {
+    "not COCO's JSON of boxes": (
+        *("", "{", "[]", '{"images": [1]}', "[" * 100_000, b"\xff\xfe"),
+        *({"images": [IMAGE | {"id": value}]} for value in ("7", None, [], {}, -1, 1.5, 10**400, True)),
+        *({"images": [IMAGE | {"file_name": value}]} for value in (None, 7, ["one.png"], "\ud800")),
+        *({"images": [IMAGE | {"width": value}]} for value in (0, -5, 10**12)),
+        *({"annotations": [BOX | {"bbox": value}]} for value in ([], [0, 0, 1], [0, 0, -1, 5], ["0"] * 4, None)),
+        *({"annotations": [BOX | {"area": value}]} for value in (-1, "big")),
+        *({"categories": [{"id": 1, "name": value}]} for value in (None, 5, [])),
+        json.dumps({"images": [IMAGE], "annotations": [BOX], "categories": []}).replace("9]", "1e999]"),
+    ),
+    "no such image in": tuple(
+        {"images": [IMAGE | {"file_name": name}]} for name in ("../truth.json", "", "/etc/passwd")
+    ),
+    "\\x00: no such image in": ({"images": [IMAGE | {"file_name": "a\0"}]},),
+    "\\x1b[2J\\nError: no such image in": ({"images": [IMAGE | {"file_name": "\x1b[2J\nError"}]},),
+    "File name too long": ({"images": [IMAGE | {"file_name": "a" * 5000}]},),
+    "lists no images": ({"images": []},),
+    "lists an image twice": ({"images": [IMAGE, IMAGE | {"id": 8}]},),
+    "have one id": ({"images": [IMAGE, IMAGE]}, {"categories": [{"id": 1}, {"id": 1}]}),
+    "which the file does not list": ({"annotations": [BOX | {"image_id": 6}]}, {"categories": []}),
+    "class 6; ": ({"annotations": [BOX | {"category_id": 6}], "categories": [{"id": 6}]},),
+    "class 0; ": ({"annotations": [BOX | {"category_id": 0}], "categories": [{"id": 0}]},),
+    "no box that counts": ({"annotations": []}, {"annotations": [BOX | {"iscrowd": 1}]}),
+}
+
+
+def test_hostile_annotations(photographed, run, tmp_path, monkeypatch):
+    """One line and exit code 2, whatever stands where an id or a name should."""
+    path, photos, best = photographed
+    file = tmp_path / "truth.json"
+    for message, contents in HOSTILE.items():
+        for content in contents:
+            if isinstance(content, dict):
+                content = json.dumps(annotations(best) | {"annotations": [BOX]} | content)
+            file.write_bytes(content if isinstance(content, bytes) else content.encode())
+            ran = run("evaluate", path, photos, "--labels", file)
+            assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1), (content[:200], ran)
+            assert message in ran.err, (content[:200], ran.err)
+    file.write_text(json.dumps(annotations(best)))
+    monkeypatch.setattr("porter.evaluation.boxes.MAX_FILE", 100)
+    assert "COCO's largest file of boxes has fewer" in run("evaluate", path, photos, "--labels", file).err
+    for options in ((), ("--labels", photos)):
+        ran = run("evaluate", path, photos, *options)
+        assert ran.err == f"Error: {path}: a detector needs COCO's JSON of the images' boxes; use --labels JSON\n"
 
 
 def test_half_a_detector(made, run, tmp_path):
@@ -227,4 +303,4 @@ def test_release(oracle, run, tmp_path):
     assert run("release", "--check", tmp_path / "dist").code == 0
     card = (tmp_path / "dist" / "README.md").read_text()
     assert "pipeline_tag: object-detection" in card
-    assert "--boxes boxes/" in card
+    assert "predict . photo.jpg -o boxes/" in card

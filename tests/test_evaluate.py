@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import porter
 from porter.errors import PorterError
 from porter.evaluation import run as running
-from porter.evaluation.dataset import find_photos
+from porter.evaluation.dataset import find_labelled
 from porter.evaluation.result import share
 from porter.evaluation.run import Settings, evaluate, rank
 from porter.photos.images import normalized, read_image, resized
@@ -41,7 +41,7 @@ def photos(tmp_path_factory):
 
 
 def test_labels_from_folders(photos):
-    found = find_photos(photos)
+    found = find_labelled(photos)
     assert len(found) == 22
     assert [p.label for p in found] == sorted(p.label for p in found)
     assert {p.path.parent.name: p.label for p in found} == dict(zip(IDS, NUMBERS, strict=True))
@@ -50,13 +50,13 @@ def test_labels_from_folders(photos):
 def test_labels_from_names_and_csv(tmp_path):
     for name in ("n01440764_tench.JPEG", "ILSVRC2012_val_00000002_n15075141.png", "notes.txt"):
         (tmp_path / name).touch()
-    assert [p.label for p in find_photos(tmp_path)] == [999, 0]
+    assert [p.label for p in find_labelled(tmp_path)] == [999, 0]
     (tmp_path / "val_3.JPEG").touch()
     with pytest.raises(PorterError, match=r"val_3\.JPEG: neither its folder nor its name .* give --labels"):
-        find_photos(tmp_path)
+        find_labelled(tmp_path)
     rows = "ImageId,PredictionString\nval_3,n03995372 85 1 499 272\nn01440764_tench.JPEG,7\n"
     (tmp_path / "labels.csv").write_text(rows)
-    assert [(p.path.name, p.label) for p in find_photos(tmp_path, tmp_path / "labels.csv")] == [
+    assert [(p.path.name, p.label) for p in find_labelled(tmp_path, tmp_path / "labels.csv")] == [
         ("val_3.JPEG", 740),
         ("n01440764_tench.JPEG", 7),
     ]
@@ -66,7 +66,7 @@ def test_labels_from_names_and_csv(tmp_path):
     ):
         (tmp_path / "labels.csv").write_text(rows + row)
         with pytest.raises(PorterError, match=message):
-            find_photos(tmp_path, tmp_path / "labels.csv")
+            find_labelled(tmp_path, tmp_path / "labels.csv")
 
 
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=8), st.data())
@@ -97,7 +97,7 @@ def test_counts_are_those_of_the_model(photos, demo_folder, run, tmp_path):
     import torch
 
     first = fifth = 0
-    for photo in find_photos(photos):
+    for photo in find_labelled(photos):
         pixels = normalized(resized(read_image(photo.path), (224, 224), 0.875, "tf"), [0.5] * 3, [0.5] * 3)
         with torch.no_grad():
             order = model(torch.from_numpy(pixels).permute(2, 0, 1)[None])[0].argsort(descending=True).tolist()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from forms import check_files, close, module_outputs, run_onnx, run_tflite
+from forms import check_files, close, module_outputs, run_onnx, run_tflite, suppressed
 
 import porter
 from porter.exports.convert import convert
@@ -13,7 +13,6 @@ from porter.network.detection import decoded
 from porter.network.node import multiply_accumulates
 from porter.network.nodes import anchors, nodes
 from porter.parity.demo import random_variables
-from porter.prediction.boxes import suppressed
 from porter.sources.bundle_writer import write_bundle
 
 CLASSES = 6

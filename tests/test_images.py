@@ -7,7 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from porter.errors import PorterError
-from porter.photos.images import normalized, read_image, resized
+from porter.evaluation.dataset import find_labelled
+from porter.network.spec import Input
+from porter.parity import samples
+from porter.photos.images import FORMATS, SUFFIXES, expand, find_photos, normalized, read_image, resized
 
 PIL = pytest.importorskip("PIL.Image")
 HALF = [0.5, 0.5, 0.5]
@@ -93,3 +96,32 @@ def test_unreadable(tmp_path):
         read_image(tmp_path / "a.jpg")
     with pytest.raises(PorterError, match=r"none\.jpg: not a readable image"):
         read_image(tmp_path / "none.jpg")
+
+
+def test_one_finder_of_photos(tmp_path, monkeypatch):
+    """A folder called x.jpg is no photo, whoever looks; suffixes are those of the formats that are read, in any case."""
+    (tmp_path / "x.jpg" / "below").mkdir(parents=True)
+    for name in ("b.TIF", "a.png", "x.jpg/below/c.Jpeg", "notes.txt"):
+        (tmp_path / name).touch()
+    found = [tmp_path / name for name in ("a.png", "b.TIF", "x.jpg/below/c.Jpeg")]
+    assert find_photos(tmp_path) == expand([str(tmp_path)]) == found
+    for row, path in enumerate(found):
+        (tmp_path / "labels.csv").write_text(f"{path.relative_to(tmp_path)},{row}\n")
+        assert find_labelled(tmp_path, tmp_path / "labels.csv") == [(path, row)]
+    read = []
+    monkeypatch.setattr(samples, "read_image", lambda path: read.append(path) or PIL.new("RGB", (8, 8)))
+    samples.photos(tmp_path, (8, 8), Input(8, 3, [0.5] * 3, [0.5] * 3, 1.0))
+    assert read == found
+    for path in found:
+        path.unlink()
+    for find in (find_photos, find_labelled, lambda folder: samples.photos(folder, (8, 8), None)):
+        with pytest.raises(PorterError, match=r"no images \(\.jpg, .*\.tiff\) in this folder or below it"):
+            find(tmp_path)
+        with pytest.raises(PorterError, match="no such folder"):
+            find_photos(tmp_path / "none")
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_format_has_a_suffix(kind):
+    assert any(suffix in SUFFIXES for suffix, name in PIL.registered_extensions().items() if name == kind)
+    assert all(PIL.registered_extensions()[suffix] in FORMATS for suffix in SUFFIXES)

@@ -1,7 +1,9 @@
 """DeepLab's LR-ASPP: exact against the original code's graphs and outputs, masks, mean IoU."""
 
+import csv
 import dataclasses
 import json
+import re
 
 import msgspec
 import numpy as np
@@ -106,8 +108,8 @@ def test_a_users_segmenter(run, tmp_path):
     assert ran.code == 0, ran.out + ran.err
     assert "50 endpoints" in ran.out
     ran = run("predict", tmp_path / "a.pth", next((SHARED.parent / "real" / "images").iterdir()))
-    assert ran.code == 2
-    assert "is a segmenter, no classifier; for its masks use --masks FOLDER" in ran.err
+    assert ran.code == 0, ran.err
+    assert "%" in ran.out
 
 
 def test_names_are_torchvisions(timm):
@@ -122,6 +124,10 @@ def test_names_are_torchvisions(timm):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A segmenter of random weights that no graph comes with, in a scope of its own; four classes."""
+    return make(tmp_path_factory)
+
+
+def make(tmp_path_factory):
     from porter.mapping.files import load_variant
     from porter.network.network import build_network
 
@@ -174,8 +180,9 @@ def test_other_shapes_of_it(made, tmp_path):
     assert strided(torch.zeros(1, 3, 64, 64)).shape == (1, 4, 64, 64)
 
 
-def test_masks(made, run, tmp_path):
-    """Masks with a palette, at the photo's size; and the mean IoU that follows from labels."""
+@pytest.fixture
+def labelled(made, run, tmp_path):
+    """(artifact, folder of two photos, folder of what the artifact makes of them)."""
     image = pytest.importorskip("PIL.Image")
     path, photos = tmp_path / "a.pth", tmp_path / "photos"
     photos.mkdir()
@@ -183,65 +190,132 @@ def test_masks(made, run, tmp_path):
     random = np.random.default_rng(1)
     for name in ("one", "two"):
         image.fromarray(random.integers(0, 255, (61, 83, 3), np.uint8)).save(photos / f"{name}.png")
-    ran = run("predict", path, photos, "--masks", tmp_path / "masks")
+    assert run("predict", path, photos, "-o", tmp_path / "masks").code == 0
+    return path, photos, tmp_path / "masks"
+
+
+def relabel(masks, change):
+    """Change the labels of the first photo by a function."""
+    from PIL import Image
+
+    labels = np.asarray(Image.open(masks / "one.png")).copy()
+    change(labels)
+    Image.fromarray(labels).save(masks / "one.png")
+
+
+def test_mean_iou(labelled, run, tmp_path):
+    """That of its own masks, and what follows from labels that differ in some pixels, class by class."""
+    path, photos, masks = labelled
+    found = json.loads(run("evaluate", path, photos, "--labels", masks, "--json").out)
+    assert (found["mean_iou"], found["pixel_accuracy"], found["images"]) == (1.0, 1.0, 2)
+    [number] = found["iou"]  # random weights have one favourite
+    other = (int(number) + 1) % 4
+
+    def change(labels):
+        labels[:30] = 255  # does not count
+        labels[30:40] = other
+
+    relabel(masks, change)
+    (tmp_path / "names.txt").write_text("sky\nroad\n<i>tree\n<b>sea\n")
+    options = ("--labels", masks, "--class-names", tmp_path / "names.txt")
+    ran = run("evaluate", path, photos, *options, "--json", "--per-class", tmp_path / "classes.csv")
     assert ran.code == 0, ran.err
-    assert "100.00%" in ran.out or "%" in ran.out
-    mask = image.open(tmp_path / "masks" / "one.png")
-    assert (mask.mode, mask.size) == ("P", (83, 61))
-    model = porter.create_model("lraspp_small", path)
-    pixels = torch.from_numpy(np.asarray(image.open(photos / "one.png"))).permute(2, 0, 1)[None] / 127.5 - 1
-    with torch.no_grad():
-        expected = model(pixels)[0].argmax(0).numpy()
-    assert (np.asarray(mask) != expected).mean() < 1e-3  # ties of float32
-    assert "exists already" in run("predict", path, photos, "--masks", tmp_path / "masks").err
-    ran = run("predict", path, photos, "--masks", tmp_path / "masks", "--force", "--json")
-    [one, _] = [json.loads(line) for line in ran.out.splitlines()]
-    assert sum(found["share"] for found in one["classes"]) == pytest.approx(1)
-    assert one["mask"] == str(tmp_path / "masks" / "one.png")
-    assert run("predict", path, photos, "--masks", tmp_path / "masks", "--force").code == 0
-    ran = run("evaluate", path, photos, "--masks", tmp_path / "masks", "--json")
-    assert ran.code == 0, ran.err
-    assert json.loads(ran.out)["mean_iou"] == 1.0
-    labels = np.asarray(image.open(tmp_path / "masks" / "one.png")).copy()
-    labels[:30] = 255  # does not count
-    labels[30:40] = (labels[30:40] + 1) % 4
-    image.fromarray(labels).save(tmp_path / "masks" / "one.png")
-    found = json.loads(run("evaluate", path, photos, "--masks", tmp_path / "masks", "--json").out)
+    found = json.loads(ran.out)
     wrong, counted = 10 * 83, (61 - 30) * 83 + 61 * 83
-    assert found["accuracy"] == pytest.approx(1 - wrong / counted)
-    (tmp_path / "masks" / "two.png").unlink()
-    assert "two.png: no such label" in run("evaluate", path, photos, "--masks", tmp_path / "masks").err
+    assert found["pixel_accuracy"] == pytest.approx(1 - wrong / counted)
+    assert found["iou"] == pytest.approx({number: 1 - wrong / counted, str(other): 0.0})
+    assert found["mean_iou"] == pytest.approx((1 - wrong / counted) / 2)
+    rows = list(csv.reader((tmp_path / "classes.csv").open()))
+    names = ["sky", "road", "<i>tree", "<b>sea"]
+    assert rows[0] == ["class", "name", "iou"]
+    assert [(row[0], row[1]) for row in rows[1:]] == [(str(n), names[n]) for n in sorted([int(number), other])]
+    assert {row[0]: float(row[2]) for row in rows[1:]} == pytest.approx(found["iou"])
+    ran = run("evaluate", path, photos, *options, "--per-class", tmp_path / "classes.csv")
+    assert (ran.code, "exists already" in ran.err) == (2, True)
+    again = ("--per-class", tmp_path / "classes.csv", "--force", "--html", tmp_path / "page.html")
+    ran = run("evaluate", path, photos, *options, *again)
+    share = f"{100 * (1 - wrong / counted):.2f}"
+    first, *rows = ran.out.splitlines()
+    assert first == f"{path}: mean IoU {found['mean_iou']:.2%}, pixel accuracy {share}%, 2 images"
+    assert f"{share}%     {number}  {names[int(number)]}" in {row.strip() for row in rows}
+    page = (tmp_path / "page.html").read_text()
+    assert "<b>sea" not in page
+    assert "&lt;b&gt;sea" in page
+    for name, value in (("mean IoU", f"{100 * found['mean_iou']:.2f}"), ("pixel accuracy", share)):
+        assert f"<dt>{name}</dt><dd>{value} %</dd>" in page
+    assert re.search(rf'<td class="number">{number}</td><td>.*sea</td><td class="number">{share} %</td>', page)
 
 
-def test_masks_of_a_classifier(demo_folder, run, tmp_path):
+def test_labels_of_masks(labelled, run, tmp_path, monkeypatch):
+    """What is no label of these photos is refused in one line, before it is decoded."""
     image = pytest.importorskip("PIL.Image")
-    image.new("RGB", (40, 40)).save(tmp_path / "a.png")
-    ran = run("predict", demo_folder, tmp_path / "a.png", "--masks", tmp_path / "masks")
-    assert ran.code == 2
-    assert "is no segmenter; it has no masks" in ran.err
-    assert not (tmp_path / "masks").exists()
+    path, photos, masks = labelled
+
+    def refused(*options):
+        ran = run("evaluate", path, photos, *options)
+        assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
+        return ran.err
+
+    assert f"{path}: a segmenter needs the folder of masks, PNGs under" in refused()
+    (tmp_path / "labels.csv").write_text("one.png,1\n")
+    assert "a segmenter needs the folder of masks" in refused("--labels", tmp_path / "labels.csv")
+    whole = (masks / "one.png").read_bytes()
+
+    def change(labels):
+        labels[3, 4] = 33
+
+    relabel(masks, change)
+    assert f"{masks / 'one.png'}: class 33; {path} has 4 classes" in refused("--labels", masks)
+    (masks / "one.png").write_bytes(whole[:-30])
+    assert "one.png: not a readable PNG" in refused("--labels", masks)
+    image.new("L", (40_000, 40_000)).save(masks / "one.png")  # Pillow's bomb: 1.6 GB
+    assert "one.png: not a readable PNG" in refused("--labels", masks)
+    image.new("L", (83, 62)).save(masks / "one.png")
+    assert "one.png: 83 x 62 pixels; its image has 83 x 61" in refused("--labels", masks)
+    image.new("RGB", (83, 61)).save(masks / "one.png")
+    assert "(8 bits or a palette), not RGB" in refused("--labels", masks)
+    image.new("L", (83, 61), 255).save(masks / "one.png")
+    image.new("L", (83, 61), 255).save(masks / "two.png")
+    assert "no labelled pixel" in refused("--labels", masks)
+    (masks / "two.png").unlink()
+    assert "two.png: no such label" in refused("--labels", masks)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    (masks / "two.png").write_bytes(whole)
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda _: None)
+    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: None)
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    assert "only a classifier's evaluation is shared among processes" in refused("--labels", masks)
 
 
-@pytest.mark.parametrize(
-    ("command", "option", "ignored"),
-    [
-        ("predict", "--masks", ("--html", "page.html")),
-        ("predict", "--masks", ("--least", "0.5")),
-        ("predict", "--boxes", ("--top", "3")),
-        ("evaluate", "--masks", ("--compare", "other.pth")),
-        ("evaluate", "--boxes", ("--per-class", "a.csv")),
-    ],
-)
-def test_options_that_would_be_ignored(demo_folder, run, tmp_path, command, option, ignored):
-    ran = run(command, demo_folder, tmp_path, option, tmp_path / "out", *ignored)
-    assert ran.code == 2
-    assert f"{ignored[0]} has no meaning with {option}" in ran.err
+def test_unreadable_photos_of_masks(labelled, run, tmp_path):
+    path, photos, masks = labelled
+    whole = json.loads(run("evaluate", path, photos, "--labels", masks, "--json").out)
+    (photos / "bad.jpg").write_bytes(b"no image")
+    (masks / "bad.png").write_bytes((masks / "one.png").read_bytes())
+    ran = run("evaluate", path, photos, "--labels", masks)
+    assert (ran.code, "bad.jpg: not a readable image" in ran.err) == (2, True)
+    skip = ("--labels", masks, "--skip-unreadable", "--html", tmp_path / "page.html")
+    ran = run("evaluate", path, photos, *skip, "--json")
+    assert json.loads(ran.out) == whole | {"skipped": [str(photos / "bad.jpg")]}
+    assert "1 could not be read" in (tmp_path / "page.html").read_text()
+    ran = run("evaluate", path, photos, *skip)
+    assert f"skipped    1 image that could not be read: {photos / 'bad.jpg'}" in ran.out
+
+
+def test_large_photos_are_made_smaller(labelled, run, tmp_path, monkeypatch):
+    """And their masks larger again."""
+    from PIL import Image
+
+    path, photos, masks = labelled
+    monkeypatch.setattr("porter.prediction.masks.LONGEST", 40)
+    assert run("predict", path, photos, "-o", tmp_path / "small").code == 0
+    assert Image.open(tmp_path / "small" / "one.png").size == Image.open(masks / "one.png").size == (83, 61)
 
 
 def test_palette():
     """PASCAL VOC's, as its devkit lists it."""
-    colours = np.frombuffer(palette(), np.uint8).reshape(256, 3)
-    assert colours[[0, 1, 2, 3, 15, 255]].tolist() == [
+    assert palette()[[0, 1, 2, 3, 15, 255]].tolist() == [
         [0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [192, 128, 128], [224, 224, 192],
     ]  # fmt: skip
 
@@ -290,5 +364,5 @@ def test_release(run, tmp_path):
     assert run("release", "--check", tmp_path / "dist").code == 0
     card = (tmp_path / "dist" / "README.md").read_text()
     assert "pipeline_tag: image-segmentation" in card
-    assert "--masks masks/" in card
+    assert "predict . photo.jpg -o masks/" in card
     assert "Embeddings" not in card

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -18,116 +17,87 @@ from porter.commands.options import (
     skip_option,
     taken_port_options,
 )
-from porter.text import json_text, printable
+from porter.text import json_text
 
-if TYPE_CHECKING:
-    pass
+# What belongs to the evaluation of classifiers alone
+OF_CLASSIFIERS = ("compare", "preprocess", "batch", "workers", "resume")
 
 
 @click.command()
 @click.argument("source", metavar="ARTIFACT|SOURCE")
 @click.argument("data", type=FILE)
+@click.option(
+    "--labels",
+    type=FILE,
+    metavar="CSV|FOLDER|JSON",
+    help="Of a classifier: rows of `file,label`, where names do not say the class. Of a segmenter: the folder of DATA's"
+    " masks, PNGs under the images' names. Of a detector: COCO's annotations of DATA.",
+)
 @model_options
-@click.option("--labels", type=FILE, metavar="CSV", help="Rows of `file,label`, where names do not tell the class.")
-@click.option("--compare", metavar="OTHER", help="Another artifact or source, timm:NAME, or tf:SOURCE.")
+@click.option("--compare", metavar="OTHER", help="Another classifier: an artifact or source, timm:NAME, or tf:SOURCE.")
 @preprocess_option
 @skip_option
 @click.option("--batch", type=click.IntRange(1), default=32, show_default=True, help="Images at a time.")
 @click.option("--workers", type=click.IntRange(0), metavar="N", help="Processes that decode images.")
 @click.option("--resume", type=FILE, metavar="FOLDER", help="Keep finished batches here, and go on from them.")
-@click.option("--per-class", type=OUTPUT, metavar="CSV|-", help="Write the counts of every class.")
+@click.option("--per-class", type=OUTPUT, metavar="CSV|-", help="Write the figures of every class.")
 @click.option("--force", is_flag=True, help="Overwrite the file of --per-class.")
 @click.option("--html", type=OUTPUT, metavar="FILE|-", help="Write a report as well: one page that needs no network.")
-@click.option("--masks", type=FILE, metavar="LABELS", help="Of a segmenter: the folder of DATA's labels, as PNG.")
-@click.option("--boxes", type=FILE, metavar="JSON", help="Of a detector: COCO's annotations of DATA.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def evaluate(
     source: str,
     data: Path,
     per_class: Path | None,
-    masks: Path | None,
-    boxes: Path | None,
     html: Path | None,
     **options: Any,
 ) -> None:
-    """Measure the accuracy of SOURCE on the labelled images of DATA; a segmenter's mean IoU, a detector's mAP.
+    """Measure how good SOURCE is on the labelled images of DATA: accuracy, a segmenter's mean IoU, a detector's mAP.
 
-    DATA is a folder of class folders named by WordNet id or class name, or of images with the id in their names. To
-    share the work among processes, machines or GPUs: torchrun --nproc-per-node N -m porter evaluate ...
+    For a classifier, DATA is a folder of class folders named by WordNet id or class name, or of images with the id in
+    their names; for the others, --labels says what is in its images. To share the work of a classifier among
+    processes, machines or GPUs: torchrun --nproc-per-node N -m porter evaluate ...
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from porter.atomic import refuse_existing, write_bytes
+    from porter.atomic import check_folder, refuse_existing, write_bytes
+    from porter.evaluation.boxes import average_precision
+    from porter.evaluation.classifier import of_others
+    from porter.evaluation.masks import compare_masks
+    from porter.evaluation.result import Evaluation, Scores
     from porter.evaluation.run import Settings, evaluate
+    from porter.models.create import open_model
     from porter.photos.labels import read_class_names
-    from porter.report.console import progress_console
+    from porter.prediction.network import PORTS, kind_of
+    from porter.report.console import image_progress
+    from porter.report.evaluation_html import evaluation_html
+    from porter.report.evaluation_table import per_class_csv, print_evaluation
 
-    if masks is not None:
-        refuse_ignored("masks", "json", "device", "class_names")
-        _evaluate_masks(source, data, masks, options)
-        return
-    if boxes is not None:
-        refuse_ignored("boxes", "json", "device")
-        _evaluate_boxes(source, data, boxes, options)
-        return
     force, as_json = options.pop("force"), options.pop("as_json")
     check_outputs(per_class, html, as_json=as_json)
+    if force and not per_class:
+        raise click.UsageError("--force is for the file of --per-class")
     if per_class:
         refuse_existing(per_class, force)
+    if options["resume"]:
+        check_folder(options["resume"])
     port = taken_port_options(options)
     names = options.pop("class_names")
     settings = Settings(class_names=read_class_names(names) if names else (), **options)
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"), TimeRemainingColumn())
-    console = progress_console()
-    shown = console.is_terminal and os.environ.get("RANK", "0") == "0"
-    with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
-        task = bar.add_task("", total=None, speed="")
-
-        def advance(done: int, total: int) -> None:
-            rate = bar.tasks[0].speed
-            bar.update(task, completed=done, total=total, speed=f"{rate:.0f} images/s" if rate else "")
-
-        result = evaluate(source, data, port, settings, advance)
+    opened = None if of_others(source) else open_model(source, port)
+    kind = kind_of(opened) if opened else "classes"
+    result: Evaluation | Scores | None
+    with image_progress() as advance:
+        if opened is None or kind == "classes":
+            result = evaluate(source, data, port, settings, advance, opened)
+        else:
+            refuse_ignored(f"{source} is a {PORTS[kind]}", *OF_CLASSIFIERS)
+            measure = compare_masks if kind == "masks" else average_precision
+            result = measure(source, opened, data, settings, advance)
     if result is None:  # another process has it
         return
     if per_class:
-        from porter.report.evaluation_table import per_class_csv
-
         write_bytes(per_class, per_class_csv(result), force)
     if html:
-        from porter.report.evaluation_html import evaluation_html
-
         write_bytes(html, evaluation_html(result), force=True)
     if as_json:
         click.echo(json_text(result.as_json(), indent=1))
     else:
-        from porter.report.evaluation_table import print_evaluation
-
         print_evaluation(result)
-
-
-def _evaluate_masks(source: str, data: Path, masks: Path, options: dict[str, Any]) -> None:
-    from porter.photos.labels import read_class_names
-    from porter.prediction.masks import compare_masks
-
-    names = read_class_names(options["class_names"]) if options["class_names"] else ()
-    found = compare_masks(source, data, masks, taken_port_options(options), options["device"] or "cpu")
-    if options["as_json"]:
-        click.echo(json_text(found.as_json(), indent=1))
-        return
-    click.echo(
-        f"{printable(source)}: mean IoU {found.mean_iou:.2%}, pixels {found.accuracy:.2%}, {found.images} images"
-    )
-    for number, value in found.ious.items():
-        click.echo(f"  {value:7.2%}  {number:>4}  {printable(names[number] if number < len(names) else '')}".rstrip())
-
-
-def _evaluate_boxes(source: str, data: Path, annotations: Path, options: dict[str, Any]) -> None:
-    from porter.prediction.boxes import average_precision
-
-    found = average_precision(source, data, annotations, taken_port_options(options), options["device"] or "cpu")
-    if options["as_json"]:
-        click.echo(json_text(found._asdict(), indent=1))
-        return
-    figures = f"mAP {found.mean:.2%}, at 0.5 {found.at_50:.2%}, at 0.75 {found.at_75:.2%}"
-    click.echo(f"{printable(source)}: {figures}, {found.images} images")

@@ -6,12 +6,14 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stdout
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
 
+from porter.errors import PorterError
 from porter.text import printable
 
 if TYPE_CHECKING:
@@ -77,21 +79,15 @@ preprocess_option = click.option(
 )
 
 
-def refuse_ignored(option: str, *taken: str) -> None:
-    """Raise UsageError where the command line has options that ``option`` would not heed.
-
-    It heeds itself, those by which a port is read, and ``taken``.
-    """
+def refuse_ignored(because: str, *ignored: str) -> None:
+    """Raise PorterError where the command line has one of the options ``ignored``; ``because`` says why."""
     from click.core import ParameterSource
 
     context = click.get_current_context()
-    known = {option, "variant", "mapping", "weights", "fake_quant", *taken}
-    for given in context.command.params:
-        name = given.name or ""
-        if not isinstance(given, click.Option) or {name, name.removeprefix("as_")} & known:
-            continue
-        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"{given.opts[0]} has no meaning with --{option}")
+    for option in context.command.params:
+        name = option.name or ""
+        if name in ignored and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise PorterError(f"{option.opts[0]} has no meaning here: {because}")
 
 
 def claim_outputs(*outputs: Path | None, as_json: bool = False) -> None:
@@ -148,52 +144,38 @@ def taken_port_options(options: dict[str, Any]) -> PortOptions:
     return PortOptions(**{name: options.pop(name) for name in names})
 
 
-def model_options(command: Callable[..., None]) -> Callable[..., None]:
-    """How every command that runs a model opens it."""
-    for option in (device_option, fake_quant_option, class_names_option):
-        command = option(command)
-    return reading_options(command)
+def _together(*options: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """One decorator that does what all of ``options`` do; the last one is the first in the help."""
+    return lambda command: reduce(lambda done, option: option(done), options, command)
 
 
-def source_options(command: Callable[..., None]) -> Callable[..., None]:
-    """A checkpoint, and how to read it."""
-    return reading_options(click.argument("checkpoint", metavar="PATH|URL")(command))
-
-
-def reading_options(command: Callable[..., None]) -> Callable[..., None]:
-    """How every command that reads a checkpoint reads it."""
-    for option in (
-        click.option(
-            "--weights",
-            type=click.Choice(["auto", "ema", "raw"]),
-            default="auto",
-            show_default=True,
-            help="Moving averages or raw weights, where both exist; auto prefers the averages.",
-        ),
-        mapping_option,
-        click.option("--variant", type=VARIANT, help="E.g. small_075; found when left out, where it can be."),
-    ):
-        command = option(command)
-    return command
-
-
-def port_options(command: Callable[..., None]) -> Callable[..., None]:
-    """How the port is laid out."""
-    for option in (
-        click.option("--backbone", is_flag=True, help="Take the network inside a larger model."),
-        fake_quant_option,
-        click.option("--fold-bn", is_flag=True, help="Fold batch norms into the convolutions before them."),
-        click.option("--keep-background", is_flag=True, help="Keep class 0 of slim's 1001 classes."),
-        click.option(
-            "--layout",
-            type=click.Choice(["timm", "slim"]),
-            default="timm",
-            show_default=True,
-            help="timm: exact where the squeeze-excite gate is 1/6; slim: weights untouched, gate 0.16667.",
-        ),
-    ):
-        command = option(command)
-    return command
+_READING = (
+    click.option(
+        "--weights",
+        type=click.Choice(["auto", "ema", "raw"]),
+        default="auto",
+        show_default=True,
+        help="Moving averages or raw weights, where both exist; auto prefers the averages.",
+    ),
+    mapping_option,
+    click.option("--variant", type=VARIANT, help="E.g. small_075; found when left out, where it can be."),
+)
+reading_options = _together(*_READING)  # of every command that reads a checkpoint
+source_options = _together(click.argument("checkpoint", metavar="PATH|URL"), *_READING)
+model_options = _together(device_option, fake_quant_option, class_names_option, *_READING)  # ... that runs a model
+port_options = _together(  # how a port is laid out
+    click.option("--backbone", is_flag=True, help="Take the network inside a larger model."),
+    fake_quant_option,
+    click.option("--fold-bn", is_flag=True, help="Fold batch norms into the convolutions before them."),
+    click.option("--keep-background", is_flag=True, help="Keep class 0 of slim's 1001 classes."),
+    click.option(
+        "--layout",
+        type=click.Choice(["timm", "slim"]),
+        default="timm",
+        show_default=True,
+        help="timm: exact where the squeeze-excite gate is 1/6; slim: weights untouched, gate 0.16667.",
+    ),
+)
 
 
 def print_port(port: Port, variant: str | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -23,157 +24,116 @@ from porter.errors import PorterError
 from porter.text import json_text, printable, shortened
 
 if TYPE_CHECKING:
-    from porter.prediction.classes import Guess
+    from porter.photos.images import Photo
+    from porter.prediction.predictor import Row
 
 MAX_STDIN = 256 << 20  # bytes; the largest photos of ImageNet have 15 MB
+# Kind of a port -> options that it has no use for, and what it makes of an image in the folder of -o
+IGNORED = {"classes": ("output", "least"), "masks": ("top", "preprocess", "least"), "boxes": ("top", "preprocess")}
+ENDINGS = {"masks": (".png",), "boxes": (".png", ".json")}
 
 
 @click.command()
 @click.argument("source", metavar="ARTIFACT|SOURCE")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE|FOLDER|PATTERN|-...")
+@click.option("-o", "--output", type=FILE, metavar="FOLDER", help="Write masks, or drawn boxes and their JSON, here.")
 @model_options
-@click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="How many classes.")
+@click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Of a classifier: how many classes.")
 @preprocess_option
+@click.option("--least", type=float, default=0.3, show_default=True, help="Of a detector: scores from this on.")
 @skip_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object an image, a line each.")
-@click.option("--html", type=OUTPUT, metavar="FILE|-", help="Write a page of the images and their classes as well.")
-@click.option("--masks", type=FILE, metavar="FOLDER", help="Of a segmenter: write each image's mask here, as PNG.")
-@click.option("--boxes", type=FILE, metavar="FOLDER", help="Of a detector: write each image with its boxes here.")
-@click.option("--least", type=float, default=0.3, show_default=True, help="Of a detector: scores from this on.")
-@click.option("--force", is_flag=True, help="Overwrite masks or boxes.")
+@click.option("--html", type=OUTPUT, metavar="FILE|-", help="Write a page of the images and what is in them as well.")
+@click.option("--force", is_flag=True, help="Overwrite files in the folder of -o.")
 def predict(
     source: str,
     images: tuple[str, ...],
+    output: Path | None,
     as_json: bool,
     html: Path | None,
-    masks: Path | None,
-    boxes: Path | None,
     **options: Any,
 ) -> None:
-    """Print the likeliest classes of IMAGES: files, all in a folder, a quoted pattern, or - for standard input."""
-    if masks is not None:
-        refuse_ignored("masks", "json", "force", "device", "class_names")
-        _write_masks(source, images, masks, as_json, options)
-        return
-    if boxes is not None:
-        refuse_ignored("boxes", "json", "force", "least", "device", "class_names")
-        _write_boxes(source, images, boxes, as_json, options)
-        return
-    del options["least"]
-    if options.pop("force"):
-        raise click.UsageError("--force is for --masks and --boxes")
+    """Print what is in IMAGES: a classifier's likeliest classes, a segmenter's shares of classes, a detector's boxes.
+
+    IMAGES are files, all in a folder, a quoted pattern, or - for standard input. With -o a segmenter writes a mask for
+    each, a PNG with a palette whose pixels are the classes' numbers, and a detector the image with its boxes, and a
+    JSON file of them.
+    """
+    from porter.atomic import check_folder, make_folder, write_bytes
+    from porter.photos.images import expand, photo_name
     from porter.photos.labels import read_class_names
-    from porter.prediction.classes import Settings, find_images, predict
+    from porter.prediction.masks import png_bytes
+    from porter.prediction.network import PORTS
+    from porter.prediction.predictor import open_predictor
 
     check_outputs(html, as_json=as_json)
-    given: list[Path | BinaryIO] = []
+    if output:
+        check_folder(output)
+    force, names = options.pop("force"), options.pop("class_names")
+    if force and not output:
+        raise click.UsageError("--force is for the files of -o")
+    given: list[Photo] = []
     for name in images:
-        given += [_standard_input()] if name == "-" else find_images([name])
+        given += [_standard_input()] if name == "-" else expand([name])
+    skip, device = options.pop("skip_unreadable"), options.pop("device") or "cpu"
+    port, names = taken_port_options(options), read_class_names(names) if names else ()
+    predictor = open_predictor(source, port, device, names, **options)
+    refuse_ignored(f"{source} is a {PORTS[predictor.kind]}", *IGNORED[predictor.kind])
+    targets = _targets(given, output, ENDINGS[predictor.kind], force, html) if output else {}
     skipped: list[str] = []
-    class_names = options.pop("class_names")
-    settings = Settings(
-        top=options.pop("top"),
-        preprocess=options.pop("preprocess"),
-        device=options.pop("device") or "cpu",
-        class_names=read_class_names(class_names) if class_names else (),
-        skipped=(lambda error: skipped.append(str(error))) if options.pop("skip_unreadable") else None,
-    )
-    shown = []
-    for image, guesses in predict(source, given, taken_port_options(options), settings):
-        name = str(image) if isinstance(image, Path) else "-"
+    figures = []
+    for photo, image, found in predictor.over(given, (lambda _, error: skipped.append(str(error))) if skip else None):
+        name, files = photo_name(photo), targets.get(photo, ())
+        line = json_text({"image": name} | ({"files": [str(file) for file in files]} if files else {}) | found.values)
+        for file in files:
+            make_folder(file.parent)  # not before: a source that is refused leaves none behind
+            drawn = file.suffix == ".png"
+            write_bytes(file, png_bytes(found.mask or found.picture(image)) if drawn else line.encode() + b"\n", force)
         if html:
-            shown.append((image, guesses))
-        if as_json:
-            found = [g._asdict() | {"label": g.label and g.label._asdict()} for g in guesses]
-            click.echo(json_text({"image": name, "classes": found}))
-            continue
-        click.echo(printable(name))
-        for guess in guesses:
-            click.echo(f"  {guess.probability:6.2%}  {guess.number:>4}  {_name(guess)}".rstrip())
+            from porter.report.pages import figure
+
+            figures.append(figure(name, image, found))
+        click.echo(line if as_json else _text(name, files, found.rows))
     for line in skipped:
         click.echo(f"skipped: {shortened(line)}", err=True)
     if skipped:
         click.echo(f"skipped {len(skipped)} of {len(given)} images", err=True)
     if html:
-        from porter.atomic import write_bytes
-        from porter.report.predictions import predictions_html
+        from porter.report.pages import rendered
 
-        write_bytes(html, predictions_html(source, shown), force=True)
+        write_bytes(html, rendered("predictions", source=printable(source), figures=figures), force=True)
     if len(skipped) == len(given):
         raise PorterError("none of the images could be read")
 
 
-def _write_masks(source: str, images: tuple[str, ...], folder: Path, as_json: bool, options: dict[str, Any]) -> None:
-    """A mask for each image, and the shares of its classes."""
-    from porter.photos.labels import read_class_names
-    from porter.prediction.classes import find_images
-    from porter.prediction.masks import mask_png, segment, shares
-
-    found, force = find_images(images), options["force"]
-    targets = _targets(found, folder, force)
-    names = read_class_names(options["class_names"]) if options["class_names"] else ()
-    for image, labels in segment(source, found, taken_port_options(options), options["device"] or "cpu"):
-        assert isinstance(image, Path)
-        _write(targets[image], mask_png(labels), force)
-        found_shares = shares(labels, names)
-        if as_json:
-            classes = [{"number": number, "name": name, "share": share} for number, name, share in found_shares]
-            click.echo(json_text({"image": str(image), "mask": str(targets[image]), "classes": classes}))
-            continue
-        click.echo(f"{printable(str(image))} -> {printable(str(targets[image]))}")
-        for number, name, share in found_shares:
-            click.echo(f"  {share:6.2%}  {number:>4}  {printable(name)}".rstrip())
+def _text(name: str, files: Sequence[Path], rows: Sequence[Row]) -> str:
+    """An image, what was written of it, and a line for each class or box."""
+    lines = [printable(" -> ".join([name, ", ".join(map(str, files))] if files else [name]))]
+    for row in rows:
+        what = "  ".join(printable(part) for part in (row.detail, row.name) if part)
+        lines.append(f"  {row.value:6.2%}  {row.number:>4}  {what}".rstrip())
+    return "\n".join(lines)
 
 
-def _targets(images: list[Path], folder: Path, force: bool) -> dict[Path, Path]:
-    """Image -> the file in ``folder`` that is made of it. Raises PorterError where there can be none."""
-    from porter.atomic import check_folder, refuse_existing
+def _targets(
+    photos: Sequence[Photo], folder: Path, endings: Sequence[str], force: bool, html: Path | None
+) -> dict[Photo, list[Path]]:
+    """Photo -> the files in ``folder`` that are made of it. Raises PorterError where there can be none."""
+    from porter.atomic import refuse_existing
 
-    check_folder(folder)
-    targets = {path: folder / f"{path.stem}.png" for path in images}
-    if len(set(targets.values())) < len(images):
-        raise PorterError(f"{folder}: two images have one name; write what is made of them into two folders")
-    for target in targets.values():
-        refuse_existing(target, force)
+    taken = {path.resolve(): "is one of the images; name another folder" for path in photos if isinstance(path, Path)}
+    if html:
+        taken[html.resolve()] = "is another output, too; name another folder"
+    targets = {}
+    for photo in photos:
+        stem = photo.stem if isinstance(photo, Path) else "stdin"
+        targets[photo] = [folder / f"{stem}{ending}" for ending in endings]
+        for target in targets[photo]:
+            if (place := target.resolve()) in taken:
+                raise PorterError(f"{target}: {taken[place]}")
+            taken[place] = "two images would have it; write what is made of them into two folders"
+            refuse_existing(target, force)
     return targets
-
-
-def _write(target: Path, data: bytes, force: bool) -> None:
-    """Write ``target``, and make its folder first: a source that is refused leaves none behind."""
-    from porter.atomic import make_folder, write_bytes
-
-    make_folder(target.parent)
-    write_bytes(target, data, force)
-
-
-def _write_boxes(source: str, images: tuple[str, ...], folder: Path, as_json: bool, options: dict[str, Any]) -> None:
-    """Each image with its boxes, and the boxes in pixels."""
-    from porter.photos.images import read_image
-    from porter.photos.labels import read_class_names
-    from porter.prediction.boxes import detect, drawn, name_of
-    from porter.prediction.classes import find_images
-
-    found, force, least = find_images(images), options["force"], options["least"]
-    targets = _targets(found, folder, force)
-    names = read_class_names(options["class_names"]) if options["class_names"] else ()
-    device = options["device"] or "cpu"
-    for image, boxes in detect(source, found, taken_port_options(options), device, least):
-        assert isinstance(image, Path)
-        picture = read_image(image)
-        _write(targets[image], drawn(picture, boxes, names), force)
-        if as_json:
-            click.echo(json_text({"image": str(image), "boxes": [box._asdict() for box in boxes]}))
-            continue
-        click.echo(f"{printable(str(image))} -> {printable(str(targets[image]))}")
-        for box in boxes:
-            left, right = (round(side * picture.width) for side in (box.left, box.right))
-            top, bottom = (round(side * picture.height) for side in (box.top, box.bottom))
-            place = f"{left},{top} to {right},{bottom}"
-            click.echo(f"  {box.score:6.2%}  {box.number:>4}  {place:<24} {printable(name_of(box, names))}".rstrip())
-
-
-def _name(guess: Guess) -> str:
-    return printable("  ".join(filter(None, guess.label))) if guess.label else ""
 
 
 def _standard_input() -> BinaryIO:

@@ -11,11 +11,11 @@ import torch
 from porter.errors import PorterError
 from porter.exports.deploy import deploy
 from porter.mapping.options import PortOptions
-from porter.models.create import open_model
+from porter.models.create import OpenedModel, open_model
 from porter.models.timm_import import import_timm
 from porter.network.spec import Input
 from porter.parity.references.choose import open_reference
-from porter.port import DEFAULT, Port, plan_port
+from porter.port import DEFAULT, plan_port
 
 AT_ONCE = 4  # images that a reference's process gets at once; its memory is measured out for one
 
@@ -35,17 +35,22 @@ class Classifier(NamedTuple):
     class_names: tuple[str, ...] = ()
 
 
-def open_classifier(source: str, options: PortOptions = DEFAULT, device: str = "cpu") -> Classifier:
-    """An artifact or any checkpoint; ``timm:NAME`` (pretrained) or ``tf:SOURCE`` (TensorFlow runs it).
+def of_others(source: str) -> bool:
+    """Whether ``source`` is no port, but timm's model (``timm:NAME``) or TensorFlow's (``tf:SOURCE``)."""
+    return source.partition(":")[0] in ("timm", "tf")
+
+
+def open_classifier(
+    source: str, options: PortOptions = DEFAULT, device: str = "cpu", opened: OpenedModel | None = None
+) -> Classifier:
+    """An artifact or any checkpoint, which may be ``opened``; ``timm:NAME`` (pretrained); ``tf:SOURCE``, in TensorFlow.
 
     Raises PorterError.
     """
-    kind, _, name = source.partition(":")
-    if kind == "timm":
-        return _timm(name, device)
-    if kind == "tf":
-        return _tensorflow(name, options)
-    opened = open_model(source, options)
+    if of_others(source):
+        kind, _, name = source.partition(":")
+        return _timm(name, device) if kind == "timm" else _tensorflow(name, options)
+    opened = opened or open_model(source, options)
     model, mapping = opened.classifier, opened.mapping
     background = mapping.classes.background if model.num_classes == mapping.classes.background_of else None
     # Rounding to levels happens in hooks, which the form for inference has not
@@ -67,10 +72,6 @@ def _check_classes(classifier: Classifier) -> Classifier:
     if classifier.classes < 1:
         raise PorterError(f"{classifier.name}: a feature extractor, without classes to evaluate")
     return classifier
-
-
-def _digest(port: Port) -> str:
-    return next(iter(port.checkpoint.digests().values()))
 
 
 def _torch_logits(
@@ -115,5 +116,5 @@ def _tensorflow(source: str, options: PortOptions) -> Classifier:
         whole = np.concatenate(parts)
         return whole if background is None else np.delete(whole, background, axis=1)
 
-    name = f"tf:{source} ({reference.name})"
-    return _check_classes(Classifier(name, port.plan.num_classes, port.mapping.input, _digest(port), logits))
+    name, digest = f"tf:{source} ({reference.name})", next(iter(port.checkpoint.digests().values()))
+    return _check_classes(Classifier(name, port.plan.num_classes, port.mapping.input, digest, logits))

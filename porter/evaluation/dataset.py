@@ -9,43 +9,41 @@ from pathlib import Path
 from typing import NamedTuple
 
 from porter.errors import PorterError
-from porter.photos.images import SUFFIXES
+from porter.photos.images import find_photos
 from porter.photos.labels import imagenet_labels
 
 WORDNET_ID = re.compile(r"n\d{8}")
 NUMBER = re.compile(r"[0-9]{1,6}")  # of a class
 
 
-class Photo(NamedTuple):
+class Labelled(NamedTuple):
     """An image file and the number of its class, 0 to 999 for ImageNet."""
 
     path: Path
     label: int
 
 
-def find_photos(data: Path, labels: Path | None = None, class_names: Sequence[str] = ()) -> list[Photo]:
-    """The images of ``data`` in a fixed order.
+def find_labelled(data: Path, labels: Path | None = None, class_names: Sequence[str] = ()) -> list[Labelled]:
+    """The photos of ``data`` (``find_photos``) with their classes, in a fixed order.
 
     ``data`` is a folder of class folders named by WordNet id (or by one of ``class_names``, a classifier's own), a
     folder of images with the id in their names (``ILSVRC2012_val_00000001_n01751748.JPEG``), or one of images that the
     CSV ``labels`` names. Raises PorterError naming what has no label, or no file.
     """
-    if not data.is_dir():
-        what = "is a file; name the folder of labelled images" if data.exists() else "no such folder of images"
-        raise PorterError(f"{data}: {what}")
-    found = list(_photos_of_csv(data, labels, class_names) if labels else _photos_by_name(data, class_names))
+    files = find_photos(data)
+    own = {name: number for number, name in enumerate(class_names)}
+    numbers = {label.wordnet: number for number, label in enumerate(imagenet_labels(1000))}
+    found = list(_of_csv(data, files, labels, own, numbers) if labels else _by_name(data, files, own, numbers))
     if not found:
-        raise PorterError(f"{data}: no images ({', '.join(SUFFIXES)}) in this folder or its class folders")
+        raise PorterError(f"{labels}: names no image; a row is `file,label`")
     return found
 
 
-def _photos_by_name(data: Path, class_names: Sequence[str]) -> Iterator[Photo]:
-    own = {name: number for number, name in enumerate(class_names)}
-    numbers = {label.wordnet: number for number, label in enumerate(imagenet_labels(1000))}
-    for path in sorted(p for p in data.rglob("*") if p.suffix.lower() in SUFFIXES):
+def _by_name(data: Path, files: list[Path], own: dict[str, int], numbers: dict[str, int]) -> Iterator[Labelled]:
+    for path in files:
         name = path.parent.name if path.parent != data else path.stem
         if name in own:
-            yield Photo(path, own[name])
+            yield Labelled(path, own[name])
             continue
         ids = WORDNET_ID.findall(name)
         if len(ids) != 1 or ids[0] not in numbers:
@@ -53,18 +51,20 @@ def _photos_by_name(data: Path, class_names: Sequence[str]) -> Iterator[Photo]:
                 f"{path}: neither its folder nor its name is that of a class (a WordNet id such as n01440764); "
                 "give --labels FILE.csv"
             )
-        yield Photo(path, numbers[ids[0]])
+        yield Labelled(path, numbers[ids[0]])
 
 
-def _photos_of_csv(data: Path, labels: Path, class_names: Sequence[str]) -> Iterator[Photo]:
+def _of_csv(
+    data: Path, photos: list[Path], labels: Path, own: dict[str, int], numbers: dict[str, int]
+) -> Iterator[Labelled]:
     """Rows of ``file, label``: a path below ``data`` (suffix optional), and a WordNet id or class number.
 
     A first row without a label is a header; what follows the label after a space (boxes, in ImageNet's own files)
     does not count.
     """
-    own = {name: number for number, name in enumerate(class_names)}
-    numbers = {label.wordnet: number for number, label in enumerate(imagenet_labels(1000))}
-    files = {str(p.relative_to(data)): p for p in sorted(data.rglob("*")) if p.suffix.lower() in SUFFIXES}
+    if labels.is_dir():
+        raise PorterError(f"{labels}: is a folder; the labels of a classifier are a CSV, rows of `file,label`")
+    files = {str(path.relative_to(data)): path for path in photos}
     files |= {name.rpartition(".")[0]: path for name, path in files.items()}
     try:
         with labels.open(newline="", encoding="utf-8") as opened:
@@ -86,4 +86,4 @@ def _photos_of_csv(data: Path, labels: Path, class_names: Sequence[str]) -> Iter
             raise PorterError(f"{labels}: line {line}: {row[0]} is listed twice")
         seen.add(files[row[0]])
         known = own if label in own else numbers
-        yield Photo(files[row[0]], known[label] if label in known else int(label))
+        yield Labelled(files[row[0]], known[label] if label in known else int(label))

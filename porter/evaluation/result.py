@@ -107,3 +107,25 @@ class Evaluation:
             found["skipped"] = self.skipped
         run = {"images": self.measured, "seconds": self.seconds, "processes": self.processes}
         return found | {"run": run}
+
+
+class Scores(NamedTuple):
+    """How good a segmenter or detector is on ``images``: ``figures`` of all classes, and ``measure`` of each class.
+
+    All lie between 0 and 1. ``skipped`` are the photos that could not be read.
+    """
+
+    source: str
+    images: int
+    figures: dict[str, float]
+    measure: str
+    classes: dict[int, float]
+    names: dict[int, str]
+    skipped: list[str]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; ``mean IoU`` is called ``mean_iou``."""
+        figures = {name.lower().replace(" ", "_"): value for name, value in self.figures.items()}
+        classes = {str(number): value for number, value in self.classes.items()}
+        found = {"source": self.source, "images": self.images} | figures | {self.measure.lower(): classes}
+        return found | ({"skipped": self.skipped} if self.skipped else {})

@@ -21,15 +21,16 @@ from porter.atomic import check_folder
 from porter.cores import cores
 from porter.errors import PorterError
 from porter.evaluation.classifier import Classifier, open_classifier
-from porter.evaluation.dataset import Photo, find_photos
+from porter.evaluation.dataset import Labelled, find_labelled
 from porter.evaluation.journal import read_journal, write_batch
 from porter.evaluation.result import Evaluation, Seen
 from porter.mapping.options import PortOptions
 from porter.models.build import chosen_device
+from porter.models.create import OpenedModel
 from porter.network.spec import Input
 from porter.photos.images import Preprocessing, normalized, read_image, resized
+from porter.port import DEFAULT
 
-DEFAULT = PortOptions()
 Progress = Callable[[int, int], None]  # images done, of how many
 
 
@@ -45,10 +46,10 @@ class Place(NamedTuple):
 class Settings:
     """How to evaluate; ``compare`` is a second classifier.
 
-    ``labels`` is a CSV where file names do not tell the class, ``class_names`` the classes' own names (by default those
-    in the artifact). ``workers`` processes decode images, made ready by ``preprocess``; ``device`` is a GPU where there
-    is one; ``resume`` is a folder that keeps finished batches. ``skip_unreadable`` leaves out images that cannot be
-    read, and names them.
+    ``labels`` is a classifier's CSV, where file names do not say the class; a segmenter's folder of masks; a detector's
+    JSON. ``class_names`` are the classes' own names (by default those in the artifact). ``workers`` processes decode
+    images, made ready by ``preprocess``; ``device`` is a GPU where there is one; ``resume`` is a folder that keeps
+    finished batches. ``skip_unreadable`` leaves out images that cannot be read, and names them.
     """
 
     compare: str | None = None
@@ -71,8 +72,11 @@ def evaluate(
     options: PortOptions = DEFAULT,
     settings: Settings = AS_EVER,
     progress: Progress | None = None,
+    opened: OpenedModel | None = None,
 ) -> Evaluation | None:
-    """Accuracy of ``source`` (``open_classifier``) on the images of ``data`` (``find_photos``).
+    """Accuracy of ``source`` (``open_classifier``) on the images of ``data`` (``find_labelled``).
+
+    ``opened`` is ``source``, where it has been opened already.
 
     Batches are the same however many processes share them, so the result is too. Under torchrun (gloo, or nccl
     where there are GPUs) process r of n takes every n-th batch; the first one returns the result, the others None.
@@ -84,9 +88,11 @@ def evaluate(
     if batch < 1:
         raise PorterError(f"batches of {batch} images: must be at least 1")
     with _place(settings.device) as place:
-        classifiers = [open_classifier(name, options, place.device) for name in (source, settings.compare) if name]
+        classifiers = [open_classifier(source, options, place.device, opened)]
+        if settings.compare:
+            classifiers.append(open_classifier(settings.compare, options, place.device))
         class_names = settings.class_names or classifiers[0].class_names
-        photos = find_photos(data, settings.labels, class_names)
+        photos = find_labelled(data, settings.labels, class_names)
         _check(classifiers, photos)
         batches = [photos[start : start + batch] for start in range(0, len(photos), batch)]
         header = _header(classifiers, photos, preprocess, batch)
@@ -132,7 +138,7 @@ def evaluate(
 class _Batches(Dataset[list[np.ndarray | PorterError]]):
     """Decoded and resized images, one batch per item. An unreadable file is represented by its error."""
 
-    def __init__(self, batches: Sequence[Sequence[Photo]], spec: Input, preprocess: Preprocessing) -> None:
+    def __init__(self, batches: Sequence[Sequence[Labelled]], spec: Input, preprocess: Preprocessing) -> None:
         self.batches, self.spec, self.preprocess = batches, spec, preprocess
 
     def __len__(self) -> int:
@@ -141,7 +147,7 @@ class _Batches(Dataset[list[np.ndarray | PorterError]]):
     def __getitem__(self, number: int) -> list[np.ndarray | PorterError]:
         return [self._image(photo) for photo in self.batches[number]]
 
-    def _image(self, photo: Photo) -> np.ndarray | PorterError:
+    def _image(self, photo: Labelled) -> np.ndarray | PorterError:
         try:
             return resized(read_image(photo.path), (self.spec.size,) * 2, self.spec.crop, self.preprocess)
         except PorterError as error:
@@ -150,7 +156,7 @@ class _Batches(Dataset[list[np.ndarray | PorterError]]):
 
 def _run(
     classifiers: list[Classifier],
-    batches: list[list[Photo]],
+    batches: list[list[Labelled]],
     numbers: list[int],
     settings: Settings,
 ) -> Iterator[tuple[int, list[Seen]]]:
@@ -177,7 +183,7 @@ def _run(
         yield number, [_rank_guesses(p, None if isinstance(image, PorterError) else logits) for p, image in together]
 
 
-def _rank_guesses(photo: Photo, logits: list[Iterator[np.ndarray]] | None) -> Seen:
+def _rank_guesses(photo: Labelled, logits: list[Iterator[np.ndarray]] | None) -> Seen:
     """The ranks and guesses of each classifier for ``photo``; ``logits`` is None if it could not be read."""
     found = [next(one) for one in logits or ()]
     return Seen(photo.label, [rank(one, photo.label) for one in found], [int(one.argmax()) for one in found])
@@ -205,7 +211,7 @@ def rank(logits: np.ndarray, label: int) -> int:
     return int((~(logits <= mine)).sum() + (logits[:label] == mine).sum())
 
 
-def _check(classifiers: list[Classifier], photos: list[Photo]) -> None:
+def _check(classifiers: list[Classifier], photos: list[Labelled]) -> None:
     first, *others = classifiers
     for other in others:
         if other.classes != first.classes:
@@ -217,7 +223,7 @@ def _check(classifiers: list[Classifier], photos: list[Photo]) -> None:
             raise PorterError(f"{photo.path}: class {photo.label}; {first.name} has {first.classes} classes")
 
 
-def _header(classifiers: list[Classifier], photos: list[Photo], preprocess: str, batch: int) -> dict[str, object]:
+def _header(classifiers: list[Classifier], photos: list[Labelled], preprocess: str, batch: int) -> dict[str, object]:
     listing = "\n".join(f"{photo.path.name},{photo.label}" for photo in photos)
     return {
         "classifiers": [[classifier.name, classifier.digest] for classifier in classifiers],
@@ -226,6 +232,14 @@ def _header(classifiers: list[Classifier], photos: list[Photo], preprocess: str,
         "preprocess": preprocess,
         "batch": batch,
     }
+
+
+def alone(asked: str | None) -> str:
+    """The device of an evaluation that one process does. Raises PorterError under torchrun."""
+    with _place(asked) as place:
+        if place.processes > 1:
+            raise PorterError("only a classifier's evaluation is shared among processes; leave torchrun out")
+        return place.device
 
 
 @contextmanager

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from porter.errors import ArtifactError
-from porter.exports.program import Program
+from porter.exports.program import Program, Weights
 from porter.network.detection import Detection
+from porter.network.network import Network
 from porter.network.node import IMAGE, Node, Size, map_sizes, same_padding
 from porter.network.nodes import anchors
 from porter.network.spec import ACTIVATIONS
@@ -32,45 +33,59 @@ def onnx_model(
     """``program`` as a model: ``image`` (N, channels, H, W) float32 -> its outputs, or the ``values`` asked for.
 
     N is free. With a ``size``, padding is written in numbers; without, H and W are free too. With ``boxes``, a
-    detector's outputs are those of ``_Writer.boxes``, for one image. The same program gives the same bytes. Raises
+    detector's outputs are those of ``boxes_model``, for one image. The same program gives the same bytes. Raises
     ArtifactError where the package is missing.
     """
-    try:
-        from onnx import TensorProto, helper
-    except ImportError as error:
-        raise ArtifactError(f"ONNX models need pip install 'mnv3-port[onnx]' ({error})") from error
-    writer = _Writer(program, size, 1 if boxes else "batch")
+    writer = _Writer(size and map_sizes(program.nodes, *size))
+    writer.shapes[IMAGE] = [1 if boxes else "batch", program.channels, *(size or ("height", "width"))]
     for node in program.nodes:
-        writer.node(node)
-    outputs = [(name, TensorProto.FLOAT) for name in values or program.outputs]
-    if boxes:
-        assert size is not None
-        writer.boxes(size)
-        outputs = [("boxes", TensorProto.FLOAT), ("classes", TensorProto.INT64), ("scores", TensorProto.FLOAT)]
-    graph = helper.make_graph(
-        writer.nodes,
-        "mobilenet_v3",
-        [helper.make_tensor_value_info(IMAGE, TensorProto.FLOAT, writer.shapes[IMAGE])],
-        [helper.make_tensor_value_info(name, kind, writer.shapes[name]) for name, kind in outputs],
-        writer.constants,
-    )
-    opset = helper.make_opsetid("", OPSET)
-    return helper.make_model(graph, producer_name="mnv3-port", opset_imports=[opset], ir_version=IR_VERSION)
+        writer.node(node, program.weights.get(node.name))
+    if not boxes:
+        return writer.model([IMAGE], values or program.outputs)
+    assert size is not None
+    return writer.model([IMAGE], writer.boxes(program.network, size))
+
+
+def boxes_model(network: Network, size: Size) -> ModelProto:
+    """A detector's post-processing: ``encodings`` (1, N, 4) and ``logits`` (1, N, classes) -> boxes of an image.
+
+    ``boxes`` (D, 4) are top, left, bottom and right over the sides of the image of ``size``, ``classes`` (D,) int64 and
+    ``scores`` (D,), highest first. At most 100 of each class and 100 in all, as the detector's configuration says;
+    class 0, the background, is left out. Raises ArtifactError where the package is missing.
+    """
+    writer = _Writer(None)
+    writer.shapes |= {"encodings": [1, "anchors", 4], "logits": [1, "anchors", "classes"]}
+    return writer.model(["encodings", "logits"], writer.boxes(network, size))
 
 
 class _Writer:
-    """Nodes and constants in the making; ``shapes`` are those of values."""
+    """Nodes and constants in the making; ``shapes`` are those of values, ``sizes`` those of maps, None where free."""
 
-    def __init__(self, program: Program, size: Size | None, batch: int | str) -> None:
-        self.program = program
-        self.sizes = None if size is None else map_sizes(program.nodes, *size)
+    def __init__(self, sizes: Mapping[str, Size] | None) -> None:
+        self.sizes = sizes
         self.nodes: list[NodeProto] = []
         self.constants: list[TensorProto] = []
-        self.shapes: dict[str, Shape] = {IMAGE: [batch, program.channels, *(size or ("height", "width"))]}
+        self.shapes: dict[str, Shape] = {}
+
+    def model(self, inputs: Sequence[str], outputs: Sequence[str]) -> ModelProto:
+        """The model that computes ``outputs``. Raises ArtifactError where the package is missing."""
+        from onnx import TensorProto, helper
+
+        def info(name: str) -> Any:
+            kind = TensorProto.INT64 if name == "classes" else TensorProto.FLOAT
+            return helper.make_tensor_value_info(name, kind, self.shapes[name])
+
+        ends = [info(name) for name in inputs], [info(name) for name in outputs]
+        graph = helper.make_graph(self.nodes, "mobilenet_v3", *ends, self.constants)
+        opset = helper.make_opsetid("", OPSET)
+        return helper.make_model(graph, producer_name="mnv3-port", opset_imports=[opset], ir_version=IR_VERSION)
 
     def add(self, kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
-        """One operator; its output's name."""
-        from onnx import helper
+        """One operator; its output's name. Raises ArtifactError where the package is missing."""
+        try:
+            from onnx import helper
+        except ImportError as error:
+            raise ArtifactError(f"ONNX models need pip install 'mnv3-port[onnx]' ({error})") from error
 
         self.nodes.append(helper.make_node(kind, list(inputs), [output], name=output, **attributes))
         return output
@@ -83,15 +98,14 @@ class _Writer:
             self.constants.append(numpy_helper.from_array(np.asarray(values), name))
         return name
 
-    def node(self, node: Node) -> None:
+    def node(self, node: Node, weights: Weights | None) -> None:
         """The operators of ``node``."""
         self.shapes[node.name] = self._shape(node)
         activated = node.activation is not None and node.operation != "activation"
         made = f"{node.name}/{LINEAR}" if activated else node.name
         inputs = list(node.inputs)
-        if node.name in self.program.weights:
-            for part, array in self.program.weights[node.name]._asdict().items():
-                inputs.append(self.constant(f"{node.name}/{part}", array))
+        for part, array in weights._asdict().items() if weights else ():
+            inputs.append(self.constant(f"{node.name}/{part}", array))
         if node.operation == "convolution":
             self.add("Conv", inputs, made, **self._convolution(node))
         elif node.operation == "dense":
@@ -120,13 +134,9 @@ class _Writer:
             limits = [self.constant(f"{forms.onnx}/{limit:g}", np.float32(limit)) for limit in forms.limits]
             self.add(forms.onnx, [made, *limits], node.name)
 
-    def boxes(self, size: Size) -> None:
-        """Boxes of one image of ``size``: ``boxes`` (D, 4) over its sides, ``classes`` (D,), ``scores`` (D,).
-
-        Top, left, bottom, right; highest scores first. At most 100 of each class and 100 in all, as the detector's
-        configuration says; class 0, the background, is left out.
-        """
-        head = self.program.network.head
+    def boxes(self, network: Network, size: Size) -> list[str]:
+        """The operators of ``boxes_model`` behind the values ``encodings`` and ``logits``; names of the outputs."""
+        head = network.head
         assert isinstance(head, Detection)
         add, constant = self.add, self.constant
 
@@ -138,7 +148,7 @@ class _Writer:
             cut = add("Slice", ["encodings", ints(part), ints(part + 1), ints(2)], f"encoded/{part}")
             return add("Div", [cut, constant(f"coder/{part}", np.float32(head.coder[part]))], f"encoded/{part}/scaled")
 
-        of = anchors(self.program.network, *size)[None]
+        of = anchors(network, *size)[None]
         corners = []
         for axis in (0, 1):  # y and x
             middle_of, extent_of = (constant(f"anchors/{part}", of[..., part : part + 1]) for part in (axis, axis + 2))
@@ -167,6 +177,7 @@ class _Writer:
         edges = [constant("edge/0", np.float32(0)), constant("edge/1", np.float32(1))]
         add("Clip", [add("Gather", [whole, box], "boxes/best", axis=0), *edges], "boxes")
         self.shapes |= {"boxes": ["found", 4], "classes": ["found"], "scores": ["found"]}
+        return ["boxes", "classes", "scores"]
 
     def _two_outputs(self, kind: str, inputs: list[str], outputs: list[str], **attributes: Any) -> None:
         from onnx import helper

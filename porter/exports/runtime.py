@@ -3,17 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from porter.errors import ArtifactError
-from porter.exports.onnx_model import onnx_model
+from porter.exports.onnx_model import boxes_model, onnx_model
 from porter.exports.program import Program
+from porter.network.network import Network
 from porter.network.node import IMAGE, Size
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 # Larger batches run in parts of so many pixels for each thread: what one layer writes is still in its core's cache when
 # the next reads it. Four images of 224 x 224 a thread take 0.85 x the time of 32 at once where a core has 2 MiB.
 PART_PIXELS = 4 * 224 * 224
+
+
+def boxes_session(network: Network, size: Size) -> Any:
+    """A session of ``boxes_model``: encodings and logits of one image -> boxes, classes, scores."""
+    return _session(boxes_model(network, size), threads=1)
+
+
+def _session(model: ModelProto, threads: int) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ArtifactError(f"needs pip install 'mnv3-port[onnx]' ({error})") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 class Session:
@@ -23,16 +43,10 @@ class Session:
     """
 
     def __init__(self, program: Program, size: Size | None, threads: int, values: Sequence[str] | None = None) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise ArtifactError(f"needs pip install 'mnv3-port[onnx]' ({error})") from error
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self._threads = threads
+        self._threads = threads
         self._asked = list(values or program.outputs)
         self._names = list(dict.fromkeys(self._asked))  # a graph gives each of its outputs once
-        model = onnx_model(program, size, self._names).SerializeToString()
-        self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        self._session = _session(onnx_model(program, size, self._names), threads)
 
     def run(self, images: np.ndarray) -> list[np.ndarray]:
         """(N, channels, H, W) float32 -> one array for each output; its first axis is that of ``images``."""

@@ -71,16 +71,9 @@ class OpenedModel(NamedTuple):
     @property
     def classifier(self) -> MobileNetV3:
         """The model, which must be a classifier. Raises PorterError where it is a segmenter or detector."""
-        if isinstance(self.model, SSDLite):
-            raise PorterError(
-                f"a {self.mapping.variant} port is a detector, no classifier; for its boxes use",
-                option=Option("boxes", "FOLDER"),
-            )
         if not isinstance(self.model, MobileNetV3):
-            raise PorterError(
-                f"a {self.mapping.variant} port is a segmenter, no classifier; for its masks use",
-                option=Option("masks", "FOLDER"),
-            )
+            kind = "detector" if isinstance(self.model, SSDLite) else "segmenter"
+            raise PorterError(f"a {self.mapping.variant} port is a {kind}, no classifier")
         return self.model
 
 

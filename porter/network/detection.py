@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from msgspec import Meta, Struct
 
@@ -45,6 +45,7 @@ class Detection(Struct, frozen=True, forbid_unknown_fields=True):
 
     KEY: ClassVar[str] = "detection"  # of the head in a mapping file
     KIND: ClassVar[str] = "detector"
+    GIVES: ClassVar[Literal["boxes"]] = "boxes"
     TASK: ClassVar[str] = "Object Detection"
     SECTIONS: ClassVar[tuple[str, ...]] = ("extra", "predictor")
     CLASS_BIAS: ClassVar[str] = "classes.0.1.bias"

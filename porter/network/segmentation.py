@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from msgspec import Meta, Struct
 from msgspec.structs import replace
@@ -32,6 +32,7 @@ class Segmentation(Struct, frozen=True, forbid_unknown_fields=True):
 
     KEY: ClassVar[str] = "segmentation"  # of the head in a mapping file
     KIND: ClassVar[str] = "segmenter"
+    GIVES: ClassVar[Literal["masks"]] = "masks"
     TASK: ClassVar[str] = "Semantic Segmentation"
     SECTIONS: ClassVar[tuple[str, ...]] = ("segmentation",)
     CLASS_BIAS: ClassVar[str] = "classifier.high_classifier.bias"

@@ -7,9 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from porter.errors import PorterError
 from porter.network.spec import Input
-from porter.photos.images import SUFFIXES, Size, normalized, read_image, resized
+from porter.photos.images import Size, find_photos, normalized, read_image, resized
 
 
 class Sample(NamedTuple):
@@ -40,14 +39,9 @@ def structured(size: Size) -> Sample:
 
 
 def photos(path: Path, size: Size, spec: Input, limit: int = 32) -> list[Sample]:
-    """An image file, or the first ``limit`` of a folder, preprocessed as cards say. Raises PorterError."""
-    files = [path]
-    if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)[:limit]
-    if not files:
-        raise PorterError(f"{path}: no images ({', '.join(SUFFIXES)}) in this folder")
+    """An image file, or the first ``limit`` in a folder, preprocessed as cards say. Raises PorterError."""
     found = []
-    for file in files:
+    for file in find_photos(path)[:limit] if path.is_dir() else [path]:
         pixels = resized(read_image(file), size, spec.crop, "card")
         found.append(Sample(f"{file.name} {size[0]}x{size[1]}", normalized(pixels, spec.mean, spec.std)[None]))
     return found

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from glob import glob
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal, get_args
+from typing import TYPE_CHECKING, BinaryIO, Literal, TypeVar, get_args
 
 import numpy as np
 
@@ -12,22 +14,80 @@ from porter.errors import PorterError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Photo = Path | BinaryIO
+Photo = Path | BinaryIO  # a file, or an open one, which is standard input
+AnyPhoto = TypeVar("AnyPhoto", bound=Photo)
 Size = tuple[int, int]  # height, width in pixels
 Preprocessing = Literal["card", "tf", "tf2"]
 PREPROCESSINGS = get_args(Preprocessing)
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # what photos come in; Pillow knows 60 others
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # what files of them end in
 # Resizing brings the shorter side to 256 pixels, and the longer one with it; a panorama is 1 : 10
 MAX_ASPECT = 50
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
-def read_image(path: Photo) -> Image:
+def find_photos(folder: Path) -> list[Path]:
+    """The photos in ``folder`` and below it, sorted: files whose names end in one of ``SUFFIXES``, in any case.
+
+    Raises PorterError where it is no folder, or has none.
+    """
+    if not folder.is_dir():
+        raise PorterError(
+            f"{folder}: {'is a file; name the folder of images' if folder.exists() else 'no such folder of images'}"
+        )
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not found:
+        raise PorterError(f"{folder}: no images ({', '.join(SUFFIXES)}) in this folder or below it")
+    return found
+
+
+def expand(given: Sequence[str]) -> list[Path]:
+    """The photos that ``given`` name: files, folders (``find_photos``), patterns such as ``*.jpg``.
+
+    Raises PorterError for what names none.
+    """
+    found: list[Path] = []
+    for name in given:
+        path = Path(name)
+        if path.is_dir():
+            found += find_photos(path)
+        elif path.exists():
+            found.append(path)
+        else:
+            matches = sorted(glob(name, recursive=True))  # noqa: PTH207 - the pattern may be absolute
+            files = [Path(match) for match in matches if Path(match).is_file()]
+            if not files:
+                raise PorterError(f"{name}: no such image or folder")
+            found += files
+    return found
+
+
+def photo_name(photo: Photo) -> str:
+    """The path, or ``-`` for standard input."""
+    return str(photo) if isinstance(photo, Path) else "-"
+
+
+def read_images(
+    photos: Iterable[AnyPhoto], skipped: Callable[[AnyPhoto, PorterError], None] | None = None
+) -> Iterator[tuple[AnyPhoto, Image]]:
+    """Each of ``photos``, decoded. ``skipped`` gets those that cannot be read; without it they raise PorterError."""
+    for photo in photos:
+        try:
+            image = read_image(photo)
+        except PorterError as error:
+            if skipped is None:
+                raise
+            skipped(photo, error)
+            continue
+        yield photo, image
+
+
+def read_image(photo: Photo) -> Image:
     """Decode a file, or an open binary one, to 8-bit RGB. Raises PorterError where it is no readable image."""
     from PIL import Image, UnidentifiedImageError
 
+    path = photo_name(photo)
     try:
-        with Image.open(path, formats=FORMATS) as opened:
+        with Image.open(photo, formats=FORMATS) as opened:
             width, height = opened.size
             if max(width, height) > MAX_ASPECT * min(width, height):
                 raise PorterError(f"{path}: an image of {width} x {height} pixels; not a photo")

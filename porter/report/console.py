@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 PIPED_WIDTH = 160  # columns where there is no terminal to ask
 
@@ -38,5 +47,21 @@ def endpoint_progress() -> Iterator[Callable[[str, str], None]]:
 
         def advance(sample: str, endpoint: str) -> None:
             bar.update(task, description=f"{sample}  {endpoint}")
+
+        yield advance
+
+
+@contextmanager
+def image_progress() -> Iterator[Callable[[int, int], None]]:
+    """The same, called with how many images are done, of how many. Of torchrun's processes the first one shows it."""
+    errors = progress_console()
+    columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"), TimeRemainingColumn()
+    shown = errors.is_terminal and os.environ.get("RANK", "0") == "0"
+    with Progress(*columns, console=errors, transient=True, disable=not shown) as bar:
+        task = bar.add_task("", total=None, speed="")
+
+        def advance(done: int, total: int) -> None:
+            rate = bar.tasks[0].speed
+            bar.update(task, completed=done, total=total, speed=f"{rate:.0f} images/s" if rate else "")
 
         yield advance

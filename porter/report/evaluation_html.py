@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from porter.errors import PorterError
-from porter.evaluation.result import Evaluation
+from porter.evaluation.result import Evaluation, Scores
 from porter.photos.images import read_image
 from porter.photos.labels import Label, class_labels
 from porter.report.pages import of_image, rendered
@@ -16,8 +16,15 @@ CONFUSIONS, WORST, PHOTOS, DISAGREEING = 10, 6, 4, 12  # shown of each
 SIDE = 224  # pixels of a photo
 
 
-def evaluation_html(evaluation: Evaluation) -> bytes:
-    """The whole page, UTF-8; reads the photos that it shows."""
+def evaluation_html(evaluation: Evaluation | Scores) -> bytes:
+    """The whole page, UTF-8; reads the photos that it shows, which are a classifier's."""
+    if isinstance(evaluation, Scores):
+        classes = [
+            (number, printable(evaluation.names.get(number, "")), value) for number, value in evaluation.classes.items()
+        ]
+        skipped = [printable(name) for name in evaluation.skipped]
+        found = evaluation._replace(source=printable(evaluation.source), skipped=skipped)
+        return rendered("scores", scores=found, classes=classes)
     names = class_labels(len(evaluation.class_names) or 1000, evaluation.class_names)
     several = len(evaluation.classifiers) > 1
     results = [

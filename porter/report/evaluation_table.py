@@ -7,15 +7,18 @@ import io
 
 from rich.table import Table
 
-from porter.evaluation.result import Evaluation, Share
+from porter.evaluation.result import Evaluation, Scores, Share
 from porter.photos.labels import class_labels
 from porter.report.console import console
 from porter.text import printable
 
 
-def print_evaluation(evaluation: Evaluation) -> None:
-    """Accuracy of each classifier with its 95 % interval, how the two compare, and the speed."""
+def print_evaluation(evaluation: Evaluation | Scores) -> None:
+    """Accuracy of each classifier with its 95 % interval, how the two compare, and the speed; or ``Scores``."""
     out = console()
+    if isinstance(evaluation, Scores):
+        _print_scores(evaluation)
+        return
     table = Table("classifier", box=None, header_style="bold")
     for name in ("images", "top-1", "95 %", "top-5", "95 %"):
         table.add_column(name, justify="right")
@@ -28,29 +31,44 @@ def print_evaluation(evaluation: Evaluation) -> None:
         same = evaluation.agreement()
         out.print(f"\nagreement  {same.hits} of {same.total} images have the same top-1 ({same.value:.2%})")
         out.print(f"top-1      the second less the first: {change * 100:+.2f} +- {half * 100:.2f} percentage points")
-    if evaluation.skipped:
-        count = len(evaluation.skipped)
-        what = "1 image" if count == 1 else f"{count} images"
-        out.print(f"\nskipped    {what} that could not be read: {_some(evaluation.skipped)}", markup=False)
+    _print_skipped(evaluation.skipped)
     if evaluation.measured:
         measured, seconds, processes = evaluation.measured, evaluation.seconds, evaluation.processes
         by = f", {processes} processes" if processes > 1 else ""
         out.print(f"\nspeed      {measured} images in {seconds:.1f} s, {measured / seconds:.0f} images/s{by}")
 
 
-def _some(names: list[str]) -> str:
-    return printable(", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else ""))
+def _print_scores(scores: Scores) -> None:
+    figures = ", ".join(f"{name} {value:.2%}" for name, value in scores.figures.items())
+    out = console()
+    images = "1 image" if scores.images == 1 else f"{scores.images} images"
+    out.print(f"{printable(scores.source)}: {figures}, {images}", markup=False, soft_wrap=True)
+    for number, value in scores.classes.items():
+        name = printable(scores.names.get(number, ""))
+        out.print(f"  {value:7.2%}  {number:>4}  {name}".rstrip(), markup=False, soft_wrap=True)
+    _print_skipped(scores.skipped)
+
+
+def _print_skipped(names: list[str]) -> None:
+    if names:
+        what = "1 image" if len(names) == 1 else f"{len(names)} images"
+        some = printable(", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else ""))
+        console().print(f"\nskipped    {what} that could not be read: {some}", markup=False)
 
 
 def _cells(found: Share) -> tuple[str, str]:
     return f"{found.value:.2%}", f"{found.low:.1%} - {found.high:.1%}"
 
 
-def per_class_csv(evaluation: Evaluation) -> bytes:
-    """A row a class: number, WordNet id, names, images, and top-1 and top-5 of each classifier."""
-    labels = class_labels(len(evaluation.class_names) or 1000, evaluation.class_names)
+def per_class_csv(evaluation: Evaluation | Scores) -> bytes:
+    """A row a class: number, WordNet id, names, images, and top-1 and top-5 of each classifier; or of ``Scores``."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
+    if isinstance(evaluation, Scores):
+        writer.writerow(["class", "name", evaluation.measure.lower()])
+        writer.writerows([n, evaluation.names.get(n, ""), value] for n, value in evaluation.classes.items())
+        return file.getvalue().encode()
+    labels = class_labels(len(evaluation.class_names) or 1000, evaluation.class_names)
     several = len(evaluation.classifiers) > 1
     counts = [evaluation.per_class(number) for number in range(len(evaluation.classifiers))]
     columns = [f"{k} {name}" if several else k for name in evaluation.classifiers for k in ("top1", "top5")]

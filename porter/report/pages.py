@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import base64
-import io
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from porter.prediction.masks import png_bytes
+from porter.prediction.predictor import Prediction
+from porter.text import printable
+
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+SIDE = 320  # pixels of a photo with what is predicted
 
 
 def rendered(name: str, **values: Any) -> bytes:
@@ -38,6 +44,13 @@ def of_image(image: Image, at_most: int | None = None) -> str:
     """The same for a decoded photo."""
     if at_most:
         image.thumbnail((at_most, at_most))
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    return "data:image/png;base64," + base64.b64encode(png_bytes(image)).decode()
+
+
+def figure(name: str, photo: Image, found: Prediction) -> dict[str, Any]:
+    """What the page ``predictions`` shows of ``photo`` (RGB): a small picture with masks or boxes, and the classes."""
+    small = photo.copy()
+    small.thumbnail((SIDE, SIDE))
+    rows = [(printable(row.name) or f"class {row.number}", row.value, row.colour) for row in found.rows]
+    shown = "standard input" if name == "-" else printable(Path(name).name)
+    return {"name": shown, "png": of_image(found.picture(small)), "rows": rows}

@@ -167,7 +167,7 @@ OUTPUTS = [
         "export-tf none FOLDER",
     ),
     *("verify none --junit OUT", "verify none none.pth --html OUT"),
-    *("predict none PHOTO --html OUT", "predict none PHOTO --masks FOLDER", "predict none PHOTO --boxes FOLDER"),
+    *("predict none PHOTO --html OUT", "predict none PHOTO -o FOLDER"),
     *("evaluate none none --html OUT", "evaluate none none --per-class OUT", "evaluate none none --resume FOLDER"),
     *("release none --out FOLDER", "release --all none --out FOLDER"),
     *("demo --out FOLDER", "download --variant small_075 --url http://127.0.0.1:9/none -o OUT"),

@@ -1,0 +1,55 @@
+"""A port of any kind, run on one image at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from porter.errors import ArtifactError
+from porter.models.build import chosen_device
+from porter.models.create import OpenedModel
+from porter.photos.images import normalized
+from porter.photos.labels import Label, class_labels
+
+Kind = Literal["classes", "masks", "boxes"]  # what a port gives for a photo
+PORTS: dict[Kind, str] = {"classes": "classifier", "masks": "segmenter", "boxes": "detector"}
+
+
+def kind_of(opened: OpenedModel) -> Kind:
+    """What ``opened`` gives for a photo."""
+    head = opened.whole.network.head
+    return "classes" if head is None else head.GIVES
+
+
+def labels_of(opened: OpenedModel, names: Sequence[str]) -> list[Label]:
+    """``names`` as labels, or else those in the artifact, or a classifier's of ImageNet; empty where there are none.
+
+    Raises PorterError where there are not as many as classes.
+    """
+    names = names or (opened.metadata.class_names if opened.metadata else ())
+    return class_labels(opened.whole.num_classes, names) if names or kind_of(opened) == "classes" else []
+
+
+def on_one_image(source: str, opened: OpenedModel, device: str) -> Callable[[np.ndarray], list[Tensor]]:
+    """A function: (H, W, 3) pixels, uint8, or float32 in [0, 1] -> the network's outputs, each without its batch axis.
+
+    They stay on ``device``. Raises PorterError where there is no such device. The function raises ArtifactError naming
+    ``source`` where an output is NaN or infinite.
+    """
+    model, spec, place = opened.whole, opened.mapping.input, chosen_device(device)
+    model.to(place)
+
+    def run(pixels: np.ndarray) -> list[Tensor]:
+        inputs = torch.from_numpy(normalized(pixels, spec.mean, spec.std)).permute(2, 0, 1)[None].contiguous()
+        with torch.inference_mode():
+            found = model(inputs.to(place))
+            outputs = [one[0] for one in (found if isinstance(found, tuple) else (found,))]
+            if not all(output.isfinite().all() for output in outputs):
+                raise ArtifactError(f"{source}: its outputs are NaN or infinite; are its weights finite?")
+        return outputs
+
+    return run

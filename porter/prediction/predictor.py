@@ -1,0 +1,140 @@
+"""``predict``: what a port finds in photos, whatever its kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from porter.errors import ArtifactError, PorterError
+from porter.mapping.options import PortOptions
+from porter.models.create import OpenedModel, open_model
+from porter.photos.images import AnyPhoto, Preprocessing, read_images, resized
+from porter.photos.labels import Label
+from porter.port import DEFAULT
+from porter.prediction.boxes import detector, drawn
+from porter.prediction.masks import mask_image, overlaid, palette, segmenter, shares
+from porter.prediction.network import Kind, kind_of, labels_of, on_one_image
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class Row(NamedTuple):
+    """A class that was found: its probability, share of the pixels or score, from 0 to 1; its number and name.
+
+    ``detail`` is its WordNet id, or where its box lies in pixels. ``colour`` is that of masks and boxes, ``#rrggbb``.
+    """
+
+    value: float
+    number: int
+    name: str
+    detail: str = ""
+    colour: str = ""
+
+
+class Prediction(NamedTuple):
+    """What was found in a photo: ``rows``, the most likely first, and ``values``, the same for JSON.
+
+    ``picture`` shows it on the photo at any size. ``mask`` is a segmenter's, with a palette.
+    """
+
+    rows: list[Row]
+    values: dict[str, Any]
+    picture: Callable[[Image], Image]
+    mask: Image | None = None
+
+
+class Predictor(NamedTuple):
+    """A port that was opened once. ``find`` takes a decoded photo, RGB."""
+
+    kind: Kind
+    find: Callable[[Image], Prediction]
+
+    def over(
+        self, photos: Iterable[AnyPhoto], skipped: Callable[[AnyPhoto, PorterError], None] | None = None
+    ) -> Iterator[tuple[AnyPhoto, Image, Prediction]]:
+        """Each of ``photos``, decoded, and what is found in it; ``skipped`` as for ``read_images``."""
+        for photo, image in read_images(photos, skipped):
+            yield photo, image, self.find(image)
+
+
+def open_predictor(
+    source: str,
+    options: PortOptions = DEFAULT,
+    device: str = "cpu",
+    class_names: Sequence[str] = (),
+    *,
+    top: int = 5,
+    preprocess: Preprocessing = "card",
+    least: float = 0.3,
+) -> Predictor:
+    """Open ``source``, an artifact or any checkpoint: a classifier, a segmenter or a detector.
+
+    ``class_names`` are by default those in the artifact, or ImageNet's. A classifier gives its ``top`` classes, for
+    photos made ready by ``preprocess`` (``resized``); a detector the boxes whose scores are ``least`` or more. Raises
+    PorterError.
+    """
+    opened = open_model(source, options)
+    kind, classes = kind_of(opened), opened.whole.num_classes
+    if not classes:
+        raise ArtifactError(f"{source}: a feature extractor, without classes to predict")
+    labels = labels_of(opened, class_names)
+    if kind == "classes":
+        return Predictor(kind, _classifier(source, opened, device, labels, min(top, classes), preprocess))
+    shown = [label.names for label in labels] or [""] * classes
+    if kind == "masks":
+        return Predictor(kind, _segmenter(source, opened, device, shown))
+    return Predictor(kind, _detector(source, opened, device, shown, least))
+
+
+def _classifier(
+    source: str, opened: OpenedModel, device: str, labels: list[Label], top: int, preprocess: Preprocessing
+) -> Callable[[Image], Prediction]:
+    run, spec = on_one_image(source, opened, device), opened.mapping.input
+
+    def find(photo: Image) -> Prediction:
+        [logits] = run(resized(photo, (spec.size, spec.size), spec.crop, preprocess))
+        best = logits.softmax(0).topk(top)
+        rows, values = [], []
+        for number, chance in zip(best.indices.tolist(), best.values.tolist(), strict=True):
+            label = labels[number] if labels else None
+            rows.append(Row(chance, number, label.names if label else "", label.wordnet if label else ""))
+            values.append({"number": number, "label": label and label._asdict(), "probability": chance})
+        return Prediction(rows, {"classes": values}, lambda small: small)
+
+    return find
+
+
+def _segmenter(source: str, opened: OpenedModel, device: str, names: Sequence[str]) -> Callable[[Image], Prediction]:
+    segment, colours = segmenter(source, opened, device), _colours()
+
+    def find(photo: Image) -> Prediction:
+        labels = segment(photo)
+        rows = [Row(share, number, names[number], colour=colours[number]) for number, share in shares(labels)]
+        values = [{"number": row.number, "name": row.name, "share": row.value} for row in rows]
+        return Prediction(rows, {"classes": values}, lambda small: overlaid(small, labels), mask_image(labels))
+
+    return find
+
+
+def _detector(
+    source: str, opened: OpenedModel, device: str, names: Sequence[str], least: float
+) -> Callable[[Image], Prediction]:
+    detect, colours = detector(source, opened, device), _colours()
+
+    def find(photo: Image) -> Prediction:
+        boxes = [box for box in detect(photo) if box.score >= least]
+        rows = []
+        for box in boxes:
+            left, right = (round(side * photo.width) for side in (box.left, box.right))
+            top, bottom = (round(side * photo.height) for side in (box.top, box.bottom))
+            place = f"{f'{left},{top} to {right},{bottom}':<23}"
+            rows.append(Row(box.score, box.number, names[box.number], place, colours[box.number % len(colours)]))
+        values = [box._asdict() | {"name": names[box.number]} for box in boxes]
+        return Prediction(rows, {"boxes": values}, lambda small: drawn(small, boxes, names))
+
+    return find
+
+
+def _colours() -> list[str]:
+    return [f"#{bytes(colour).hex()}" for colour in palette()]
