@@ -1,6 +1,8 @@
 """Fixtures: what a test needs it makes; the shared checkpoints are used where they are."""
 
+import gzip
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -51,6 +53,28 @@ def shared() -> Path:
 def released(request, shared) -> tuple[str, Path]:
     """(variant, folder) of each of the six shared checkpoints."""
     return request.param, shared / FOLDERS[request.param]
+
+
+@pytest.fixture(scope="session")
+def unpacked(tmp_path_factory):
+    """name -> (a checkpoint and graph by the original code, unpacked; where its recorded outputs are)."""
+    folders = {}
+
+    def unpack(name) -> tuple[Path, Path]:
+        source = SHARED.parent / "heads" / name
+        if not source.is_dir():
+            pytest.skip(f"no {source} (set MNV3_CHECKPOINTS)")
+        if name not in folders:
+            folders[name] = tmp_path_factory.mktemp(name)
+            for path in source.iterdir():
+                if path.suffix == ".gz":
+                    with gzip.open(path) as packed, (folders[name] / path.stem).open("wb") as file:
+                        shutil.copyfileobj(packed, file)
+                elif path.suffix != ".npz":
+                    shutil.copy(path, folders[name])
+        return folders[name], source
+
+    return unpack
 
 
 @pytest.fixture(scope="session")

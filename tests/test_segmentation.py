@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import SHARED
-from test_backbone import unpacked
 
 import porter
 from porter.mapping.files import list_segmenters
@@ -23,9 +22,9 @@ USERS = SHARED.parent / "real" / "lraspp_small_user.pb"
 
 
 @pytest.fixture(scope="module", params=["large", "small"])
-def oracle(request, tmp_path_factory):
+def oracle(request, unpacked):
     """(variant, unpacked folder, folder of recorded outputs)."""
-    folder, source = unpacked(f"deeplab_v3_{request.param}", tmp_path_factory)
+    folder, source = unpacked(f"deeplab_v3_{request.param}")
     return f"lraspp_{request.param}", folder, source
 
 
