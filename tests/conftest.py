@@ -98,6 +98,23 @@ def demo_folder(tmp_path_factory) -> Path:
     return write_demo_checkpoint(tmp_path_factory.mktemp("demo"))
 
 
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Path:
+    """The prefix of a checkpoint of quantisation-aware training, read only by agreement."""
+    from quantized_checkpoint import write_quantized
+
+    return write_quantized(tmp_path_factory.mktemp("qat"))
+
+
+@pytest.fixture
+def server():
+    """A server that ranges, lies and breaks off as its attributes say."""
+    from moody_server import serving
+
+    with serving() as server:
+        yield server
+
+
 @pytest.fixture
 def demo_copy(tmp_path) -> Path:
     """A demo checkpoint of its own, to damage: the prefix of the bundle."""

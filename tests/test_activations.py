@@ -114,7 +114,7 @@ def test_files(tf, made, tmp_path, suffix):
 def test_tflite(made, images, tmp_path, builtin):
     """By both sets of kernels."""
     pytest.importorskip("ai_edge_litert")
-    from test_exports import tflite_logits
+    from lite import tflite_logits
 
     lite = pytest.importorskip("ai_edge_litert.interpreter")
     port, _ = porter.convert(made.source, tmp_path / "own.tflite", mapping=made.mapping)

@@ -74,7 +74,7 @@ def test_inspect_convert_verify(tf, tmp_path, run, variant):
 @pytest.mark.slow
 def test_keras_model(tf, tmp_path):
     """Keras's gate is 1/6, and the file says so."""
-    from test_keras import build
+    from keras_models import build
 
     model = build(tf.keras, "small_075")
     path = tmp_path / "keras.tflite"
@@ -313,7 +313,7 @@ def test_other_images_are_not_compared(tmp_path):
 @pytest.mark.slow
 def test_int8_of_keras(tf, tmp_path, run):
     """Its preprocessing is of 8 bits too, and its gate of 1/6 rounds between its operations."""
-    from test_keras import build
+    from keras_models import build
 
     path = tmp_path / "keras.tflite"
     converter = tf.lite.TFLiteConverter.from_keras_model(build(tf.keras, "small_075"))
