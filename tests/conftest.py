@@ -99,6 +99,14 @@ def demo_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def three_blocks(tf, tmp_path_factory):
+    """A small network of the user's own, and what TensorFlow makes of it; read only by agreement."""
+    from three_blocks import write_three_blocks
+
+    return write_three_blocks(tmp_path_factory.mktemp("three"))
+
+
+@pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> Path:
     """The prefix of a checkpoint of quantisation-aware training, read only by agreement."""
     from quantized_checkpoint import write_quantized

@@ -135,6 +135,37 @@ def test_folded_artifact_in_float64(tf, demo_folder, tmp_path):
     assert porter.verify(demo_folder, path, dtype="float64", sizes=[(64, 64)]).passed
 
 
+def damaged(source, path, entry, **options):
+    """``path``, a port of ``source`` with another tensor for ``entry``."""
+    convert(source, path, **options)
+    artifact = load_artifact(path)
+    artifact.arrays[entry] += 0.01 * np.abs(artifact.arrays[entry]).mean()
+    save_artifact(path, artifact, force=True)
+    return path
+
+
+@TENSORFLOW
+@pytest.mark.parametrize(
+    ("entry", "first"),
+    [
+        ("conv_stem.weight", "layer_1"),
+        ("blocks.1.0.conv_dw.weight", "layer_3/depthwise_output"),
+        ("blocks.1.0.se.conv_expand.bias", "layer_3/output"),
+        ("blocks.1.1.bn3.running_var", "layer_4/output"),
+        ("blocks.2.0.conv.weight", "layer_5"),
+        ("conv_head.bias", "layer_7"),
+        ("classifier.weight", "Logits"),
+    ],
+)
+def test_a_wrong_tensor_is_found_where_it_acts(run, three_blocks, tmp_path, entry, first):
+    """The first divergence is the endpoint that the tensor feeds; exit code 1."""
+    path = damaged(three_blocks.source, tmp_path / "a.pth", entry, mapping=three_blocks.mapping)
+    ran = run("verify", three_blocks.source, path, *three_blocks.options, "--json")
+    assert ran.code == 1
+    assert json.loads(ran.out)["first_divergence"] == first
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("entry", "first"),
     [
@@ -147,12 +178,8 @@ def test_folded_artifact_in_float64(tf, demo_folder, tmp_path):
         ("classifier.weight", "Logits"),
     ],
 )
-def test_a_wrong_tensor_is_found_where_it_acts(run, demo_folder, tmp_path, entry, first):
-    """The first divergence is the endpoint that the tensor feeds; exit code 1."""
-    path, _ = convert(demo_folder, tmp_path / "a.pth")
-    artifact = load_artifact(path)
-    artifact.arrays[entry] += 0.01 * np.abs(artifact.arrays[entry]).mean()
-    save_artifact(path, artifact, force=True)
+def test_a_wrong_tensor_of_a_whole_variant(run, demo_folder, tmp_path, entry, first):
+    path = damaged(demo_folder, tmp_path / "a.pth", entry)
     ran = run("verify", demo_folder, path, "--reference", demo_folder / "expected.npz", "--json")
     assert ran.code == 1
     assert json.loads(ran.out)["first_divergence"] == first
