@@ -34,7 +34,7 @@ def larger(tmp_path_factory) -> Path:
 
 
 @pytest.mark.tensorflow
-@pytest.mark.parametrize("graph", ["model.ckpt-0", "frozen.pb"])
+@pytest.mark.parametrize("graph", ["model.ckpt-0", pytest.param("frozen.pb", marks=pytest.mark.slow)])
 def test_original_graphs(oracle, graph, run, tmp_path):
     """Every endpoint, by the checkpoint's own graph and by the frozen one."""
     folder, variant, _ = oracle

@@ -16,7 +16,7 @@ pytest.importorskip("onnxruntime")
 
 
 @pytest.mark.parametrize("variant", list_variants())
-@pytest.mark.parametrize(("batch", "size"), [(1, (96, 64)), (9, (75, 65))])
+@pytest.mark.parametrize(("batch", "size"), [(2, (75, 65)), pytest.param(9, (96, 64), marks=pytest.mark.slow)])
 def test_every_endpoint(variant, batch, size):
     model = trained(variant)
     x = images(batch, *size)

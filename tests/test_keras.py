@@ -45,7 +45,7 @@ FORMATS = {
 }
 
 
-QUICK = ("Keras 3 .keras", "Keras 2 .weights.h5")
+QUICK = ("Keras 3 .keras",)
 
 
 @pytest.fixture(scope="module", params=[pytest.param(f, marks=() if f in QUICK else pytest.mark.slow) for f in FORMATS])
@@ -93,7 +93,8 @@ def test_all_variants(keras, tmp_path, variant):
     assert porter.verify(path).passed
 
 
-@pytest.mark.parametrize("release", [pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("release", [2, 3])
 def test_without_top_is_a_feature_extractor(keras, keras2, tmp_path, release, run):
     """The layout of ``_no_top_v2`` files: nothing after the last convolution."""
     kwargs = {"include_top": False, "include_preprocessing": False}

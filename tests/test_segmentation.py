@@ -101,12 +101,20 @@ def test_a_users_segmenter(run, tmp_path):
     assert ran.code == 0, ran.err
     head = porter.create_model("lraspp_small", tmp_path / "a.pth").network.segmentation
     assert (head.window, head.stride, head.epsilon) == ([13, 25], [4, 5], 1.001e-5)
-    ran = run("verify", USERS, tmp_path / "a.pth")
-    assert ran.code == 0, ran.out + ran.err
-    assert "50 endpoints" in ran.out
     ran = run("predict", tmp_path / "a.pth", next((SHARED.parent / "real" / "images").iterdir()))
     assert ran.code == 2
     assert "is a segmenter, no classifier; for its masks use --masks FOLDER" in ran.err
+
+
+@pytest.mark.slow
+@pytest.mark.tensorflow
+@pytest.mark.skipif(not USERS.is_file(), reason="no real files")
+def test_a_users_segmenter_verifies(run, tmp_path):
+    """At 513x1025, the only size of its graph."""
+    assert run("convert", USERS, "-o", tmp_path / "a.pth").code == 0
+    ran = run("verify", USERS, tmp_path / "a.pth")
+    assert ran.code == 0, ran.out + ran.err
+    assert "50 endpoints" in ran.out
 
 
 def test_names_are_torchvisions(timm):
