@@ -1,6 +1,8 @@
 """Fixtures: what a test needs it makes; the shared checkpoints are used where they are."""
 
+import gzip
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -54,6 +56,28 @@ def released(request, shared) -> tuple[str, Path]:
 
 
 @pytest.fixture(scope="session")
+def unpacked(tmp_path_factory):
+    """name -> (a checkpoint and graph by the original code, unpacked; where its recorded outputs are)."""
+    folders = {}
+
+    def unpack(name) -> tuple[Path, Path]:
+        source = SHARED.parent / "heads" / name
+        if not source.is_dir():
+            pytest.skip(f"no {source} (set MNV3_CHECKPOINTS)")
+        if name not in folders:
+            folders[name] = tmp_path_factory.mktemp(name)
+            for path in source.iterdir():
+                if path.suffix == ".gz":
+                    with gzip.open(path) as packed, (folders[name] / path.stem).open("wb") as file:
+                        shutil.copyfileobj(packed, file)
+                elif path.suffix != ".npz":
+                    shutil.copy(path, folders[name])
+        return folders[name], source
+
+    return unpack
+
+
+@pytest.fixture(scope="session")
 def tf():
     return pytest.importorskip("tensorflow")
 
@@ -72,6 +96,31 @@ def timm():
 def demo_folder(tmp_path_factory) -> Path:
     """The small_075 demo checkpoint, read only by agreement."""
     return write_demo_checkpoint(tmp_path_factory.mktemp("demo"))
+
+
+@pytest.fixture(scope="session")
+def three_blocks(tf, tmp_path_factory):
+    """A small network of the user's own, and what TensorFlow makes of it; read only by agreement."""
+    from three_blocks import write_three_blocks
+
+    return write_three_blocks(tmp_path_factory.mktemp("three"))
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Path:
+    """The prefix of a checkpoint of quantisation-aware training, read only by agreement."""
+    from quantized_checkpoint import write_quantized
+
+    return write_quantized(tmp_path_factory.mktemp("qat"))
+
+
+@pytest.fixture
+def server():
+    """A server that ranges, lies and breaks off as its attributes say."""
+    from moody_server import serving
+
+    with serving() as server:
+        yield server
 
 
 @pytest.fixture

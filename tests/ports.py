@@ -1,6 +1,7 @@
 """Ports with the mistakes that ports are known to make, each a callable for ``verify SOURCE tests/ports.py:NAME``.
 
-They load the demo weights and are written here once more, on timm's building blocks or on torch alone.
+They load the weights that the environment names (VARIANT, SOURCE, MAPPING, SIDE) and are written here once more, on
+timm's building blocks or on torch alone.
 """
 
 import os
@@ -10,12 +11,12 @@ import torch.nn.functional as F
 from torch import nn
 
 import porter
-from porter.artifacts.artifact import load_artifact
 
 
-def plain(layout="timm"):
+def plain(layout="timm", **options):
     """Our own class, no mistake."""
-    return porter.create_model("small_075", os.environ["DEMO"], layout=layout)
+    given, mapping = (os.environ.get(name) for name in ("SOURCE", "MAPPING"))
+    return porter.create_model(os.environ["VARIANT"], given, mapping=mapping, layout=layout, **options)
 
 
 def slim_layout():
@@ -60,7 +61,8 @@ def takes_bytes():
 
 
 def resizes():
-    return Front(lambda x: F.interpolate(x, size=(224, 224), mode="bilinear", antialias=True))
+    size = (int(os.environ["SIDE"]),) * 2
+    return Front(lambda x: F.interpolate(x, size=size, mode="bilinear", antialias=True))
 
 
 class Hooked(nn.Module):
@@ -173,13 +175,13 @@ class Shifted(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.net = porter.create_model("small_075", os.environ["DEMO"], keep_background=True)
+        self.net = plain(keep_background=True)
 
     def forward(self, x):
         return self.net(x)[:, :1000]
 
 
-def gate_first():
+def gate_first(layout="timm"):
     """Squeeze-excite before the activation that should come before it."""
 
     def change(net):
@@ -190,7 +192,12 @@ def gate_first():
                 setattr(block, name, nn.Identity())
                 block.se = Both(se, act)
 
-    return Hooked(change)
+    return Hooked(change, layout)
+
+
+def gate_first_in_slim():
+    """With slim's gate and weights."""
+    return gate_first("slim")
 
 
 def activation_behind():
@@ -236,14 +243,8 @@ def timms_other_class():
     from porter.models.timm_import import import_timm
 
     model = import_timm().create_model("mobilenetv3_small_075")
-    model.load_state_dict(load_artifact_of_demo())
+    model.load_state_dict(plain().state_dict())
     return model
-
-
-def load_artifact_of_demo():
-    from pathlib import Path
-
-    return load_artifact(Path(os.environ["DEMO_PTH"])).tensors
 
 
 def no_module():

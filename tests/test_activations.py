@@ -103,7 +103,7 @@ def test_a_frozen_graph(tf, kind, tmp_path):
 
 
 @pytest.mark.tensorflow
-@pytest.mark.parametrize("suffix", ["pth", "safetensors", "onnx"])
+@pytest.mark.parametrize("suffix", [pytest.param("pth", marks=pytest.mark.slow), "safetensors", "onnx"])
 def test_files(tf, made, tmp_path, suffix):
     pytest.importorskip("onnxruntime" if suffix == "onnx" else "torch")
     port, _ = porter.convert(made.source, tmp_path / f"own.{suffix}", mapping=made.mapping)
@@ -114,7 +114,7 @@ def test_files(tf, made, tmp_path, suffix):
 def test_tflite(made, images, tmp_path, builtin):
     """By both sets of kernels."""
     pytest.importorskip("ai_edge_litert")
-    from test_exports import tflite_logits
+    from lite import tflite_logits
 
     lite = pytest.importorskip("ai_edge_litert.interpreter")
     port, _ = porter.convert(made.source, tmp_path / "own.tflite", mapping=made.mapping)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from three_blocks import Subject
 
 import porter
 from porter.artifacts.artifact import load_artifact, save_artifact
@@ -15,19 +16,35 @@ from porter.exports.convert import convert
 PORTS = Path(__file__).parent / "ports.py"
 
 
-@pytest.fixture(autouse=True)
-def demo(demo_folder, monkeypatch, tmp_path):
-    monkeypatch.setenv("DEMO", str(demo_folder))
+@pytest.fixture(params=["three_blocks", pytest.param("small_075", marks=pytest.mark.slow)])
+def subject(request, monkeypatch):
+    """What is ported: three blocks, and in the slow suite a whole variant. Ports find it in the environment."""
+    if request.param == "small_075":
+        folder = request.getfixturevalue("demo_folder")
+        found = Subject(request.param, folder, None, folder / "expected.npz", 224)
+    else:
+        found = request.getfixturevalue(request.param)
+    for name, value in (("VARIANT", found.variant), ("SOURCE", found.source), ("SIDE", found.side)):
+        monkeypatch.setenv(name, str(value))
+    if found.mapping:
+        monkeypatch.setenv("MAPPING", str(found.mapping))
+    else:
+        monkeypatch.delenv("MAPPING", raising=False)
+    return found
+
+
+@pytest.fixture
+def demo(demo_folder, tmp_path):
     path, _ = convert(demo_folder, tmp_path / "demo.pth")
-    monkeypatch.setenv("DEMO_PTH", str(path))
     return path
 
 
-def verified(run, demo_folder, port, *options):
-    options = options or ("--reference", demo_folder / "expected.npz")
-    return run("verify", demo_folder, f"{PORTS}:{port}" if port.isidentifier() else port, *options)
+def verified(run, subject, port, *options):
+    port = f"{PORTS}:{port}" if port.isidentifier() else port
+    return run("verify", subject.source, port, *subject.own, *(options or ("--reference", subject.recorded)))
 
 
+PAIRS = ("two_at_once", "gate_first")  # for these all pairs of mistakes are tried, and triples
 CAUSES = {
     "bgr": "BGR",
     "zero_to_one": "input in [0, 1]",
@@ -45,18 +62,21 @@ CAUSES = {
     "PooledLast": "pooling behind the head convolution",
     "Shifted": "classes shifted by one",
     "gate_first": "squeeze-excite before the activation",
+    "gate_first_in_slim": "squeeze-excite before the activation",
     "activation_behind": "an activation behind squeeze-excite",
     "resizes": "bilinear resize with antialiasing",
     "two_at_once": "input in [0, 1] and BGR",
 }
 
 
-SLOW = ("two_at_once", "sigmoid_gate", "resizes", "half_weights")  # of those that are diagnosed alike
-
-
-@pytest.mark.parametrize("port", [pytest.param(p, marks=pytest.mark.slow if p in SLOW else ()) for p in CAUSES])
-def test_the_cause_is_named(run, demo_folder, port):
-    ran = verified(run, demo_folder, port)
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("port", [pytest.param(p, marks=pytest.mark.slow if p in PAIRS else ()) for p in CAUSES])
+def test_the_cause_is_named(run, subject, port, request):
+    if (port, subject.variant) == ("gate_first", "three_blocks"):
+        # h-swish is not linear, so this mistake on folded weights is another function than on slim's; with a whole
+        # variant's random weights the difference is small enough
+        request.applymarker(pytest.mark.xfail(reason="diagnosis makes it on slim's weights alone", strict=True))
+    ran = verified(run, subject, port)
     assert ran.code == 1, ran.err
     found = re.search(r"cause +(.*): with it, the logits' difference is (\S+), without (\S+)", ran.out)
     assert found, ran.out[-600:]
@@ -65,17 +85,19 @@ def test_the_cause_is_named(run, demo_folder, port):
 
 
 @pytest.mark.slow
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("port", ["nobody_knows", "one_weight"])
-def test_none_is_named_where_it_is_not_the_cause(run, demo_folder, port):
-    ran = verified(run, demo_folder, port)
+def test_none_is_named_where_it_is_not_the_cause(run, subject, port):
+    ran = verified(run, subject, port)
     assert ran.code == 1
     assert "NO PARITY" in ran.out
     assert "cause" not in ran.out
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("port", ["plain", "slim_layout"])
-def test_no_mistake(run, demo_folder, port):
-    ran = verified(run, demo_folder, port)
+def test_no_mistake(run, subject, port):
+    ran = verified(run, subject, port)
     assert ran.code == 0, ran.out
     assert "same function (" in ran.out
     assert "rounding of its weights" not in ran.out  # they are the source's
@@ -99,8 +121,9 @@ def test_raw_weights_are_named(run, tf, tmp_path):
 
 
 @pytest.mark.slow
-def test_timms_other_class_has_two_mistakes(run, demo_folder, timm):
-    ran = verified(run, demo_folder, "timms_other_class")
+@pytest.mark.parametrize("subject", ["small_075"], indirect=True)
+def test_timms_other_class_has_two_mistakes(run, subject, timm):
+    ran = verified(run, subject, "timms_other_class")
     assert ran.code == 1
     assert "symmetric padding and batch norm epsilon 1e-5" in ran.out
 
@@ -124,9 +147,9 @@ def test_timm_by_name_with_our_weights_and_plain_ones(run, demo_folder, demo, tm
 
 
 @pytest.mark.tensorflow
-def test_first_difference_by_both_names(run, tf, demo_folder):
+def test_first_difference_by_both_names(run, tf, subject):
     """In float32 and float64, against the live graph, and in JSON."""
-    ran = verified(run, demo_folder, "swish", "--reference", "tf.nn", "--size", "65x64", "--json")
+    ran = verified(run, subject, "swish", "--reference", "tf.nn", "--size", "65x64", "--json")
     found = json.loads(ran.out)
     assert ran.code == 1
     assert found["first_divergence"] == "layer_1"
@@ -158,8 +181,9 @@ def test_port_of_other_classes(run, demo_folder, tmp_path):
         ("missing/folder", "missing/folder: no such file or folder"),
     ],
 )
-def test_ports_that_cannot_be_opened(run, demo_folder, port, message, timm):
-    ran = verified(run, demo_folder, port)
+@pytest.mark.tensorflow
+def test_ports_that_cannot_be_opened(run, subject, port, message, timm):
+    ran = verified(run, subject, port)
     assert ran.code == 2
     assert message in ran.err
     assert ran.err.count("\n") == 1

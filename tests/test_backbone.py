@@ -1,7 +1,5 @@
 """The MobileNetV3 inside larger models: segmenters, detectors, Keras models with heads of their own."""
 
-import gzip
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,25 +15,10 @@ from porter.sources.bundle_writer import write_bundle
 HEADS = {"deeplab_v3_large": "large_seg", "deeplab_v3_small": "small_seg", "ssd_v3_small": "small_detection"}
 
 
-def unpacked(name, tmp_path_factory):
-    """A checkpoint and graph by the original code, unpacked, and where its recorded outputs are."""
-    source = SHARED.parent / "heads" / name
-    if not source.is_dir():
-        pytest.skip(f"no {source} (set MNV3_CHECKPOINTS)")
-    folder = tmp_path_factory.mktemp(name)
-    for path in source.iterdir():
-        if path.suffix == ".gz":
-            with gzip.open(path) as packed, (folder / path.stem).open("wb") as file:
-                shutil.copyfileobj(packed, file)
-        elif path.suffix != ".npz":
-            shutil.copy(path, folder)
-    return folder, source
-
-
 @pytest.fixture(scope="module", params=HEADS)
-def oracle(request, tmp_path_factory):
+def oracle(request, unpacked):
     """(folder, variant, folder of recorded outputs)."""
-    folder, source = unpacked(request.param, tmp_path_factory)
+    folder, source = unpacked(request.param)
     return folder, HEADS[request.param], source
 
 
@@ -51,7 +34,7 @@ def larger(tmp_path_factory) -> Path:
 
 
 @pytest.mark.tensorflow
-@pytest.mark.parametrize("graph", ["model.ckpt-0", "frozen.pb"])
+@pytest.mark.parametrize("graph", ["model.ckpt-0", pytest.param("frozen.pb", marks=pytest.mark.slow)])
 def test_original_graphs(oracle, graph, run, tmp_path):
     """Every endpoint, by the checkpoint's own graph and by the frozen one."""
     folder, variant, _ = oracle

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import FOLDERS, SOME, same_bits
+from conftest import FOLDERS, same_bits
 
 import porter
 from porter.artifacts.artifact import load_artifact
@@ -222,7 +222,7 @@ def test_full_disk(demo_folder, tmp_path, suffix):
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_interrupted_half_way(demo_folder, tmp_path, number):
     """The old artifact stays whole and no temporary file remains."""
     out = tmp_path / "out.pth"
@@ -267,7 +267,9 @@ def test_artifact_of_another_variant(demo_folder, tmp_path):
         porter.create_model("large_100", path)
 
 
-@pytest.mark.parametrize("variant", SOME)
+@pytest.mark.parametrize(
+    "variant", [pytest.param(v, marks=() if v == "small_075" else pytest.mark.slow) for v in FOLDERS]
+)
 def test_memory_stays_small(shared, variant):
     """At most 3 x the averaged weights above what the imports take, slots or not."""
     folder = shared / FOLDERS[variant]

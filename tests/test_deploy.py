@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_networks import furthest, images, trained
 
 import porter
 from porter.exports import runtime
@@ -14,30 +15,8 @@ from porter.models.build import endpoints
 pytest.importorskip("onnxruntime")
 
 
-def trained(variant, **options):
-    """A model whose batch norms do something."""
-    torch.manual_seed(0)
-    model = porter.create_model(variant, **options)
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 2)
-            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-            torch.nn.init.normal_(module.bias, 0, 0.1)
-    return model
-
-
-def images(batch, height, width, seed=0):
-    values = np.random.default_rng(seed).uniform(-1, 1, (batch, 3, height, width))
-    return torch.from_numpy(values.astype(np.float32))
-
-
-def furthest(ours, theirs):
-    return float((ours - theirs).abs().max() / theirs.abs().max())
-
-
 @pytest.mark.parametrize("variant", list_variants())
-@pytest.mark.parametrize(("batch", "size"), [(1, (96, 64)), (9, (75, 65))])
+@pytest.mark.parametrize(("batch", "size"), [(2, (75, 65)), pytest.param(9, (96, 64), marks=pytest.mark.slow)])
 def test_every_endpoint(variant, batch, size):
     model = trained(variant)
     x = images(batch, *size)

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from test_backbone import unpacked
 
 import porter
 from porter.mapping.files import list_with_head, load_variant
@@ -18,9 +17,9 @@ from porter.sources.bundle_writer import write_bundle
 
 
 @pytest.fixture(scope="module")
-def oracle(tmp_path_factory):
+def oracle(unpacked):
     """(unpacked folder, recorded outputs)."""
-    folder, source = unpacked("ssd_v3_small", tmp_path_factory)
+    folder, source = unpacked("ssd_v3_small")
     return folder, np.load(source / "expected.npz")
 
 
@@ -125,10 +124,11 @@ def test_of_our_own_making(made, tf, run, tmp_path):
     assert ran.code == 0, ran.out + ran.err
 
 
+@pytest.mark.slow  # test_ssd_graph.py has an oracle for them that is not of our table
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("variant", [name for name in list_with_head("detection") if name != "ssdlite_small"])
 def test_other_tables(tf, tmp_path_factory, tmp_path, run, variant):
-    """Large, minimalistic, EdgeTPU: found from the shapes, and the same as our graph in tf.nn."""
+    """Large, minimalistic, EdgeTPU: found from the shapes, and every endpoint is that of our graph in tf.nn."""
     source = make(variant, tmp_path_factory)
     ran = run("convert", source, "-o", tmp_path / "a.pth")
     assert ran.code == 0, ran.err

@@ -1,65 +1,10 @@
 """Downloads against a local HTTP server: with ranges, without, breaking off, lying."""
 
-import base64
 import hashlib
-import re
 import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
-import crc32c
 import pytest
-
-CONTENT = bytes(range(256)) * 4000
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_GET(self):
-        server = self.server
-        server.ranges.append(self.headers.get("Range"))
-        start = 0
-        same = self.headers.get("If-Range") in (None, server.tag)
-        if server.knows_ranges and same and (match := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")):
-            start = int(match[1])
-        if self.path == "/missing.tgz":
-            return self.send_error(404)
-        if start >= len(CONTENT):
-            self.send_response(416)
-            self.send_header("Content-Range", f"bytes */{len(CONTENT)}")
-            self.send_header("Content-Length", "0")
-            return self.end_headers()
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(CONTENT) - start))
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}")
-        if server.tag:
-            self.send_header("ETag", server.tag)
-        for value in server.hashes:
-            self.send_header("x-goog-hash", value)
-        self.end_headers()
-        end = len(CONTENT)
-        if server.breaks_off:
-            end, server.breaks_off = start + 300_000, False
-        self.wfile.write(server.content[start:end])
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def server():
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    server.knows_ranges, server.breaks_off, server.ranges, server.content = True, False, [], CONTENT
-    server.tag = None
-    server.hashes = [
-        f"crc32c={base64.b64encode(crc32c.crc32c(CONTENT).to_bytes(4, 'big')).decode()}",
-        f"md5={base64.b64encode(hashlib.md5(CONTENT).digest()).decode()}",
-    ]
-    server.url = f"http://127.0.0.1:{server.server_port}/v3.tgz"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
+from moody_server import CONTENT
 
 
 @pytest.fixture
@@ -143,7 +88,6 @@ def test_no_such_file_and_no_server(run, server, tmp_path):
 def serving(answer):
     """A server on this machine whose every answer is ``answer(handler)``; gives its address."""
     import http.server
-    import threading
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_fake_quant import VARIANT, trained  # noqa: F401 - a fixture
+from quantized_checkpoint import VARIANT
 
 import porter
 from porter.artifacts.artifact import load_artifact
@@ -26,7 +26,7 @@ def logits(model, images):
         return model(images)
 
 
-def test_an_artifact_with_ranges_computes_8_bits(trained, tmp_path, run, images):  # noqa: F811
+def test_an_artifact_with_ranges_computes_8_bits(trained, tmp_path, run, images):
     run("convert", trained, "-o", tmp_path / "a.pth")
     run("convert", trained, "-o", tmp_path / "plain.pth", "--no-fake-quant")
     eight, asked, refused, plain = (
@@ -44,7 +44,7 @@ def test_an_artifact_with_ranges_computes_8_bits(trained, tmp_path, run, images)
 
 
 @pytest.mark.parametrize("how", [{"num_classes": 0}, {"num_classes": 7}, {"features_only": True}])
-def test_parts_of_an_8_bit_model(trained, images, how):  # noqa: F811
+def test_parts_of_an_8_bit_model(trained, images, how):
     """The ranges of a head that is not there do not count; num_classes=0 was an AttributeError."""
     found = logits(porter.create_model(VARIANT, trained, **how), images)
     found = found[-1] if isinstance(found, list) else found
@@ -55,7 +55,7 @@ def test_parts_of_an_8_bit_model(trained, images, how):  # noqa: F811
 
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("plain", [False, True])
-def test_release(trained, tmp_path, run, plain, tf):  # noqa: F811
+def test_release(trained, tmp_path, run, plain, tf):
     out = tmp_path / "dist"
     ran = run("release", trained, "--out", out, *(["--no-fake-quant"] if plain else []))
     assert ran.code == 0, ran.err
@@ -79,7 +79,7 @@ def test_release(trained, tmp_path, run, plain, tf):  # noqa: F811
     assert (verdict.passed, verdict.fake_quant, verdict.dequantized) == (True, not plain, plain)
 
 
-def test_a_range_without_its_end(trained, tmp_path, run):  # noqa: F811
+def test_a_range_without_its_end(trained, tmp_path, run):
     from porter.sources import open_checkpoint
     from porter.sources.bundle_writer import write_bundle
 

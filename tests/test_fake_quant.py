@@ -6,20 +6,14 @@ import torch
 from conftest import same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from quantized_checkpoint import VARIANT
 
 import porter
 from porter.errors import CheckpointError, ParityError, PorterError
-from porter.mapping.apply import carry_out
-from porter.mapping.options import PortOptions
 from porter.mapping.ranges import Range
-from porter.mapping.rules import module_outputs
 from porter.models.fake_quant import _addition_hook, quantized
-from porter.models.mobilenet_v3 import MobileNetV3
 from porter.parity.demo import demo_variables
-from porter.port import plan_port
 from porter.sources.bundle_writer import write_bundle
-
-VARIANT = "small_075"
 
 
 @pytest.mark.tensorflow
@@ -31,37 +25,6 @@ def test_as_tensorflow_rounds(low, high, seed):
     expected = tf.quantization.fake_quant_with_min_max_vars(values, low, high).numpy()
     found = quantized(torch.from_numpy(values), Range(low, high)).numpy()
     assert same_bits(np.abs(found), np.abs(expected))  # but for the sign of zero
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """Demo weights, and the ranges that an image leaves, under tf.contrib.quantize's names."""
-    folder = tmp_path_factory.mktemp("qat")
-    variables = demo_variables(VARIANT, classes=21)
-    write_bundle(folder / "float", variables)
-    port = plan_port(folder / "float", PortOptions(layout="slim", fold_bn=True))
-    tensors = carry_out(port.plan, port.checkpoint).arrays
-    model = MobileNetV3(port.target_network, 21).eval()
-    model.load_state_dict({name: torch.from_numpy(values) for name, values in tensors.items()})
-    ranges = {}
-    for at, (name, *_) in module_outputs(port.mapping, port.network, 21).items():
-        if at == "input":
-            ranges[name] = (-1.0, 1.0)
-        elif at.endswith(".weight"):
-            ranges[name] = (min(tensors[at].min(), 0), max(tensors[at].max(), 0))
-        else:
-
-            def record(_module, _args, out, name=name):
-                ranges[name] = (min(float(out.min()), -1e-3), max(float(out.max()), 1e-3))
-
-            model.get_submodule(at).register_forward_hook(record)
-    with torch.no_grad():
-        model(torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (1, 3, 224, 224)).astype("f")))
-    for name, limits in ranges.items():
-        for end, value in zip(("min", "max"), limits, strict=True):
-            variables[f"{name}/{end}"] = np.array(value, np.float32)
-    write_bundle(folder / "model-1", variables)
-    return folder / "model-1"
 
 
 def test_float_weights_and_ranges_are_kept(trained, run, tmp_path):

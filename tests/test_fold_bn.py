@@ -9,7 +9,7 @@ from porter.parity.demo import write_demo_checkpoint
 
 
 @pytest.mark.parametrize("variant", list_variants())
-@pytest.mark.parametrize("layout", ["timm", "slim"])
+@pytest.mark.parametrize("layout", ["timm", pytest.param("slim", marks=pytest.mark.slow)])
 def test_same_function(tmp_path, run, variant, layout):
     source = write_demo_checkpoint(tmp_path, variant)
     for name, options in (("plain", []), ("folded", ["--fold-bn"])):

@@ -1,7 +1,9 @@
 """What each command imports: start-up time is a matter of what is left out."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -58,3 +60,9 @@ def test_python_api_is_lazy():
         "import sys, porter; porter.open_checkpoint; assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_no_test_imports_a_test():
+    """What tests share lies in conftest.py and in helpers."""
+    for path in Path(__file__).parent.rglob("*.py"):
+        assert not re.search(r"^\s*(from|import) (tests\b|test_)", path.read_text(), re.M), path

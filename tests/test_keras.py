@@ -5,37 +5,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import same_bits
+from keras_models import VARIANT, build
 
 import porter
 from porter.errors import CheckpointError
 from porter.mapping.apply import carry_out
-from porter.mapping.files import load_variant
 from porter.port import plan_port
 from porter.sources import open_checkpoint
 
 pytestmark = pytest.mark.tensorflow
 SIX = ("large_075", "large_100", "large_minimal_100", "small_075", "small_100", "small_minimal_100")
-VARIANT = "small_minimal_100"  # the fewest layers
-
-
-def build(keras, variant=VARIANT, classes=11, **kwargs):
-    """Keras's model of ``variant`` with seeded values everywhere, statistics of batch norms included."""
-    spec = load_variant(variant).keras
-    options = {"alpha": spec.alpha, "minimalistic": spec.minimalistic, "weights": None, "classes": classes}
-    model = getattr(keras.applications, spec.model)(input_shape=(224, 224, 3), **options | kwargs)
-    random = np.random.default_rng(0)
-    values = []
-    for weight in model.weights:
-        last = weight.name.rsplit("/", 1)[-1].split(":")[0]
-        if last in ("gamma", "moving_variance"):
-            values.append(random.uniform(0.5, 1.5, weight.shape))
-        elif last in ("beta", "bias", "moving_mean"):
-            values.append(random.normal(0, 0.2, weight.shape))
-        else:
-            fan_in = np.prod(weight.shape[:2] if "depthwise" in weight.name else weight.shape[:3])
-            values.append(random.normal(0, fan_in**-0.5, weight.shape))
-    model.set_weights([value.astype(np.float32) for value in values])
-    return model
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +45,7 @@ FORMATS = {
 }
 
 
-QUICK = ("Keras 3 .keras", "Keras 2 .weights.h5")
+QUICK = ("Keras 3 .keras",)
 
 
 @pytest.fixture(scope="module", params=[pytest.param(f, marks=() if f in QUICK else pytest.mark.slow) for f in FORMATS])
@@ -114,7 +93,8 @@ def test_all_variants(keras, tmp_path, variant):
     assert porter.verify(path).passed
 
 
-@pytest.mark.parametrize("release", [pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("release", [2, 3])
 def test_without_top_is_a_feature_extractor(keras, keras2, tmp_path, release, run):
     """The layout of ``_no_top_v2`` files: nothing after the last convolution."""
     kwargs = {"include_top": False, "include_preprocessing": False}

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from slim_graph import frozen
 
 import porter
-from porter.parity.demo import demo_variables
+from porter.mapping.files import load_mapping, load_variant
+from porter.parity.demo import demo_variables, random_variables
 from porter.parity.references.graph_float64 import as_written, in_float64
 
 pytestmark = pytest.mark.tensorflow
@@ -56,17 +57,20 @@ def test_no_operation_of_float32_is_left(tf):
     assert not any(node.op.startswith("FusedBatchNorm") for node in graph.node)
 
 
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("constant", "cause"),
     [({"gate": 1 / 6}, "squeeze-excite gate of 1/6"), ({"epsilon": 1e-5}, "batch norm epsilon 1e-5")],
 )
-def test_a_wrong_constant_in_our_table_shows_and_is_named(tf, run, tmp_path, constant, cause):
+def test_a_wrong_constant_in_our_table_shows_and_is_named(tf, run, tmp_path, three_blocks, constant, cause, whole):
     """tf.nn shares the table, and is deceived with the port."""
-    path = write(tmp_path, frozen(tf, demo_variables("small_075"), **constant))
-    ran = run("verify", path, "--size", "96")
+    mapping = load_variant("small_075") if whole else load_mapping(three_blocks.mapping)
+    path = write(tmp_path, frozen(tf, random_variables(mapping), mapping=mapping, **constant))
+    command = ("verify", path, "--size", "96", *(() if whole else three_blocks.own))
+    ran = run(*command)
     assert ran.code == 1
     assert f"cause      {cause}" in ran.out
-    assert run("verify", path, "--size", "96", "--reference", "tf.nn").code == 0
+    assert run(*command, "--reference", "tf.nn").code == 0
 
 
 def test_preprocessing_in_the_graph_does_not_matter(tf, tmp_path):

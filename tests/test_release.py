@@ -455,7 +455,14 @@ def test_claims_for_googles_checkpoints(tmp_path, run, tf):
 
 @pytest.mark.tensorflow
 @pytest.mark.parametrize(
-    "source", [{"step": 497501}, {"classes": 38}, {"change": lambda v: v.update({"x/RMSProp": np.ones(1, "f")})}]
+    "source",
+    [
+        {"step": 497501},
+        *(
+            pytest.param(source, marks=pytest.mark.slow)
+            for source in ({"classes": 38}, {"change": lambda v: v.update({"x/RMSProp": np.ones(1, "f")})})
+        ),
+    ],
 )
 def test_no_claims_for_others(tmp_path, run, tf, source):
     folder = googles(tmp_path / "v3", **source)
@@ -532,7 +539,7 @@ def snippets(card):
     return re.findall("```python\n(.*?)```", card, re.S)
 
 
-@pytest.mark.parametrize("timms", [True, False])
+@pytest.mark.parametrize("timms", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_cards_examples_run(made, demo_folder, tmp_path, run, timms, timm):
     """As they stand, one after the other, in the release's folder."""
     image = pytest.importorskip("PIL.Image")

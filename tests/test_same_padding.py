@@ -30,11 +30,12 @@ def test_output_size(height, width, kernel, stride, dilation):
 
 
 @pytest.mark.tensorflow
-def test_grid_against_tensorflow(tf):
-    from porter.parity.padding_grid import padding_grid
+@pytest.mark.parametrize("all_sizes", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_grid_against_tensorflow(tf, all_sizes):
+    from porter.parity.padding_grid import SIZES, padding_grid
 
-    cells = list(padding_grid())
-    assert len(cells) >= 2000
+    cells = list(padding_grid(SIZES if all_sizes else SIZES[::6]))
+    assert len(cells) >= (2000 if all_sizes else 300)
     assert [cell for cell in cells if not cell.passed] == []
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import SHARED
-from test_backbone import unpacked
 
 import porter
 from porter.mapping.files import list_with_head
@@ -25,9 +24,9 @@ USERS = SHARED.parent / "real" / "lraspp_small_user.pb"
 
 
 @pytest.fixture(scope="module", params=["large", "small"])
-def oracle(request, tmp_path_factory):
+def oracle(request, unpacked):
     """(variant, unpacked folder, folder of recorded outputs)."""
-    folder, source = unpacked(f"deeplab_v3_{request.param}", tmp_path_factory)
+    folder, source = unpacked(f"deeplab_v3_{request.param}")
     return f"lraspp_{request.param}", folder, source
 
 
@@ -104,12 +103,20 @@ def test_a_users_segmenter(run, tmp_path):
     assert ran.code == 0, ran.err
     head = porter.create_model("lraspp_small", tmp_path / "a.pth").network.head
     assert (head.window, head.stride, head.epsilon) == ([13, 25], [4, 5], 1.001e-5)
-    ran = run("verify", USERS, tmp_path / "a.pth")
-    assert ran.code == 0, ran.out + ran.err
-    assert "50 endpoints" in ran.out
     ran = run("predict", tmp_path / "a.pth", next((SHARED.parent / "real" / "images").iterdir()))
     assert ran.code == 0, ran.err
     assert "%" in ran.out
+
+
+@pytest.mark.slow
+@pytest.mark.tensorflow
+@pytest.mark.skipif(not USERS.is_file(), reason="no real files")
+def test_a_users_segmenter_verifies(run, tmp_path):
+    """At 513x1025, the only size of its graph."""
+    assert run("convert", USERS, "-o", tmp_path / "a.pth").code == 0
+    ran = run("verify", USERS, tmp_path / "a.pth")
+    assert ran.code == 0, ran.out + ran.err
+    assert "50 endpoints" in ran.out
 
 
 def test_names_are_torchvisions(timm):

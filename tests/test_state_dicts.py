@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import same_bits
-from test_fake_quant import trained  # noqa: F401 - a fixture
 
 import porter
 from porter.artifacts.artifact import load_artifact
@@ -236,7 +235,7 @@ def test_artifacts_of_9ccb27a(tmp_path):
             assert furthest(logits(found), expected) < 1e-5, (name, layout)
 
 
-def test_a_model_of_8_bits(trained, tmp_path, timm, run):  # noqa: F811
+def test_a_model_of_8_bits(trained, tmp_path, timm, run):
     """Its state dict has no ranges, so it is not opened as a float network without a word."""
     model = porter.create_model(VARIANT, trained)
     torch.save(model.state_dict(), tmp_path / "sd.pth")

@@ -57,7 +57,11 @@ def made(tf, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "variant", ["small_075", "small_minimal_100", "edgetpu_075", pytest.param("large_100", marks=pytest.mark.slow)]
+    "variant",
+    [
+        "small_075",
+        *(pytest.param(v, marks=pytest.mark.slow) for v in ("small_minimal_100", "edgetpu_075", "large_100")),
+    ],
 )
 def test_inspect_convert_verify(tf, tmp_path, run, variant):
     path = convert(tf, tmp_path / "m", variant)
@@ -74,7 +78,7 @@ def test_inspect_convert_verify(tf, tmp_path, run, variant):
 @pytest.mark.slow
 def test_keras_model(tf, tmp_path):
     """Keras's gate is 1/6, and the file says so."""
-    from test_keras import build
+    from keras_models import build
 
     model = build(tf.keras, "small_075")
     path = tmp_path / "keras.tflite"
@@ -172,17 +176,18 @@ def batch_of_photos(real, port, limit):
     return np.concatenate([s.images for s in photos(real / "images", (224, 224), port.mapping.input, limit)])
 
 
-def test_real_embedder_on_real_photos(real):
-    """float32 rounding at its output, on all 125 photos."""
+@pytest.mark.parametrize("count", [10, pytest.param(125, marks=pytest.mark.slow)])
+def test_real_embedder_on_real_photos(real, count):
+    """float32 rounding at its output, on photos: all 125 in the slow suite."""
     port = plan_port(EMBEDDER)
     reference = interpreter(port)
-    images = reference.prepare(batch_of_photos(real, port, 125))
+    images = reference.prepare(batch_of_photos(real, port, count))
     [(_, (pooled, _))] = reference.run(images, ["global_pool"])
     expected = pooled.reshape(len(images), -1)
     model = porter.create_model("small_075", EMBEDDER)
     with torch.no_grad():
         found = model(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
-    assert found.shape == (125, 1024)
+    assert found.shape == (count, 1024)
     assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
@@ -193,11 +198,12 @@ def test_real_embedder_verifies(real, run):
     assert run("verify", EMBEDDER, "--dtype", "float64").code == 2
 
 
-def test_real_eight_bit_level_for_level(real):
+@pytest.mark.parametrize("count", [4, pytest.param(24, marks=pytest.mark.slow)])
+def test_real_eight_bit_level_for_level(real, count):
     """With fake quantisation on, every layer is the interpreter's, on photos: the levels themselves."""
     port = plan_port(EIGHT_BIT)
     reference = interpreter(port)
-    images = reference.prepare(batch_of_photos(real, port, 24))
+    images = reference.prepare(batch_of_photos(real, port, count))
     model = porter.create_model("small_100", EIGHT_BIT, fake_quant=True, keep_background=True)
     found = endpoints(model, torch.from_numpy(images).permute(0, 3, 1, 2))
     expected = dict(reference.run(images, list(found)))
@@ -239,7 +245,13 @@ def eight_bits(tf, converter, low, whole=True, taken="int8"):
     return converter.convert()
 
 
-@pytest.mark.parametrize("whole", [True, False], ids=["8 bits in and out", "float in and out"])
+@pytest.mark.parametrize(
+    "whole",
+    [
+        pytest.param(True, id="8 bits in and out"),
+        pytest.param(False, id="float in and out", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize(
     "variant",
     [
@@ -270,7 +282,7 @@ def test_int8_level_for_level(tf, tmp_path, run, variant, whole):
         assert run("verify", path, tmp_path / "a.pth").code == 0
 
 
-@pytest.mark.parametrize(("scale", "offset"), [(1 / 127.5, -1.0), (1 / 255, 0.0)])
+@pytest.mark.parametrize(("scale", "offset"), [(1 / 255, 0.0), pytest.param(1 / 127.5, -1.0, marks=pytest.mark.slow)])
 def test_pixels_become_levels_inside(tf, tmp_path, run, scale, offset):
     """As in every 8-bit file that is made of a Keras model with its preprocessing. Both sides were given 0 and 1 alone."""
     from porter.parity.samples import noise, structured
@@ -313,7 +325,7 @@ def test_other_images_are_not_compared(tmp_path):
 @pytest.mark.slow
 def test_int8_of_keras(tf, tmp_path, run):
     """Its preprocessing is of 8 bits too, and its gate of 1/6 rounds between its operations."""
-    from test_keras import build
+    from keras_models import build
 
     path = tmp_path / "keras.tflite"
     converter = tf.lite.TFLiteConverter.from_keras_model(build(tf.keras, "small_075"))

@@ -34,8 +34,15 @@ def worst(verdict):
     return max(row.function for row in verdict.rows)
 
 
-@pytest.mark.parametrize("layout", ["timm", "slim"])
-@pytest.mark.parametrize("keep_background", [False, True])
+@pytest.mark.parametrize(
+    ("layout", "keep_background"),
+    [
+        ("timm", False),
+        ("slim", True),
+        pytest.param("timm", True, marks=pytest.mark.slow),
+        pytest.param("slim", False, marks=pytest.mark.slow),
+    ],
+)
 def test_recorded_outputs_of_the_original_graph(released, layout, keep_background):
     """An old record, of float32 alone: logits within 1e-5, every endpoint within 2e-5; no TensorFlow involved."""
     variant, folder = released
@@ -47,19 +54,26 @@ def test_recorded_outputs_of_the_original_graph(released, layout, keep_backgroun
     assert (verdict.top1_agree, verdict.top5_agree, verdict.images) == (2, 2, 2)
 
 
+WHOLE = pytest.param(None, marks=pytest.mark.slow)  # at the size it was trained on, and what else is the default
+
+
 @TENSORFLOW
+@pytest.mark.parametrize("size", [(75, 97), pytest.param((224, 224), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("variant", SOME)
-def test_float64_against_tf_nn(tf, shared, variant):
-    verdict = porter.verify(shared / FOLDERS[variant], reference="tf.nn", dtype="float64", sizes=[(224, 224), (75, 97)])
+def test_float64_against_tf_nn(tf, shared, variant, size):
+    verdict = porter.verify(shared / FOLDERS[variant], reference="tf.nn", dtype="float64", sizes=[size])
     assert verdict.passed
     assert worst(verdict) < 1e-12
     assert verdict.as_exact is None
 
 
 @TENSORFLOW
+@pytest.mark.parametrize(
+    "sizes", [[(96, 65), (33, 64)], pytest.param([(225, 225), (160, 193)], marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("variant", SOME)
-def test_any_size_against_tf_nn(tf, shared, variant):
-    verdict = porter.verify(shared / FOLDERS[variant], reference="tf.nn", sizes=[(225, 225), (160, 193), (33, 64)])
+def test_any_size_against_tf_nn(tf, shared, variant, sizes):
+    verdict = porter.verify(shared / FOLDERS[variant], reference="tf.nn", sizes=sizes)
     assert verdict.passed
 
 
@@ -76,18 +90,21 @@ def test_the_original_graph_runs_at_any_size(tf, shared):
 @pytest.mark.parametrize(
     "variant", [pytest.param("large_100", marks=pytest.mark.slow), "small_075", "small_minimal_100"]
 )
-def test_frozen_graph(tf, shared, variant):
+@pytest.mark.parametrize("sizes", [[(96, 65)], WHOLE])
+def test_frozen_graph(tf, shared, variant, sizes):
     folder = shared / FOLDERS[variant]
     for source in (folder, folder / f"{folder.name}.pb"):
-        verdict = porter.verify(source)
+        verdict = porter.verify(source, **({"sizes": sizes} if sizes else {}))
         assert verdict.reference.startswith("frozen graph")
         assert verdict.passed
 
 
 @TENSORFLOW
 @pytest.mark.parametrize(("folder", "weights"), [("ema", "auto"), ("pristine", "auto"), ("pristine", "raw")])
-def test_meta_graph(tf, shared, folder, weights):
-    verdict = porter.verify(shared / FOLDERS["small_075"] / folder, weights=weights, reference="meta")
+@pytest.mark.parametrize("sizes", [[(65, 64)], WHOLE])
+def test_meta_graph(tf, shared, folder, weights, sizes):
+    options = {"sizes": sizes} if sizes else {}
+    verdict = porter.verify(shared / FOLDERS["small_075"] / folder, weights=weights, reference="meta", **options)
     assert verdict.reference.startswith("meta graph")
     assert verdict.passed
 
@@ -96,8 +113,8 @@ def test_meta_graph(tf, shared, folder, weights):
 def test_raw_weights_are_not_the_frozen_graphs(tf, shared):
     """The frozen graph holds averages: raw weights must differ from it, and auto must not choose it for them."""
     folder = shared / FOLDERS["small_075"]
-    assert not porter.verify(folder / "ema", reference="frozen").first_divergence()
-    automatic = porter.verify(folder / "pristine", weights="raw")
+    assert not porter.verify(folder / "ema", reference="frozen", sizes=[(64, 65)]).first_divergence()
+    automatic = porter.verify(folder / "pristine", weights="raw", sizes=[(64, 65)])
     assert automatic.reference.startswith("meta graph")
     assert automatic.passed
 
@@ -135,6 +152,37 @@ def test_folded_artifact_in_float64(tf, demo_folder, tmp_path):
     assert porter.verify(demo_folder, path, dtype="float64", sizes=[(64, 64)]).passed
 
 
+def damaged(source, path, entry, **options):
+    """``path``, a port of ``source`` with another tensor for ``entry``."""
+    convert(source, path, **options)
+    artifact = load_artifact(path)
+    artifact.arrays[entry] += 0.01 * np.abs(artifact.arrays[entry]).mean()
+    save_artifact(path, artifact, force=True)
+    return path
+
+
+@TENSORFLOW
+@pytest.mark.parametrize(
+    ("entry", "first"),
+    [
+        ("conv_stem.weight", "layer_1"),
+        ("blocks.1.0.conv_dw.weight", "layer_3/depthwise_output"),
+        ("blocks.1.0.se.conv_expand.bias", "layer_3/output"),
+        ("blocks.1.1.bn3.running_var", "layer_4/output"),
+        ("blocks.2.0.conv.weight", "layer_5"),
+        ("conv_head.bias", "layer_7"),
+        ("classifier.weight", "Logits"),
+    ],
+)
+def test_a_wrong_tensor_is_found_where_it_acts(run, three_blocks, tmp_path, entry, first):
+    """The first divergence is the endpoint that the tensor feeds; exit code 1."""
+    path = damaged(three_blocks.source, tmp_path / "a.pth", entry, mapping=three_blocks.mapping)
+    ran = run("verify", three_blocks.source, path, *three_blocks.options, "--json")
+    assert ran.code == 1
+    assert json.loads(ran.out)["first_divergence"] == first
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("entry", "first"),
     [
@@ -147,12 +195,8 @@ def test_folded_artifact_in_float64(tf, demo_folder, tmp_path):
         ("classifier.weight", "Logits"),
     ],
 )
-def test_a_wrong_tensor_is_found_where_it_acts(run, demo_folder, tmp_path, entry, first):
-    """The first divergence is the endpoint that the tensor feeds; exit code 1."""
-    path, _ = convert(demo_folder, tmp_path / "a.pth")
-    artifact = load_artifact(path)
-    artifact.arrays[entry] += 0.01 * np.abs(artifact.arrays[entry]).mean()
-    save_artifact(path, artifact, force=True)
+def test_a_wrong_tensor_of_a_whole_variant(run, demo_folder, tmp_path, entry, first):
+    path = damaged(demo_folder, tmp_path / "a.pth", entry)
     ran = run("verify", demo_folder, path, "--reference", demo_folder / "expected.npz", "--json")
     assert ran.code == 1
     assert json.loads(ran.out)["first_divergence"] == first
@@ -295,7 +339,13 @@ def test_demo_without_tensorflow():
 
 
 @TENSORFLOW
-@pytest.mark.parametrize("variant", list_variants())
+@pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param(v, marks=() if v in ("small_075", "large_minimal_100", "edgetpu_075") else pytest.mark.slow)
+        for v in list_variants()
+    ],
+)
 def test_demo(tf, run, variant, tmp_path):
     """TensorFlow reads the demo's checkpoint and agrees, for every variant."""
     from porter.parity.demo import write_demo_checkpoint

@@ -122,6 +122,7 @@ def test_the_five_commands_of_the_readme(shell, store):
     shell("mnv3-port release --check dist")
 
 
+@pytest.mark.slow
 def test_the_five_lines_of_the_readme(shell, store):
     shell(f"mnv3-port convert {store}/{RELEASED}.tgz -o small_075.pth --force")
     code = f"import torch\nimages = torch.zeros(1, 3, 224, 224)\n{block('Five lines of Python', 'python')}"

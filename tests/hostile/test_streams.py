@@ -13,8 +13,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from moody_server import CONTENT
 from PIL import Image
-from test_download import CONTENT, server  # noqa: F401 - a fixture
 
 from porter.atomic import write_bytes
 from porter.errors import PorterError
@@ -149,7 +149,7 @@ def test_artifacts_into_fifos_and_links(run, demo_folder, artifact, tmp_path):
         assert (tmp_path / f"target{suffix}").read_bytes() == whole.read_bytes()
 
 
-def test_downloads(run, server, tmp_path):  # noqa: F811
+def test_downloads(run, server, tmp_path):
     command = ("download", "--variant", "small_075", "--url", server.url, "-o")
     fifo = Fifo(tmp_path / "fifo")
     assert run(*command, fifo.path).code == 0
@@ -165,7 +165,7 @@ def test_downloads(run, server, tmp_path):  # noqa: F811
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["fifo", "link", "store", "v3.tgz"]
 
 
-def test_a_download_that_breaks_off_on_its_way_into_a_stream(run, server, tmp_path):  # noqa: F811
+def test_a_download_that_breaks_off_on_its_way_into_a_stream(run, server, tmp_path):
     os.mkfifo(tmp_path / "fifo")
     server.breaks_off = True
     ran = run("download", "--variant", "small_075", "--url", server.url, "-o", tmp_path / "fifo")

@@ -1,0 +1,133 @@
+"""Every command line in the documentation: it runs here, on files made for it, or it stands in ELSEWHERE."""
+
+import json
+import re
+import shlex
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from porter.mapping.files import load_mapping, load_variant
+from porter.parity.demo import demo_variables, random_variables, write_demo_checkpoint
+from porter.sources.bundle_writer import write_bundle
+
+ROOT = Path(__file__).parents[1]
+PAGES = {path.name: path for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]}
+RELEASED = "v3-small_224_0.75_float"
+# What does not run here, by how it begins, and why
+ELSEWHERE = {
+    "pip install": "needs the network; test_wheel.py installs the wheel without it",
+    "make ": "of the repository, not of its users; .ci/run runs setup, lint, demo, test and test-wheel",
+    "mnv3-port download": "needs the network; test_wheel.py downloads from a server of its own",
+    "tar xf": "of what was downloaded",
+}
+COUNTED = {"README.md": 11, "CONTRIBUTING.md": 8, "adding-a-network.md": 2, "ci.md": 2, "index.md": 18}
+
+
+def lines(page):
+    """The command lines of console and shell blocks: no prompts, no comments, one command each."""
+    found = []
+    for language, block in re.findall(r"^```(\w+)\n(.*?)^```", PAGES[page].read_text(), re.S | re.M):
+        if language == "console":
+            typed = re.findall(r"^\$ (.*)$", block, re.M)
+        elif language in ("sh", "bash", "shell"):
+            typed = [line for line in block.splitlines() if line and not line.startswith("#")]
+        else:
+            continue
+        for line in typed:
+            for command in re.split(r" && | \|\| exit", line.partition(" #")[0]):
+                if command.strip():
+                    found.append(command.strip().removeprefix("exec "))
+    return found
+
+
+def runs_here(line):
+    return not line.startswith(tuple(ELSEWHERE))
+
+
+def test_none_is_overlooked():
+    """Pages with command lines, and how many; each is one of ours or stands in ELSEWHERE."""
+    found = {page: lines(page) for page in PAGES}
+    assert {page: len(commands) for page, commands in found.items() if commands} == COUNTED
+    for commands in found.values():
+        for line in commands:
+            assert line.startswith("mnv3-port ") or not runs_here(line), line
+    assert all(any(line.startswith(start) for page in found.values() for line in page) for start in ELSEWHERE)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_in_sentences_have_these_options(page):
+    """`mnv3-port X --option ...` in a sentence or table: there is such a command, and it takes the options."""
+    from porter.commands import cli
+
+    for line in re.findall(r"`mnv3-port ([a-z][^`]*)`", PAGES[page].read_text()):
+        name, *words = line.replace("\\|", "|").split()
+        if page == "CHANGELOG.md" and name not in cli.commands:
+            continue  # of an earlier version
+        command = cli.get_command(None, name)
+        assert command is not None, line
+        options = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in words if re.match("--?[a-z]", word)} <= options | {"--help"}, line
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch, tf):
+    """A folder with what the pages take for given."""
+    image = pytest.importorskip("PIL.Image")
+    monkeypatch.chdir(tmp_path)
+    made = write_demo_checkpoint(tmp_path / "made")
+    (made / "expected.npz").unlink()  # released tarballs have none
+    shutil.copytree(made, RELEASED)
+    shutil.copytree(made, "checkpoint")
+    with tarfile.open(f"{RELEASED}.tgz", "w:gz", compresslevel=1) as archive:
+        archive.add(RELEASED)
+    for name in ("photos", "labels", "imagenet/val/n01440764", "ckpt", "deeplab", "ssd"):
+        Path(name).mkdir(parents=True)
+    photo = image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 96, 3), np.uint8))
+    for name in ("photo.jpg", "photos/one.jpg", "imagenet/val/n01440764/a.jpg"):
+        photo.save(name)
+    image.new("L", (96, 64)).save("labels/one.png")
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [8, 8, 32, 32], "area": 1024, "iscrowd": 0}
+    truth = {"images": [{"id": 1, "file_name": "one.jpg", "height": 64, "width": 96}], "annotations": [box]}
+    Path("instances.json").write_text(json.dumps(truth | {"categories": [{"id": 1, "name": "thing"}]}))
+    for folder, variant in (("deeplab", "lraspp_small"), ("ssd", "ssdlite_small")):
+        write_bundle(Path(folder, "model.ckpt"), random_variables(load_variant(variant), 4))
+    # The mapping file as docs/adding-a-network.md writes it
+    page = PAGES["adding-a-network.md"].read_text()
+    Path("small_050.yaml").write_text(re.search(r"```yaml\n(base: .*?)```", page, re.S)[1])
+    write_bundle(Path("ckpt/model-1"), random_variables(load_mapping(Path("small_050.yaml"))))
+    return tmp_path
+
+
+def prepare(page, run):
+    """What an earlier page, or a neighbour, has made."""
+    if page == "index.md":
+        for name in ("a.pth", "b.safetensors"):
+            assert run("convert", RELEASED, "-o", name).code == 0
+        keras = pytest.importorskip("keras")
+        base = keras.applications.MobileNetV3Small((64, 64, 3), alpha=0.75, include_top=False, weights=None)
+        top = keras.layers.Dense(5)(keras.layers.GlobalAveragePooling2D()(base.output))
+        keras.Model(base.input, top).save("my_model.keras")
+    if page == "README.md":
+        Path("other").mkdir()
+        write_bundle(Path("other/model-1"), demo_variables("small_100"))
+        assert run("convert", "other/model-1", "-o", "small_100.pth").code == 0
+    if page == "ci.md":
+        assert run("convert", "checkpoint", "-o", "artifact.pth").code == 0
+        assert run("release", "checkpoint", "--out", "release").code == 0
+
+
+@pytest.mark.slow
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("page", [page for page in COUNTED if any(map(runs_here, lines(page)))])
+def test_they_run(page, workplace, run):
+    """As they stand there, one after the other."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("pycocotools")
+    prepare(page, run)
+    for line in filter(runs_here, lines(page)):
+        ran = run(*shlex.split(line)[1:])
+        assert ran.code == 0, f"{line}\n{ran.out}{ran.err}"
