@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from random_networks import checkpoint_with_head
 
 import porter
 from porter.mapping.files import list_with_head, load_variant
-from porter.mapping.rules import expected_variables
 from porter.network.detection import decoded
 from porter.network.network import build_network
 from porter.network.node import map_sizes
@@ -26,19 +26,7 @@ def oracle(unpacked):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A detector of random weights: five classes and the background."""
-    return make("ssdlite_small", tmp_path_factory)
-
-
-def make(variant, tmp_path_factory):
-    mapping = load_variant(variant)
-    random = np.random.default_rng(0)
-    values = {}
-    for want in expected_variables(mapping, build_network(mapping), classes=6):
-        spread = random.normal(0, 0.1, want.shape) if len(want.shape) == 4 else random.uniform(0.5, 1, want.shape)
-        values[want.source] = spread.astype(np.float32)
-    prefix = tmp_path_factory.mktemp("detector") / "model-3"
-    write_bundle(prefix, values)
-    return prefix
+    return checkpoint_with_head("ssdlite_small", tmp_path_factory)
 
 
 @pytest.mark.parametrize("layout", ["slim", "timm"])
@@ -129,7 +117,7 @@ def test_of_our_own_making(made, tf, run, tmp_path):
 @pytest.mark.parametrize("variant", [name for name in list_with_head("detection") if name != "ssdlite_small"])
 def test_other_tables(tf, tmp_path_factory, tmp_path, run, variant):
     """Large, minimalistic, EdgeTPU: found from the shapes, and every endpoint is that of our graph in tf.nn."""
-    source = make(variant, tmp_path_factory)
+    source = checkpoint_with_head(variant, tmp_path_factory)
     ran = run("convert", source, "-o", tmp_path / "a.pth")
     assert ran.code == 0, ran.err
     assert f"variant   {variant} (found from the shapes)" in ran.out

@@ -20,7 +20,7 @@ def test_links_and_paths(page):
         assert (page.parent / link).exists(), link
     for path in re.findall(r"`((?:porter|tests|scripts|docs|mappings|benchmarks)/[\w/.-]*)`", text):
         assert (ROOT / path).exists(), path
-    for module in re.findall(r"`(porter(?:\.[a-z_]+)+)", text):
+    for module in re.findall(r"`(porter(?:\.[a-z_0-9]+)+)", text):
         place = ROOT / module.replace(".", "/")
         if not (place.with_suffix(".py").exists() or place.is_dir()):
             import importlib

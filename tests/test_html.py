@@ -1,12 +1,12 @@
 """The report: what it says of good and bad ports, and how Chromium lays it out."""
 
-import html.parser
 import re
 import shutil
 import subprocess
 
 import numpy as np
 import pytest
+from tags import Tags
 
 import porter.models.mobilenet_v3 as same_padding_module
 from porter.mapping.options import PortOptions
@@ -55,27 +55,6 @@ def padded_wrongly(tf, demo_folder):
         return report(demo_folder, flat)
     finally:
         same_padding_module.same_padding = right
-
-
-class Tags(html.parser.HTMLParser):
-    """Collects every attribute, and checks that tags are closed."""
-
-    VOID = ("meta", "img")
-
-    def __init__(self):
-        super().__init__()
-        self.open, self.attributes = [], []
-
-    def handle_starttag(self, tag, attrs):
-        self.attributes += [(tag, *attribute) for attribute in attrs]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.attributes += [(tag, *attribute) for attribute in attrs]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
 
 
 def test_page_needs_nothing_else(good):

@@ -8,9 +8,8 @@ import re
 import numpy as np
 import pytest
 import torch
-from test_detection import make as make_detector
-from test_html import Tags
-from test_segmentation import make as make_segmenter
+from random_networks import checkpoint_with_head
+from tags import Tags
 
 import porter
 from porter.artifacts.artifact import load_artifact, save_artifact
@@ -31,8 +30,8 @@ def ports(tmp_path_factory, demo_folder):
     """Kind -> an artifact of random weights. The segmenter's biases are such that its classes are about as frequent."""
     pytest.importorskip("onnxruntime")
     folder = tmp_path_factory.mktemp("ports")
-    sources = {"classes": demo_folder, "masks": make_segmenter(tmp_path_factory)}
-    sources["boxes"] = make_detector("ssdlite_small", tmp_path_factory)
+    sources = {"classes": demo_folder, "masks": checkpoint_with_head("lraspp_small", tmp_path_factory, classes=4)}
+    sources["boxes"] = checkpoint_with_head("ssdlite_small", tmp_path_factory)
     ports = {kind: porter.convert(source, folder / f"{kind}.pth")[0] for kind, source in sources.items()}
     model = porter.create_model(ports["masks"])
     with torch.no_grad():

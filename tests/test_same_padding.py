@@ -42,7 +42,7 @@ def test_grid_against_tensorflow(tf, all_sizes):
 @pytest.mark.tensorflow
 def test_grid_notices_symmetric_padding(tf, monkeypatch):
     """PyTorch's usual symmetric padding must not pass."""
-    from porter.models import same_padding as module
+    from porter.models import mobilenet_v3 as module
     from porter.parity.padding_grid import padding_grid
 
     def symmetric(size, kernel, stride, dilation):

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import SHARED
+from random_networks import checkpoint_with_head
 
 import porter
 from porter.mapping.files import list_with_head
-from porter.mapping.rules import expected_variables
 from porter.models.lraspp import LRASPP
 from porter.network.network import with_output_stride
 from porter.port import plan_port
-from porter.prediction.masks import palette
+from porter.prediction.network import palette
 from porter.sources.bundle_writer import write_bundle
 
 USERS = SHARED.parent / "real" / "lraspp_small_user.pb"
@@ -131,22 +131,7 @@ def test_names_are_torchvisions(timm):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A segmenter of random weights that no graph comes with, in a scope of its own; four classes."""
-    return make(tmp_path_factory)
-
-
-def make(tmp_path_factory):
-    from porter.mapping.files import load_variant
-    from porter.network.network import build_network
-
-    mapping = load_variant("lraspp_small")
-    random = np.random.default_rng(0)
-    values = {}
-    for want in expected_variables(mapping, build_network(mapping), classes=4):
-        spread = random.normal(0, 0.1, want.shape) if len(want.shape) == 4 else random.uniform(0.5, 1, want.shape)
-        values[want.source] = spread.astype(np.float32)
-    prefix = tmp_path_factory.mktemp("segmenter") / "model-7"
-    write_bundle(prefix, values)
-    return prefix
+    return checkpoint_with_head("lraspp_small", tmp_path_factory, classes=4)
 
 
 @pytest.mark.tensorflow

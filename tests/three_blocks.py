@@ -52,10 +52,9 @@ class Subject(NamedTuple):
 
 def write_three_blocks(folder: Path) -> Subject:
     """Write mapping, checkpoint and TensorFlow's outputs, as scripts/record_demo_reference.py records the demo's."""
-    from porter.network.nodes import endpoint_names
-
     from porter.mapping.files import load_mapping
     from porter.mapping.options import PortOptions
+    from porter.network.nodes import endpoint_names
     from porter.parity.references.recorded import record
     from porter.parity.references.tf_nn import tf_nn
     from porter.parity.samples import noise

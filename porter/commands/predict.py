@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from porter.prediction.predictor import Row
 
 MAX_STDIN = 256 << 20  # bytes; the largest photos of ImageNet have 15 MB
-# Kind of a port -> options that it has no use for, and what it makes of an image in the folder of -o
-IGNORED = {"classes": ("output", "least"), "masks": ("top", "preprocess", "least"), "boxes": ("top", "preprocess")}
-ENDINGS = {"masks": (".png",), "boxes": (".png", ".json")}
 
 
 @click.command()
@@ -62,8 +59,7 @@ def predict(
     from porter.atomic import check_folder, make_folder, write_bytes
     from porter.photos.images import expand, photo_name
     from porter.photos.labels import read_class_names
-    from porter.prediction.masks import png_bytes
-    from porter.prediction.network import PORTS
+    from porter.prediction.network import PORTS, png_bytes
     from porter.prediction.predictor import open_predictor
 
     check_outputs(html, as_json=as_json)
@@ -78,8 +74,8 @@ def predict(
     skip, device = options.pop("skip_unreadable"), options.pop("device") or "cpu"
     port, names = taken_port_options(options), read_class_names(names) if names else ()
     predictor = open_predictor(source, port, device, names, **options)
-    refuse_ignored(f"{source} is a {PORTS[predictor.kind]}", *IGNORED[predictor.kind])
-    targets = _targets(given, output, ENDINGS[predictor.kind], force, html) if output else {}
+    refuse_ignored(f"{source} is a {PORTS[predictor.kind]}", *predictor.ignored)
+    targets = _targets(given, output, predictor.endings, force, html) if output else {}
     skipped: list[str] = []
     figures = []
     for photo, image, found in predictor.over(given, (lambda _, error: skipped.append(str(error))) if skip else None):

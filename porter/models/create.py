@@ -23,7 +23,6 @@ from porter.models.build import Whole, build_model
 from porter.models.fake_quant import EIGHT_BITS_ENTRY, fake_quantize
 from porter.models.feature_info import pyramid
 from porter.models.mobilenet_v3 import MobileNetV3, MobileNetV3Features, initialize
-from porter.models.ssdlite import SSDLite
 from porter.network.network import TIMM_GATE, Network, build_network, with_output_stride
 from porter.network.nodes import nodes
 from porter.port import DEFAULT, carry_out_port, plan_port
@@ -72,8 +71,8 @@ class OpenedModel(NamedTuple):
     def classifier(self) -> MobileNetV3:
         """The model, which must be a classifier. Raises PorterError where it is a segmenter or detector."""
         if not isinstance(self.model, MobileNetV3):
-            kind = "detector" if isinstance(self.model, SSDLite) else "segmenter"
-            raise PorterError(f"a {self.mapping.variant} port is a {kind}, no classifier")
+            head = self.whole.network.head
+            raise PorterError(f"a {self.mapping.variant} port is a {head and head.KIND}, no classifier")
         return self.model
 
 

@@ -46,6 +46,8 @@ class Detection(Struct, frozen=True, forbid_unknown_fields=True):
     KEY: ClassVar[str] = "detection"  # of the head in a mapping file
     KIND: ClassVar[str] = "detector"
     GIVES: ClassVar[Literal["boxes"]] = "boxes"
+    UNIT: ClassVar[str] = "box"  # what gets a class
+    ANY_SIZE: ClassVar[bool] = False  # of images
     TASK: ClassVar[str] = "Object Detection"
     SECTIONS: ClassVar[tuple[str, ...]] = ("extra", "predictor")
     CLASS_BIAS: ClassVar[str] = "classes.0.1.bias"

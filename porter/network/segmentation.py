@@ -33,6 +33,8 @@ class Segmentation(Struct, frozen=True, forbid_unknown_fields=True):
     KEY: ClassVar[str] = "segmentation"  # of the head in a mapping file
     KIND: ClassVar[str] = "segmenter"
     GIVES: ClassVar[Literal["masks"]] = "masks"
+    UNIT: ClassVar[str] = "pixel"  # what gets a class
+    ANY_SIZE: ClassVar[bool] = True  # of images
     TASK: ClassVar[str] = "Semantic Segmentation"
     SECTIONS: ClassVar[tuple[str, ...]] = ("segmentation",)
     CLASS_BIAS: ClassVar[str] = "classifier.high_classifier.bias"

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from porter.exports.runtime import boxes_session
 from porter.models.create import OpenedModel
 from porter.photos.images import resized
-from porter.prediction.masks import palette
-from porter.prediction.network import on_one_image
+from porter.prediction.network import on_one_image, palette
 from porter.text import shortened
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+ENDINGS = (".png", ".json")  # what is written for a photo
+IGNORED = ("top", "preprocess")  # options that are for other kinds
 LONGEST_NAME = 60  # characters of a class's name that are drawn
 
 

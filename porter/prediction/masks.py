@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -10,12 +9,14 @@ import numpy as np
 
 from porter.errors import PorterError
 from porter.models.create import OpenedModel
-from porter.prediction.network import on_one_image
+from porter.prediction.network import on_one_image, palette
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 LONGEST = 2049  # pixels of a side; Cityscapes is evaluated at 1025 x 2049. Larger images are made smaller
+ENDINGS = (".png",)  # what is written for a photo
+IGNORED = ("top", "preprocess", "least")  # options that are for other kinds
 MOST_CLASSES = 255  # that an 8-bit mask can hold, beside 255 for pixels that do not count
 
 
@@ -57,23 +58,6 @@ def overlaid(photo: Image, labels: np.ndarray) -> Image:
     from PIL import Image
 
     return Image.blend(photo, mask_image(labels).resize(photo.size, Image.Resampling.NEAREST).convert("RGB"), 0.5)
-
-
-def png_bytes(image: Image) -> bytes:
-    """``image`` as a PNG."""
-    out = io.BytesIO()
-    image.save(out, "PNG")
-    return out.getvalue()
-
-
-def palette() -> np.ndarray:
-    """(256, 3) uint8 colours: PASCAL VOC's, the bits of the number dealt out to red, green and blue in turn."""
-    colours = np.zeros((256, 3), np.uint8)
-    numbers = np.arange(256)
-    for place in range(3):  # each triple of bits gives one bit of every channel, the highest first
-        for channel in range(3):
-            colours[:, channel] |= (((numbers >> (3 * place + channel)) & 1) << (7 - place)).astype(np.uint8)
-    return colours
 
 
 def shares(labels: np.ndarray) -> list[tuple[int, float]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from porter.models.build import chosen_device
 from porter.models.create import OpenedModel
 from porter.photos.images import normalized
 from porter.photos.labels import Label, class_labels
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 Kind = Literal["classes", "masks", "boxes"]  # what a port gives for a photo
 PORTS: dict[Kind, str] = {"classes": "classifier", "masks": "segmenter", "boxes": "detector"}
@@ -53,3 +57,20 @@ def on_one_image(source: str, opened: OpenedModel, device: str) -> Callable[[np.
         return outputs
 
     return run
+
+
+def palette() -> np.ndarray:
+    """(256, 3) uint8 colours: PASCAL VOC's, the bits of the number dealt out to red, green and blue in turn."""
+    colours = np.zeros((256, 3), np.uint8)
+    numbers = np.arange(256)
+    for place in range(3):  # each triple of bits gives one bit of every channel, the highest first
+        for channel in range(3):
+            colours[:, channel] |= (((numbers >> (3 * place + channel)) & 1) << (7 - place)).astype(np.uint8)
+    return colours
+
+
+def png_bytes(image: Image) -> bytes:
+    """``image`` as a PNG."""
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return out.getvalue()

@@ -11,9 +11,10 @@ from porter.models.create import OpenedModel, open_model
 from porter.photos.images import AnyPhoto, Preprocessing, read_images, resized
 from porter.photos.labels import Label
 from porter.port import DEFAULT
+from porter.prediction import boxes, masks
 from porter.prediction.boxes import detector, drawn
-from porter.prediction.masks import mask_image, overlaid, palette, segmenter, shares
-from porter.prediction.network import Kind, kind_of, labels_of, on_one_image
+from porter.prediction.masks import mask_image, overlaid, segmenter, shares
+from porter.prediction.network import Kind, kind_of, labels_of, on_one_image, palette
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -45,10 +46,16 @@ class Prediction(NamedTuple):
 
 
 class Predictor(NamedTuple):
-    """A port that was opened once. ``find`` takes a decoded photo, RGB."""
+    """A port that was opened once. ``find`` takes a decoded photo, RGB.
+
+    ``ignored`` are options of ``open_predictor`` that this kind has no use for, ``endings`` those of the files that are
+    made of a photo.
+    """
 
     kind: Kind
     find: Callable[[Image], Prediction]
+    ignored: tuple[str, ...]
+    endings: tuple[str, ...] = ()
 
     def over(
         self, photos: Iterable[AnyPhoto], skipped: Callable[[AnyPhoto, PorterError], None] | None = None
@@ -80,11 +87,12 @@ def open_predictor(
         raise ArtifactError(f"{source}: a feature extractor, without classes to predict")
     labels = labels_of(opened, class_names)
     if kind == "classes":
-        return Predictor(kind, _classifier(source, opened, device, labels, min(top, classes), preprocess))
+        find = _classifier(source, opened, device, labels, min(top, classes), preprocess)
+        return Predictor(kind, find, ("output", "least"))
     shown = [label.names for label in labels] or [""] * classes
     if kind == "masks":
-        return Predictor(kind, _segmenter(source, opened, device, shown))
-    return Predictor(kind, _detector(source, opened, device, shown, least))
+        return Predictor(kind, _segmenter(source, opened, device, shown), masks.IGNORED, masks.ENDINGS)
+    return Predictor(kind, _detector(source, opened, device, shown, least), boxes.IGNORED, boxes.ENDINGS)
 
 
 def _classifier(
@@ -123,15 +131,15 @@ def _detector(
     detect, colours = detector(source, opened, device), _colours()
 
     def find(photo: Image) -> Prediction:
-        boxes = [box for box in detect(photo) if box.score >= least]
+        best = [box for box in detect(photo) if box.score >= least]
         rows = []
-        for box in boxes:
+        for box in best:
             left, right = (round(side * photo.width) for side in (box.left, box.right))
             top, bottom = (round(side * photo.height) for side in (box.top, box.bottom))
             place = f"{f'{left},{top} to {right},{bottom}':<23}"
             rows.append(Row(box.score, box.number, names[box.number], place, colours[box.number % len(colours)]))
-        values = [box._asdict() | {"name": names[box.number]} for box in boxes]
-        return Prediction(rows, {"boxes": values}, lambda small: drawn(small, boxes, names))
+        values = [box._asdict() | {"name": names[box.number]} for box in best]
+        return Prediction(rows, {"boxes": values}, lambda small: drawn(small, best, names))
 
     return find
 

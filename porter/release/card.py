@@ -13,7 +13,7 @@ from porter.artifacts.metadata import Metadata
 from porter.evaluation.result import Evaluation
 from porter.models.create import pretrained_cfg
 from porter.models.feature_info import pyramid
-from porter.network.network import Network
+from porter.network.network import Head, Network
 from porter.network.node import activations, multiply_accumulates
 from porter.network.nodes import nodes
 from porter.network.spec import ACTIVATIONS
@@ -48,16 +48,19 @@ class Card:
         return is_googles(self.port)
 
     @property
-    def task(self) -> str:
-        """The same as Hugging Face and timm call it."""
-        network = self.port.network
-        return "Image Classification" if network.head is None else network.head.TASK
+    def head(self) -> Head | None:
+        """The head of a segmenter or detector."""
+        return self.port.network.head
 
     @property
     def kind(self) -> str:
-        """``classifier``, ``segmenter`` or ``detector``."""
-        network = self.port.network
-        return "classifier" if network.head is None else network.head.KIND
+        """``classifier``, ``segmenter`` or ``detector``; the latter's examples are in a template of this name."""
+        return "classifier" if self.head is None else self.head.KIND
+
+    @property
+    def task(self) -> str:
+        """The same as Hugging Face and timm call it."""
+        return "Image Classification" if self.head is None else self.head.TASK
 
     @property
     def not_in_timm(self) -> str | None:
@@ -87,17 +90,20 @@ def config(port: Port, metadata: Metadata) -> bytes:
 def model_card(card: Card) -> bytes:
     """The card: Hugging Face's front matter, how to use the weights, and timm's block of ``model-index``."""
     import yaml
-    from jinja2 import Environment, StrictUndefined
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     port, spec = card.port, card.port.mapping.input
-    template = files(__package__).joinpath("card.md.j2").read_text("utf-8")
     environment = Environment(
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+        loader=FunctionLoader(lambda name: files(__package__).joinpath(name).read_text("utf-8")),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     environment.filters["plain"] = _plain
     found = nodes(port.network, port.plan.num_classes)
     operations, outputs = (count(found, spec.size) for count in (multiply_accumulates, activations))
-    text = environment.from_string(template).render(
+    text = environment.get_template("card.md.j2").render(
         card=card,
         front_matter=yaml.safe_dump(_front_matter(card), sort_keys=False),
         # It stands in a comment, which a text from a mapping file must not end
@@ -110,7 +116,6 @@ def model_card(card: Card) -> bytes:
         verdict=card.verdict,
         evaluation=card.evaluation,
         taps=pyramid(port.network),
-        kind=card.kind,
     )
     return text.encode()
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from porter.prediction.masks import png_bytes
+from porter.prediction.network import png_bytes
 from porter.prediction.predictor import Prediction
 from porter.text import printable
 

@@ -28,9 +28,9 @@ def mapping(tmp_path, text):
 MAPPINGS = {
     "base: small_075.yaml\nvariant: ../../X": "is not a plain name",
     "base: small_075.yaml\nvariant: a\ntimm: ../X": "is not a plain name",
-    "base: small_075.yaml\ndefinition: {divisor: 0}": "definition.divisor: 0 is not between",
-    "base: small_075.yaml\ndefinition: {gate: .nan}": "definition.gate: nan is not a number",
-    "base: small_075.yaml\ndefinition: {gate: .inf}": "definition.gate: inf is not a number",
+    "base: small_075.yaml\ndefinition: {divisor: 0}": "definition.divisor: Expected `int` >= 1",
+    "base: small_075.yaml\ndefinition: {gate: .nan}": "definition.gate: Expected `float` > 0",
+    "base: small_075.yaml\ndefinition: {gate: .inf}": "definition.gate: Expected `float` <= 1024",
     "base: small_075.yaml\ninput: {size: 100000000}": "input.size",
     "base: small_075.yaml\n[a, b]: c": "not readable as YAML|a key is a plain name",
     "? [a, b]\n: c": "a key is a plain name",

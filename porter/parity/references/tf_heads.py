@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 from porter.network.detection import Detection
-from porter.network.network import Network
+from porter.network.network import Head, Network
 from porter.network.segmentation import Segmentation
 from porter.network.spec import Activation
 from porter.parity.references.live_tensorflow import tensorflow
@@ -130,3 +130,6 @@ def detector(network: Network, convolved: Convolved, pair: Pair, x: Any, first: 
             yield f"{scope}_depthwise", x
             weights, bias = pair(scope, f"{at}.1")
             yield scope, tf.nn.conv2d(x, weights, 1, "SAME") + bias
+
+
+HEADS: dict[type[Head], Callable[..., Layers]] = {Segmentation: segmenter, Detection: detector}

@@ -16,13 +16,11 @@ import numpy as np
 from porter.errors import ParityError
 from porter.mapping.files import list_variants, load_variant
 from porter.mapping.rules import expected_variables
-from porter.network.detection import Detection
 from porter.network.network import Block, Network
-from porter.network.segmentation import Segmentation
 from porter.network.spec import Activation
 from porter.parity.references.live_tensorflow import stored_values, tensorflow
 from porter.parity.references.reference import Endpoints, Reference, Values, noise_between
-from porter.parity.references.tf_heads import activated, detector, segmenter
+from porter.parity.references.tf_heads import HEADS, activated
 from porter.port import Port
 
 Fetch = Callable[[str], Any]
@@ -234,10 +232,8 @@ def _layers(
                 low = value
             yield name, value
         x = value  # the last endpoint is what the block gives
-    if isinstance(network.head, Detection):
-        yield from detector(network, convolved, pair, x, low)
-    elif isinstance(network.head, Segmentation):
-        yield from segmenter(network, convolved, pair, x, low)
+    if network.head is not None:
+        yield from HEADS[type(network.head)](network, convolved, pair, x, low)
     else:
         yield from _after_blocks(net, convolved, biased, activate, quantize, x)
 
