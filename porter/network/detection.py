@@ -49,6 +49,7 @@ class Detection(Struct, frozen=True, forbid_unknown_fields=True):
     UNIT: ClassVar[str] = "box"  # what gets a class
     ANY_SIZE: ClassVar[bool] = False  # of images
     TASK: ClassVar[str] = "Object Detection"
+    TAG: ClassVar[str] = "object-detection"  # on Hugging Face
     SECTIONS: ClassVar[tuple[str, ...]] = ("extra", "predictor")
     CLASS_BIAS: ClassVar[str] = "classes.0.1.bias"
     VALUES_PER_CLASS: ClassVar[int] = FIRST_ANCHORS  # in that entry

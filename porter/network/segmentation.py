@@ -36,6 +36,7 @@ class Segmentation(Struct, frozen=True, forbid_unknown_fields=True):
     UNIT: ClassVar[str] = "pixel"  # what gets a class
     ANY_SIZE: ClassVar[bool] = True  # of images
     TASK: ClassVar[str] = "Semantic Segmentation"
+    TAG: ClassVar[str] = "image-segmentation"  # on Hugging Face
     SECTIONS: ClassVar[tuple[str, ...]] = ("segmentation",)
     CLASS_BIAS: ClassVar[str] = "classifier.high_classifier.bias"
     VALUES_PER_CLASS: ClassVar[int] = 1  # in that entry

@@ -130,7 +130,7 @@ def _plain(text: str) -> str:
 
 def _front_matter(card: Card) -> dict[str, Any]:
     in_timm = card.not_in_timm is None
-    task_tag = {"Semantic Segmentation": "image-segmentation"}.get(card.task, card.task.lower().replace(" ", "-"))
+    task_tag = "image-classification" if card.head is None else card.head.TAG
     found: dict[str, Any] = {
         "tags": [task_tag, *(["timm"] if in_timm else []), "mobilenetv3"],
         "library_name": "timm" if in_timm else "pytorch",
