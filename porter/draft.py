@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from porter.artifacts.artifact import SUFFIXES, load_artifact
+from porter.artifacts.artifact import ARTIFACT_SUFFIXES, load_artifact
 from porter.artifacts.variant import class_count
 from porter.errors import MappingError
 from porter.mapping.files import list_variants, load_variant
@@ -87,7 +87,7 @@ def _variant(to: str) -> str:
     by_timm = {load_variant(variant).timm: variant for variant in list_variants()}
     if to in by_timm:
         return by_timm[to]
-    if not to.endswith(SUFFIXES):
+    if not to.endswith(ARTIFACT_SUFFIXES):
         raise MappingError(
             f"{to}: no variant ({', '.join(list_variants())}), no timm name of one and no state-dict file"
         )

@@ -15,7 +15,7 @@ from porter.errors import MappingError, Option
 from porter.mapping.backbone import as_backbone, by_other_names, find_backbone, hint
 from porter.mapping.files import load_mapping, load_variant, mapping_digest
 from porter.mapping.identify import match_variants
-from porter.mapping.options import PathLike, PortOptions
+from porter.mapping.options import DEFAULT_OPTIONS, PathLike, PortOptions
 from porter.mapping.plan import Plan, fit, make_plan
 from porter.mapping.schema import VariantMapping
 from porter.network.network import Network
@@ -23,8 +23,6 @@ from porter.sources import Checkpoint, open_checkpoint
 
 if TYPE_CHECKING:
     from porter.mapping.apply import Ported
-
-DEFAULT = PortOptions()
 
 
 class Port(NamedTuple):
@@ -45,7 +43,7 @@ class Port(NamedTuple):
         return replace(self.network, gate=self.plan.gate, bn_folded=self.plan.bn_folded)
 
 
-def plan_port(checkpoint: PathLike | Checkpoint, options: PortOptions = DEFAULT) -> Port:
+def plan_port(checkpoint: PathLike | Checkpoint, options: PortOptions = DEFAULT_OPTIONS) -> Port:
     """Open ``checkpoint``, choose its mapping and plan the port, reading no tensor.
 
     Raises CheckpointError or MappingError.
@@ -64,7 +62,7 @@ def plan_port(checkpoint: PathLike | Checkpoint, options: PortOptions = DEFAULT)
         raise
 
 
-def plan_opened(opened: Checkpoint, mapping: VariantMapping, options: PortOptions = DEFAULT) -> Port:
+def plan_opened(opened: Checkpoint, mapping: VariantMapping, options: PortOptions = DEFAULT_OPTIONS) -> Port:
     """Plan the port of ``opened`` by ``mapping``. Raises MappingError."""
     fitted = fit(mapping, opened)
     return Port(opened, mapping, fitted.network, fitted.classes, make_plan(mapping, fitted, opened, options))

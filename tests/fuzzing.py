@@ -27,8 +27,8 @@ from porter.sources import open_checkpoint
 from porter.sources.bundle_index import read_index
 from porter.sources.bundle_writer import write_bundle
 from porter.sources.graph_operations import graph_operations
-from porter.sources.table import read_table
-from porter.sources.table_writer import table_bytes
+from porter.sources.sstable import read_table
+from porter.sources.sstable_writer import table_bytes
 
 SECONDS = 20.0  # per input, on any machine; libhdf5 is stopped after 15. These limits: SECURITY.md
 HDF5_SHARE = 60

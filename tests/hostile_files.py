@@ -5,8 +5,8 @@ from __future__ import annotations
 import flatbuffers
 
 from porter.sources import protos
-from porter.sources.table import masked_crc32c
-from porter.sources.table_writer import table_bytes
+from porter.sources.sstable import masked_crc32c
+from porter.sources.sstable_writer import table_bytes
 
 MEGABYTE = 1 << 20
 

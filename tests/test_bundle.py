@@ -10,8 +10,8 @@ from porter.errors import CheckpointError
 from porter.sources import open_checkpoint, protos
 from porter.sources.bundle_writer import write_bundle
 from porter.sources.slices import slice_key
-from porter.sources.table import masked_crc32c, read_table
-from porter.sources.table_writer import table_bytes
+from porter.sources.sstable import masked_crc32c, read_table
+from porter.sources.sstable_writer import table_bytes
 
 DTYPES = [
     "float32", "float64", "float16", "bfloat16", "int8", "uint8", "int16", "uint16", "int32", "uint32",

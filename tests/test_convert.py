@@ -26,7 +26,7 @@ from porter.parity.demo import demo_variables
 from porter.port import plan_port
 from porter.sources import open_checkpoint
 from porter.sources.bundle_writer import write_bundle
-from porter.sources.table_writer import table_bytes
+from porter.sources.sstable_writer import table_bytes
 
 STEM = "MobilenetV3/Conv/weights"
 

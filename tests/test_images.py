@@ -10,7 +10,7 @@ from porter.errors import PorterError
 from porter.evaluation.dataset import find_labelled
 from porter.network.spec import Input
 from porter.parity import samples
-from porter.photos.images import FORMATS, SUFFIXES, expand, find_photos, normalized, read_image, resized
+from porter.photos.images import FORMATS, PHOTO_SUFFIXES, expand, find_photos, normalized, read_image, resized
 
 PIL = pytest.importorskip("PIL.Image")
 HALF = [0.5, 0.5, 0.5]
@@ -123,5 +123,5 @@ def test_one_finder_of_photos(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_every_format_has_a_suffix(kind):
-    assert any(suffix in SUFFIXES for suffix, name in PIL.registered_extensions().items() if name == kind)
-    assert all(PIL.registered_extensions()[suffix] in FORMATS for suffix in SUFFIXES)
+    assert any(suffix in PHOTO_SUFFIXES for suffix, name in PIL.registered_extensions().items() if name == kind)
+    assert all(PIL.registered_extensions()[suffix] in FORMATS for suffix in PHOTO_SUFFIXES)

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from porter.errors import CheckpointError
-from porter.sources.table import read_table
-from porter.sources.table_writer import table_bytes
+from porter.sources.sstable import read_table
+from porter.sources.sstable_writer import table_bytes
 
 entries = st.dictionaries(st.binary(max_size=60), st.binary(max_size=400), max_size=80)
 

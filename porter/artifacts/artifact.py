@@ -34,8 +34,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-SUFFIXES = (".pth", ".pt", ".safetensors")
-WEIGHTS, MAPPING = "model.safetensors", "mapping.yaml"  # in a release
+ARTIFACT_SUFFIXES = (".pth", ".pt", ".safetensors")
+# Files of a release
+CHECKSUMS, CARD, CONFIG = "SHA256SUMS", "README.md", "config.json"
+WEIGHTS, MAPPING = "model.safetensors", "mapping.yaml"
+PARITY, REPORT, REFERENCE, EVALUATION = "parity.json", "parity.html", "reference.npz", "evaluation.json"
 
 
 @dataclass(frozen=True)
@@ -76,12 +79,12 @@ def find_artifact(source: PathLike) -> ArtifactFile | None:
     if path.is_dir() and (path / WEIGHTS).is_file():
         own = path / MAPPING
         return ArtifactFile(path / WEIGHTS, given, own if own.is_file() else None)
-    return ArtifactFile(path, given) if path.suffix in SUFFIXES else None
+    return ArtifactFile(path, given) if path.suffix in ARTIFACT_SUFFIXES else None
 
 
 def _remote(url: str) -> ArtifactFile | None:
     place = url.split("?")[0].split("#")[0].rstrip("/")
-    if place.endswith(SUFFIXES):
+    if place.endswith(ARTIFACT_SUFFIXES):
         found = mirror(url)
         return ArtifactFile(found.path, url, copy=found.folder)
     if url.startswith("http") or PurePosixPath(place).suffix:  # a web server has no folders
@@ -133,7 +136,7 @@ def load_artifact(source: PathLike | ArtifactFile) -> Artifact:
     """
     file = source if isinstance(source, ArtifactFile) else find_artifact(source)
     if file is None:
-        raise ArtifactError(f"{source}: no artifact ({', '.join(SUFFIXES)}, or a release's folder)")
+        raise ArtifactError(f"{source}: no artifact ({', '.join(ARTIFACT_SUFFIXES)}, or a release's folder)")
     return file.artifact._replace(arrays=dict(file.artifact.arrays))
 
 
@@ -144,8 +147,8 @@ def save_artifact(path: Path, artifact: Artifact, force: bool = False) -> None:
     ``load_state_dict`` carries along and does not mind). Raises ArtifactError or PorterError, and leaves no half file.
     """
     assert artifact.metadata is not None
-    if path.suffix not in SUFFIXES:
-        raise ArtifactError(f"{path}: the output's name must end in one of {', '.join(SUFFIXES)}")
+    if path.suffix not in ARTIFACT_SUFFIXES:
+        raise ArtifactError(f"{path}: the output's name must end in one of {', '.join(ARTIFACT_SUFFIXES)}")
     if path.suffix == ".safetensors":
         _save_safetensors(path, artifact.arrays, artifact.metadata, force)
         return

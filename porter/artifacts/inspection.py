@@ -7,11 +7,9 @@ from typing import Any
 
 import msgspec
 
-from porter.artifacts.artifact import find_artifact, load_artifact
+from porter.artifacts.artifact import PARITY, find_artifact, load_artifact
 from porter.artifacts.variant import class_count
 from porter.errors import ArtifactError
-
-PARITY = "parity.json"
 
 
 class _Parity(msgspec.Struct):

@@ -98,13 +98,13 @@ def _into_folder(given: tuple[str, ...], output: Path | None) -> bool:
     """Whether ``output`` is a folder for what is ``given``, which may be one checkpoint by several names."""
     from click.core import ParameterSource
 
-    from porter.artifacts.artifact import SUFFIXES
+    from porter.artifacts.artifact import ARTIFACT_SUFFIXES
     from porter.exports import files
 
     by_format = click.get_current_context().get_parameter_source("form") is ParameterSource.COMMANDLINE
     if output is None or not (by_format or len(given) > 1):
         return False
-    return output.is_dir() or output.suffix not in (*SUFFIXES, *files.SUFFIXES)
+    return output.is_dir() or output.suffix not in (*ARTIFACT_SUFFIXES, *files.GRAPH_SUFFIXES)
 
 
 def _convert_all(checkpoints: tuple[str, ...], folder: Path, suffix: str, force: bool, options: PortOptions) -> None:

@@ -98,7 +98,7 @@ def _release_all(folder: Path, out: Path, jobs: int | None, options: dict[str, A
 
 def _releases(folder: Path) -> list[Path]:
     """``folder`` if it is a release, else the releases in it."""
-    from porter.release.folder import CHECKSUMS
+    from porter.artifacts.artifact import CHECKSUMS
 
     if not folder.is_dir():
         raise PorterError(f"{folder}: no such folder")

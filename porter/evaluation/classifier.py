@@ -10,12 +10,12 @@ import torch
 
 from porter.errors import PorterError
 from porter.exports.deploy import deploy
-from porter.mapping.options import PortOptions
+from porter.mapping.options import DEFAULT_OPTIONS, PortOptions
 from porter.models.create import OpenedModel, open_model
 from porter.models.timm_import import import_timm
 from porter.network.spec import Input
 from porter.parity.references.choose import open_reference
-from porter.port import DEFAULT, plan_port
+from porter.port import plan_port
 
 AT_ONCE = 4  # images that a reference's process gets at once; its memory is measured out for one
 
@@ -41,7 +41,7 @@ def of_others(source: str) -> bool:
 
 
 def open_classifier(
-    source: str, options: PortOptions = DEFAULT, device: str = "cpu", opened: OpenedModel | None = None
+    source: str, options: PortOptions = DEFAULT_OPTIONS, device: str = "cpu", opened: OpenedModel | None = None
 ) -> Classifier:
     """An artifact or any checkpoint, which may be ``opened``; ``timm:NAME`` (pretrained); ``tf:SOURCE``, in TensorFlow.
 

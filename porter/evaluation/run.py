@@ -24,12 +24,11 @@ from porter.evaluation.classifier import Classifier, open_classifier
 from porter.evaluation.dataset import Labelled, find_labelled
 from porter.evaluation.journal import read_journal, write_batch
 from porter.evaluation.result import Evaluation, Seen
-from porter.mapping.options import PortOptions
+from porter.mapping.options import DEFAULT_OPTIONS, PortOptions
 from porter.models.build import chosen_device
 from porter.models.create import OpenedModel
 from porter.network.spec import Input
 from porter.photos.images import Preprocessing, normalized, read_image, resized
-from porter.port import DEFAULT
 
 Progress = Callable[[int, int], None]  # images done, of how many
 
@@ -63,14 +62,14 @@ class Settings:
     skip_unreadable: bool = False
 
 
-AS_EVER = Settings()
+DEFAULT_SETTINGS = Settings()
 
 
 def evaluate(
     source: str,
     data: Path,
-    options: PortOptions = DEFAULT,
-    settings: Settings = AS_EVER,
+    options: PortOptions = DEFAULT_OPTIONS,
+    settings: Settings = DEFAULT_SETTINGS,
     progress: Progress | None = None,
     opened: OpenedModel | None = None,
 ) -> Evaluation | None:

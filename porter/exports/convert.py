@@ -11,11 +11,11 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from porter.artifacts.artifact import SUFFIXES, Artifact, save_artifact
+from porter.artifacts.artifact import ARTIFACT_SUFFIXES, Artifact, save_artifact
 from porter.atomic import check_folder, check_output, make_folder, refuse_existing, write_bytes
 from porter.errors import PorterError
 from porter.exports import files
-from porter.mapping.options import ArtifactLayout, PathLike, PortOptions
+from porter.mapping.options import DEFAULT_OPTIONS, ArtifactLayout, PathLike, PortOptions
 from porter.port import Port, carry_out_port, plan_opened, plan_port
 from porter.sources.locate import locate
 from porter.sources.remote import is_url
@@ -25,7 +25,6 @@ from porter.sources.weights import Weights
 if TYPE_CHECKING:
     pass
 
-DEFAULT = PortOptions()
 REMOTE_FILE = re.compile(r"\.(?:index|meta|data-\d{5}-of-\d{5})$")  # of a checkpoint's files behind a URL
 
 
@@ -78,8 +77,8 @@ def convert(
     else:
         check_output(Path(output), force)
         _check_suffix(Path(output))
-    if boxes and Path(output or ".pth").suffix not in files.SUFFIXES:
-        raise PorterError(f"boxes: only in an output that is one of {', '.join(files.SUFFIXES)}")
+    if boxes and Path(output or ".pth").suffix not in files.GRAPH_SUFFIXES:
+        raise PorterError(f"boxes: only in an output that is one of {', '.join(files.GRAPH_SUFFIXES)}")
     options = PortOptions(
         variant, mapping, weights, layout, keep_background, num_classes, fold_bn, fake_quant, backbone
     )
@@ -93,14 +92,14 @@ def convert(
 
 
 def _check_suffix(path: Path) -> None:
-    suffixes = (*SUFFIXES, *files.SUFFIXES)
+    suffixes = (*ARTIFACT_SUFFIXES, *files.GRAPH_SUFFIXES)
     if path.suffix not in suffixes:
         raise PorterError(f"{path}: the output's name must end in one of {', '.join(suffixes)}")
 
 
 def _save(path: Path, port: Port, artifact: Artifact, force: bool, boxes: bool = False) -> None:
     """Write a port."""
-    if path.suffix in files.SUFFIXES:
+    if path.suffix in files.GRAPH_SUFFIXES:
         size = port.mapping.input.size
         write_bytes(path, files.export_bytes(path.suffix, port.target_network, artifact, size, boxes), force)
     else:
@@ -110,7 +109,7 @@ def _save(path: Path, port: Port, artifact: Artifact, force: bool, boxes: bool =
 def convert_all(
     checkpoints: Sequence[str],
     folder: Path,
-    options: PortOptions = DEFAULT,
+    options: PortOptions = DEFAULT_OPTIONS,
     *,
     suffix: str = ".pth",
     force: bool = False,

@@ -18,7 +18,7 @@ from porter.mapping.rules import expected_variables
 from porter.network.network import build_network
 from porter.network.nodes import state_dict_shapes
 from porter.sources.bundle_writer import write_bundle
-from porter.sources.weights import SUFFIX
+from porter.sources.weights import AVERAGE_SUFFIX
 
 
 class Exported(NamedTuple):
@@ -88,7 +88,7 @@ def export_tf(
         values = to_source(want.axes, plain.arrays[want.target].astype(np.float32, copy=False))
         variables[want.source] = values
         if averages:
-            variables[want.source + SUFFIX] = values
+            variables[want.source + AVERAGE_SUFFIX] = values
     make_folder(out)
     write_bundle(out / f"model-{step}", variables, force=force)
     return Exported(out / f"model-{step}", len(variables), classes)

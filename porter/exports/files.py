@@ -12,7 +12,7 @@ from porter.network.detection import Detection
 from porter.network.network import TIMM_GATE, Network
 from porter.network.node import Size
 
-SUFFIXES = (".onnx", ".tflite")
+GRAPH_SUFFIXES = (".onnx", ".tflite")
 
 
 def export_bytes(suffix: str, network: Network, artifact: Artifact, size: int, boxes: bool = False) -> bytes:
@@ -24,8 +24,8 @@ def export_bytes(suffix: str, network: Network, artifact: Artifact, size: int, b
     """
     arrays, metadata = artifact
     assert metadata is not None
-    if suffix not in SUFFIXES:
-        raise ValueError(f"{suffix}: no export; one of {', '.join(SUFFIXES)}")
+    if suffix not in GRAPH_SUFFIXES:
+        raise ValueError(f"{suffix}: no export; one of {', '.join(GRAPH_SUFFIXES)}")
     if boxes and not isinstance(network.head, Detection):
         raise ArtifactError(f"a {metadata.variant} port is no detector; leave boxes out")
     sides = (size, size)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from porter.errors import ArtifactError
-from porter.exports.program import Program, Weights
+from porter.exports.program import Constants, Program
 from porter.network.detection import Detection
-from porter.network.network import Network
+from porter.network.network import TIMM_GATE, Network
 from porter.network.node import IMAGE, Node, Size, map_sizes, same_padding
 from porter.network.nodes import anchors
 from porter.network.spec import ACTIVATIONS
@@ -18,12 +18,12 @@ from porter.network.spec import ACTIVATIONS
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
 
-Shape = list[int | str]  # free sides have names
+FreeShape = list[int | str]  # free sides have names
 
 # The first with an operator for h-swish is 14. 17 is what runtimes of 2022 and later take; nothing here needs more
 OPSET, IR_VERSION = 17, 8
 # relu6(x + 3) / 6 as ONNX defines HardSigmoid: max(0, min(1, alpha * x + beta))
-GATE = {"alpha": 1 / 6, "beta": 0.5}
+GATE = {"alpha": TIMM_GATE, "beta": 0.5}
 LINEAR = "linear"  # below the name of what an activation gives: what it takes
 
 
@@ -65,7 +65,7 @@ class _Writer:
         self.sizes = sizes
         self.nodes: list[NodeProto] = []
         self.constants: list[TensorProto] = []
-        self.shapes: dict[str, Shape] = {}
+        self.shapes: dict[str, FreeShape] = {}
 
     def model(self, inputs: Sequence[str], outputs: Sequence[str]) -> ModelProto:
         """The model that computes ``outputs``. Raises ArtifactError where the package is missing."""
@@ -98,7 +98,7 @@ class _Writer:
             self.constants.append(numpy_helper.from_array(np.asarray(values), name))
         return name
 
-    def node(self, node: Node, weights: Weights | None) -> None:
+    def node(self, node: Node, weights: Constants | None) -> None:
         """The operators of ``node``."""
         self.shapes[node.name] = self._shape(node)
         activated = node.activation is not None and node.operation != "activation"
@@ -167,7 +167,7 @@ class _Writer:
         ]
         kept = add("NonMaxSuppression", [every, chances, *limits], "kept")  # (K, 3): image, class, box
         scores = add("GatherND", [chances, kept], "kept/scores")
-        count = add("Min", [add("Shape", [scores], "kept/count"), limits[0]], "count")
+        count = add("Min", [add("FreeShape", [scores], "kept/count"), limits[0]], "count")
         self._two_outputs("TopK", [scores, count], ["scores", "best"], axis=0)
         best = add("Gather", [kept, "best"], "kept/best", axis=0)
         number = add("Gather", [best, constant("column/1", np.int64(1))], "best/class", axis=1)
@@ -214,7 +214,7 @@ class _Writer:
         (top, bottom), (left, right) = (same_padding(side, k, stride, dilation) for side, k in sides)
         return attributes | {"pads": [top, left, bottom, right]}
 
-    def _shape(self, node: Node) -> Shape:
+    def _shape(self, node: Node) -> FreeShape:
         """The shape of what ``node`` gives; free sides are named after the value."""
         batch, channels, *sides = self.shapes[node.inputs[0]]
         if node.operation == "concat":

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-class Weights(NamedTuple):
+class Constants(NamedTuple):
     """Of one node: ``weight`` (OIHW, or OI of a dense one) and ``bias`` (O,)."""
 
     weight: np.ndarray
@@ -31,7 +31,7 @@ class Program(NamedTuple):
 
     network: Network
     nodes: list[Node]
-    weights: Mapping[str, Weights]
+    weights: Mapping[str, Constants]
     outputs: tuple[str, ...]
     channels: int
     features: bool = False
@@ -67,7 +67,7 @@ def program(
     return Program(network, found, weights, values, network.channels, features=endpoints is not None)
 
 
-def _folded(node: Node, network: Network, arrays: Mapping[str, np.ndarray], scale: float) -> Weights:
+def _folded(node: Node, network: Network, arrays: Mapping[str, np.ndarray], scale: float) -> Constants:
     """Weight (times ``scale``) and bias with the batch norm in them, worked out in float64 and rounded once."""
     owners = (node.layer, node.norm)
     own = {name: arrays[name].astype("float64") for name in arrays if name.rpartition(".")[0] in owners}
@@ -78,7 +78,7 @@ def _folded(node: Node, network: Network, arrays: Mapping[str, np.ndarray], scal
         weight, bias = fold_batch_norm(own, node.layer, node.norm, node.epsilon)
     if node.operation == "dense":
         weight = weight.reshape(weight.shape[:2])
-    return Weights(weight.astype("float32"), bias.astype("float32"))
+    return Constants(weight.astype("float32"), bias.astype("float32"))
 
 
 def _check_entries(expected: Mapping[str, tuple[int, ...]], owners: set[str], arrays: Mapping[str, np.ndarray]) -> None:

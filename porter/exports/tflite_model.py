@@ -11,17 +11,18 @@ from porter.errors import ArtifactError
 from porter.exports.program import Program
 from porter.mapping.ranges import Range, levels
 from porter.network.detection import Detection
+from porter.network.network import TIMM_GATE
 from porter.network.node import IMAGE, Node, Size, map_sizes
 from porter.network.nodes import LOGITS, anchors
 from porter.network.spec import ACTIVATIONS
-from porter.sources.tflite_writer import FUSED, SAME, VALID, Constant, Step, flexbuffer, tflite_bytes
+from porter.sources.tflite_writer import FUSED, SAME, VALID, NewOperator, NewTensor, flexbuffer, tflite_bytes
 
 
 def tflite_model(
     program: Program,
     size: Size,
     ranges: Mapping[str, Range] | None = None,
-    gate: float = 1 / 6,
+    gate: float = TIMM_GATE,
     boxes: bool = False,
 ) -> bytes:
     """The program as a file: images (N, H, W, channels) float32 -> its outputs; maps are NHWC.
@@ -47,8 +48,8 @@ class _Writer:
         by_channel = any(isinstance(limits.unit, list) for limits in ranges.values())
         # Kernels with a scale for each channel are those of int8
         self.dtype, self.lowest = ("int8", -128) if by_channel else ("uint8", 0)
-        self.tensors: list[Constant] = []
-        self.steps: list[Step] = []
+        self.tensors: list[NewTensor] = []
+        self.steps: list[NewOperator] = []
         self.at: dict[str, int] = {}
         self.at[IMAGE] = self._computed(IMAGE, (batch, *size, program.channels), "input")
 
@@ -62,7 +63,7 @@ class _Writer:
             found.append(value)
         if self.ranges:  # as the authors' files; the kernel asks for these levels
             shape = self.tensors[found[0]].shape
-            output = self._add(Constant("predictions", shape, self.dtype, None, (1 / 256,), (self.lowest,)))
+            output = self._add(NewTensor("predictions", shape, self.dtype, None, (1 / 256,), (self.lowest,)))
             self._step("softmax", found, output, beta=1.0)
             return [output]
         return found
@@ -77,7 +78,7 @@ class _Writer:
         of = self._constant("anchors", anchors(self.program.network, *size))
         most = head.MOST_BOXES
         shapes = {"boxes": (1, most, 4), "classes": (1, most), "scores": (1, most), "number": (1,)}
-        outputs = [self._add(Constant(name, shape, "float32")) for name, shape in shapes.items()]
+        outputs = [self._add(NewTensor(name, shape, "float32")) for name, shape in shapes.items()]
         y, x, height, width = head.coder
         options = {
             **{"max_detections": most, "detections_per_class": most, "max_classes_per_detection": 1},
@@ -86,7 +87,7 @@ class _Writer:
             **{"y_scale": float(y), "x_scale": float(x), "h_scale": float(height), "w_scale": float(width)},
         }
         inputs = [self.at["encodings"], chances, of]
-        self.steps.append(Step("TFLite_Detection_PostProcess", inputs, outputs, {"custom": flexbuffer(options)}))
+        self.steps.append(NewOperator("TFLite_Detection_PostProcess", inputs, outputs, {"custom": flexbuffer(options)}))
         return outputs
 
     def node(self, node: Node) -> None:
@@ -133,7 +134,7 @@ class _Writer:
     def _convolution(self, node: Node, given: int) -> int:
         """A convolution with what follows it."""
         name, stride, activation = node.name, node.stride, node.activation
-        fused = activation is not None and activation != "gate" and ACTIVATIONS[activation].fused
+        fused = activation is not None and activation != "gate" and ACTIVATIONS[activation].in_convolution
         separate = activation is not None and not fused
         module = (node.norm or node.layer) if separate else node.module
         shape = (self.batch, *self.sizes[name], node.shape[0])
@@ -203,9 +204,9 @@ class _Writer:
         rounded = np.round(bias.astype(np.float64) / products).astype(np.int32)
         zeros = (zero,) * len(scales)
         return [
-            self._add(Constant(names[0], stored.shape, self.dtype, stored, scales, zeros, axis)),
+            self._add(NewTensor(names[0], stored.shape, self.dtype, stored, scales, zeros, axis)),
             self._add(
-                Constant(names[1], rounded.shape, "int32", rounded, tuple(map(float, products)), (0,) * len(scales))
+                NewTensor(names[1], rounded.shape, "int32", rounded, tuple(map(float, products)), (0,) * len(scales))
             ),
         ]
 
@@ -214,17 +215,17 @@ class _Writer:
         if not self.ranges:
             return self._constant(name, np.array(value, np.float32))
         highest = np.array(self.lowest + 255, self.dtype)
-        return self._add(Constant(name, (), self.dtype, highest, (value / 255,), (self.lowest,)))
+        return self._add(NewTensor(name, (), self.dtype, highest, (value / 255,), (self.lowest,)))
 
     def _constant(self, name: str, values: np.ndarray) -> int:
-        return self._add(Constant(name, values.shape, values.dtype.name, values))
+        return self._add(NewTensor(name, values.shape, values.dtype.name, values))
 
     def _computed(self, name: str, shape: tuple[int, ...], module: str) -> int:
         """What is computed: float32, or levels of the range of ``module``."""
         if not self.ranges:
-            return self._add(Constant(name, shape, "float32"))
+            return self._add(NewTensor(name, shape, "float32"))
         scale, zero = levels(self._range(module))
-        return self._add(Constant(name, shape, self.dtype, None, (scale,), (zero + self.lowest,)))
+        return self._add(NewTensor(name, shape, self.dtype, None, (scale,), (zero + self.lowest,)))
 
     def _range(self, name: str) -> Range:
         if name not in self.ranges:
@@ -233,9 +234,9 @@ class _Writer:
             )
         return self.ranges[name]
 
-    def _add(self, tensor: Constant) -> int:
+    def _add(self, tensor: NewTensor) -> int:
         self.tensors.append(tensor)
         return len(self.tensors) - 1
 
     def _step(self, kind: str, inputs: Sequence[int], output: int, **options: Any) -> None:
-        self.steps.append(Step(kind, inputs, [output], options))
+        self.steps.append(NewOperator(kind, inputs, [output], options))

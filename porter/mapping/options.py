@@ -33,3 +33,6 @@ class PortOptions:
     fold_bn: bool = False
     fake_quant: bool | None = None
     backbone: bool = False
+
+
+DEFAULT_OPTIONS = PortOptions()

@@ -16,7 +16,7 @@ from porter.artifacts.relayout import relayout, without_batch_norms
 from porter.artifacts.variant import class_count, mapping_of, network_as_stored, variant_mapping
 from porter.errors import ArtifactError, MappingError, Option, PorterError
 from porter.mapping.files import load_mapping, load_variant, variant_named
-from porter.mapping.options import ArtifactLayout, PathLike, PortOptions
+from porter.mapping.options import DEFAULT_OPTIONS, ArtifactLayout, PathLike, PortOptions
 from porter.mapping.ranges import Range
 from porter.mapping.schema import VariantMapping
 from porter.models.build import Whole, build_model
@@ -25,7 +25,7 @@ from porter.models.feature_info import pyramid
 from porter.models.mobilenet_v3 import MobileNetV3, MobileNetV3Features, initialize
 from porter.network.network import TIMM_GATE, Network, build_network, with_output_stride
 from porter.network.nodes import nodes
-from porter.port import DEFAULT, carry_out_port, plan_port
+from porter.port import carry_out_port, plan_port
 from porter.sources import Checkpoint
 from porter.sources.weights import Weights
 
@@ -34,7 +34,7 @@ HEAD = ("classifier", "conv_head", "bn2", "act2", "global_pool")  # what a featu
 
 
 @dataclass(frozen=True)
-class Shape:
+class Changes:
     """Changes to the network; None keeps what the weights have."""
 
     num_classes: int | None = None
@@ -45,7 +45,7 @@ class Shape:
     output_stride: int | None = None
 
 
-WHOLE = Shape()
+NO_CHANGES = Changes()
 
 
 class OpenedModel(NamedTuple):
@@ -166,26 +166,26 @@ def create_model(
         [16, 16, 24, 40, 432]
     """
     options = PortOptions(None, mapping, weights, "timm", keep_background, fake_quant=fake_quant)
-    shape = Shape(num_classes, in_chans, dropout, features_only, out_indices, output_stride)
+    changes = Changes(num_classes, in_chans, dropout, features_only, out_indices, output_stride)
     source = checkpoint
     name: str | None = str(variant)
     if checkpoint is None and mapping is None and variant_named(str(variant)) is None:
         source, name = variant, None  # weights that know their variant
         if find_artifact(variant) is None and "://" not in str(variant) and not Path(variant).exists():
             load_variant(str(variant))  # tells which there are
-    return open_model(source, replace(options, variant=name), layout, shape).model
+    return open_model(source, replace(options, variant=name), layout, changes).model
 
 
 def open_model(
     source: Source | None,
-    options: PortOptions = DEFAULT,
+    options: PortOptions = DEFAULT_OPTIONS,
     layout: ArtifactLayout | None = None,
-    shape: Shape = WHOLE,
+    changes: Changes = NO_CHANGES,
 ) -> OpenedModel:
     """Like ``create_model``, with the model's origin. ``layout`` counts, and that of ``options`` does not."""
-    _check(options, layout, shape)
+    _check(options, layout, changes)
     name = _name(source)
-    artifact, mapping, network, digests = _open_source(source, options, layout, shape.features_only)
+    artifact, mapping, network, digests = _open_source(source, options, layout, changes.features_only)
     ranges = artifact.metadata.ranges if artifact and artifact.metadata else {}
     if options.fake_quant and not ranges:
         raise ArtifactError(f"{name}: holds no ranges of fake quantisation; it was not trained for 8 bits")
@@ -204,27 +204,27 @@ def open_model(
             if not artifact.metadata or not artifact.metadata.bn_folded:
                 artifact = without_batch_norms(artifact, network)
         network = network_as_stored(network, artifact.arrays, artifact.metadata, artifact.gate)
-    network = replace(network, channels=shape.in_chans or network.channels)
-    if shape.output_stride is not None:
+    network = replace(network, channels=changes.in_chans or network.channels)
+    if changes.output_stride is not None:
         try:
-            network = with_output_stride(network, shape.output_stride)
+            network = with_output_stride(network, changes.output_stride)
         except ValueError:
             strides = ", ".join(str(tap.reduction) for tap in pyramid(network))
-            raise PorterError(f"output_stride={shape.output_stride!r}: use one of {strides}") from None
-    model = _built(network, artifact, shape)
+            raise PorterError(f"output_stride={changes.output_stride!r}: use one of {strides}") from None
+    model = _built(network, artifact, changes)
     if artifact is None:
         initialize(model)
     else:
         _fill(model, artifact.tensors, name)
     if fake_quant:
         assert artifact is not None
-        new_head = shape.num_classes not in (None, class_count(artifact.arrays))
+        new_head = changes.num_classes not in (None, class_count(artifact.arrays))
         fake_quantize(model, _ranges_of(model, ranges, new_head, name))
     model.pretrained_cfg = pretrained_cfg(mapping, getattr(model, "num_classes", 0), network.channels)
     return OpenedModel(model.eval(), mapping, artifact.metadata if artifact else None, digests, fake_quant)
 
 
-def _check(options: PortOptions, layout: object, shape: Shape) -> None:
+def _check(options: PortOptions, layout: object, changes: Changes) -> None:
     """Raise PorterError for an invalid argument, before anything is read."""
     for name, value, allowed in (
         ("layout", layout, (None, *get_args(ArtifactLayout))),
@@ -233,12 +233,12 @@ def _check(options: PortOptions, layout: object, shape: Shape) -> None:
     ):
         if not any(value is one or (isinstance(value, str) and value == one) for one in allowed):
             raise PorterError(f"{name}={value!r}: use one of {', '.join(repr(one) for one in allowed)}")
-    for name, number, least in (("num_classes", shape.num_classes, 0), ("in_chans", shape.in_chans, 1)):
+    for name, number, least in (("num_classes", changes.num_classes, 0), ("in_chans", changes.in_chans, 1)):
         if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < least):
             raise PorterError(f"{name}={number!r}: use a whole number from {least} on")
-    if shape.dropout is not None and not 0 <= shape.dropout <= 1:
-        raise PorterError(f"dropout={shape.dropout!r}: use a probability, from 0 to 1")
-    if shape.out_indices is not None and not shape.features_only:
+    if changes.dropout is not None and not 0 <= changes.dropout <= 1:
+        raise PorterError(f"dropout={changes.dropout!r}: use a probability, from 0 to 1")
+    if changes.out_indices is not None and not changes.features_only:
         raise PorterError("out_indices: only with features_only=True")
 
 
@@ -287,21 +287,21 @@ def _name(source: Source | None) -> str:
     return source.given if isinstance(source, (ArtifactFile, Checkpoint)) else str(source)
 
 
-def _built(network: Network, artifact: Artifact | None, shape: Shape) -> Whole | MobileNetV3Features:
-    if shape.features_only and network.head is not None:
+def _built(network: Network, artifact: Artifact | None, changes: Changes) -> Whole | MobileNetV3Features:
+    if changes.features_only and network.head is not None:
         raise PorterError(
             "features_only: of a segmenter or detector, port the backbone alone (convert with backbone=True)"
         )
-    if shape.features_only:
+    if changes.features_only:
         count = len(pyramid(network))
-        wrong = [i for i in shape.out_indices or () if isinstance(i, bool) or i not in range(count)]
+        wrong = [i for i in changes.out_indices or () if isinstance(i, bool) or i not in range(count)]
         if wrong:
             raise PorterError(f"out_indices: {wrong[0]!r} is none of 0 to {count - 1}")
-        return MobileNetV3Features(network, shape.out_indices)
+        return MobileNetV3Features(network, changes.out_indices)
     classes = 0 if network.backbone else 1000
     if artifact is not None:
         classes = class_count(artifact.arrays)
-    return build_model(network, classes if shape.num_classes is None else shape.num_classes, shape.dropout)
+    return build_model(network, classes if changes.num_classes is None else changes.num_classes, changes.dropout)
 
 
 def _ranges_of(model: nn.Module, ranges: dict[str, Range], new_head: bool, source: str) -> dict[str, Range]:

@@ -32,7 +32,7 @@ def fake_quantize(model: nn.Module, ranges: Mapping[str, Range]) -> None:
         if hasattr(module, "inplace"):  # an activation
             module.inplace = False  # type: ignore[assignment]  # the hooks below look at inputs
         elif isinstance(module, Gate):
-            module.fused = False  # and at what lies between its operations
+            module.one_operation = False  # and at what lies between its operations
     model.register_forward_pre_hook(lambda _module, args: (args[0].double(),))
     for name, limits in ranges.items():
         if name == INPUT:

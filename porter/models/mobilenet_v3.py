@@ -99,17 +99,17 @@ def activation(name: Activation) -> nn.Module:
 class Gate(nn.Module):
     """Squeeze-excite gate ``relu6(x + 3) * slope``; slim's slope is 0.16667, not 1/6.
 
-    ``fused`` computes a slope of 1/6 in one operation; without it, ``relu6`` has an output to look at.
+    ``one_operation`` computes a slope of 1/6 at once; without it, ``relu6`` has an output to look at.
     """
 
     def __init__(self, slope: float) -> None:
         super().__init__()
         self.slope = slope
-        self.fused = slope == TIMM_GATE
+        self.one_operation = slope == TIMM_GATE
         self.relu6 = nn.ReLU6()
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.hardsigmoid(x) if self.fused else self.relu6(x + 3.0) * self.slope
+        return F.hardsigmoid(x) if self.one_operation else self.relu6(x + 3.0) * self.slope
 
     def extra_repr(self) -> str:
         return f"slope={self.slope}"

@@ -20,8 +20,8 @@ class ActivationForms(NamedTuple):
     """An activation in every form of a network.
 
     ``torch`` is the class of ``torch.nn`` and ``function`` that of ``torch.nn.functional``. ``onnx`` is the operator of
-    ONNX, and ``limits`` are constants that it takes. ``tflite`` is the operator of TensorFlow Lite, which is ``fused``
-    into the convolution where that can be. ``slim`` ends the name of its operation in a TensorFlow graph, and ``card``
+    ONNX, and ``limits`` are constants that it takes. ``tflite`` is the operator of TensorFlow Lite, which computes it
+    ``in_convolution`` where it can. ``slim`` ends the name of its operation in a TensorFlow graph, and ``card``
     is timm's word for it. The tf.nn reference has its own arithmetic, for it is evidence.
     """
 
@@ -32,7 +32,7 @@ class ActivationForms(NamedTuple):
     slim: str
     card: str
     limits: tuple[float, ...] = ()
-    fused: bool = True
+    in_convolution: bool = True
 
 
 ACTIVATIONS: dict[Activation, ActivationForms] = {
@@ -40,7 +40,7 @@ ACTIVATIONS: dict[Activation, ActivationForms] = {
     "relu6": ActivationForms("ReLU6", "relu6", "Clip", "relu6", "Relu6", "ReLU6", limits=(0.0, 6.0)),
     # x * relu6(x + 3) / 6: slim's h-swish has 1/6, unlike its squeeze-excite gate
     "hard_swish": ActivationForms(
-        "Hardswish", "hardswish", "HardSwish", "hard_swish", "hard_swish/mul_1", "Hard Swish", fused=False
+        "Hardswish", "hardswish", "HardSwish", "hard_swish", "hard_swish/mul_1", "Hard Swish", in_convolution=False
     ),
 }
 BlockKind = Literal["separable", "inverted_residual", "fused", "projection"]

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from porter.mapping.options import PortOptions
 from porter.models.mobilenet_v3 import Gate, MobileNetV3, SameConv2d, SqueezeExcite
 from porter.network.network import TIMM_GATE
+from porter.network.node import Size
 from porter.parity.candidates.own import ported_model
 from porter.parity.verdict import Cause
-from porter.photos.images import Size
 from porter.port import Port, plan_opened, plan_port
 
 # Over the logits' scale, in float64 and in float32: what is rounding and needs no explanation; what a mistake must

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from porter.models.mobilenet_v3 import SameConv2d
+from porter.network.node import Size
 from porter.parity.references.live_tensorflow import tensorflow
-from porter.photos.images import Size
 
 SIZES: tuple[Size, ...] = (
     (1, 1), (1, 4), (2, 2), (2, 3), (3, 3), (4, 5), (5, 4), (6, 7), (7, 7), (8, 8),

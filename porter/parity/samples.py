@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from porter.network.node import Size
 from porter.network.spec import Input
-from porter.photos.images import Size, find_photos, normalized, read_image, resized
+from porter.photos.images import find_photos, normalized, read_image, resized
 
 
 class Sample(NamedTuple):

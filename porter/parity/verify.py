@@ -18,6 +18,7 @@ from porter.mapping.options import ArtifactLayout, PathLike, PortOptions
 from porter.mapping.schema import VariantMapping
 from porter.models.create import open_model
 from porter.network.network import Network
+from porter.network.node import Size
 from porter.network.nodes import endpoint_names
 from porter.network.spec import Input
 from porter.parity.candidates.candidate import QUESTIONS, Candidate, Output, Question
@@ -41,7 +42,6 @@ from porter.parity.references.choose import open_reference
 from porter.parity.references.reference import Noise, Reference, Values, larger, noise_of_softmax
 from porter.parity.samples import Sample, noise, photos, structured
 from porter.parity.verdict import Cause, Verdict
-from porter.photos.images import Size
 from porter.port import Port, plan_opened, plan_port
 from porter.sources.weights import Weights
 
@@ -79,7 +79,7 @@ class Against(NamedTuple):
     weights_file: PathLike | None = None
 
 
-AS_EVER = Against()
+DEFAULT_COMPARISON = Against()
 
 
 def verify(
@@ -191,7 +191,7 @@ class Check(NamedTuple):
 
 
 def open_check(
-    checkpoint: PathLike, artifact: PathLike | None, options: PortOptions, against: Against = AS_EVER
+    checkpoint: PathLike, artifact: PathLike | None, options: PortOptions, against: Against = DEFAULT_COMPARISON
 ) -> Check:
     """Open both sides. Raises PorterError when no comparison can be made."""
     port = plan_port(checkpoint, options)

@@ -10,23 +10,23 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, TypeVar, get_args
 import numpy as np
 
 from porter.errors import PorterError
+from porter.network.node import Size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 Photo = Path | BinaryIO  # a file, or an open one, which is standard input
 AnyPhoto = TypeVar("AnyPhoto", bound=Photo)
-Size = tuple[int, int]  # height, width in pixels
 Preprocessing = Literal["card", "tf", "tf2"]
 PREPROCESSINGS = get_args(Preprocessing)
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # what photos come in; Pillow knows 60 others
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # what files of them end in
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # what files of them end in
 # Resizing brings the shorter side to 256 pixels, and the longer one with it; a panorama is 1 : 10
 MAX_ASPECT = 50
 
 
 def find_photos(folder: Path) -> list[Path]:
-    """The photos in ``folder`` and below it, sorted: files whose names end in one of ``SUFFIXES``, in any case.
+    """The photos in ``folder`` and below it, sorted: files whose names end in one of ``PHOTO_SUFFIXES``, in any case.
 
     Raises PorterError where it is no folder, or has none.
     """
@@ -34,9 +34,9 @@ def find_photos(folder: Path) -> list[Path]:
         raise PorterError(
             f"{folder}: {'is a file; name the folder of images' if folder.exists() else 'no such folder of images'}"
         )
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES and path.is_file())
     if not found:
-        raise PorterError(f"{folder}: no images ({', '.join(SUFFIXES)}) in this folder or below it")
+        raise PorterError(f"{folder}: no images ({', '.join(PHOTO_SUFFIXES)}) in this folder or below it")
     return found
 
 

@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from porter.errors import ArtifactError, PorterError
-from porter.mapping.options import PortOptions
+from porter.mapping.options import DEFAULT_OPTIONS, PortOptions
 from porter.models.create import OpenedModel, open_model
 from porter.photos.images import AnyPhoto, Preprocessing, read_images, resized
 from porter.photos.labels import Label
-from porter.port import DEFAULT
 from porter.prediction import boxes, masks
 from porter.prediction.boxes import detector, drawn
 from porter.prediction.masks import mask_image, overlaid, segmenter, shares
@@ -67,7 +66,7 @@ class Predictor(NamedTuple):
 
 def open_predictor(
     source: str,
-    options: PortOptions = DEFAULT,
+    options: PortOptions = DEFAULT_OPTIONS,
     device: str = "cpu",
     class_names: Sequence[str] = (),
     *,

@@ -8,7 +8,7 @@ from typing import TypeVar
 import msgspec
 import numpy as np
 
-from porter.artifacts.artifact import MAPPING, Artifact, load_artifact
+from porter.artifacts.artifact import CONFIG, MAPPING, PARITY, REFERENCE, WEIGHTS, Artifact, load_artifact
 from porter.artifacts.variant import mapping_of
 from porter.errors import ArtifactError, NoParityError
 from porter.mapping.options import PortOptions
@@ -63,7 +63,7 @@ def _contradictions(folder: Path) -> list[str]:
     if len(paths) != 1:
         return [f"{len(paths)} .pth files, expected one"]
     path = paths[0]
-    artifact, twin = load_artifact(path), load_artifact(folder / contents.WEIGHTS)
+    artifact, twin = load_artifact(path), load_artifact(folder / WEIGHTS)
     if artifact.metadata is None:
         return [f"{path.name}: not written by mnv3-port"]
     problems = []
@@ -73,21 +73,21 @@ def _contradictions(folder: Path) -> list[str]:
     problems += [
         f"{path.name}: {n}: not finite" for n, values in artifact.arrays.items() if not np.isfinite(values).all()
     ]
-    config, parity = _json(folder / contents.CONFIG, _Config), _json(folder / contents.PARITY, _Parity)
+    config, parity = _json(folder / CONFIG, _Config), _json(folder / PARITY, _Parity)
     own = folder / MAPPING if (folder / MAPPING).is_file() else None
     mapping = mapping_of(artifact.metadata, PortOptions(), own, str(path))
     expected = _Config(architecture(mapping, artifact.metadata), artifact.metadata.num_classes)
     if config != expected:
-        problems.append(f"{contents.CONFIG}: is of {config}, the weights are of {expected}")
+        problems.append(f"{CONFIG}: is of {config}, the weights are of {expected}")
     if not parity.passed:
-        problems.append(f"{contents.PARITY}: does not report parity")
+        problems.append(f"{PARITY}: does not report parity")
     if parity.digests.get(path.name) != sha256(path):
-        problems.append(f"{contents.PARITY}: is of other weights than {path.name}")
+        problems.append(f"{PARITY}: is of other weights than {path.name}")
     return problems
 
 
 def _not_twins(name: str, one: Artifact, other: Artifact) -> list[str]:
-    both = f"{name} and {contents.WEIGHTS}"
+    both = f"{name} and {WEIGHTS}"
     if one.arrays.keys() != other.arrays.keys():
         return [f"{both}: other tensors ({sorted(one.arrays.keys() ^ other.arrays.keys())[:3]} ...)"]
     problems = [f"{both}: {n} differs" for n, values in one.arrays.items() if not _same(values, other.arrays[n])]
@@ -108,13 +108,13 @@ def _json(path: Path, kind: type[Content]) -> Content:
 
 
 def _against_recorded(folder: Path, path: Path, own: Path | None) -> Verdict:
-    reference = recorded(folder / contents.REFERENCE)
+    reference = recorded(folder / REFERENCE)
     artifact = load_artifact(path)
     mapping = mapping_of(artifact.metadata, PortOptions(), own, str(path))
     candidate = recorded_artifact(path, own)
     verdict = Verdict(
         variant=mapping.variant,
-        checkpoint=contents.REFERENCE,
+        checkpoint=REFERENCE,
         artifact=str(path),
         reference=reference.name,
         dtype="both",

@@ -32,11 +32,11 @@ from porter.parity.references.reference import Values, thin
 from porter.port import plan_port
 
 Export = Literal["onnx", "tflite", "pte", "pt2", "torchscript"]
-SUFFIXES: dict[Export, str] = {"torchscript": "ts"}  # others are their own
+OTHER_SUFFIXES: dict[Export, str] = {"torchscript": "ts"}  # others are their own
 Run = Callable[[np.ndarray], list[np.ndarray]]  # (N, 3, H, W) -> the outputs of the file, maps NHWC
 
 
-class Exported(NamedTuple):
+class ExportInputs(NamedTuple):
     """What an export is made of, and its file. ``example`` is one image, (1, 3, H, W)."""
 
     opened: OpenedModel
@@ -79,8 +79,8 @@ def write_exports(
         raise ArtifactError(f"{artifact.name}: a feature extractor; exports are of networks with classes")
     found: dict[str, tuple[Path, float]] = {}
     for kind in kinds:
-        path = artifact.with_suffix(f".{SUFFIXES.get(kind, kind)}")
-        run = _WRITERS[kind](Exported(opened, artifact, mapping, batch[:1], path))
+        path = artifact.with_suffix(f".{OTHER_SUFFIXES.get(kind, kind)}")
+        run = _WRITERS[kind](ExportInputs(opened, artifact, mapping, batch[:1], path))
         outputs = _by_endpoint(model, run(batch), images.shape[1:3])
         rows = []
         for name, (values, noise) in against.run(images, list(outputs)):
@@ -117,7 +117,7 @@ def _excess(row: Row) -> float:
     return row.excess
 
 
-def write_onnx(exported: Exported) -> Run:
+def write_onnx(exported: ExportInputs) -> Run:
     """ONNX, and ONNX Runtime running it."""
     try:
         import onnxruntime
@@ -133,7 +133,7 @@ def write_onnx(exported: Exported) -> Run:
     return run
 
 
-def write_pt2(exported: Exported) -> Run:
+def write_pt2(exported: ExportInputs) -> Run:
     """A torch.export program."""
     inputs = torch.from_numpy(np.concatenate([exported.example] * 2))  # a batch of one would be taken for a constant
     with _quiet():
@@ -143,7 +143,7 @@ def write_pt2(exported: Exported) -> Run:
     return _torch_run(loaded)
 
 
-def write_torchscript(exported: Exported) -> Run:
+def write_torchscript(exported: ExportInputs) -> Run:
     """TorchScript."""
     with _quiet(), torch.no_grad():
         traced = torch.jit.trace(exported.model, torch.from_numpy(exported.example))  # type: ignore[no-untyped-call]
@@ -152,7 +152,7 @@ def write_torchscript(exported: Exported) -> Run:
     return _torch_run(loaded)
 
 
-def write_pte(exported: Exported) -> Run:
+def write_pte(exported: ExportInputs) -> Run:
     """ExecuTorch with XNNPACK, one image at a time, as a phone has them."""
     with _quiet():
         try:
@@ -173,7 +173,7 @@ def write_pte(exported: Exported) -> Run:
     return run
 
 
-def write_tflite(exported: Exported) -> Run:
+def write_tflite(exported: ExportInputs) -> Run:
     """TensorFlow Lite; of what computes 8 bits, the integers."""
     opened, network = exported.opened, exported.model.network
     artifact = load_artifact(exported.artifact)
@@ -213,7 +213,7 @@ def _quiet():  # type: ignore[no-untyped-def]
         logging.disable(level)
 
 
-_WRITERS: dict[Export, Callable[[Exported], Run]] = {
+_WRITERS: dict[Export, Callable[[ExportInputs], Run]] = {
     "onnx": write_onnx,
     "tflite": write_tflite,
     "pte": write_pte,

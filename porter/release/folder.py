@@ -7,13 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from porter.artifacts.artifact import CHECKSUMS
 from porter.atomic import check_folder, put_folder, sweep, temporary_beside
 from porter.errors import Option, PorterError
 from porter.sources.checkpoint import sha256
 
-CHECKSUMS = "SHA256SUMS"
-CARD, CONFIG, WEIGHTS = "README.md", "config.json", "model.safetensors"
-PARITY, REPORT, REFERENCE, EVALUATION = "parity.json", "parity.html", "reference.npz", "evaluation.json"
 HASH_LENGTH = 8  # what torch.hub's check_hash looks for at the end of a file's name
 
 

@@ -13,7 +13,18 @@ import msgspec
 import numpy as np
 import torch
 
-from porter.artifacts.artifact import MAPPING, Artifact, save_artifact
+from porter.artifacts.artifact import (
+    CARD,
+    CONFIG,
+    EVALUATION,
+    MAPPING,
+    PARITY,
+    REFERENCE,
+    REPORT,
+    WEIGHTS,
+    Artifact,
+    save_artifact,
+)
 from porter.errors import NoParityError, PorterError
 from porter.evaluation.result import Evaluation
 from porter.evaluation.run import evaluate
@@ -53,7 +64,7 @@ class Publication:
     exports: tuple[Export, ...] = ()
 
 
-DEFAULT = Publication()
+DEFAULT_PUBLICATION = Publication()
 
 
 class Released(NamedTuple):
@@ -75,7 +86,7 @@ def release(
     keep_background: bool = False,
     fake_quant: bool | None = None,
     reference: str = "auto",
-    publication: Publication = DEFAULT,
+    publication: Publication = DEFAULT_PUBLICATION,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Released:
@@ -105,11 +116,11 @@ def release(
         if failure := verdict.failure():
             raise NoParityError(f"{checkpoint}: {failure}: nothing released")
         with_figures = msgspec.structs.replace(metadata, parity=_figures(verdict))
-        save_artifact(stage / contents.WEIGHTS, Artifact(arrays, with_figures))
-        (stage / contents.REFERENCE).write_bytes(_record_reference(check))
-        exported = write_exports(publication.exports, path, mapping, stage / contents.REFERENCE)
+        save_artifact(stage / WEIGHTS, Artifact(arrays, with_figures))
+        (stage / REFERENCE).write_bytes(_record_reference(check))
+        exported = write_exports(publication.exports, path, mapping, stage / REFERENCE)
         evaluation = _evaluate_release(path, options, publication.evaluate_on, stage)
-        (stage / contents.CONFIG).write_bytes(config(port, metadata))
+        (stage / CONFIG).write_bytes(config(port, metadata))
         card = Card(
             name=release_name(port, publication),
             port=port,
@@ -123,16 +134,16 @@ def release(
             dataset=publication.dataset or ("imagenet-1k" if is_googles(port) else None),
             own_mapping=mapping is not None,
         )
-        (stage / contents.CARD).write_bytes(model_card(card))
+        (stage / CARD).write_bytes(model_card(card))
         errors = {kind: error for kind, (_, error) in exported.items()}
         found = verdict.as_json() | {"exports": errors}
-        (stage / contents.PARITY).write_text(json.dumps(found, indent=1) + "\n")
-        (stage / contents.REPORT).write_bytes(parity_html(verdict, evidence))
+        (stage / PARITY).write_text(json.dumps(found, indent=1) + "\n")
+        (stage / REPORT).write_bytes(parity_html(verdict, evidence))
         contents.write_checksums(stage)
     return Released(folder, port.mapping.variant, verdict, errors)
 
 
-def release_name(port: Port, publication: Publication = DEFAULT) -> str:
+def release_name(port: Port, publication: Publication = DEFAULT_PUBLICATION) -> str:
     """The name that was asked for; timm's for Google's own checkpoints; else one that claims nothing."""
     if publication.name is not None:
         return publication.name
@@ -199,5 +210,5 @@ def _evaluate_release(path: Path, options: PortOptions, data: Path | None, stage
     evaluation.classifiers = [path.name]
     content = evaluation.as_json()
     del content["run"]  # how long it took is no part of the result
-    (stage / contents.EVALUATION).write_text(json.dumps(content, indent=1) + "\n")
+    (stage / EVALUATION).write_text(json.dumps(content, indent=1) + "\n")
     return evaluation

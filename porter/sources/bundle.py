@@ -24,7 +24,7 @@ from porter.sources.bundle_index import Entry, EntryParser, Index, read_index, s
 from porter.sources.object_graph import OBJECT_GRAPH_KEY, Resolved, resolve_names
 from porter.sources.remote import ByteRange, Fetch
 from porter.sources.slices import Part, assemble, place, shape_of_slices, slice_key
-from porter.sources.table import masked_crc32c, varint
+from porter.sources.sstable import masked_crc32c, varint
 from porter.sources.variable import Contents, Variable
 
 if TYPE_CHECKING:

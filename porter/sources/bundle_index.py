@@ -13,7 +13,7 @@ from porter.errors import CheckpointError
 from porter.sources import dtypes, protos
 from porter.sources.bounds import check_shape
 from porter.sources.slices import Extents, Shape, extents_of
-from porter.sources.table import read_table
+from porter.sources.sstable import read_table
 
 VERSION = 1  # kTensorBundleVersion
 HEADER_KEY = b""

@@ -12,8 +12,8 @@ import numpy as np
 from porter.atomic import atomic_write, refuse_existing, sweep, write_bytes
 from porter.sources import dtypes, protos
 from porter.sources.bundle_index import HEADER_KEY, VERSION, shard_path
-from porter.sources.table import masked_crc32c
-from porter.sources.table_writer import table_bytes
+from porter.sources.sstable import masked_crc32c
+from porter.sources.sstable_writer import table_bytes
 
 
 def write_bundle(

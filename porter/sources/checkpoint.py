@@ -21,7 +21,7 @@ from porter.sources.bundle import read_bundle
 from porter.sources.locate import Source, locate, step_of
 from porter.sources.remote import is_url, mirror
 from porter.sources.variable import Contents, Variable
-from porter.sources.weights import SUFFIX, Weights, select_weights
+from porter.sources.weights import AVERAGE_SUFFIX, Weights, select_weights
 from porter.text import printable
 
 if TYPE_CHECKING:
@@ -73,9 +73,9 @@ class Checkpoint(Mapping[str, Variable]):
     @property
     def weights(self) -> str:
         """Which weights these are, in words."""
-        averages = sum(variable.stored_as.endswith(SUFFIX) for variable in self.values())
+        averages = sum(variable.stored_as.endswith(AVERAGE_SUFFIX) for variable in self.values())
         if averages:
-            return f"moving averages ({averages} variables named {SUFFIX[1:]})"
+            return f"moving averages ({averages} variables named {AVERAGE_SUFFIX[1:]})"
         return "moving averages (ema/ folder, plain names)" if self.averaged else "as stored"
 
     @property

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from porter.errors import CheckpointError
 from porter.sources.keras import WEIGHTS_MEMBER
-from porter.sources.table import FOOTER_SIZE, is_table
+from porter.sources.sstable import FOOTER_SIZE, is_table
 from porter.sources.tfjs import FILE as TFJS_FILE
 from porter.sources.v1 import SHARDED
 from porter.sources.weights import Weights

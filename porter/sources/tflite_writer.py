@@ -43,7 +43,7 @@ OPTIONS: dict[str, tuple[int, int, dict[str, tuple[int, str]]]] = {
 SAME, VALID = 0, 1  # paddings
 
 
-class Constant(NamedTuple):
+class NewTensor(NamedTuple):
     """Or what is computed, where ``data`` is None. A first side of -1 takes a batch of any size.
 
     ``scales`` and ``zero_points`` (one, or one for each slice of ``axis``) are empty where nothing is quantised.
@@ -58,7 +58,7 @@ class Constant(NamedTuple):
     axis: int = 0
 
 
-class Step(NamedTuple):
+class NewOperator(NamedTuple):
     """An operator (``conv_2d``): positions of its tensors, options by name.
 
     One that is no operator of the schema has the option ``custom``, bytes.
@@ -84,7 +84,9 @@ def flexbuffer(options: dict[str, bool | int | float]) -> bytes:
     return bytes(builder.Finish())
 
 
-def tflite_bytes(tensors: Sequence[Constant], steps: Sequence[Step], given: int, outputs: Sequence[int]) -> bytes:
+def tflite_bytes(
+    tensors: Sequence[NewTensor], steps: Sequence[NewOperator], given: int, outputs: Sequence[int]
+) -> bytes:
     """The file that computes the tensors ``outputs`` from that at ``given``; the same graph gives the same bytes."""
     builder = flatbuffers.Builder(1 << 20)
     kinds = sorted({step.kind for step in steps})
@@ -115,7 +117,7 @@ def tflite_bytes(tensors: Sequence[Constant], steps: Sequence[Step], given: int,
     return bytes(builder.Output())
 
 
-def _tensor(builder: Any, tensor: Constant, buffer: int) -> int:
+def _tensor(builder: Any, tensor: NewTensor, buffer: int) -> int:
     fields = {1: ("Int8", TYPE_NUMBERS[tensor.dtype]), 2: ("Uint32", buffer)}
     offsets = {0: _numbers(builder, [abs(side) for side in tensor.shape], "i4")}
     offsets[3] = builder.CreateString(tensor.name)
@@ -128,7 +130,7 @@ def _tensor(builder: Any, tensor: Constant, buffer: int) -> int:
     return _table(builder, 11, fields | {number: ("UOffsetTRelative", at) for number, at in offsets.items()})
 
 
-def _operator(builder: Any, step: Step, code: int) -> int:
+def _operator(builder: Any, step: NewOperator, code: int) -> int:
     offsets = {1: _numbers(builder, step.inputs, "i4"), 2: _numbers(builder, step.outputs, "i4")}
     fields: dict[int, tuple[str, Any]] = {0: ("Uint32", code)}
     if step.kind in OPTIONS:

@@ -16,7 +16,7 @@ from porter.sources import dtypes, protos
 from porter.sources.bounds import check_shape
 from porter.sources.dtypes import tensor_values
 from porter.sources.slices import Extent, Part, assemble, extents_of, place, shape_of_slices, slice_key
-from porter.sources.table import look_up
+from porter.sources.sstable import look_up
 from porter.sources.variable import Contents, FileView, Variable
 
 if TYPE_CHECKING:

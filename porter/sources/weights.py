@@ -13,7 +13,7 @@ from porter.sources.variable import Variable
 Weights = Literal["auto", "ema", "raw"]
 
 # tf.train.ExponentialMovingAverage's default name
-SUFFIX = "/ExponentialMovingAverage"
+AVERAGE_SUFFIX = "/ExponentialMovingAverage"
 
 
 def select_weights(
@@ -26,10 +26,16 @@ def select_weights(
     without an average keeps its raw value, as ``ExponentialMovingAverage.variables_to_restore``
     does. Raises CheckpointError when there are none of the ``weights`` asked for.
     """
-    averages = {name.removesuffix(SUFFIX): var for name, var in variables.items() if name.endswith(SUFFIX)}
-    plain = {name: var for name, var in variables.items() if not name.endswith(SUFFIX)} if averages else dict(variables)
+    averages = {
+        name.removesuffix(AVERAGE_SUFFIX): var for name, var in variables.items() if name.endswith(AVERAGE_SUFFIX)
+    }
+    plain = (
+        {name: var for name, var in variables.items() if not name.endswith(AVERAGE_SUFFIX)}
+        if averages
+        else dict(variables)
+    )
     if weights == "ema" and not averages and not averaged:
-        raise CheckpointError(f"{path}: no variable ends in {SUFFIX}; use", option=Option("weights", "auto"))
+        raise CheckpointError(f"{path}: no variable ends in {AVERAGE_SUFFIX}; use", option=Option("weights", "auto"))
     if weights == "raw" and averaged:
         what = "a released ema/ folder holds moving averages alone"
         raise CheckpointError(f"{path}: {what}; use", option=Option("weights", "auto"))

@@ -18,7 +18,7 @@ from porter.sources.bundle import read_bundle
 from porter.sources.bundle_index import read_index
 from porter.sources.bundle_writer import write_bundle
 from porter.sources.slices import Part, assemble, slice_key
-from porter.sources.table_writer import table_bytes
+from porter.sources.sstable_writer import table_bytes
 
 NAME = "MobilenetV3/Conv/weights"
 
@@ -40,7 +40,7 @@ def sliced(prefix, slices):
             proto = protos.TensorShapeProto()
             for side in (*shape[:-1], length):
                 proto.dim.add(size=side)
-            from porter.sources.table import masked_crc32c
+            from porter.sources.sstable import masked_crc32c
 
             extents = tuple((0, side) for side in shape[:-1]) + ((start, length),)
             entries[slice_key(NAME, extents)] = protos.BundleEntryProto(

@@ -9,8 +9,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from porter.models.build import Whole
+from porter.network.node import Size
 from porter.parity.references.reference import Noise, thin
-from porter.photos.images import Size
 
 Question = Literal["function", "rounding"]
 QUESTIONS: frozenset[Question] = frozenset(("function", "rounding"))

@@ -9,10 +9,10 @@ from pathlib import Path
 from porter.artifacts.artifact import ArtifactFile
 from porter.errors import ParityError
 from porter.mapping.options import PathLike
+from porter.network.node import Size
 from porter.parity.candidates.candidate import Candidate
 from porter.parity.candidates.own import artifact, converted
 from porter.parity.references.wire import PROGRAMS
-from porter.photos.images import Size
 from porter.port import Port
 
 

@@ -19,6 +19,7 @@ from porter.artifacts.artifact import Artifact, load_artifact
 from porter.errors import ArtifactError, ParityError, PorterError
 from porter.mapping.options import ArtifactLayout
 from porter.models.timm_import import import_timm
+from porter.network.node import Size
 from porter.network.nodes import CLASS_ENDPOINTS, endpoint_names
 from porter.parity.candidates.candidate import Candidate, Output, Outputs, Question
 from porter.parity.candidates.own import unrounded
@@ -26,7 +27,6 @@ from porter.parity.candidates.programs import are_probabilities
 from porter.parity.references.child import in_child
 from porter.parity.references.choose import memory_for, open_reference
 from porter.parity.references.wire import Request
-from porter.photos.images import Size
 from porter.port import Port, plan_port
 from porter.sources.checkpoint import sha256
 from porter.text import printable

@@ -19,8 +19,8 @@ import msgspec
 import numpy as np
 
 from porter.errors import ParityError
+from porter.network.node import Size
 from porter.parity.references.reference import Endpoints, Reference, Values
-from porter.photos.images import Size
 from porter.sources.bounds import allowance
 
 Arguments = Sequence[tuple[str, Any]]  # names of the operator's schema, and values

@@ -15,9 +15,9 @@ import msgspec
 import numpy as np
 
 from porter.errors import ParityError
+from porter.network.node import Size
 from porter.parity.references.reference import Endpoints, Noise, Precision, Reference, Values
 from porter.parity.references.wire import PROGRAMS, Closed, Header, Request, receive, send
-from porter.photos.images import Size
 
 # An answer is one image's endpoint at most. large_100 at 224 x 224 takes 0.25 s in both precisions on two cores: this
 # is what an image of 20 million pixels takes, or a machine a hundred times as slow.

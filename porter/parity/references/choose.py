@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from porter.errors import ParityError
+from porter.network.node import Size
 from porter.parity.references.child import in_child
 from porter.parity.references.live_tensorflow import OR_RECORDED
 from porter.parity.references.recorded import recorded
 from porter.parity.references.reference import Endpoints, Reference
 from porter.parity.references.wire import Request
-from porter.photos.images import Size
 from porter.port import Port
 from porter.sources import Checkpoint
 from porter.sources.bundle_writer import write_bundle

@@ -15,13 +15,13 @@ import numpy as np
 from porter.errors import ParityError
 from porter.mapping.rules import expected_variables, layer_scopes
 from porter.network.network import Network
+from porter.network.node import Size
 from porter.network.nodes import nodes
 from porter.network.spec import ACTIVATIONS
 from porter.parity.references.graph_float64 import in_float64, pooling_everything
 from porter.parity.references.graph_guard import READS, guarded, node_of
 from porter.parity.references.live_tensorflow import stored_values, tensorflow
 from porter.parity.references.reference import Endpoints, Reference, Values, noise_between
-from porter.photos.images import Size
 from porter.port import Port
 
 

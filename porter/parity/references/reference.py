@@ -8,8 +8,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from porter.network.node import Size
 from porter.parity.samples import Sample
-from porter.photos.images import Size
 
 Precision = Literal["float64", "float32", "levels"]
 

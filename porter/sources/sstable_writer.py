@@ -1,10 +1,10 @@
-"""Writer of TensorFlow's sorted string table; porter.sources.table reads it and describes the format."""
+"""Writer of TensorFlow's sorted string table; porter.sources.sstable reads it and describes the format."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from porter.sources.table import FOOTER_SIZE, MAGIC, NO_COMPRESSION, SNAPPY, masked_crc32c
+from porter.sources.sstable import FOOTER_SIZE, MAGIC, NO_COMPRESSION, SNAPPY, masked_crc32c
 
 _BLOCK_SIZE = 4096  # bytes before compression; table::Options::block_size is 256 KiB, LevelDB's is this
 _RESTART_INTERVAL = 16  # entries between whole keys
