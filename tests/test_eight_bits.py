@@ -39,7 +39,7 @@ def test_an_artifact_with_ranges_computes_8_bits(trained, tmp_path, run, images)
     assert load_artifact(tmp_path / "plain.pth").metadata.ranges == {}
     with pytest.raises(PorterError, match="holds no ranges"):
         porter.create_model(VARIANT, tmp_path / "plain.pth", fake_quant=True)
-    with pytest.raises(PorterError, match="in layout slim alone"):
+    with pytest.raises(PorterError, match="in layout slim only"):
         porter.create_model(VARIANT, tmp_path / "a.pth", layout="timm")
 
 

@@ -275,7 +275,7 @@ def gate_of(entries: Mapping[str, Any], metadata: Metadata | None, source: str =
     gate = as_decimal(float(entry)) if tuple(entry.shape) == () else math.nan
     if not 0 < gate <= MOST:
         raise ArtifactError(f"{source}: entry {GATE_ENTRY}: is not one number above 0 and up to {MOST}")
-    # 1/6 and 0.16667 are closer than 16 bits can tell, but where there is an entry the gate is not 1/6
+    # In 16 bits, 1/6 and 0.16667 are the same number; but where there is an entry, the gate is not 1/6
     if metadata and (metadata.gate == TIMM_GATE or not math.isclose(metadata.gate, gate, rel_tol=GATE_IN_16_BITS)):
         raise ArtifactError(f"{source}: entry {GATE_ENTRY}: says {gate:.6g}, its metadata {metadata.gate:.6g}")
     return metadata.gate if metadata else gate

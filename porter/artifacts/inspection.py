@@ -39,10 +39,14 @@ def inspect_artifact(source: str) -> dict[str, Any]:
     parity = file.path.with_name(PARITY)
     if file.path.parent.name and parity.is_file() and file.path.parent.samefile(parity.parent):
         try:
-            told = msgspec.json.decode(parity.read_bytes(), type=_Parity)
+            parity_json = msgspec.json.decode(parity.read_bytes(), type=_Parity)
         except (msgspec.DecodeError, OSError, RecursionError) as error:
             raise ArtifactError(f"{parity}: not what a release has there ({error})") from error
-        found["parity"] |= {"verdict": told.sentence, "reference": told.reference, "passed": told.passed}
+        found["parity"] |= {
+            "verdict": parity_json.sentence,
+            "reference": parity_json.reference,
+            "passed": parity_json.passed,
+        }
     return found
 
 

@@ -37,7 +37,7 @@ def network_as_stored(network: Network, entries: Container[str], metadata: Metad
 def mapping_of(metadata: Metadata | None, options: PortOptions, own: Path | None, source: str) -> VariantMapping:
     """The mapping that was asked for, that of a release (``own``), or that of the artifact's variant.
 
-    Raises ArtifactError where it cannot be told, or the artifact is of another one.
+    Raises ArtifactError where nothing says which, or the artifact is of another variant.
     """
     said = metadata.variant if metadata else None
     if options.mapping is not None:

@@ -53,7 +53,7 @@ def open_classifier(
     opened = opened or open_model(source, options)
     model, mapping = opened.classifier, opened.mapping
     background = mapping.classes.background if model.num_classes == mapping.classes.background_of else None
-    # Rounding to levels happens in hooks, which the form for inference has not
+    # Rounding to levels happens in hooks, which are not part of the graph for inference
     fast = deploy(model, mapping.input.size) if device == "cpu" and not opened.fake_quant else model
     names = opened.metadata.class_names if opened.metadata else []
     return _check_classes(

@@ -42,7 +42,7 @@ def read_journal(folder: Path, header: dict[str, object]) -> dict[int, list[Seen
         for line in path.read_text().splitlines():
             try:
                 number, rows = msgspec.json.decode(line, type=tuple[int, list[Seen]])
-            except msgspec.DecodeError:  # cut short, or nothing of ours
+            except msgspec.DecodeError:  # cut short, or not a batch
                 continue
             if rows:
                 batches[number] = rows

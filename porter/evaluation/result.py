@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-Z = 1.959963984540054  # 95 % of a normal distribution lie within so many standard deviations
+Z = 1.959963984540054  # standard deviations around the mean that hold 95 % of a normal distribution
 
 
 class Seen(NamedTuple):
@@ -48,7 +48,7 @@ def share(count: int, total: int) -> Share:
 
 @dataclass
 class Evaluation:
-    """The result for every image and classifier. This run ``measured`` so many of the images in ``seconds``.
+    """The result for every image and classifier. This run ``measured`` that number of images in ``seconds``.
 
     ``photos`` are the files, in the order of ``seen``; ``skipped`` those that could not be read.
     """

@@ -116,7 +116,7 @@ def evaluate(
             raise RuntimeError(f"{total} batches came back, expected {len(batches)}")
         together = list(zip(photos, (seen for number in sorted(every) for seen in every[number]), strict=True))
         skipped = [str(photo.path) for photo, seen in together if not seen.ranks]
-        if skipped and not settings.skip_unreadable:  # of a run before, which was told to go on
+        if skipped and not settings.skip_unreadable:  # by an earlier run with skip_unreadable
             raise PorterError(f"{skipped[0]}: could not be read; leave such images out, or mend it and start again")
         if len(skipped) == len(together):
             raise PorterError(f"{data}: none of its {len(together)} images could be read")
@@ -189,7 +189,7 @@ def _rank_guesses(photo: Labelled, logits: list[Iterator[np.ndarray]] | None) ->
 
 
 def _quiet_end(_worker: int) -> None:
-    """A worker ends without a traceback when the evaluation does; who interrupted it is told by that.
+    """A worker ends without a traceback when the evaluation is interrupted.
 
     Code 0, or the DataLoader would take it for a crash.
     """

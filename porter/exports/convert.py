@@ -158,7 +158,7 @@ def one_each(checkpoints: Sequence[str], weights: Weights = "auto") -> dict[str,
     for given in checkpoints:
         if is_url(given):
             prefix = REMOTE_FILE.sub("", given)
-            # Of a .meta alone, the graph in it may be what is wanted
+            # A .meta without the other files: the graph in it may be what is wanted
             opened = given if given.endswith(".meta") and not {prefix, f"{prefix}.index"} & {*checkpoints} else prefix
             found.setdefault(("", opened), (opened, Path(opened).name))
             continue

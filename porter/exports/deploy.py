@@ -26,13 +26,13 @@ def deploy(model: Deployable, size: Size | int | None = None, threads: int | Non
 
     Args:
         model: What ``create_model`` gives, float32; or an artifact or checkpoint that it takes. Weights are copied.
-        size: Take images of this size alone: a side, or (height, width). None: images of any size.
+        size: The only size of images: a side, or (height, width). None: images of any size, except for a segmenter.
         threads: How many threads compute; None: as many as torch uses now.
 
     Returns:
         A module: (N, channels, H, W) float32 -> what ``model`` gives: logits, the list of feature maps of a
         ``features_only`` model, or encodings and logits of a detector. Tensors in, tensors out; numpy arrays in, numpy
-        arrays out. A segmenter and a detector need a ``size`` as far as their operations do: a segmenter's resizing.
+        arrays out.
 
     Raises:
         PorterError: On a model that computes 8 bits or in float64, on one whose layers are not MobileNetV3's own, and
@@ -62,7 +62,7 @@ class Deployed(nn.Module):
         """(N, channels, H, W) float32 -> (N, num_classes), or a list of maps. Raises TypeError or ValueError."""
         try:  # checking first would cost 3 % of an image's time: what Python touches is not in the caches by then
             found = self._session.run(x.numpy() if isinstance(x, Tensor) else x)
-        except Exception:  # ONNX Runtime has kinds of its own; what is wrong with ``x``, `_ready` tells or mends
+        except Exception:  # ONNX Runtime has its own kinds; `_ready` converts ``x``, or says what is wrong with it
             found = self._session.run(self._ready(x))
         values = [torch.from_numpy(one) for one in found] if isinstance(x, Tensor) else found
         if self.program.features:
@@ -88,7 +88,7 @@ class Deployed(nn.Module):
 
 
 def model_program(model: nn.Module) -> Program:
-    """``model`` as nodes and weights. Raises ArtifactError where it is not a float32 network of ours."""
+    """``model`` as nodes and weights. Raises ArtifactError where it is not a float32 network of create_model."""
     if not isinstance(model, (Whole, MobileNetV3Features)):
         raise ArtifactError(f"{type(model).__name__}: only what create_model gives can be deployed")
     if any(parameter.dtype != torch.float32 for parameter in model.parameters()):

@@ -21,7 +21,7 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class Plain(nn.Module):
     """(N, channels, H, W) float32 -> (N, classes), the images of one size: SAME padding is written in numbers.
 
-    Dense layers are 1x1 convolutions: ExecuTorch's XNNPACK backend takes a network of convolutions alone as one piece.
+    Dense layers are 1x1 convolutions: ExecuTorch's XNNPACK backend takes a network of convolutions as one piece.
     """
 
     def __init__(self, program: Program) -> None:

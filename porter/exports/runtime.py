@@ -16,8 +16,8 @@ from porter.network.node import IMAGE, Size
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-# Larger batches run in parts of so many pixels for each thread: what one layer writes is still in its core's cache when
-# the next reads it. Four images of 224 x 224 a thread take 0.85 x the time of 32 at once where a core has 2 MiB.
+# Pixels per thread of the parts that larger batches run in: what one layer writes is still in its core's cache when the
+# next reads it. Four images of 224 x 224 a thread take 0.85 x the time of 32 at once where a core has 2 MiB.
 PART_PIXELS = 4 * 224 * 224
 
 

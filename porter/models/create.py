@@ -30,7 +30,7 @@ from porter.sources import Checkpoint
 from porter.sources.weights import Weights
 
 Source = PathLike | ArtifactFile | Checkpoint
-HEAD = ("classifier", "conv_head", "bn2", "act2", "global_pool")  # what a feature pyramid, or another head, has not
+HEAD = ("classifier", "conv_head", "bn2", "act2", "global_pool")  # absent in a feature pyramid and below another head
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class OpenedModel(NamedTuple):
     """A model in eval mode, and where it comes from.
 
     ``metadata`` is None where another tool wrote the weights, and for untrained ones; ``digests`` are SHA-256 by file
-    name. ``fake_quant`` tells that it computes the 8 bits of its source.
+    name. ``fake_quant`` is true if it computes the 8 bits of its source.
     """
 
     model: Whole | MobileNetV3Features
@@ -63,7 +63,7 @@ class OpenedModel(NamedTuple):
 
     @property
     def whole(self) -> Whole:
-        """The model, which was asked for whole."""
+        """The model. Only valid without ``features_only``."""
         assert not isinstance(self.model, MobileNetV3Features)
         return self.model
 
@@ -139,7 +139,7 @@ def create_model(
         mapping: A mapping file of your own.
         num_classes: Another number than the checkpoint's gives a new classifier, 0 the (N, features) embedding.
         in_chans: Channels of the images; the first convolution is adapted.
-        dropout: Probability before the classifier, in training mode alone.
+        dropout: Probability before the classifier, in training mode only.
         features_only: Give the feature pyramid, a list of (N, C, H / r, W / r) maps.
         out_indices: Some maps of the pyramid, in this order.
         output_stride: How many pixels a position of the last map stands for, 8 or 16: dilations instead of strides.
@@ -172,7 +172,7 @@ def create_model(
     if checkpoint is None and mapping is None and variant_named(str(variant)) is None:
         source, name = variant, None  # weights that know their variant
         if find_artifact(variant) is None and "://" not in str(variant) and not Path(variant).exists():
-            load_variant(str(variant))  # tells which there are
+            load_variant(str(variant))  # raises an error that lists the variants
     return open_model(source, replace(options, variant=name), layout, changes).model
 
 
@@ -197,7 +197,7 @@ def open_model(
         )
     fake_quant = bool(ranges) and options.fake_quant is not False
     if fake_quant and layout == "timm":
-        raise ArtifactError(f"{name}: computes 8 bits in layout slim alone; leave layout out, or fake_quant=False")
+        raise ArtifactError(f"{name}: computes 8 bits in layout slim only; leave layout out, or fake_quant=False")
     if artifact is not None:
         if fake_quant:  # the ranges belong to these weights
             artifact = relayout(artifact, "slim", network)
@@ -314,7 +314,7 @@ def _ranges_of(model: nn.Module, ranges: dict[str, Range], new_head: bool, sourc
     }
     strange = [name for name in ranges if name not in modules and name != "input" and not name.startswith(HEAD)]
     if strange:
-        raise ArtifactError(f"{source}: ranges of {strange[0]}, which the network has not; damaged metadata?")
+        raise ArtifactError(f"{source}: ranges of {strange[0]}, which is no part of the network; damaged metadata?")
     return found
 
 

@@ -280,7 +280,7 @@ class MobileNetV3(Trunk):
     """The classifier: (N, channels, H, W) float, RGB in [-1, 1] -> (N, num_classes) logits.
 
     State-dict keys are those of timm's ``tf_mobilenetv3_*``. ``num_classes`` 0 gives the
-    (N, features) embedding. ``dropout`` is the probability of dropping, in training mode alone. Weights are
+    (N, features) embedding. ``dropout`` is the probability of dropping, in training mode only. Weights are
     PyTorch's defaults; ``initialize`` gives slim's.
     """
 

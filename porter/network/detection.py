@@ -29,7 +29,7 @@ FIRST_ANCHORS = 1 + len(LOWEST_RATIOS)
 class Anchors(Struct, frozen=True, forbid_unknown_fields=True):
     """Shapes of boxes: ``ratios`` (width to height) at scales from ``min_scale`` to ``max_scale`` of the image.
 
-    On every map one more box, square, lies between its scale and the next; the first map has three boxes alone.
+    Every map has one more box, a square of a size between its scale and the next; the first map has three boxes.
     """
 
     min_scale: Annotated[float, Meta(gt=0, le=1)]

@@ -36,7 +36,7 @@ def imagenet_labels(classes: int) -> list[Label]:
 
 
 def class_labels(classes: int, names: Sequence[str] = ()) -> list[Label]:
-    """``names`` as labels, else ImageNet's where the number of ``classes`` is; empty where neither tells.
+    """``names`` as labels; else ImageNet's, if there are as many ``classes``; else none.
 
     Raises PorterError where there are not as many names as classes.
     """
