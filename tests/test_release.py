@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from hypothesis import example, given, strategies
+from hypothesis import example, given, settings, strategies
 from markdown_it import MarkdownIt
 
 import porter
@@ -180,6 +180,7 @@ def shown(markdown):
     return lines
 
 
+@settings(deadline=None)
 @given(strategies.text(strategies.sampled_from("<>&'\"`*_|#[]\\()!~$-+. ;xa1") | strategies.characters(), max_size=30))
 @example("it's \\| one")
 def test_text_from_files_is_shown_as_it_is(text):
