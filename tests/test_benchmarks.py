@@ -20,6 +20,7 @@ def bench(name, results, *options):
     return json.loads((results / f"{name}.json").read_text())
 
 
+@pytest.mark.slow
 def test_reading(tmp_path):
     found = bench("reading", tmp_path, *("--mib", 1, "--list", 50, "--counts", 10, 20, "--sizes", 1, 2, "--rounds", 1))
     assert found["list"]["variables"] == 50

@@ -59,7 +59,7 @@ def test_fold_is_undone_bit_for_bit(released, tmp_path, suffix):
     assert all(same_bits(again[name].numpy(), value.numpy()) for name, value in load_artifact(folded).tensors.items())
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("suffix", [pytest.param(".pth", marks=pytest.mark.slow), ".safetensors"])
 def test_same_input_same_bytes_in_another_process(demo_folder, tmp_path, suffix):
     first, _ = convert(demo_folder, tmp_path / f"first{suffix}")
     second = tmp_path / "elsewhere" / f"second{suffix}"

@@ -52,7 +52,9 @@ def test_the_readme_shows_the_commands_that_there_are():
     assert shown <= set(cli.commands)
 
 
-@pytest.mark.parametrize("name", ["port_and_fine_tune.py", "tensorflow_fine_tune_to_timm.py"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("port_and_fine_tune.py", marks=pytest.mark.slow), "tensorflow_fine_tune_to_timm.py"]
+)
 def test_examples(name, tmp_path, demo_folder, timm):
     """As their users run them, on the demo's checkpoint."""
     start = "import runpy, sys; from porter.models.timm_import import import_timm; import_timm()"  # without torchvision

@@ -6,10 +6,8 @@ import torch
 import porter
 from porter.parity.demo import write_demo_checkpoint
 
-EDGETPU = ("edgetpu_075", "edgetpu_100")
 
-
-@pytest.fixture(params=EDGETPU)
+@pytest.fixture(params=["edgetpu_075", pytest.param("edgetpu_100", marks=pytest.mark.slow)])
 def made(request, tmp_path):
     return request.param, write_demo_checkpoint(tmp_path, request.param)
 

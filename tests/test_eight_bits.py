@@ -54,7 +54,7 @@ def test_parts_of_an_8_bit_model(trained, images, how):
 
 
 @pytest.mark.tensorflow
-@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("plain", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_release(trained, tmp_path, run, plain, tf):
     out = tmp_path / "dist"
     ran = run("release", trained, "--out", out, *(["--no-fake-quant"] if plain else []))

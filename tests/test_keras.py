@@ -116,6 +116,7 @@ def test_without_top_is_a_feature_extractor(keras, keras2, tmp_path, release, ru
     assert porter.verify(path, tmp_path / "a.pth").passed
 
 
+@pytest.mark.slow
 def test_older_layout_without_top_keeps_the_head(models, keras2, tmp_path):
     """Before ``_v2`` the files without top held Conv_2 as well: Keras 2's layers without the last."""
     whole = models[2]
@@ -157,6 +158,7 @@ def test_optimizer_state_is_set_aside(models, keras, tmp_path):
     assert plan_port(opened).plan.variant == VARIANT
 
 
+@pytest.mark.slow
 def test_same_state_dict_from_every_layout(keras, tmp_path):
     model = build(keras)
     names = ("m.keras", "m.h5", "m.weights.h5")

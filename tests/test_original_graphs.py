@@ -110,7 +110,7 @@ def test_backbone_inside_a_segmentation_graph(tf, file):
     assert verdict.function_distance() < 1e-13
 
 
-@pytest.mark.parametrize("reference", ["auto", "tf.nn"])
+@pytest.mark.parametrize("reference", ["auto", pytest.param("tf.nn", marks=pytest.mark.slow)])
 def test_trained_weights_without_false_alarm(tf, reference):
     """NO PARITY by a fixed share of the scale: 1.1e-5 of it was TensorFlow's own rounding."""
     folder = SHARED.parent / "real" / "v3-small_224_1.0_float"

@@ -102,6 +102,7 @@ def test_slims_own_form_says_so(demo_folder, tmp_path, timm, run):
     assert ran.code == 0, ran.out
 
 
+@pytest.mark.slow
 def test_what_torch_makes_of_it_says_so_too(demo_folder, tmp_path):
     """torch.export and torch.jit have state dicts of their own."""
     model = porter.create_model(VARIANT, demo_folder, layout="slim")

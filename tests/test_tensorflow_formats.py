@@ -105,7 +105,7 @@ def test_values(tf, tmp_path, values, kind):
         assert same_bits(opened[name].read(), value), name
 
 
-QUICK = ("V1", "SavedModel, TensorFlow 2")
+QUICK = ("SavedModel, TensorFlow 2",)
 
 
 @pytest.mark.parametrize(

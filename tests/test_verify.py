@@ -88,7 +88,7 @@ def test_the_original_graph_runs_at_any_size(tf, shared):
 
 @TENSORFLOW
 @pytest.mark.parametrize(
-    "variant", [pytest.param("large_100", marks=pytest.mark.slow), "small_075", "small_minimal_100"]
+    "variant", ["small_075", *(pytest.param(v, marks=pytest.mark.slow) for v in ("large_100", "small_minimal_100"))]
 )
 @pytest.mark.parametrize("sizes", [[(96, 65)], WHOLE])
 def test_frozen_graph(tf, shared, variant, sizes):
@@ -100,7 +100,10 @@ def test_frozen_graph(tf, shared, variant, sizes):
 
 
 @TENSORFLOW
-@pytest.mark.parametrize(("folder", "weights"), [("ema", "auto"), ("pristine", "auto"), ("pristine", "raw")])
+@pytest.mark.parametrize(
+    ("folder", "weights"),
+    [pytest.param("ema", "auto", marks=pytest.mark.slow), ("pristine", "auto"), ("pristine", "raw")],
+)
 @pytest.mark.parametrize("sizes", [[(65, 64)], WHOLE])
 def test_meta_graph(tf, shared, folder, weights, sizes):
     options = {"sizes": sizes} if sizes else {}

@@ -104,7 +104,7 @@ def changed(honest, attack, target):
 
 def test_honest_graph_is_the_same_function(run, honest, tmp_path):
     (tmp_path / "g.pb").write_bytes(honest.SerializeToString())
-    ran = run("verify", tmp_path / "g.pb")
+    ran = run("verify", tmp_path / "g.pb", "--size", "64")
     assert ran.code == 0, ran.err + ran.out
     assert "frozen graph (g.pb)" in ran.out
 
