@@ -71,11 +71,7 @@ CAUSES = {
 
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("port", [pytest.param(p, marks=pytest.mark.slow if p in PAIRS else ()) for p in CAUSES])
-def test_the_cause_is_named(run, subject, port, request):
-    if (port, subject.variant) == ("gate_first", "three_blocks"):
-        # h-swish is not linear, so this mistake on folded weights is another function than on slim's; with a whole
-        # variant's random weights the difference is small enough
-        request.applymarker(pytest.mark.xfail(reason="diagnosis makes it on slim's weights alone", strict=True))
+def test_the_cause_is_named(run, subject, port):
     ran = verified(run, subject, port)
     assert ran.code == 1, ran.err
     found = re.search(r"cause +(.*): with it, the logits' difference is (\S+), without (\S+)", ran.out)

@@ -139,12 +139,12 @@ def _mistakes(port: Port, size: tuple[int, ...]) -> Iterator[Mistake]:
     yield Mistake("pooling behind the head convolution", _pool_behind_head)
     yield Mistake("h-swish inside squeeze-excite", _each(SqueezeExcite, lambda se: _set(se, act1=nn.Hardswish())))
     yield Mistake("swish inside squeeze-excite", _each(SqueezeExcite, lambda se: _set(se, act1=nn.SiLU())))
-    yield Mistake("an activation behind squeeze-excite", _activation_behind_gate)
-    yield Mistake("squeeze-excite before the activation", _gate_before_activation)
     yield Mistake("h-swish as swish", lambda model: _replace(model, nn.Hardswish, nn.SiLU))
     yield Mistake("h-swish as ReLU", lambda model: _replace(model, nn.Hardswish, nn.ReLU))
     yield Mistake("kernels with height and width exchanged", _exchanged_kernels)
     for name, change in (
+        ("an activation behind squeeze-excite", _activation_behind_gate),
+        ("squeeze-excite before the activation", _gate_before_activation),
         ("sigmoid as squeeze-excite gate", _each(SqueezeExcite, lambda se: _set(se, gate=nn.Sigmoid()))),
         ("weights rounded to float16", lambda model: _round(model, torch.float16)),
         ("weights rounded to bfloat16", lambda model: _round(model, torch.bfloat16)),
