@@ -167,7 +167,7 @@ class _Writer:
         ]
         kept = add("NonMaxSuppression", [every, chances, *limits], "kept")  # (K, 3): image, class, box
         scores = add("GatherND", [chances, kept], "kept/scores")
-        count = add("Min", [add("FreeShape", [scores], "kept/count"), limits[0]], "count")
+        count = add("Min", [add("Shape", [scores], "kept/count"), limits[0]], "count")
         self._two_outputs("TopK", [scores, count], ["scores", "best"], axis=0)
         best = add("Gather", [kept, "best"], "kept/best", axis=0)
         number = add("Gather", [best, constant("column/1", np.int64(1))], "best/class", axis=1)
