@@ -1,4 +1,4 @@
-"""Write docs/benchmarks.md, its plots and README's rows from benchmarks/results; a test holds the pages current.
+"""Write docs/benchmarks.md, its plots and README's rows from benchmarks/results; a test checks that they are current.
 
 .venv/bin/python scripts/write_benchmarks_page.py
 """

@@ -1,4 +1,4 @@
-"""Write docs/command-line.md from the commands themselves; tests/test_documentation.py holds it current.
+"""Write docs/command-line.md from the commands themselves; tests/test_documentation.py checks that it is current.
 
 .venv/bin/python scripts/write_command_reference.py
 """
