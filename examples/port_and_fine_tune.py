@@ -1,8 +1,8 @@
-"""Port a TensorFlow checkpoint and fine-tune it on images of your own.
+"""Port a TensorFlow checkpoint and fine-tune it on your own images.
 
 python examples/port_and_fine_tune.py v3-small_224_0.75_float/ [FOLDER OF CLASS FOLDERS]
 
-Without a folder it trains on random images, to show the steps.
+Without a folder, it trains on random images to show the steps.
 """
 
 import sys
@@ -15,7 +15,7 @@ import porter
 source = sys.argv[1]
 classes = 3
 
-# The backbone keeps the checkpoint's weights; the classifier is new
+# The backbone has the checkpoint's weights; the classifier is new. Only the classifier and the embedding are trained
 model = porter.create_model("small_075", source, num_classes=classes, dropout=0.2)
 for name, parameter in model.named_parameters():
     parameter.requires_grad = name.startswith(("classifier", "conv_head"))

@@ -1,4 +1,4 @@
-"""A classifier that was fine-tuned in TensorFlow, in timm: the same logits.
+"""Load a classifier that was fine-tuned in TensorFlow into timm's class, and compare the logits.
 
 python examples/tensorflow_fine_tune_to_timm.py CHECKPOINT
 """
@@ -20,5 +20,5 @@ ours = porter.create_model(port.mapping.variant, path)
 images = torch.rand(2, 3, 224, 224) * 2 - 1
 with torch.no_grad():
     difference = (theirs(images) - ours(images)).abs().max() / ours(images).abs().max()
-print(f"timm's class and ours differ by {difference:.1e} of the logits' scale")
+print(f"The logits of timm's class and of porter.create_model differ by {difference:.1e} of the logits' scale")
 assert difference < 1e-5

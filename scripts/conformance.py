@@ -1,8 +1,8 @@
-"""Published MobileNetV3 definitions with one checkpoint's weights, judged by ``verify``: docs/conformance.md.
+"""Judge published MobileNetV3 definitions with one checkpoint's weights by ``verify``: docs/conformance.md.
 
 .venv/bin/python scripts/conformance.py [--shared ../shared] [--variants small_100 ...] > docs/conformance.md
 
-Every port gets the same variables; the reference is slim's own graph, in float64 and float32.
+Every port has the same variables. The reference is slim's own graph, in float64 and float32.
 """
 
 import argparse
@@ -21,19 +21,21 @@ PORTS = Path(__file__).parent / "conformance_ports.py"
 
 INTRODUCTION = """# Ports of MobileNetV3, judged
 
-Made by `scripts/conformance.py`. Every port has the weights of the same checkpoint; the reference is slim's graph,
-run by TensorFlow in float64 and in float32 on ImageNet photos. Small 1.0 has trained weights, the others have not.
+This page is written by `scripts/conformance.py`. For each variant, all ports have the weights of one checkpoint. The
+reference is slim's graph, which TensorFlow runs in float64 and in float32 on ImageNet photos. The weights of small 1.0
+are trained, the others are not.
 
-- **float64**: how far the port is from the original, over the logits' scale, where it can compute in float64.
-  Rounding is below 1e-12. A port that is further off is another function.
-- **float32**: the port's error in units of TensorFlow's own float32 rounding, median over what could be compared.
-- **top-1**: photos with the same likeliest class.
-- **cause**: the mistake that `verify` names, if it knows it.
+- **float64**: the distance of the port's logits from the reference's, over their scale. "cannot" means that the port
+  cannot compute in float64. Rounding is below 1e-12. A port that is further off computes another function.
+- **float32**: the error of the port's logits in units of TensorFlow's own float32 rounding. If there are several
+  batches of photos, it is their median.
+- **top-1**: the number of photos with the same likeliest class.
+- **cause**: the mistake that `verify` names, if it is a known one.
 """
 
 
 def prepare(source: Path, variant: str, folder: Path) -> None:
-    """Write the weights of ``source`` in the forms that the ports take."""
+    """Write the weights of ``source`` in the formats that the ports take."""
     import tensorflow as tf
     from slim_graph import frozen
 

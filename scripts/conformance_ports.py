@@ -1,7 +1,7 @@
 """Other people's MobileNetV3 with a checkpoint's weights, for scripts/conformance.py: callables without arguments.
 
-``CONFORMANCE`` names the folder that it has prepared: ``plain.pth`` (the weights renamed, nothing folded),
-``port.json`` (variant) and ``logits.onnx`` (tf2onnx of the frozen graph).
+The environment variable ``CONFORMANCE`` names the folder that conformance.py has prepared. It holds ``plain.pth`` (the
+weights renamed, nothing folded), ``port.json`` (the variant) and ``logits.onnx`` (the frozen graph by tf2onnx).
 """
 
 import json
@@ -22,7 +22,7 @@ def plain_weights() -> dict[str, torch.Tensor]:
 
 
 def timm_other() -> torch.nn.Module:
-    """timm's class for weights of PyTorch's training, of the same shapes (``mobilenetv3_small_100``)."""
+    """timm's class for weights that were trained in PyTorch, with the same shapes (``mobilenetv3_small_100``)."""
     variant = json.loads((FOLDER / "port.json").read_text())["variant"]
     model = import_timm().create_model(f"mobilenetv3_{variant}")
     model.load_state_dict(plain_weights(), strict=True)

@@ -1,8 +1,8 @@
-"""The authors' 8-bit classifier on real photos: its interpreter against the port, with and without fake quantisation.
+"""Compare the authors' 8-bit classifier with its port, with and without fake quantisation, on real photos.
 
 .venv/bin/python scripts/eight_bit_photos.py [--real ../shared/real]
 
-Prints how many layers are equal level for level, and how often the highest class is the interpreter's.
+Prints in how many layers all levels are equal, and how often the highest class is the interpreter's.
 """
 
 import argparse

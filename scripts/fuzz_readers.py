@@ -1,11 +1,11 @@
-"""Fuzz every reader, as tests/test_fuzz.py does in short.
+"""Fuzz every reader; tests/test_fuzz.py is a short version.
 
 .venv/bin/python scripts/fuzz_readers.py [--inputs 1000000 A READER] [--jobs 2] [--only "V2 index"] [--random SEED]
 
-Coverage-guided by atheris (libFuzzer), each reader in a process of its own: any error but PorterError, more than 20 s,
-or more resident memory than 4 x the file and 64 MiB stops it, with the input kept beside. libhdf5 is not instrumented,
-and may crash: its part runs unguided, in forked processes as the command has it, whose deaths are counted. ``--random``
-mutates without guidance, from that seed, where atheris is missing. Prints a line for each reader.
+Inputs are guided by coverage (atheris, libFuzzer), and each reader runs in a process of its own. It stops on an error
+that is not PorterError, after 20 s, or above 4 x the file + 64 MiB of resident memory, and keeps the input. libhdf5 is
+not instrumented and may crash, so the HDF5 readers run without guidance in forked processes, and deaths of these are
+counted. Where atheris is missing, ``--random`` mutates without guidance, from that seed. Prints a line for each reader.
 """
 
 import argparse

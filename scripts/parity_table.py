@@ -1,8 +1,8 @@
-"""The README's parity table: all six variants against the original graph or tf.nn, ours and in timm's own class.
+"""Print the README's parity table: all six variants against the original graph or tf.nn, here and in timm's class.
 
 .venv/bin/python scripts/parity_table.py [FOLDER OF CHECKPOINTS]     (default ../shared/checkpoints)
 
-Exits with 1 when a variant is no parity.
+Exits with 1 when a variant has no parity.
 """
 
 import sys
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def in_timm(folder: Path, variant: str) -> Verdict:
-    """Our artifact in timm's own class, loaded with strict=True."""
+    """Verify our artifact in timm's own class, loaded with strict=True."""
     with tempfile.TemporaryDirectory() as temporary:
         path, _ = convert(folder, Path(temporary) / "a.pth")
         return verify(folder, f"timm:tf_mobilenetv3_{variant}", weights_file=path, sizes=[(224, 224)])

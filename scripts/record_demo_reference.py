@@ -1,6 +1,6 @@
 """Record what TensorFlow computes from the demo checkpoint: porter/parity/demo_reference.npz.
 
-Run after a change to demo_variables: .venv/bin/python scripts/record_demo_reference.py
+Run this after a change to demo_variables: .venv/bin/python scripts/record_demo_reference.py
 """
 
 import tempfile

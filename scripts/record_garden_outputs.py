@@ -1,7 +1,7 @@
 """Record what TF Model Garden's own code makes of the demo's weights: tests/data/garden/*.npz.
 
-Needs `pip install --no-deps tf-models-official` (2.21 was used) in an environment with TensorFlow; what else it imports
-(datasets, text, OpenCV) plays no part in the network, and is replaced by empty modules.
+Needs `pip install --no-deps tf-models-official` (2.21 was used) in an environment with TensorFlow. Its other imports
+(datasets, text, OpenCV) are not used by the network, and are replaced by empty modules.
 
 .venv/bin/python scripts/record_garden_outputs.py
 """

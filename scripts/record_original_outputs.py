@@ -2,9 +2,9 @@
 
 .venv/bin/python scripts/record_original_outputs.py [--shared ../shared]
 
-The demo's weights are put into the frozen graph that the original code wrote, where there is one for the variant among
-the shared checkpoints; for the others our `tf.nn` graph computes. The tests compare the port with the record, so that
-they prove it without TensorFlow and without those files.
+The shared checkpoints have a frozen graph that the original code wrote, for some variants. The demo's weights are put
+into it. For the other variants, our `tf.nn` graph computes. The tests compare the port with the record, so they need
+neither TensorFlow nor those files.
 """
 
 import argparse

@@ -4,9 +4,9 @@
 .venv/bin/python scripts/verdict_trial.py faults [--shared ../shared]
 
 ``alarms`` verifies every checkpoint of the shared folder on seeded noise, structured images and photos, at several
-sizes. ``faults`` makes one mistake at a time in trained networks: it tells at how many no endpoint shows it (a weight
-behind a gate that is saturated on these images), and how many the verdict misses, which looks at the weights as well.
-Exits with 1 on a false alarm or a missed fault.
+sizes. ``faults`` makes one mistake at a time in trained networks. It counts the mistakes that no endpoint shows (a
+weight behind a gate that is saturated on these images), and those that the verdict misses; the verdict also compares
+the weights. Exits with 1 on a false alarm or a missed fault.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Write docs/benchmarks.md, its plots and README's rows from benchmarks/results; a test holds the pages current.
+"""Write docs/benchmarks.md, its plots and README's rows from benchmarks/results; a test checks that they are current.
 
 .venv/bin/python scripts/write_benchmarks_page.py
 """
@@ -132,12 +132,12 @@ def page() -> str:
     cat = rates["cat file > /dev/null"]
     return f"""# Benchmarks
 
-`make bench` measures everything and writes `benchmarks/results/*.json`; `scripts/write_benchmarks_page.py` writes this page from them.
-Candidates take turns, each in a process of its own. The machine is shared and has two cores: look at the ratios.
+`make bench` measures everything and writes `benchmarks/results/*.json`. `scripts/write_benchmarks_page.py` writes this page from these files.
+The programs that are compared take turns, each in a process of its own. The machine is shared and has two cores, so the ratios mean more than the seconds.
 
 ## Commands
 
-Whole processes, small_075 (`benchmarks/cost.py`):
+The table has whole processes with small_075 (`benchmarks/cost.py`):
 
 {cost_table(cost)}
 
@@ -147,7 +147,7 @@ Whole processes, small_075 (`benchmarks/cost.py`):
 
 ## Inference
 
-x timm eager, one thread, 224 px, float32 (`benchmarks/inference.py`). "Logits off by" is the largest distance from TensorFlow's record, over its scale.
+Times are multiples of timm's eager model, with one thread, 224 px and float32 (`benchmarks/inference.py`). "Logits off by" is the largest distance from TensorFlow's recorded logits, over their scale.
 
 {inference_table(inference, 1)}
 
@@ -157,12 +157,12 @@ With two threads:
 
 {inference_table(inference, 2)}
 
-What was aimed at; bold figures miss it:
+The goals; bold figures miss them:
 
 {goals_table(inference)}
 
-`porter.deploy` runs batches in parts of four images a thread (at 224 px): what one layer writes is then still in the cache when the next one reads it.
-ExecuTorch takes one image at a time. OpenVINO is asked for float32: left alone, it rounds to bfloat16 on this processor.
+`porter.deploy` runs batches in parts of four images for each thread (at 224 px). Then the output of one layer is still in the cache when the next layer reads it.
+ExecuTorch takes one image at a time. OpenVINO is set to float32, because by default it rounds to bfloat16 on this processor.
 
 ## Evaluation
 

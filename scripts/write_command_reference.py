@@ -1,4 +1,4 @@
-"""Write docs/command-line.md from the commands themselves; tests/test_documentation.py holds it current.
+"""Write docs/command-line.md from the commands themselves; tests/test_documentation.py checks that it is current.
 
 .venv/bin/python scripts/write_command_reference.py
 """
@@ -12,7 +12,7 @@ from porter.commands import cli
 PAGE = Path(__file__).parents[1] / "docs" / "command-line.md"
 HEAD = """# Command line
 
-Every command takes `--debug` (show tracebacks) and `-h`. Exit codes: 0 done, 1 no parity, 2 bad input, 3 a bug of ours.
+Every command takes `--debug` (show tracebacks) and `-h`. Exit codes: 0 done, 1 no parity, 2 bad input, 3 a bug in mnv3-port.
 Where an output may be `-`, that is standard output, and everything else that the command prints goes to standard error.
 This page is written by `scripts/write_command_reference.py`.
 """

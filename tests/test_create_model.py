@@ -34,6 +34,12 @@ def test_arguments(demo_folder, options, message, trained):
     assert message in str(raised.value)
 
 
+@pytest.mark.parametrize("variant", ["lraspp_small", "ssdlite_small"])
+def test_only_a_classifier_gives_an_embedding(variant):
+    with pytest.raises(PorterError, match="num_classes=0: only a classifier gives an embedding"):
+        porter.create_model(variant, num_classes=0)
+
+
 def test_maps_come_in_the_order_asked_for(demo_folder):
     model = porter.create_model("small_075", demo_folder, features_only=True, out_indices=(4, 2))
     with torch.no_grad():
@@ -144,7 +150,7 @@ def test_wrong_inputs(given, message):
 
 
 def test_the_package_tells_what_it_has():
-    assert porter.__version__ == "0.1.0"
+    assert porter.__version__ == "0.2.0"
     assert set(porter.__all__) == set(dir(porter))
     assert all(hasattr(porter, name) for name in porter.__all__)
     assert porter.list_variants()[2:5] == ("large_075", "large_100", "large_minimal_100")

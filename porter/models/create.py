@@ -152,7 +152,7 @@ def create_model(
 
     Returns:
         The model, in eval mode: (N, channels, H, W) RGB in [-1, 1] -> (N, num_classes) logits. State-dict keys are
-        timm's. A variant with another head gives an ``LRASPP`` or ``SSDLite``, under torchvision's keys.
+        timm's. A variant with another head gives an ``LRASPP``, with torchvision's keys, or an ``SSDLite``.
 
     Raises:
         PorterError: On weights that do not fit, or an argument that is none of those allowed.
@@ -298,6 +298,8 @@ def _built(network: Network, artifact: Artifact | None, changes: Changes) -> Who
         if wrong:
             raise PorterError(f"out_indices: {wrong[0]!r} is none of 0 to {count - 1}")
         return MobileNetV3Features(network, changes.out_indices)
+    if changes.num_classes == 0 and network.head is not None:
+        raise PorterError(f"num_classes=0: only a classifier gives an embedding; a {network.head.KIND} needs 1 or more")
     classes = 0 if network.backbone else 1000
     if artifact is not None:
         classes = class_count(artifact.arrays)
