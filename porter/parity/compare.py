@@ -13,12 +13,12 @@ import numpy as np
 from porter.parity.candidates.candidate import Output
 from porter.parity.references.reference import Noise, Values
 
-# The same function? Both sides in float64: the largest difference over the layer's scale. One operation rounds by 1e-16;
-# through all layers that grows to about 1e-14.
+# The same function? Both sides in float64: the largest difference over the layer's scale. One operation rounds by
+# 1e-16; through all layers that grows to about 1e-14.
 SAME_FUNCTION = 1e-12
 
-# As exact? The limit of the port's float32 error is this multiple of the reference's. One side sums in up to 16 lanes, the
-# other one by one, so errors differ by up to sqrt(16) (root mean square); the largest of a few varies twice as much.
+# As exact? The limit of the port's float32 error is this multiple of the reference's. One side sums in up to 16 lanes,
+# the other one by one, so errors differ by up to sqrt(16) (root mean square); the largest varies twice as much.
 RMS_MULTIPLE, LARGEST_MULTIPLE = 4.0, 8.0
 # Smaller errors, in units in the last place of the layer's scale, always pass: a layer rounds six times by half a unit
 # (convolution, batch norm twice, activation, multiplication, addition).

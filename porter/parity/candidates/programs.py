@@ -82,8 +82,8 @@ def _line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
-# PyTorch operators that only compute: no file, no process, no state, no memory beyond their tensors. torch.export writes
-# image networks with these. A trailing underscore means in place.
+# PyTorch operators that only compute: no file, no process, no state, no memory beyond their tensors. torch.export
+# writes image networks with these. A trailing underscore means in place.
 OPERATORS = frozenset(
     (
         "conv2d", "convolution", "conv_transpose2d", "linear", "addmm", "mm", "bmm", "matmul", "einsum", "t",

@@ -19,8 +19,8 @@ from porter.network.node import Size
 from porter.parity.references.reference import Endpoints, Noise, Precision, Reference, Values
 from porter.parity.references.wire import PROGRAMS, Closed, Header, Request, receive, send
 
-# Longest wait for a message: at most one endpoint of one image. large_100 at 224 x 224 takes 0.25 s in both precisions on
-# two cores; this allows an image of 20 million pixels, or a machine a hundred times slower.
+# Longest wait for a message: at most one endpoint of one image. large_100 at 224 x 224 takes 0.25 s in both precisions
+# on two cores; this allows an image of 20 million pixels, or a machine a hundred times slower.
 SECONDS = 120
 # Importing TensorFlow takes 4 s from a cold disk
 SECONDS_TO_START = 120

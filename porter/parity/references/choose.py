@@ -27,9 +27,9 @@ KINDS = ("frozen", "meta", "keras", "tflite", "tf.nn")
 RECORDED_NAME = "expected.npz"
 COPY = "model"
 
-# Memory limits of the process that runs a reference, beyond TensorFlow itself. Measured on large_100: 0.4 GiB for threads
-# and kernels of a session; 5 x the file for weights in two precisions and their protocol buffers; 4 KiB per pixel for
-# all endpoints of one image in two precisions. Each limit is two to four times that.
+# Memory limits of the process that runs a reference, beyond TensorFlow itself. Measured on large_100: 0.4 GiB for
+# threads and kernels of a session; 5 x the file for weights in two precisions and their protocol buffers; 4 KiB per
+# pixel for all endpoints of one image in two precisions. Each limit is two to four times that.
 MEMORY, MEMORY_OF_FILE, MEMORY_OF_PIXEL = 1 << 30, 16, 16 << 10
 
 
