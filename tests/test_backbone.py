@@ -138,7 +138,7 @@ def test_none_in_it(run, tmp_path):
     write_bundle(tmp_path / "other", {"a/kernel": np.zeros((3, 3), np.float32)})
     ran = run("convert", tmp_path / "other", "--backbone", "-o", tmp_path / "a.pth")
     assert ran.code == 2
-    assert "no backbone of ours in it" in ran.err
+    assert "no MobileNetV3 backbone in it" in ran.err
 
 
 def test_a_missing_variable(larger, run, tmp_path):

@@ -77,7 +77,7 @@ def hint(checkpoint: Checkpoint) -> MappingError | None:
     if not found.exact:
         return None
     return MappingError(
-        f"{checkpoint.given}: is no MobileNetV3 classifier, but holds a {found.mapping.variant} backbone: to port these "
+        f"{checkpoint.given}: not a MobileNetV3 classifier, but holds a {found.mapping.variant} backbone: to port "
         f"{found.expected} of its {len(checkpoint)} variables use",
         option=Option("backbone"),
     )

@@ -53,7 +53,7 @@ def endpoint_progress() -> Iterator[Callable[[str, str], None]]:
 
 @contextmanager
 def image_progress() -> Iterator[Callable[[int, int], None]]:
-    """The same, called with how many images are done, of how many. Of torchrun's processes the first one shows it."""
+    """The same for images: call it with the count done and the total. Only torchrun's first process shows it."""
     errors = progress_console()
     columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"), TimeRemainingColumn()
     shown = errors.is_terminal and os.environ.get("RANK", "0") == "0"
