@@ -15,7 +15,7 @@ from porter.errors import MappingError
 from porter.mapping.files import list_variants, load_variant
 from porter.mapping.matching import Choice, choose, find_scope, join
 from porter.mapping.plan import ignore_reason
-from porter.mapping.rules import Expected, expected_variables
+from porter.mapping.rules import expected_variables
 from porter.mapping.schema import Ignored, VariantMapping
 from porter.network.network import build_network
 from porter.network.nodes import is_weight, state_dict_shapes
@@ -72,7 +72,8 @@ def draft(checkpoint: str, to: str) -> Draft:
     variant = _variant(to)
     mapping = load_variant(variant)
     candidates = {name: v for name, v in opened.items() if v.dtype in FLOATS and ignore_reason(mapping, name) is None}
-    expected = _without_scope(mapping, _classes(opened, mapping))
+    expected = expected_variables(mapping, build_network(mapping), _classes(opened, mapping))
+    expected = [want._replace(source=want.local) for want in expected]
     scope = find_scope(expected, candidates)
     choices = choose(expected, candidates, scope)
     taken = {choice.name for choice in choices}
@@ -99,11 +100,6 @@ def _variant(to: str) -> str:
         if found == {name: shape for name, shape in shapes.items() if is_weight(name)}:
             return variant
     raise MappingError(f"{to}: is the state dict of no variant ({', '.join(list_variants())}), by names and shapes")
-
-
-def _without_scope(mapping: VariantMapping, classes: int) -> list[Expected]:
-    found = expected_variables(mapping, build_network(mapping), classes)
-    return [want._replace(source=want.local) for want in found]
 
 
 def _classes(opened: Checkpoint, mapping: VariantMapping) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 MOST = 300  # characters of an error message
@@ -22,6 +23,11 @@ def shortened(line: str, most: int = MOST) -> str:
     shown = printable(line)
     half = (most - 5) // 2
     return shown if len(shown) <= most else f"{shown[:half]} ... {shown[-half:]}"
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """The first ``most`` names, printable, and how many more there are."""
+    return printable(", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else ""))
 
 
 def json_text(value: Any, indent: int | None = None) -> str:

@@ -82,7 +82,7 @@ def test_output_stride_of_a_mapping(larger, tmp_path, run, tf, output_stride):
 def test_found_below_any_scope(larger, run, tmp_path):
     ran = run("convert", larger, "-o", tmp_path / "x.pth")
     assert ran.code == 2
-    assert "to port these 206 of its 210 variables use --backbone" in ran.err
+    assert "to port 206 of its 210 variables use --backbone" in ran.err
     ran = run("convert", larger, "--backbone", "-o", tmp_path / "a.pth")
     assert ran.code == 0, ran.err
     assert "mapped    206 variables, 4 left; 0 ignored" in ran.out

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from porter.parity.compare import SAME_FUNCTION, Row
 from porter.parity.references.reference import Precision
+from porter.text import listed
 
 
 class Cause(NamedTuple):
@@ -122,7 +123,7 @@ class Verdict:
             return f"same function{how} ({distance:.1e})"
         first = next((row for row in self.worst_rows() if row.same_function is False), None)
         if first is None:
-            return f"other weights ({_some(self.changed)})"
+            return f"other weights ({listed(self.changed, 3)})"
         return f"another function, from {first.endpoint} on ({first.function:.1e} of its scale)"
 
     def _about_rounding(self) -> str:
@@ -172,7 +173,3 @@ def _all(answers: list[bool | None], against: list[str]) -> bool | None:
     if True not in answers and False not in answers:
         return None
     return False not in answers and not against
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -89,7 +89,7 @@ def write_exports(
             kept = outputs[name] if name == "Logits" else thin(outputs[name], against.keep)
             want = Values(values[:1], noise)
             rows += [_compared(name, one[None], want, opened.fake_quant) for one in kept]
-        furthest = max(rows, key=_excess)
+        furthest = max(rows, key=lambda row: row.excess)
         error = furthest.distance
         if not furthest.passed:
             raise NoParityError(
@@ -111,10 +111,6 @@ def _compared(endpoint: str, values: np.ndarray, expected: Values, levels: bool)
     if levels:
         return compare(endpoint, "", expected, Output(values, None), SAME_LEVEL)
     return compare(endpoint, "", expected, Output(None, values))
-
-
-def _excess(row: Row) -> float:
-    return row.excess
 
 
 def write_onnx(exported: ExportInputs) -> Run:

@@ -111,7 +111,8 @@ def release(
         evidence = Evidence()
         run_check(check, evidence=evidence, progress=progress)
         # Published files must not name folders of this machine
-        verdict = replace(check.verdict, checkpoint=_last_name(checkpoint), artifact=path.name)
+        last_name = str(checkpoint).rstrip("/").rpartition("/")[2]
+        verdict = replace(check.verdict, checkpoint=last_name, artifact=path.name)
         if failure := verdict.failure():
             raise NoParityError(f"{checkpoint}: {failure}: nothing released")
         with_figures = msgspec.structs.replace(metadata, parity=_figures(verdict))
@@ -164,10 +165,6 @@ def _check(port: Port, publication: Publication) -> None:
             f"{port.checkpoint.given}: computes 8 bits, and exports but tflite are of float networks; ask for the "
             "dequantised one (fake_quant=False)"
         )
-
-
-def _last_name(checkpoint: PathLike) -> str:
-    return str(checkpoint).rstrip("/").rpartition("/")[2]
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from rich.table import Table
 from porter.evaluation.result import Evaluation, Scores, Share
 from porter.photos.labels import class_labels
 from porter.report.console import console
-from porter.text import printable
+from porter.text import listed, printable
 
 
 def print_evaluation(evaluation: Evaluation | Scores) -> None:
@@ -52,8 +52,7 @@ def _print_scores(scores: Scores) -> None:
 def _print_skipped(names: list[str]) -> None:
     if names:
         what = "1 image" if len(names) == 1 else f"{len(names)} images"
-        some = printable(", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else ""))
-        console().print(f"\nskipped    {what} that could not be read: {some}", markup=False)
+        console().print(f"\nskipped    {what} that could not be read: {listed(names, 3)}", markup=False)
 
 
 def _cells(found: Share) -> tuple[str, str]:

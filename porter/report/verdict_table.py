@@ -11,7 +11,7 @@ from porter.parity.compare import Row
 from porter.parity.references.reference import Noise
 from porter.parity.verdict import Cause, Verdict
 from porter.report.console import console
-from porter.text import printable
+from porter.text import listed, printable
 
 NOT_ASKED = "-"
 FURTHEST = 5  # endpoints in a summary
@@ -49,7 +49,7 @@ def print_verdict(verdict: Verdict, verbose: bool = False) -> None:
     changed = [f"{n} ({verdict.variables[n]})" if n in verdict.variables else n for n in verdict.changed]
     for what, names in (("not in it", verdict.missing), ("no output", verdict.unmatched), ("changed", changed)):
         if names:
-            out.print(f"{what:<10} {_list(names)}", markup=False, soft_wrap=True)
+            out.print(f"{what:<10} {listed(names, 8)}", markup=False, soft_wrap=True)
     if verdict.images:
         out.print(
             f"agreement  top-1 {verdict.top1_agree}/{verdict.images}, top-5 {verdict.top5_agree}/{verdict.images}"
@@ -116,7 +116,3 @@ def _largest(noise: Noise | None) -> str:
 
 def _ratio(row: Row) -> str:
     return NOT_ASKED if row.noise_ratio is None else f"{row.noise_ratio:.1f} x"
-
-
-def _list(names: list[str]) -> str:
-    return printable(", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else ""))
