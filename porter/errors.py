@@ -72,6 +72,6 @@ class ParityError(PorterError):
 
 
 class NoParityError(PorterError):
-    """A check ran and failed where only a port that passes may continue."""
+    """A check ran and failed, and only a port with parity may continue."""
 
     exit_code = 1

@@ -139,7 +139,7 @@ def make_plan(mapping: VariantMapping, fitted: Fit, checkpoint: Checkpoint, opti
 
 
 def _classes(mapping: VariantMapping, fitted: Fit, checkpoint: Checkpoint, options: PortOptions) -> tuple[bool, int]:
-    """Whether the background is dropped, and the number of classes left. Raises MappingError if it is not as asked."""
+    """Whether the background is dropped, and the number of classes left. Raises MappingError for another number."""
     network, classes, _ = fitted
     background = mapping.classes.background
     whole = options.keep_background or (network.head is not None and network.head.BACKGROUND_IS_A_CLASS)

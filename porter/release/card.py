@@ -54,7 +54,7 @@ class Card:
 
     @property
     def kind(self) -> str:
-        """``classifier``, ``segmenter`` or ``detector``; the last two have templates of this name with examples."""
+        """``classifier``, ``segmenter`` or ``detector``. The last two have templates of this name, with examples."""
         return "classifier" if self.head is None else self.head.KIND
 
     @property

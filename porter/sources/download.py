@@ -130,7 +130,7 @@ def _fetch(url: str, part: Path, sha256: str | None, progress: Progress | None) 
 
 def _keep_version(headers: Message, part: Path) -> None:
     tag = headers.get("ETag", "")
-    version = tag if tag.startswith('"') else headers.get("Last-Modified", "")  # a weak tag promises nothing of bytes
+    version = tag if tag.startswith('"') else headers.get("Last-Modified", "")  # with a weak tag, bytes may differ
     if version and version.isprintable():
         _version_file(part).write_text(version)
     else:
