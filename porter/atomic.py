@@ -1,6 +1,6 @@
 """Atomic writes: a file or folder is written completely or not at all.
 
-One rule for every output: a link is followed and stays, a regular file is replaced, and a stream (a device, a FIFO, an
+The rule for every output: a link is followed and kept, a regular file is replaced, and a stream (a device, a FIFO, an
 open descriptor such as ``/dev/stdout``) is written through.
 """
 
@@ -29,9 +29,9 @@ MAX_LINKS = 40  # as Linux
 
 
 def refuse_existing(path: Path, force: bool) -> None:
-    """Raise PorterError where ``path`` cannot be the output: it exists (without ``force``), is a folder or a socket.
+    """Raise PorterError if ``path`` cannot be the output: it exists (without ``force``), is a folder or a socket.
 
-    What is written through is never overwritten, and needs no ``force``.
+    A stream is never overwritten and needs no ``force``.
     """
     if is_stream(path):
         return
@@ -44,9 +44,9 @@ def refuse_existing(path: Path, force: bool) -> None:
 
 
 def check_output(path: Path, force: bool) -> None:
-    """Raise PorterError where the file ``path`` cannot be written: before any work, which would be lost.
+    """Raise PorterError if the file ``path`` cannot be written. Call it before any work, which would be lost.
 
-    Beside what ``refuse_existing`` refuses, its folder is missing or cannot be written to.
+    Refuses what ``refuse_existing`` refuses, and a folder that is missing or cannot be written to.
     """
     refuse_existing(path, force)
     if (number := descriptor_of(path)) is not None:
@@ -61,13 +61,13 @@ def check_output(path: Path, force: bool) -> None:
 
 
 def check_folder(path: Path) -> None:
-    """Raise PorterError where no files can be written into the folder ``path``, which need not be there yet."""
+    """Raise PorterError if files cannot be written into the folder ``path``, which may not exist yet."""
     above = Path(os.path.realpath(path)).parents
     _check_inside(path if path.exists() else next(folder for folder in above if folder.exists()))
 
 
 def make_folder(path: Path) -> None:
-    """Make the folder ``path``, or what its link leads to, and all above it. Raises PorterError."""
+    """Make the folder ``path``, or its link's target, and its parents. Raises PorterError."""
     try:
         Path(os.path.realpath(path)).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -84,7 +84,7 @@ def _check_inside(folder: Path) -> None:
 
 
 def descriptor_of(path: Path) -> int | None:
-    """The number of the open file of this process that ``path`` names or, as ``/dev/stdout`` does, links to."""
+    """The number of this process's open file that ``path`` names or, like ``/dev/stdout``, links to; else None."""
     at = path if path.is_absolute() else Path.cwd() / path
     for _ in range(MAX_LINKS):
         if str(at) in STANDARD:
@@ -104,16 +104,16 @@ def is_stream(path: Path) -> bool:
 
 
 def place_of(path: Path) -> Path:
-    """What the output ``path`` replaces: itself, or what its links lead to."""
+    """The path that the output ``path`` replaces: itself, or the target of its links."""
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def write_through(path: Path, data: BinaryIO) -> None:
-    """Copy ``data`` into ``path``, a stream. Raises PorterError, and BrokenPipeError where its reader has gone."""
-    sys.stdout.flush()  # what was printed before comes before
+    """Copy ``data`` into ``path``, a stream. Raises PorterError, and BrokenPipeError if its reader has ended."""
+    sys.stdout.flush()  # earlier prints come first
     number = descriptor_of(path)
     try:
-        # A descriptor is not opened anew: a regular file behind it would be written from its start
+        # A descriptor is not reopened: a regular file would be written from its start
         opened = os.open(path, os.O_WRONLY | os.O_NOCTTY) if number is None else os.dup(number)
         with os.fdopen(opened, "wb") as file:
             shutil.copyfileobj(data, file)
@@ -127,9 +127,9 @@ def write_through(path: Path, data: BinaryIO) -> None:
 def atomic_write(path: Path, force: bool = False) -> Iterator[BinaryIO]:
     """Open a temporary file beside ``path`` and rename it to ``path`` when the block ends well.
 
-    On any exception, KeyboardInterrupt included, the temporary file goes and an old ``path`` stays as
-    it was. What replaces a file has its permissions. A stream gets everything when the block ends well. Raises
-    PorterError when the output exists (without ``force``, even if it has come to exist meanwhile) or cannot be written.
+    On any exception, including KeyboardInterrupt, the temporary file is removed and an old ``path`` stays unchanged. A
+    new file keeps the permissions of the file that it replaces. A stream gets everything when the block ends well.
+    Raises PorterError if the output exists (without ``force``, even if it was created meanwhile) or cannot be written.
     """
     check_output(path, force)
     if is_stream(path):
@@ -160,7 +160,7 @@ def atomic_write(path: Path, force: bool = False) -> Iterator[BinaryIO]:
 
 
 def _rename_new(temporary: Path, path: Path) -> None:
-    """Rename to ``path``, which must not exist: a link fails where a rename would overwrite."""
+    """Rename to ``path``, which must not exist: making a link fails where a rename would overwrite."""
     try:
         path.hardlink_to(temporary)
     except FileExistsError:
@@ -183,7 +183,7 @@ def temporary_beside(path: Path) -> Path:
 
 
 def sweep(path: Path, endings: str = "") -> None:
-    """Remove temporary files of killed runs beside ``path``, or those whose names end in ``endings`` (a pattern)."""
+    """Remove temporary files that killed runs left beside ``path``, or those matching the pattern ``endings``."""
     ours = re.compile(re.escape(f".{path.name}") + endings + r"\.(\d+)-[0-9a-f]{8}\.tmp")
     with suppress(OSError):
         for left in path.parent.iterdir():
@@ -206,9 +206,9 @@ def _alive(process: int) -> bool:
 
 
 def put_folder(new: Path, place: Path) -> None:
-    """Rename the folder ``new`` to ``place``; a folder that is there goes, and there is one of them at every moment.
+    """Rename the folder ``new`` to ``place``. A folder there is replaced without a moment in which none exists.
 
-    Where the system cannot exchange two folders, there is a moment with none; ``new`` is whole beside it then.
+    If the system cannot exchange two folders, there is such a moment; ``new`` is then complete beside it.
     """
     if not place.exists():
         new.rename(place)
@@ -222,7 +222,7 @@ def put_folder(new: Path, place: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchange two names in one step (Linux's renameat2); False where the system cannot."""
+    """Exchange two names in one step (Linux's renameat2); False if the system cannot."""
     try:
         exchange = ctypes.CDLL(None, use_errno=True).renameat2
     except (OSError, AttributeError):

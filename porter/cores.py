@@ -11,7 +11,7 @@ QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: "200000 100000" is two
 
 
 def cores() -> int:
-    """How many cores this process may use: on Linux those it is bound to and its container's share, else all."""
+    """Number of cores that this process may use: on Linux by its affinity and its container's quota, else all."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with suppress(OSError, ValueError):  # no container, or no limit
         quota, period = map(int, QUOTA.read_text().split())

@@ -1,6 +1,6 @@
-"""``draft``: a mapping proposed for a checkpoint whose variables have names of their own.
+"""``draft``: proposing a mapping for a checkpoint with other variable names.
 
-Decided by scope first, then by shape, kind of variable and name. What had more than one candidate is marked.
+Variables are matched by scope first, then by shape, kind and name. Any with more than one candidate is marked.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from porter.errors import MappingError
 from porter.mapping.files import list_variants, load_variant
 from porter.mapping.matching import Choice, choose, find_scope, join
 from porter.mapping.plan import ignore_reason
-from porter.mapping.rules import Expected, expected_variables
+from porter.mapping.rules import expected_variables
 from porter.mapping.schema import Ignored, VariantMapping
 from porter.network.network import build_network
 from porter.network.nodes import is_weight, state_dict_shapes
@@ -25,7 +25,7 @@ from porter.sources.dtypes import FLOATS
 
 @dataclass(frozen=True)
 class Draft:
-    """A proposal: the variant it is for, the scope that the names share, and every choice."""
+    """A proposal: the variant, the scope that the names share, and every choice."""
 
     checkpoint: str
     variant: str
@@ -39,7 +39,7 @@ class Draft:
         return sum(not choice.certain for choice in self.choices)
 
     def yaml(self) -> str:
-        """The mapping file; uncertain lines say so and name the other candidates."""
+        """The mapping file; uncertain lines are marked and list the other candidates."""
         found = sum(choice.name is not None for choice in self.choices)
         lines = [
             f"# Drafted by mnv3-port for {self.checkpoint}: {found} of {len(self.choices)} variables found,",
@@ -58,7 +58,7 @@ class Draft:
             else:
                 others = f", UNCERTAIN, as well: {', '.join(choice.others)}" if choice.others else ""
                 lines.append(f"  {key}: {_quote(choice.name)}  # {choice.reason}{others}")
-        lines += ["", "ignore:  # beside those of the base"] if self.ignored else []
+        lines += ["", "ignore:  # in addition to the base's"] if self.ignored else []
         lines += [f"  - {{pattern: {_quote(i.pattern)}, reason: {_quote(i.reason)}}}" for i in self.ignored]
         return "\n".join(lines) + "\n"
 
@@ -66,13 +66,14 @@ class Draft:
 def draft(checkpoint: str, to: str) -> Draft:
     """Propose a mapping of ``checkpoint`` to ``to``: a variant, timm's name of one, or a state-dict file of one.
 
-    Raises MappingError where ``to`` is none of them, CheckpointError where the checkpoint cannot be read.
+    Raises MappingError if ``to`` is none of them, CheckpointError if the checkpoint cannot be read.
     """
     opened = open_checkpoint(checkpoint)
     variant = _variant(to)
     mapping = load_variant(variant)
     candidates = {name: v for name, v in opened.items() if v.dtype in FLOATS and ignore_reason(mapping, name) is None}
-    expected = _without_scope(mapping, _classes(opened, mapping))
+    expected = expected_variables(mapping, build_network(mapping), _classes(opened, mapping))
+    expected = [want._replace(source=want.local) for want in expected]
     scope = find_scope(expected, candidates)
     choices = choose(expected, candidates, scope)
     taken = {choice.name for choice in choices}
@@ -101,13 +102,8 @@ def _variant(to: str) -> str:
     raise MappingError(f"{to}: is the state dict of no variant ({', '.join(list_variants())}), by names and shapes")
 
 
-def _without_scope(mapping: VariantMapping, classes: int) -> list[Expected]:
-    found = expected_variables(mapping, build_network(mapping), classes)
-    return [want._replace(source=want.local) for want in found]
-
-
 def _classes(opened: Checkpoint, mapping: VariantMapping) -> int:
-    """Outputs of the classifier: the one size that goes with the network's features and with nothing before them."""
+    """Outputs of the classifier: the only size with weights on the network's features and a bias; else 1001."""
     network = build_network(mapping)
     own = {want.shape for want in expected_variables(mapping, network, 0)}
     shape = (1, 1, network.features)

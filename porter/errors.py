@@ -1,4 +1,4 @@
-"""Errors that a user can mend. The command prints one line and exits with code 2."""
+"""Errors that a user can fix. The command prints one line and exits with code 2."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Option(NamedTuple):
 class PorterError(Exception):
     """Base of every expected error. The message names the file, the tensor and what to do.
 
-    ``details`` are further offenders of the same kind, one per line. ``option`` is what the message ends with. What in
-    them would start a line or move the cursor is escaped: names come from files.
+    ``details``: further problems of the same kind, one per line. ``option``: the end of the message. Line breaks and
+    cursor movements are escaped, as names come from files.
     """
 
     exit_code = 2
@@ -34,10 +34,10 @@ class PorterError(Exception):
         super().__init__("\n  ".join([self.message + told, *self.details]))
 
     def __reduce__(self) -> tuple[type[PorterError], tuple[str, list[str], Option | None]]:
-        return type(self), (self.message, self.details, self.option)  # through the pool of `release --all`
+        return type(self), (self.message, self.details, self.option)  # pickled by the pool of `release --all`
 
     def for_command(self) -> str:
-        """The same text for somebody at a command line."""
+        """The same text for the command line."""
         flag = ""
         if self.option is not None:
             no = "no-" if self.option.value is False else ""
@@ -68,10 +68,10 @@ class ArtifactError(PorterError):
 
 
 class ParityError(PorterError):
-    """A parity check cannot be run (unlike a check that ran and failed, which is a verdict)."""
+    """A parity check cannot run (a check that ran and failed is a verdict)."""
 
 
 class NoParityError(PorterError):
-    """A check ran and failed, and only a port that passes may go on."""
+    """A check ran and failed, and only a port with parity may continue."""
 
     exit_code = 1

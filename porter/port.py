@@ -1,4 +1,4 @@
-"""The port of a checkpoint: the mapping chosen for it, its network, the plan, and the weights that follow."""
+"""The port of a checkpoint: its mapping, network, plan and weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class Port(NamedTuple):
     """A checkpoint, the mapping chosen for it, its network (with the checkpoint's own gate) and the plan.
 
-    ``classes`` are the outputs of the checkpoint's classifier, background included; 0 without one.
+    ``classes``: outputs of the checkpoint's classifier, background included; 0 if there is none.
     """
 
     checkpoint: Checkpoint
@@ -39,12 +39,12 @@ class Port(NamedTuple):
 
     @property
     def target_network(self) -> Network:
-        """The network that the ported weights are made for."""
+        """The network for which the ported weights are made."""
         return replace(self.network, gate=self.plan.gate, bn_folded=self.plan.bn_folded)
 
 
 def plan_port(checkpoint: PathLike | Checkpoint, options: PortOptions = DEFAULT_OPTIONS) -> Port:
-    """Open ``checkpoint``, choose its mapping and plan the port, reading no tensor.
+    """Open ``checkpoint``, choose its mapping and plan the port. Reads no tensor values.
 
     Raises CheckpointError or MappingError.
     """
@@ -55,7 +55,7 @@ def plan_port(checkpoint: PathLike | Checkpoint, options: PortOptions = DEFAULT_
         return plan_opened(opened, choose_mapping(opened, options.variant, options.mapping), options)
     except MappingError:
         best = match_variants(opened)[0]
-        whole = best.exact and best.classes  # a classifier; what is wrong with it, the error tells
+        whole = best.exact and best.classes  # a classifier that fits; otherwise the error says why
         unasked = options.mapping is None and options.variant is None
         if unasked and not whole and (refusal := hint(opened)):
             raise refusal from None
@@ -105,7 +105,7 @@ def _version() -> str:
 
 
 def choose_backbone(checkpoint: Checkpoint, variant: str | None, mapping: PathLike | None) -> VariantMapping:
-    """The mapping of the backbone inside ``checkpoint``. Raises MappingError where there is none."""
+    """The mapping of the backbone inside ``checkpoint``. Raises MappingError if there is none."""
     if mapping is not None:
         return as_backbone(choose_mapping(checkpoint, variant, mapping))
     variants = None if variant is None else [load_variant(variant).variant]
@@ -116,15 +116,15 @@ def choose_backbone(checkpoint: Checkpoint, variant: str | None, mapping: PathLi
     if other is not None:
         return other
     raise MappingError(
-        f"{checkpoint.given}: no backbone of ours in it; closest is {found.mapping.variant} with {found.fitting} of "
-        f"{found.expected} variables. `mnv3-port draft` proposes names where it has others"
+        f"{checkpoint.given}: no MobileNetV3 backbone in it; closest is {found.mapping.variant} with {found.fitting} "
+        f"of {found.expected} variables. `mnv3-port draft` proposes a mapping for other names"
     )
 
 
 def choose_mapping(checkpoint: Checkpoint, variant: str | None, mapping: PathLike | None) -> VariantMapping:
     """The mapping to use: the user's file, else the named variant's, else that of the variant found.
 
-    Raises MappingError when the named variant is wrong and another one fits, or when none fits.
+    Raises MappingError if another variant than the named one fits, or none fits.
     """
     if mapping is not None:
         chosen = load_mapping(Path(mapping))

@@ -1,9 +1,10 @@
-"""Making text from files safe for terminals, and JSON."""
+"""Text from files made safe for terminals; JSON."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 MOST = 300  # characters of an error message
@@ -12,20 +13,25 @@ MOST = 300  # characters of an error message
 def printable(text: str) -> str:
     """``text`` on one line: control characters, escape sequences and lone surrogates written as ``\\x1b``.
 
-    A name with a newline in it cannot look like a line of ours, and none moves the cursor.
+    So a name from a file cannot look like a line of output or move the cursor.
     """
     return "".join(_escape(character) for character in text)
 
 
 def shortened(line: str, most: int = MOST) -> str:
-    """``line`` printable, cut where it is longer than ``most``; its end, where messages say what to do, stays."""
+    """``line`` made printable and cut to ``most`` characters; the end, where messages say what to do, is kept."""
     shown = printable(line)
     half = (most - 5) // 2
     return shown if len(shown) <= most else f"{shown[:half]} ... {shown[-half:]}"
 
 
+def listed(names: Sequence[str], most: int) -> str:
+    """The first ``most`` names, printable, and how many more there are."""
+    return printable(", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else ""))
+
+
 def json_text(value: Any, indent: int | None = None) -> str:
-    """``value`` as JSON. JSON has no NaN and no infinity: both become null."""
+    """``value`` as JSON. NaN and infinity become null, as JSON has neither."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
 
 

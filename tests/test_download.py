@@ -31,7 +31,7 @@ def test_resume(server, fetch, tmp_path, knows_ranges):
     server.knows_ranges, server.breaks_off = knows_ranges, True
     ran = fetch()
     assert ran.code == 2
-    assert "goes on from there" in ran.err
+    assert "continues from there" in ran.err
     assert ran.err.count("\n") == 1
     assert names(tmp_path) == ["v3.tgz.part"]
     assert fetch().code == 0

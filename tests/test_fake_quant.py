@@ -80,7 +80,7 @@ def test_without_ranges(demo_folder, run, tmp_path):
 
 @pytest.mark.tensorflow
 def test_other_references_know_none(trained):
-    with pytest.raises(ParityError, match="knows no fake quantisation"):
+    with pytest.raises(ParityError, match="has no fake quantisation"):
         porter.verify(trained, fake_quant=True, reference="frozen")
 
 

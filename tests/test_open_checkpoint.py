@@ -102,7 +102,7 @@ def test_averages(tmp_path):
 
 def test_raw_of_averages_alone(tmp_path):
     bundle(tmp_path / "ema" / "model-5")
-    with pytest.raises(CheckpointError, match="holds moving averages alone; use weights='auto'"):
+    with pytest.raises(CheckpointError, match="holds only moving averages; use weights='auto'"):
         open_checkpoint(tmp_path, "raw")
 
 

@@ -262,7 +262,7 @@ def test_junit_of_a_failure(run, demo_folder, tmp_path):
     [
         (["--reference", "magic"], "unknown reference 'magic'"),
         (["--reference", "none.npz"], "none.npz: not a readable .npz reference"),
-        (["--reference", "frozen"], "not one frozen .pb beside it"),
+        (["--reference", "frozen"], "expected one frozen .pb beside it"),
         (["--reference", "meta"], "model-1000.meta: no such file"),
         (["--reference", "RECORDED", "--size", "64"], "has its own inputs; leave out sizes and images"),
         (["--size", "64x"], "is not a size such as 224 or 160x193"),

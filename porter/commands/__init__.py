@@ -1,4 +1,4 @@
-"""The command ``mnv3-port``: parse, call one function, print. Heavy imports stay inside the commands."""
+"""The command ``mnv3-port``: parse, call one function, print. Commands do heavy imports themselves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from porter.errors import PorterError, PorterNote
 from porter.text import shortened
 
 COMPLETE = "_MNV3_PORT_COMPLETE"  # what click's shell scripts set
-CLOSED_PIPE = 141  # 128 + SIGPIPE, as other programs end; 1 would say that there is no parity
+CLOSED_PIPE = 141  # 128 + SIGPIPE, as for other programs; 1 would mean no parity
 
 
 def _debug(context: click.Context, _: click.Parameter, on: bool) -> None:
@@ -33,7 +33,7 @@ class Commands(click.Group):
         super().add_command(cmd, name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The first paragraph of each command's help, whole: click's own list cuts it."""
+        """List the whole first paragraph of each command's help; click's own list cuts it."""
         commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
         with formatter.section("Commands"):
             formatter.write_dl(
@@ -68,7 +68,7 @@ def main() -> None:
         from click.shell_completion import shell_complete
 
         sys.exit(shell_complete(cli, {}, "mnv3-port", COMPLETE, instruction))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files go
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files are removed
     warnings.showwarning = _show_warning
     context_meta: dict[str, Any] = {}
     try:
@@ -85,7 +85,7 @@ def main() -> None:
         sys.exit(stop.exit_code)
     except (KeyboardInterrupt, click.Abort):
         _fail("Interrupted", 130, context_meta)
-    except BrokenPipeError:  # the reader of our output, e.g. `head`, has gone
+    except BrokenPipeError:  # the reader of our output, e.g. `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(CLOSED_PIPE)
     except OSError as error:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     "--output",
     type=FILE,
     metavar="FILE",
-    help="A .pth, .safetensors, .onnx or .tflite, <variant>.pth when left out; a folder for several.",
+    help="A .pth, .safetensors, .onnx or .tflite (default: <variant>.pth); a folder for several.",
 )
 @click.option(
     "--format",
@@ -43,9 +43,11 @@ if TYPE_CHECKING:
     type=click.Choice(["pth", "safetensors", "onnx", "tflite"]),
     default="pth",
     show_default=True,
-    help="What several checkpoints become.",
+    help="Format of several checkpoints.",
 )
-@click.option("--boxes", is_flag=True, help="Of a detector's .onnx or .tflite: decode and suppress boxes in the graph.")
+@click.option(
+    "--boxes", is_flag=True, help="For a detector's .onnx or .tflite: decode and suppress boxes in the graph."
+)
 @click.option("--num-classes", type=int, metavar="N", help="Refuse a classifier of another size.")
 @click.option("--force", is_flag=True, help="Overwrite the output.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
@@ -60,7 +62,7 @@ def convert(
 ) -> None:
     """Port CHECKPOINT to PyTorch; several at once into a folder (-o).
 
-    Several files of one checkpoint, such as a shell makes of run/model-*, are that checkpoint.
+    Several files of one checkpoint, e.g. from the shell pattern run/model-*, count as one.
     """
     claim_outputs(output)
     into_folder = _into_folder(checkpoint, output)
@@ -95,7 +97,7 @@ def convert(
 
 
 def _into_folder(given: tuple[str, ...], output: Path | None) -> bool:
-    """Whether ``output`` is a folder for what is ``given``, which may be one checkpoint by several names."""
+    """Whether ``output`` is a folder for the checkpoints ``given``, which may be names of one checkpoint."""
     from click.core import ParameterSource
 
     from porter.artifacts.artifact import ARTIFACT_SUFFIXES
@@ -127,7 +129,7 @@ def _convert_all(checkpoints: tuple[str, ...], folder: Path, suffix: str, force:
 @click.option("-o", "--output", type=OUTPUT, metavar="FILE|-", help="Write the mapping here instead of printing it.")
 @click.option("--force", is_flag=True, help="Overwrite the output.")
 def draft(checkpoint: str, to: str, output: Path | None, force: bool) -> None:
-    """Propose a mapping for CHECKPOINT, whose variables have other names; what is uncertain is marked."""
+    """Propose a mapping for CHECKPOINT, whose variables have other names; uncertain lines are marked."""
     from porter.atomic import write_bytes
     from porter.draft import draft
 
@@ -143,7 +145,7 @@ def draft(checkpoint: str, to: str, output: Path | None, force: bool) -> None:
 @click.command("export-tf")
 @click.argument("artifact")
 @click.argument("folder", type=FILE)
-@click.option("--variant", type=VARIANT, help="Needed where mnv3-port did not write the artifact.")
+@click.option("--variant", type=VARIANT, help="Needed if mnv3-port did not write the artifact.")
 @mapping_option
 @click.option("--averages", is_flag=True, help="Write every variable under its moving-average name as well.")
 @click.option("--force", is_flag=True, help="Overwrite a checkpoint in FOLDER.")

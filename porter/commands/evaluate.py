@@ -1,4 +1,4 @@
-"""``evaluate``: how good a port is on labelled images."""
+"""``evaluate``: the accuracy of a port on labelled images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from porter.commands.options import (
 )
 from porter.text import json_text
 
-# What belongs to the evaluation of classifiers alone
+# Options that only classifiers have
 OF_CLASSIFIERS = ("compare", "preprocess", "batch", "workers", "resume")
 
 
@@ -30,8 +30,8 @@ OF_CLASSIFIERS = ("compare", "preprocess", "batch", "workers", "resume")
     "--labels",
     type=FILE,
     metavar="CSV|FOLDER|JSON",
-    help="Of a classifier: rows of `file,label`, where names do not say the class. Of a segmenter: the folder of DATA's"
-    " masks, PNGs under the images' names. Of a detector: COCO's annotations of DATA.",
+    help="For a classifier: rows of `file,label`, if names do not give the class. For a segmenter: the folder of DATA's"
+    " masks, PNGs named like the images. For a detector: COCO's annotations of DATA.",
 )
 @model_options
 @click.option("--compare", metavar="OTHER", help="Another classifier: an artifact or source, timm:NAME, or tf:SOURCE.")
@@ -39,10 +39,10 @@ OF_CLASSIFIERS = ("compare", "preprocess", "batch", "workers", "resume")
 @skip_option
 @click.option("--batch", type=click.IntRange(1), default=32, show_default=True, help="Images at a time.")
 @click.option("--workers", type=click.IntRange(0), metavar="N", help="Processes that decode images.")
-@click.option("--resume", type=FILE, metavar="FOLDER", help="Keep finished batches here, and go on from them.")
+@click.option("--resume", type=FILE, metavar="FOLDER", help="Keep finished batches here, and continue from them.")
 @click.option("--per-class", type=OUTPUT, metavar="CSV|-", help="Write the figures of every class.")
 @click.option("--force", is_flag=True, help="Overwrite the file of --per-class.")
-@click.option("--html", type=OUTPUT, metavar="FILE|-", help="Write a report as well: one page that needs no network.")
+@click.option("--html", type=OUTPUT, metavar="FILE|-", help="Also write a report: one page that needs no network.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def evaluate(
     source: str,
@@ -51,10 +51,10 @@ def evaluate(
     html: Path | None,
     **options: Any,
 ) -> None:
-    """Measure how good SOURCE is on the labelled images of DATA: accuracy, a segmenter's mean IoU, a detector's mAP.
+    """Measure SOURCE on the labelled images of DATA: accuracy, a segmenter's mean IoU, a detector's mAP.
 
     For a classifier, DATA is a folder of class folders named by WordNet id or class name, or of images with the id in
-    their names; for the others, --labels says what is in its images. To share the work of a classifier among
+    their names; for the others, --labels gives the contents of its images. To share a classifier's work among
     processes, machines or GPUs: torchrun --nproc-per-node N -m porter evaluate ...
     """
     from porter.atomic import check_folder, refuse_existing, write_bytes
@@ -91,7 +91,7 @@ def evaluate(
             refuse_ignored(f"{source} is a {PORTS[kind]}", *OF_CLASSIFIERS)
             measure = compare_masks if kind == "masks" else average_precision
             result = measure(source, opened, data, settings, advance)
-    if result is None:  # another process has it
+    if result is None:  # another process holds it
         return
     if per_class:
         write_bytes(per_class, per_class_csv(result), force)

@@ -1,4 +1,4 @@
-"""``demo``, ``download``: where checkpoints come from."""
+"""``demo``, ``download``: getting checkpoints."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from porter.errors import PorterError
 @click.command()
 @click.option("--variant", type=VARIANT, default="small_075", show_default=True)
 @click.option("--out", type=FILE, metavar="FOLDER", help="Keep the files here.")
-@click.option("--force", is_flag=True, help="Overwrite what an earlier demo left there.")
+@click.option("--force", is_flag=True, help="Overwrite the files of an earlier demo.")
 def demo(variant: str, out: Path | None, force: bool) -> None:
     """Make a small real checkpoint of untrained weights, convert it and verify it."""
     import tempfile
@@ -44,12 +44,12 @@ def demo(variant: str, out: Path | None, force: bool) -> None:
 
 @click.command()
 @click.option("--variant", required=True, type=VARIANT, help="E.g. small_075.")
-@click.option("-o", "--output", type=OUTPUT, metavar="FILE|-", help="The tarball's own name when left out.")
+@click.option("-o", "--output", type=OUTPUT, metavar="FILE|-", help="Default: the tarball's own name.")
 @click.option("--url", help="Fetch from here instead of Google's storage.")
 @click.option("--sha256", metavar="HEX", help="Refuse any other content.")
 @click.option("--force", is_flag=True, help="Overwrite the output.")
 def download(variant: str, output: Path | None, url: str | None, sha256: str | None, force: bool) -> None:
-    """Fetch the released tarball of a variant; goes on where an earlier attempt broke off."""
+    """Fetch the released tarball of a variant; resumes an earlier attempt that broke off."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
     from porter.mapping.files import load_variant

@@ -46,7 +46,7 @@ class SizeType(click.ParamType):  # type: ignore[type-arg]  # generic since clic
 
 
 class VariantType(click.ParamType):  # type: ignore[type-arg]
-    """A variant's name, which a shell can complete; a mapping of one's own may have any."""
+    """A variant's name, completed by the shell; your own mapping may have any name."""
 
     name = "NAME"
 
@@ -62,13 +62,13 @@ mapping_option = click.option("--mapping", type=FILE, metavar="FILE", help="Your
 fake_quant_option = click.option(
     "--fake-quant/--no-fake-quant",
     default=None,
-    help="Compute the 8 bits that the source was trained for, as is done where it has their ranges; or not.",
+    help="Whether to compute the 8 bits that the source was trained for. Default: if it has their ranges.",
 )
 class_names_option = click.option(
-    "--class-names", type=FILE, metavar="FILE", help="The classes' own names, a line each, in their order."
+    "--class-names", type=FILE, metavar="FILE", help="The classes' names, one per line, in order."
 )
 device_option = click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps ...")
-skip_option = click.option("--skip-unreadable", is_flag=True, help="Leave out images that cannot be read; name them.")
+skip_option = click.option("--skip-unreadable", is_flag=True, help="Skip images that cannot be read, and list them.")
 
 preprocess_option = click.option(
     "--preprocess",
@@ -80,7 +80,7 @@ preprocess_option = click.option(
 
 
 def refuse_ignored(because: str, *ignored: str) -> None:
-    """Raise PorterError where the command line has one of the options ``ignored``; ``because`` says why."""
+    """Raise PorterError if the command line has one of the options ``ignored``; ``because`` says why."""
     from click.core import ParameterSource
 
     context = click.get_current_context()
@@ -91,9 +91,9 @@ def refuse_ignored(because: str, *ignored: str) -> None:
 
 
 def claim_outputs(*outputs: Path | None, as_json: bool = False) -> None:
-    """Print on standard error from now on, where one of ``outputs`` is standard output, so that it stands alone there.
+    """If one of ``outputs`` is standard output, print everything else on standard error from now on.
 
-    Raises UsageError where two things would go to standard output, or an output is an input or another output.
+    Raises UsageError if two outputs would go to standard output, or an output is also an input or another output.
     """
     from porter.atomic import descriptor_of, is_stream
 
@@ -109,9 +109,9 @@ def claim_outputs(*outputs: Path | None, as_json: bool = False) -> None:
 
 
 def check_outputs(*outputs: Path | None, force: bool = True, as_json: bool = False) -> None:
-    """Raise PorterError or UsageError, before any work, where one of ``outputs`` cannot be written.
+    """Raise PorterError or UsageError, before any work, if one of ``outputs`` cannot be written.
 
-    Of standard output, and of names that stand twice, see ``claim_outputs``.
+    See ``claim_outputs`` for standard output and for names given twice.
     """
     from porter.atomic import check_output
 
@@ -121,7 +121,7 @@ def check_outputs(*outputs: Path | None, force: bool = True, as_json: bool = Fal
 
 
 def _paths(values: Iterable[Any]) -> Iterator[str]:
-    """Everything among a command's arguments and options that may be a path."""
+    """All of a command's arguments and options that may be paths."""
     for value in values:
         if isinstance(value, (str, Path)):
             yield str(value)
@@ -130,12 +130,12 @@ def _paths(values: Iterable[Any]) -> Iterator[str]:
 
 
 def size_text(path: Path) -> str:
-    """How large the output ``path`` has become."""
+    """The size of the written file ``path``."""
     return f"{path.stat().st_size:,} bytes" if path.is_file() else "not a regular file"
 
 
 def taken_port_options(options: dict[str, Any]) -> PortOptions:
-    """Remove the options of a port from ``options`` and return them as one value."""
+    """Remove the port's options from ``options`` and return them as one value."""
     from dataclasses import fields
 
     from porter.mapping.options import PortOptions
@@ -145,7 +145,7 @@ def taken_port_options(options: dict[str, Any]) -> PortOptions:
 
 
 def _together(*options: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """One decorator that does what all of ``options`` do; the last one is the first in the help."""
+    """One decorator for all of ``options``; the help lists the last one first."""
     return lambda command: reduce(lambda done, option: option(done), options, command)
 
 
@@ -158,11 +158,11 @@ _READING = (
         help="Moving averages or raw weights, where both exist; auto prefers the averages.",
     ),
     mapping_option,
-    click.option("--variant", type=VARIANT, help="E.g. small_075; found when left out, where it can be."),
+    click.option("--variant", type=VARIANT, help="E.g. small_075. Default: found from the file, if possible."),
 )
-reading_options = _together(*_READING)  # of every command that reads a checkpoint
+reading_options = _together(*_READING)  # for commands that read a checkpoint
 source_options = _together(click.argument("checkpoint", metavar="PATH|URL"), *_READING)
-model_options = _together(device_option, fake_quant_option, class_names_option, *_READING)  # ... that runs a model
+model_options = _together(device_option, fake_quant_option, class_names_option, *_READING)  # ... and run a model
 port_options = _together(  # how a port is laid out
     click.option("--backbone", is_flag=True, help="Take the network inside a larger model."),
     fake_quant_option,

@@ -35,12 +35,14 @@ MAX_STDIN = 256 << 20  # bytes; the largest photos of ImageNet have 15 MB
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE|FOLDER|PATTERN|-...")
 @click.option("-o", "--output", type=FILE, metavar="FOLDER", help="Write masks, or drawn boxes and their JSON, here.")
 @model_options
-@click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Of a classifier: how many classes.")
+@click.option(
+    "--top", type=click.IntRange(1), default=5, show_default=True, help="For a classifier: number of classes."
+)
 @preprocess_option
-@click.option("--least", type=float, default=0.3, show_default=True, help="Of a detector: scores from this on.")
+@click.option("--least", type=float, default=0.3, show_default=True, help="For a detector: lowest score.")
 @skip_option
-@click.option("--json", "as_json", is_flag=True, help="One JSON object an image, a line each.")
-@click.option("--html", type=OUTPUT, metavar="FILE|-", help="Write a page of the images and what is in them as well.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per image, each on a line.")
+@click.option("--html", type=OUTPUT, metavar="FILE|-", help="Also write a page of the images and their contents.")
 @click.option("--force", is_flag=True, help="Overwrite files in the folder of -o.")
 def predict(
     source: str,
@@ -50,11 +52,10 @@ def predict(
     html: Path | None,
     **options: Any,
 ) -> None:
-    """Print what is in IMAGES: a classifier's likeliest classes, a segmenter's shares of classes, a detector's boxes.
+    """Print the contents of IMAGES: a classifier's likeliest classes, a segmenter's class shares, a detector's boxes.
 
-    IMAGES are files, all in a folder, a quoted pattern, or - for standard input. With -o a segmenter writes a mask for
-    each, a PNG with a palette whose pixels are the classes' numbers, and a detector the image with its boxes, and a
-    JSON file of them.
+    IMAGES are files, a folder, a quoted pattern, or - for standard input. With -o, a segmenter writes a mask for each
+    image (a PNG with a palette; pixels are class numbers), a detector the image with its boxes and a JSON file.
     """
     from porter.atomic import check_folder, make_folder, write_bytes
     from porter.photos.images import expand, photo_name
@@ -82,7 +83,7 @@ def predict(
         name, files = photo_name(photo), targets.get(photo, ())
         line = json_text({"image": name} | ({"files": [str(file) for file in files]} if files else {}) | found.values)
         for file in files:
-            make_folder(file.parent)  # not before: a source that is refused leaves none behind
+            make_folder(file.parent)  # only now: a refused source leaves no folder behind
             drawn = file.suffix == ".png"
             write_bytes(file, png_bytes(found.mask or found.picture(image)) if drawn else line.encode() + b"\n", force)
         if html:
@@ -103,7 +104,7 @@ def predict(
 
 
 def _text(name: str, files: Sequence[Path], rows: Sequence[Row]) -> str:
-    """An image, what was written of it, and a line for each class or box."""
+    """An image, the files written for it, and a line for each class or box."""
     lines = [printable(" -> ".join([name, ", ".join(map(str, files))] if files else [name]))]
     for row in rows:
         what = "  ".join(printable(part) for part in (row.detail, row.name) if part)
@@ -114,7 +115,7 @@ def _text(name: str, files: Sequence[Path], rows: Sequence[Row]) -> str:
 def _targets(
     photos: Sequence[Photo], folder: Path, endings: Sequence[str], force: bool, html: Path | None
 ) -> dict[Photo, list[Path]]:
-    """Photo -> the files in ``folder`` that are made of it. Raises PorterError where there can be none."""
+    """Photo -> the files in ``folder`` to write for it. Raises PorterError if they cannot be written."""
     from porter.atomic import refuse_existing
 
     taken = {path.resolve(): "is one of the images; name another folder" for path in photos if isinstance(path, Path)}

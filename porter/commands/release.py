@@ -1,4 +1,4 @@
-"""``release``: what the people who publish ports run, and those who check them."""
+"""``release``: making releases and checking them."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 @click.option("--all", "every", is_flag=True, help="Release every tarball and folder in FOLDER.")
 @click.option("--check", is_flag=True, help="Check FOLDER, a release, instead of making one.")
 @click.option("--against", metavar="CHECKPOINT", help="With --check: compare with this checkpoint, not the record.")
-@click.option("--jobs", type=click.IntRange(1), metavar="N", help="With --all: how many at a time.")
+@click.option("--jobs", type=click.IntRange(1), metavar="N", help="With --all: number of processes.")
 @reading_options
 @fake_quant_option
 @click.option("--keep-background", is_flag=True, help="Keep class 0 of slim's 1001 classes.")
 @click.option("--reference", default="auto", show_default=True, metavar="KIND", help="As for verify.")
-@click.option("--name", metavar="NAME", help="What the release is called; timm's name for Google's checkpoints.")
-@click.option("--license", metavar="ID", help="The weights' licence, e.g. apache-2.0; stated for Google's alone.")
-@click.option("--dataset", metavar="ID", help="What they were trained on, e.g. imagenet-1k; stated for Google's alone.")
+@click.option("--name", metavar="NAME", help="The release's name. Default for Google's checkpoints: timm's name.")
+@click.option("--license", metavar="ID", help="The weights' licence. Default for Google's checkpoints: apache-2.0.")
+@click.option("--dataset", metavar="ID", help="The training data. Default for Google's checkpoints: imagenet-1k.")
 @class_names_option
 @click.option("--evaluate", "evaluate_on", type=FILE, metavar="DATA", help="Put the accuracy on DATA in the card.")
-@click.option("--onnx", is_flag=True, help="Write an ONNX model as well (batch of any size).")
-@click.option("--tflite", is_flag=True, help="Write a .tflite as well; integers for what computes 8 bits.")
-@click.option("--pte", is_flag=True, help="Write an ExecuTorch program for phones (XNNPACK) as well.")
-@click.option("--pt2", is_flag=True, help="Write a torch.export program as well.")
-@click.option("--torchscript", is_flag=True, help="Write a TorchScript module as well.")
+@click.option("--onnx", is_flag=True, help="Also write an ONNX model (batch of any size).")
+@click.option("--tflite", is_flag=True, help="Also write a .tflite; of integers if the port computes 8 bits.")
+@click.option("--pte", is_flag=True, help="Also write an ExecuTorch program for phones (XNNPACK).")
+@click.option("--pt2", is_flag=True, help="Also write a torch.export program.")
+@click.option("--torchscript", is_flag=True, help="Also write a TorchScript module.")
 @click.option("--force", is_flag=True, help="Replace an earlier release.")
 def release(
     path: str, out: Path | None, every: bool, check: bool, against: str | None, jobs: int | None, **options: Any

@@ -38,7 +38,7 @@ from porter.text import json_text
     show_default=True,
     help="float64 asks whether it is the same function, float32 whether it is as exact as TensorFlow's float32.",
 )
-@click.option("--deploy", "deployed", is_flag=True, help="Compare the form for inference, porter.deploy.")
+@click.option("--deploy", "deployed", is_flag=True, help="Compare the inference form, porter.deploy.")
 @click.option("--size", "sizes", type=SizeType(), multiple=True, help="Image size; may be given several times.")
 @click.option(
     "--images",
@@ -49,8 +49,8 @@ from porter.text import json_text
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
 @click.option("-v", "--verbose", is_flag=True, help="Print every endpoint, not a summary.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
-@click.option("--junit", type=OUTPUT, metavar="FILE|-", help="Write JUnit XML as well.")
-@click.option("--html", type=OUTPUT, metavar="FILE|-", help="Write a report as well: one page that needs no network.")
+@click.option("--junit", type=OUTPUT, metavar="FILE|-", help="Also write JUnit XML.")
+@click.option("--html", type=OUTPUT, metavar="FILE|-", help="Also write a report: one page that needs no network.")
 def verify(
     checkpoint: str,
     artifact: str | None,
@@ -63,7 +63,7 @@ def verify(
     """Compare a port of CHECKPOINT with TensorFlow, endpoint by endpoint: the same function, and as exact?
 
     PORT is the port to check; without it, what `convert` would write is checked. A .pth or .safetensors (a state
-    dict of ours or timm's), a release's folder, the URL of either, timm:NAME with --weights-file, an .onnx or .pt2
+    dict of our class or timm's), a release's folder, the URL of either, timm:NAME with --weights-file, an .onnx or .pt2
     file, another TensorFlow source, or package.module:callable or file.py:callable that returns an nn.Module. The last
     two run that code.
     """
@@ -90,7 +90,7 @@ def verify(
         from porter.report.verdict_table import print_verdict
 
         print_verdict(verdict, verbose)
-    sys.stdout.flush()  # a reader who has gone is no verdict
+    sys.stdout.flush()  # a closed pipe is not a verdict
     sys.exit(0 if verdict.passed else 1)
 
 

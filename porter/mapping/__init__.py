@@ -1,1 +1,1 @@
-"""Mapping files, the network they describe, and the plan that brings variables into a state dict."""
+"""Mapping files, the network they describe, and the plan that turns variables into a state dict."""

@@ -24,7 +24,7 @@ FLOAT32_MAX = 3.4028234663852886e38
 class Ported(NamedTuple):
     """State-dict values by entry, in the state dict's order; ``fold_nudges`` undo the gate fold (see gate.fold).
 
-    ``ranges`` are those of what the source quantised to 8 bits, by module or entry.
+    ``ranges``: the ranges of tensors that the source quantised to 8 bits, by module or entry.
     """
 
     arrays: dict[str, np.ndarray]
@@ -33,10 +33,10 @@ class Ported(NamedTuple):
 
 
 def carry_out(plan: Plan, checkpoint: Checkpoint, dtype: Literal["float32", "float64"] = "float32") -> Ported:
-    """Read every planned variable, bring it into PyTorch's layout, fold what the plan folds.
+    """Read every planned variable, convert it to PyTorch's layout, and fold what the plan folds.
 
-    Returns contiguous arrays of ``dtype`` that own their memory (int64 counters apart). Raises
-    CheckpointError on damaged data and on values that are not finite.
+    Returns contiguous arrays of ``dtype`` that own their memory (counters are int64). Raises CheckpointError on damaged
+    data and on values that are not finite.
     """
     import numpy as np
 
@@ -66,7 +66,7 @@ def carry_out(plan: Plan, checkpoint: Checkpoint, dtype: Literal["float32", "flo
 
 
 def _range(checkpoint: Checkpoint, name: str, drop_class: int | None) -> Range:
-    """The range ``name``; of what it has for each channel, that of ``drop_class`` is left out."""
+    """The range ``name``, without the channel of ``drop_class`` if it has one value per channel."""
     found = {field: checkpoint.get(f"{name}/{field}") for field in FIELDS}
     numbers = {field: variable.read().tolist() for field, variable in found.items() if variable is not None}
     for values in numbers.values():
@@ -86,7 +86,7 @@ def _read(step: Step, checkpoint: Checkpoint, dtype: str) -> np.ndarray:
     variable = checkpoint[step.source]
     values = to_target(step.axes, variable.read())
     if step.drop_class is not None:
-        # A view where it can be: the classifier is the largest tensor
+        # A view if possible: the classifier is the largest tensor
         values = values[1:] if step.drop_class == 0 else np.delete(values, step.drop_class, axis=0)
     values = np.array(values, dtype, order="C")
     if not np.isfinite(values).all():
@@ -101,9 +101,9 @@ def _read(step: Step, checkpoint: Checkpoint, dtype: str) -> np.ndarray:
 def fold_batch_norm(
     tensors: Mapping[str, np.ndarray], module: str, norm: str, epsilon: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Weight (first axis: outputs) and bias of ``module`` with its batch norm ``norm`` in them.
+    """Weight (outputs first) and bias of ``module`` with its batch norm ``norm`` folded in.
 
-    Worked out in float64, rounded once to the weight's dtype.
+    Computed in float64, rounded once to the weight's dtype.
     """
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""Axis orders of TensorFlow's variables, and how each becomes that of a state-dict entry and back."""
+"""Axis orders of TensorFlow's variables, and their conversion to those of state-dict entries and back."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Axes(NamedTuple):
-    """``order`` of the source's axes in PyTorch; a ``matrix`` drops the last two, of size 1."""
+    """``order``: the source's axes in PyTorch's order. A ``matrix`` drops the last two, of size 1."""
 
     order: tuple[int, ...]
     matrix: bool = False
@@ -31,7 +31,7 @@ Layout = Literal["conv", "depthwise", "dense", "conv_ohwi", "depthwise_1hwc", "d
 
 
 def source_shape(layout: str, shape: Shape) -> Shape:
-    """The shape of the variable that becomes an entry of ``shape``. Raises ValueError where none does."""
+    """The shape of the variable that becomes an entry of ``shape``. Raises ValueError if none does."""
     order, matrix = AXES[layout]
     ordered = (*shape, 1, 1) if matrix else shape
     if len(ordered) != len(order):

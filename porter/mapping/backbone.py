@@ -1,4 +1,4 @@
-"""Finding the MobileNetV3 inside a larger model: below some scope, by Keras's names anywhere, or under other names."""
+"""Finding the MobileNetV3 inside a larger model: below a scope, by Keras's names, or under other names."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from porter.sources.dtypes import FLOATS
 
 
 class Backbone(NamedTuple):
-    """A mapping of what is inside, and how many of its variables fit."""
+    """A mapping of a backbone, and how many of its variables fit."""
 
     mapping: VariantMapping
     fitting: int
@@ -28,14 +28,14 @@ class Backbone(NamedTuple):
 
     @property
     def exact(self) -> bool:
-        """Every variable is there in the right shape."""
+        """True if every variable is there in the right shape."""
         return self.fitting == self.expected
 
 
 def find_backbone(checkpoint: Checkpoint, variants: Sequence[str] | None = None) -> Backbone:
-    """The backbone of ``variants`` (all) that fits best.
+    """The backbone of ``variants`` (None: all) that fits best.
 
-    Raises MappingError where two places hold one, as it does not follow which is meant.
+    Raises MappingError if there are backbones in two places, as either may be meant.
     """
     candidates = sorted(_candidates(checkpoint, variants), key=lambda one: -one.fitting / one.expected)
     exact = [one for one in candidates if one.exact]
@@ -52,12 +52,12 @@ def find_backbone(checkpoint: Checkpoint, variants: Sequence[str] | None = None)
 
 
 def as_backbone(mapping: VariantMapping, scope: str | None = None) -> VariantMapping:
-    """``mapping`` without head and classifier, its variables below ``scope``, or where they were."""
+    """``mapping`` without head and classifier; its variables are below ``scope``, or in their old scope if None."""
     return msgspec.structs.replace(mapping, top="none", scope=mapping.scope if scope is None else scope)
 
 
 def by_other_names(checkpoint: Checkpoint, variants: Sequence[str] | None = None) -> VariantMapping | None:
-    """A backbone whose variables have names of their own, where shapes and names leave no doubt; else None."""
+    """A backbone whose variables have unknown names, if shapes and names identify it; else None."""
     floats = {name: variable for name, variable in checkpoint.items() if variable.dtype in FLOATS}
     for variant in variants or (*list_variants(), *list_backbones()):
         plain = as_backbone(load_variant(variant), scope="")
@@ -72,12 +72,12 @@ def by_other_names(checkpoint: Checkpoint, variants: Sequence[str] | None = None
 
 
 def hint(checkpoint: Checkpoint) -> MappingError | None:
-    """The refusal of a larger model that holds a backbone; None where it holds none."""
+    """The error for a larger model that holds a backbone; None if it holds none."""
     found = find_backbone(checkpoint)
     if not found.exact:
         return None
     return MappingError(
-        f"{checkpoint.given}: is no classifier of ours, but holds a {found.mapping.variant} backbone: to port these "
+        f"{checkpoint.given}: not a MobileNetV3 classifier, but holds a {found.mapping.variant} backbone: to port "
         f"{found.expected} of its {len(checkpoint)} variables use",
         option=Option("backbone"),
     )
@@ -94,7 +94,7 @@ def _candidates(checkpoint: Checkpoint, variants: Sequence[str] | None) -> Itera
 
 
 def _scopes(mapping: VariantMapping, checkpoint: Checkpoint) -> list[str]:
-    """The scopes below which the first convolution lies."""
+    """The scopes that hold the first convolution."""
     plain = as_backbone(mapping, scope="")
     first = expected_variables(plain, build_network(plain), classes=0)[0]
     names = [name for name in checkpoint if name == first.source or name.endswith(f"/{first.source}")]

@@ -18,7 +18,7 @@ from porter.mapping.schema import SECTIONS, VariantMapping
 from porter.mapping.yaml_file import Document, overlay, read_yaml
 from porter.network.network import HEADS, build_network
 
-PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")  # it becomes the name of a file
+PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")  # it becomes a file name
 Names = Literal["slim", "keras", "keras2", "keras_unnamed", "tflite", "tfjs", "garden"]
 
 
@@ -33,7 +33,7 @@ def mappings_folder() -> Path:
 
 @functools.cache
 def load_variant(variant: str, names: Names = "slim") -> VariantMapping:
-    """The mapping of a variant whose variables are named as in ``names``.
+    """The mapping of a variant with variables named as in ``names``.
 
     Raises MappingError for an unknown variant.
     """
@@ -70,7 +70,7 @@ def list_backbones() -> tuple[str, ...]:
 
 @functools.cache
 def list_with_head(*keys: str) -> tuple[str, ...]:
-    """The built-in networks with one of the heads ``keys`` (``segmentation``), or with any."""
+    """The built-in networks with one of the heads ``keys`` (e.g. ``segmentation``), or with any if empty."""
     wanted = keys or tuple(head.KEY for head in HEADS)
     return tuple(name for name in _variants() if any(_document(f"{name}.yaml").content.get(key) for key in wanted))
 
@@ -87,14 +87,14 @@ def _variants() -> tuple[str, ...]:
 
 
 def variant_named(name: str) -> str | None:
-    """The variant or backbone that is called ``name``, or that timm calls so; None where there is none."""
+    """The variant or backbone with this name, ours or timm's; None if there is none."""
     if name in list_networks():
         return name
     return next((variant for variant in list_variants() if load_variant(variant).timm == name), None)
 
 
 def load_mapping(path: Path) -> VariantMapping:
-    """Load and check a mapping file; its ``base`` may be a file beside it or one of the installed ones.
+    """Load and check a mapping file. Its ``base`` may be a file beside it or an installed one.
 
     Raises MappingError with file, line and key.
     """
@@ -131,7 +131,7 @@ def _find_base(name: str, beside: Path) -> Path:
 
 
 def _with_line(message: str, document: Document) -> str:
-    """msgspec's ``what - at `$.path``` as ``file:line: path: what``."""
+    """msgspec's ``what - at `$.path``` rewritten as ``file:line: path: what``."""
     what, _, at = message.partition(" - at ")
     path = at.strip("`") or "$"
     unknown = re.search(r"unknown field `(\w+)`", what)
@@ -140,7 +140,7 @@ def _with_line(message: str, document: Document) -> str:
 
 
 def _check(mapping: VariantMapping, document: Document) -> None:
-    """Checks beyond types: names are plain, the table makes a network, and the rules can be expanded over it."""
+    """Checks beyond types: names are plain, the table makes a network, and the rules expand over it."""
     for field, name in (("variant", mapping.variant), ("timm", mapping.timm)):
         if name is not None and not PLAIN_NAME.fullmatch(name):
             at = document.where(f"$.{field}")

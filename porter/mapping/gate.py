@@ -1,7 +1,7 @@
 """Folding the squeeze-excite constant of one definition into weights for another, and back exactly.
 
-slim's gate is ``relu6(x + 3) * 0.16667``, timm's ``relu6(x + 3) / 6``. The gate scales the input of the
-linear ``project`` convolution, so scaling those weights by ``0.16667 / (1/6)`` makes up for it.
+slim's gate is ``relu6(x + 3) * 0.16667``, timm's ``relu6(x + 3) / 6``. The gate scales the input of the linear
+``project`` convolution, so scaling its weights by ``0.16667 / (1/6)`` makes up for the difference.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
-GATE_ROUNDING = 1e-7  # a gate that went through float32 is the known one within this
-GATE_IN_16_BITS = 2.0**-8  # and one that was stored in 16 bits: bfloat16 rounds by up to 2^-9
+GATE_ROUNDING = 1e-7  # tolerance of a gate that was rounded to float32
+GATE_IN_16_BITS = 2.0**-8  # and of one stored in 16 bits: bfloat16 rounds by up to 2^-9
 GATE_SHIFT = 3.0  # of relu6(x + 3)
 
 
 def fold(values: np.ndarray, ratio: float) -> tuple[np.ndarray, list[int]]:
     """``values * ratio`` in the dtype of ``values``, and the flat positions that ``unfold`` must nudge.
 
-    Rounding to float32 can send two neighbours to one value. Each nudge is ``2 * position + up``: the
-    original lies one float above (``up`` 1) or below what division gives.
+    Rounding to float32 can map two neighbours to one value. Each nudge is ``2 * position + up``: the original is one
+    float above (``up`` 1) or below the result of the division.
     """
     import numpy as np
 

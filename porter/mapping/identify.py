@@ -9,7 +9,7 @@ from porter.mapping.files import Names, list_variants, list_with_head, load_vari
 from porter.mapping.plan import fit
 from porter.sources import Checkpoint
 
-# What names to try in which format; a format not listed here holds TensorFlow's variables.
+# Naming schemes to try by format; formats not listed hold TensorFlow's variables
 NAMES: dict[str, tuple[Names, ...]] = {
     "tflite": ("tflite",),
     "keras": ("keras", "keras2", "keras_unnamed"),
@@ -19,7 +19,7 @@ TENSORFLOW_NAMES: tuple[Names, ...] = ("slim", "keras2", "keras", "garden")
 
 
 class Match(NamedTuple):
-    """How well a variant fits: expected variables of the right shape, of all expected."""
+    """How well a variant fits: how many of its ``expected`` variables are there in the right shape."""
 
     variant: str
     names: Names
@@ -29,15 +29,15 @@ class Match(NamedTuple):
 
     @property
     def exact(self) -> bool:
-        """Every expected variable is there in the right shape."""
+        """True if every expected variable is there in the right shape."""
         return self.fitting == self.expected
 
 
 def match_variants(checkpoint: Checkpoint, variants: Sequence[str] | None = None) -> list[Match]:
-    """``variants`` (all), best fit first; names are tried in turn until one fits exactly.
+    """``variants`` (None: all), best fit first. Naming schemes are tried in turn until one fits exactly.
 
-    A minimalistic network's variables are not a subset of the full one's: expansion widths or
-    kernels differ, so at most one variant fits.
+    A minimalistic network's variables are not a subset of the full one's: expansion widths or kernels differ, so at
+    most one variant fits.
     """
     matches: list[Match] = []
     tried = NAMES.get(checkpoint.format, TENSORFLOW_NAMES)

@@ -1,4 +1,4 @@
-"""Matching a network's variables with those of a checkpoint by scope, then by shape, kind of variable and name."""
+"""Matching a network's variables with a checkpoint's by scope, then by shape, kind and name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from porter.mapping.rules import Expected
 from porter.sources.variable import Variable
 
-# What the last part of a name says, as different writers say it
+# Kind of a variable by the last part of its name, as different writers have it
 KINDS = {
     "weight": {"weights", "weight", "kernel", "w", "filters", "depthwise_weights", "depthwise_kernel"},
     "bias": {"biases", "bias", "b"},
@@ -22,7 +22,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Choice:
-    """One variable of the network: the checkpoint's ``name`` for it, or None, and the other candidates."""
+    """One variable of the network: the checkpoint's ``name`` for it, or None, and other candidates."""
 
     wanted: Expected
     name: str | None
@@ -31,12 +31,12 @@ class Choice:
 
     @property
     def certain(self) -> bool:
-        """Found, and there was no other candidate."""
+        """True if it was found and had no other candidate."""
         return self.name is not None and not self.others
 
 
 def find_scope(expected: list[Expected], candidates: dict[str, Variable]) -> str:
-    """The scope below which most of slim's names are found in their shapes; empty where none are."""
+    """The scope with most of slim's names in their shapes; empty if none has any."""
     votes: defaultdict[str, int] = defaultdict(int)
     for want in expected:
         for name, variable in candidates.items():
@@ -65,7 +65,7 @@ def choose(expected: list[Expected], candidates: dict[str, Variable], scope: str
 
 
 def _match(wanted: list[Expected], names: list[str]) -> dict[str, Choice]:
-    """Pairs within one shape and kind, the most similar names first; a tie is settled by order and names the rivals."""
+    """Pairs of one shape and kind, the most similar names first. Ties go by order; the rivals are listed."""
     if not names:
         return {w.source: Choice(w, None, (), "no variable of this shape and kind is left") for w in wanted}
     if len(wanted) == len(names) == 1:
@@ -93,7 +93,7 @@ def _match(wanted: list[Expected], names: list[str]) -> dict[str, Choice]:
 
 
 def _likeness(a: str, b: str) -> float:
-    """Share of common words and numbers in two names."""
+    """Share of words and numbers that two names have in common."""
     first, second = _words(a), _words(b)
     return len(first & second) / len(first | second)
 

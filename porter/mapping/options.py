@@ -1,4 +1,4 @@
-"""The options of a port as one value, made once by the command line or a public function."""
+"""The options of a port as one value."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ ArtifactLayout = Literal["timm", "slim"]
 class PortOptions:
     """How to port a source.
 
-    ``variant`` is found from the shapes when left out; ``mapping`` is a user's own YAML file. ``weights``: ``ema`` or
-    ``raw`` where both exist. ``layout`` ``timm`` makes the weights exact in definitions whose squeeze-excite gate is
-    1/6, ``slim`` leaves them as they are. ``keep_background`` keeps class 0 of slim's 1,001; ``num_classes`` is what
-    the caller expects the classifier to give. ``fold_bn`` folds batch norms into the convolutions before them.
-    ``fake_quant`` says whether the port computes the 8 bits that the source was trained for: by default where the
-    source has their ranges. ``backbone`` takes the network that is inside a larger model, without head and classifier.
+    ``variant``: found from the shapes if None. ``mapping``: your own YAML file. ``weights``: ``ema`` or ``raw`` where
+    both exist. ``layout``: ``timm`` makes the weights exact for definitions whose squeeze-excite gate is 1/6, ``slim``
+    leaves them unchanged. ``keep_background``: keep class 0 of slim's 1,001. ``num_classes``: the expected size of the
+    classifier. ``fold_bn``: fold batch norms into the convolutions before them. ``fake_quant``: compute the 8 bits that
+    the source was trained for; None: if it has their ranges. ``backbone``: port the network inside a larger model,
+    without head and classifier.
     """
 
     variant: str | None = None

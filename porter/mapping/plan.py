@@ -1,4 +1,4 @@
-"""The plan of a port: which variable becomes which state-dict entry. It is strict, and reads no tensor."""
+"""The plan of a port: which variable becomes which state-dict entry. It is strict, and reads no values."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ NOT_BACKBONE = "not of the backbone"
 
 @dataclass(frozen=True)
 class Step:
-    """One tensor to carry over. Shapes: ``source_shape`` TensorFlow's, ``target_shape`` PyTorch's.
+    """One tensor to port. ``source_shape`` is TensorFlow's, ``target_shape`` PyTorch's.
 
-    ``drop_class`` is the class left out along the target's first axis; ``scale`` the gate fold (1: none);
-    ``shift`` what is added to each value.
+    ``drop_class``: the class to leave out of the target's first axis. ``scale``: the gate fold (1: none). ``shift``:
+    added to each value.
     """
 
     source: str
@@ -44,14 +44,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """All steps, the entries of the state dict in its order (``targets``), and what is left aside.
+    """All steps, the entries of the state dict in its order (``targets``), and the variables left out (``ignored``).
 
-    Two kinds of entries have no step: counters of batches, which TensorFlow lacks, are set to zero, and the gate is
-    stated where it is not 1/6. ``gate`` is the squeeze-excite constant that the resulting weights are made for.
-    ``norms`` are the batch norms to fold into the layers before them, by layer, with their epsilons; ``bn_folded`` is
-    true where the result has none, for whatever reason.
-    ``ranges`` names, by module or entry, the source's range (``.../min``, ``.../max``) that it was quantised to: the
-    port computes in 8 bits. ``dequantized`` tells that the source has ranges, and they are left out as was asked.
+    Two kinds of entries have no step: batch counters, which TensorFlow lacks, are zero, and the gate is stated if it is
+    not 1/6. ``gate``: the squeeze-excite constant for which the new weights are made. ``norms``: batch norms to fold
+    into the layers before them, by layer, with their epsilons. ``bn_folded``: True if the result has no batch norms,
+    for whatever reason. ``ranges``: by module or entry, the source's name of its quantisation range (``.../min``,
+    ``.../max``); the port then computes in 8 bits. ``dequantized``: True if the source has ranges and the options leave
+    them out.
     """
 
     variant: str
@@ -70,15 +70,15 @@ class Plan:
 
     @property
     def folded(self) -> list[str]:
-        """The entries that something is folded into."""
+        """The entries that have something folded in."""
         norms = [f"{module}.{part}" for module in self.norms for part in ("weight", "bias")]
         return norms + [step.target for step in self.steps if step.scale != 1.0]
 
 
 class Fit(NamedTuple):
-    """The network of a mapping as a checkpoint has it, and the variables that it needs.
+    """A mapping's network, adapted to a checkpoint, and the variables that it needs.
 
-    ``classes`` are the outputs of the classifier, background included; 0 without one.
+    ``classes``: outputs of the classifier, background included; 0 if there is none.
     """
 
     network: Network
@@ -87,10 +87,10 @@ class Fit(NamedTuple):
 
 
 def make_plan(mapping: VariantMapping, fitted: Fit, checkpoint: Checkpoint, options: PortOptions) -> Plan:
-    """Plan the port of ``checkpoint`` into the state dict of the network that ``fit`` found.
+    """Plan the port of ``checkpoint`` to the state dict of the network that ``fit`` found.
 
-    Raises MappingError that lists every variable missing, left over or of another shape, every target unfilled,
-    filled twice or of another shape.
+    Raises MappingError that lists every variable that is missing, left over or of another shape, and every target that
+    is unfilled, filled twice or of another shape.
     """
     network, classes, expected = fitted
     dropped, kept = _classes(mapping, fitted, checkpoint, options)
@@ -139,7 +139,7 @@ def make_plan(mapping: VariantMapping, fitted: Fit, checkpoint: Checkpoint, opti
 
 
 def _classes(mapping: VariantMapping, fitted: Fit, checkpoint: Checkpoint, options: PortOptions) -> tuple[bool, int]:
-    """Whether the background is dropped, and how many classes that leaves. Raises MappingError for another number."""
+    """Whether the background is dropped, and the number of classes left. Raises MappingError for another number."""
     network, classes, _ = fitted
     background = mapping.classes.background
     whole = options.keep_background or (network.head is not None and network.head.BACKGROUND_IS_A_CLASS)
@@ -155,7 +155,7 @@ def _classes(mapping: VariantMapping, fitted: Fit, checkpoint: Checkpoint, optio
 
 
 def _step(want: Expected, shape: Shape, checkpoint: Checkpoint, drop: int | None, gate_ratio: float) -> Step:
-    """How the variable ``want`` becomes an entry of ``shape``; ``gate_ratio`` is folded into weights that take it."""
+    """How the variable ``want`` becomes an entry of ``shape``; ``gate_ratio`` is folded in if its weights take it."""
     if drop is not None:
         shape = (shape[0] - 1, *shape[1:])
     shifted = want.gate_bias and want.source in checkpoint and checkpoint[want.source].fused == "relu6"
@@ -164,7 +164,7 @@ def _step(want: Expected, shape: Shape, checkpoint: Checkpoint, drop: int | None
 
 
 def _ranges(mapping: VariantMapping, network: Network, classes: int, checkpoint: Checkpoint) -> dict[str, str]:
-    """Module or entry -> the source's name of the range that it was quantised to, where it has one."""
+    """Module or entry -> the source's name of its quantisation range, if it has one."""
     candidates = module_outputs(mapping, network, classes)
     return {at: name for at, names in candidates.items() for name in names[::-1] if f"{name}/min" in checkpoint}
 
@@ -172,7 +172,7 @@ def _ranges(mapping: VariantMapping, network: Network, classes: int, checkpoint:
 def _left_over(
     mapping: VariantMapping, checkpoint: Checkpoint, expected: list[Expected], ranges: Mapping[str, str]
 ) -> tuple[list[str], dict[str, str]]:
-    """Variables that nothing uses or ignores; and those ignored, with the reason."""
+    """Variables that no rule uses or ignores; and the ignored ones, with the reason."""
     used = {want.source for want in expected} | {f"{name}/{field}" for name in ranges.values() for field in FIELDS}
     reasons = {name: ignore_reason(mapping, name) for name in checkpoint if name not in used}
     if mapping.top == "none":
@@ -182,15 +182,15 @@ def _left_over(
 
 
 def ignore_reason(mapping: VariantMapping, name: str) -> str | None:
-    """Why ``mapping`` ignores the variable ``name``, None where it does not."""
+    """Why ``mapping`` ignores the variable ``name``; None if it does not."""
     return next((i.reason for i in mapping.ignore if fnmatch.fnmatchcase(name, i.pattern)), None)
 
 
 def fit(mapping: VariantMapping, checkpoint: Checkpoint) -> Fit:
-    """Fit the network of ``mapping`` to what ``checkpoint`` has.
+    """Fit the network of ``mapping`` to the variables of ``checkpoint``.
 
-    Where the mapping says that the top is optional, a checkpoint without classifier has 0 outputs, and one
-    without the convolution after pooling no embedding. Otherwise a missing classifier counts as 1 output.
+    If the mapping's top is optional, a checkpoint without classifier has 0 classes, and one without the convolution
+    after pooling has no embedding. Otherwise a missing classifier counts as 1 class.
     """
     network = build_network(mapping)
     if checkpoint.gate is not None:
@@ -217,7 +217,7 @@ def fit(mapping: VariantMapping, checkpoint: Checkpoint) -> Fit:
 
 
 def _fit_backbone(mapping: VariantMapping, network: Network, checkpoint: Checkpoint) -> Fit:
-    """Stem and blocks, and the last convolution where the network counts it among them and the checkpoint has it."""
+    """Stem and blocks, and the last convolution if the network has it in its backbone and the checkpoint holds it."""
     whole = replace(network, embedding=0, backbone=True)
     blocks = replace(whole, last=0)
     with_last, without = (expected_variables(mapping, net, classes=0) for net in (whole, blocks))
@@ -227,7 +227,7 @@ def _fit_backbone(mapping: VariantMapping, network: Network, checkpoint: Checkpo
 
 
 def _as_in_graph(head: Head, mapping: VariantMapping, checkpoint: Checkpoint) -> Head:
-    """``head`` with the constants of the checkpoint's own graph, where there is one."""
+    """``head`` with the constants of the checkpoint's own graph, if it has one."""
     path = checkpoint.path
     if checkpoint.format == "bundle":
         path = path.with_name(path.name + ".meta")

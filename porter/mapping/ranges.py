@@ -6,15 +6,14 @@ from msgspec import Struct
 
 
 class Range(Struct, frozen=True, omit_defaults=True):
-    """Limits of one tensor, in the float values that the levels stand for; training knows no more.
+    """Limits of one tensor, in the float values that its levels stand for; training knows no more.
 
-    The rest is TensorFlow Lite's integer arithmetic. ``scale`` is the distance of levels as stored. A kernel adds up
-    integers that stand for ``unit`` each and brings them to levels with the fixed-point ``multiplier`` (one of each for
-    every channel, where the weights have a scale for every channel), rounding ties away from zero or (``ties_away`` 0)
-    upwards. Hard swish works on levels of its input, ``input_scale`` apart
-    from ``input_min`` on; a mean, on levels ``input_scale`` apart of which number ``input_zero`` stands for 0. An
-    addition works on levels of the block's input, ``skip_scale`` apart, and of its last convolution, ``branch_scale``
-    apart.
+    The other fields are TensorFlow Lite's integer arithmetic. ``scale``: the distance between levels, as stored. A
+    kernel sums integers of ``unit`` each and converts the sum to levels with the fixed-point ``multiplier`` (both per
+    channel if the weights' scales are). It rounds ties away from zero, or upwards if ``ties_away`` is 0. Hard swish
+    takes input levels ``input_scale`` apart, from ``input_min`` on. A mean takes levels ``input_scale`` apart, where
+    level ``input_zero`` stands for 0. An addition takes levels of the block's input, ``skip_scale`` apart, and of its
+    last convolution, ``branch_scale`` apart.
     """
 
     min: float
@@ -31,9 +30,9 @@ class Range(Struct, frozen=True, omit_defaults=True):
 
 
 def levels(limits: Range) -> tuple[float, int]:
-    """The distance of the 256 levels, and which of them stands for 0.
+    """The distance between the 256 levels, and the level that stands for 0.
 
-    Where the distance is not stored, it is worked out in float32, as FakeQuantWithMinMaxVars does (Nudge of
+    If the distance is not stored, it is computed in float32, as in FakeQuantWithMinMaxVars (Nudge in
     tensorflow/core/kernels/fake_quant_ops_functor.h).
     """
     import numpy as np

@@ -1,4 +1,4 @@
-"""Expanding a mapping's rules over its network: every variable that is expected, and where it goes."""
+"""Expanding a mapping's rules over its network: every expected variable, and its state-dict entry."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from porter.network.nodes import groups, nodes, state_dict_shapes, torchvision_n
 class Expected(NamedTuple):
     """One variable that a checkpoint should have, ``source``, and the state-dict entry that it becomes, ``target``.
 
-    ``shape`` is TensorFlow's, in the order of ``axes``; ``local`` the name without the mapping's scope. ``folds_gate``
-    is true for weights into which the squeeze-excite constant may be folded, ``gate_bias`` for the bias before a gate,
-    which may hold the 3 of relu6(x + 3).
+    ``shape`` is TensorFlow's, in the order of ``axes``. ``local``: the name without the mapping's scope.
+    ``folds_gate``: True for weights that the squeeze-excite constant may be folded into. ``gate_bias``: True for the
+    bias before a gate, which may include the 3 of relu6(x + 3).
     """
 
     source: str
@@ -38,25 +38,25 @@ NEXT = re.compile(r"\{next_(\w+)\}")
 class Placeholders:
     """Values of the placeholders in a mapping's names.
 
-    ``{next_x}`` counts the counter x up, from 0, and ``{x}`` is the same number again.
+    ``{next_x}`` increments the counter x, from 0; ``{x}`` is its current value.
     """
 
     def __init__(self) -> None:
         self.names: dict[str, str | int] = {}
 
     def fill(self, template: str) -> str:
-        """``template`` with every placeholder filled in, counters counted up first. Raises KeyError, ValueError."""
+        """``template`` with every placeholder filled in, increments first. Raises KeyError, ValueError."""
         for counter in NEXT.findall(template):
             self.names[counter] = int(self.names.get(counter, -1)) + 1
         return NEXT.sub(r"{\1}", template).format_map(self.names)
 
 
 def expected_variables(mapping: VariantMapping, network: Network, classes: int) -> list[Expected]:
-    """All expected variables in the order of computation; 0 ``classes``: none of a classifier.
+    """All expected variables in the order of computation; with 0 ``classes``, without a classifier.
 
-    Raises ValueError (``key: what is wrong``) on a placeholder or an entry that does not exist.
+    Raises ValueError (``key: what is wrong``) for a placeholder or an entry that does not exist.
     """
-    for remembered in list(_latest):  # a copy: another thread may append. A training run asks the same again and again
+    for remembered in list(_latest):  # a copy: another thread may append. Training asks for the same repeatedly
         if remembered[0] is mapping and remembered[1] == network and remembered[2] == classes:
             return list(remembered[3])
     expected = list(_expanded(mapping, network, classes))
@@ -106,7 +106,7 @@ def _expanded(mapping: VariantMapping, network: Network, classes: int) -> Iterat
 
 
 def _rules(mapping: VariantMapping, group: Group) -> Iterator[tuple[str, Rule]]:
-    """The rules of a group and where they stand; ``squeeze_excite`` among a block's are that section's."""
+    """A group's rules and their keys in the file; ``squeeze_excite`` in a block stands for that section's rules."""
     if group.section and group.section not in mapping.rules:
         raise ValueError(f"rules.{group.section}: is missing, and the network needs it")
     rules = mapping.rules.get(group.section, [])
@@ -121,7 +121,7 @@ def _rules(mapping: VariantMapping, group: Group) -> Iterator[tuple[str, Rule]]:
 
 
 def module_outputs(mapping: VariantMapping, network: Network, classes: int) -> dict[str, list[str]]:
-    """Module -> the names that its output may have in the source, as the mapping's ``outputs`` give them."""
+    """Module -> names that its output may have in the source, from the mapping's ``outputs``."""
     names = Placeholders()
     found: dict[str, list[str]] = {}
     for group in groups(network, classes):
@@ -133,12 +133,12 @@ def module_outputs(mapping: VariantMapping, network: Network, classes: int) -> d
 
 
 def layer_scopes(expected: list[Expected]) -> Mapping[str, str]:
-    """The prefix of a layer or batch norm in the state dict -> the source's scope of its variables."""
+    """Prefix of a layer or batch norm in the state dict -> the scope of its variables in the source."""
     return {want.target.rpartition(".")[0]: want.source.rpartition("/")[0] for want in expected}
 
 
 def _add_scope(mapping: VariantMapping, name: str, above: int = 0) -> str:
-    """``name`` in the mapping's scope, or in one so many above it."""
+    """``name`` in the mapping's scope, or in its parent ``above`` levels up."""
     scopes = mapping.scope.split("/") if mapping.scope else []
     return "/".join([*scopes[: max(0, len(scopes) - above)], name])
 

@@ -1,4 +1,4 @@
-"""What a mapping file may say, as typed values; docs/mapping-format.md explains each key."""
+"""The content of a mapping file, as typed values; docs/mapping-format.md explains each key."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from porter.network.spec import BlockKind
 
 
 class Classes(Struct, frozen=True, forbid_unknown_fields=True):
-    """Outputs of the classifier: ``background`` is dropped where there are ``background_of`` of them."""
+    """Outputs of the classifier. Class ``background`` is dropped if there are ``background_of`` of them."""
 
     count: int | None = None
     background: int | None = None
@@ -22,8 +22,8 @@ class Classes(Struct, frozen=True, forbid_unknown_fields=True):
 class Rule(Struct, frozen=True, forbid_unknown_fields=True):
     """One variable (or batch norm) -> one state-dict entry (or module).
 
-    ``shape``, ``absorbs_gate`` and ``gate_shift`` are read from files for version 0.1 and not used: the network has
-    them.
+    Files of version 0.1 may have ``shape``, ``absorbs_gate`` and ``gate_shift``. They are ignored: the network has
+    these facts.
     """
 
     source: str = field(name="from")
@@ -34,14 +34,14 @@ class Rule(Struct, frozen=True, forbid_unknown_fields=True):
     gate_shift: bool = False
 
 
-# The word ``squeeze_excite`` among a block's rules stands for the rules of that section
+# In a block, the word ``squeeze_excite`` stands for the rules of that section
 BlockRule = Rule | Literal["squeeze_excite"]
-# Sections of rules: for blocks of each kind, and around them; those of heads are theirs
+# Sections of rules, besides those of heads
 SECTIONS = ("stem", *get_args(BlockKind), "squeeze_excite", "last", "head", "classifier")
 
 
 class Ignored(Struct, frozen=True, forbid_unknown_fields=True):
-    """Variables that no rule needs: a shell pattern, and why."""
+    """Variables that no rule needs: a shell pattern, and the reason."""
 
     pattern: str
     reason: str
@@ -71,10 +71,9 @@ class Training(Struct, frozen=True, forbid_unknown_fields=True):
 class VariantMapping(Architecture, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A whole mapping file with its bases merged in.
 
-    ``rules`` are by section, in the order of computation. ``names`` renames the ``from`` of rules, ``variables`` single
-    variables (by full name, wherever they lie);
-    ``outputs`` tells, by section, what the source calls modules' outputs. A ``top`` of ``none`` is a backbone: what is
-    not of the network is left where it is.
+    ``rules``: by section, in the order of computation. ``names`` renames the ``from`` of rules; ``variables`` renames
+    single variables, by full name. ``outputs``: by section, the source's names of modules' outputs. ``top: none`` makes
+    it a backbone: variables outside the network are ignored.
     """
 
     variant: str

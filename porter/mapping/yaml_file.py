@@ -1,4 +1,4 @@
-"""YAML files with ``base:`` inheritance that remember the line of every key."""
+"""YAML files with ``base:`` inheritance, and the line of every key."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Find = Callable[[str, Path], Path]
 
 
 class Document(NamedTuple):
-    """Merged content, and where each key stands: ``$.network.blocks[3].kernel`` -> ``file:line``."""
+    """Merged content, and the place of each key: ``$.network.blocks[3].kernel`` -> ``file:line``."""
 
     content: dict[str, Any]
     lines: dict[str, str]
@@ -27,9 +27,9 @@ class Document(NamedTuple):
         return self.lines[path]
 
 
-ADDED = "ignore"  # the list that a file adds to its base's
-MAX_BYTES = 1 << 20  # of one file; the largest of ours has 11 KB
-MAX_NODES, MAX_DEPTH = 20_000, 24  # of one file, aliases counted wherever they stand; ours have 1,500 and 8
+ADDED = "ignore"  # this list is added to the base's
+MAX_BYTES = 1 << 20  # of one file; our largest has 11 KB
+MAX_NODES, MAX_DEPTH = 20_000, 24  # of one file, each use of an alias counted; ours have up to 1,500 and 8
 MAX_BASES = 32  # files read for one mapping
 
 
@@ -63,7 +63,7 @@ class _Reading:
 
 
 def read_yaml(path: Path, find: Find) -> Document:
-    """Read ``path``; the files its ``base:`` names, found by ``find(name, path)``, come below it in their order.
+    """Read ``path``. The files in its ``base:``, found by ``find(name, path)``, are overlaid in order, then ``path``.
 
     Raises MappingError with file and line.
     """
@@ -92,7 +92,7 @@ def _read(path: Path, reading: _Reading, seen: tuple[Path, ...]) -> Document:
 
 
 def overlay(below: Document, above: Document) -> Document:
-    """``above`` over ``below``: mappings merge key by key, ``ignore`` adds up, everything else is replaced."""
+    """``above`` over ``below``: mappings merge key by key, ``ignore`` lists are joined, other values are replaced."""
     content, lines = _merge(below.content, above.content), above.lines
     first, second = (document.content.get(ADDED) for document in (below, above))
     if isinstance(first, list) and isinstance(second, list):
@@ -103,7 +103,7 @@ def overlay(below: Document, above: Document) -> Document:
 
 
 class _File(NamedTuple):
-    """One file while it is read; ``lines`` maps keys to ``file:line``."""
+    """One file during reading; ``lines`` maps keys to ``file:line``."""
 
     loader: Any
     path: Path

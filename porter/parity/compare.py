@@ -13,35 +13,34 @@ import numpy as np
 from porter.parity.candidates.candidate import Output
 from porter.parity.references.reference import Noise, Values
 
-# The same function? Both sides in float64, largest difference over the layer's scale. Rounding is 1e-16 a number, and
-# some 1e-14 where it has gone through the layers.
+# The same function? Both sides in float64: the largest difference over the layer's scale. One operation rounds by
+# 1e-16; through all layers that grows to about 1e-14.
 SAME_FUNCTION = 1e-12
 
-# As exact? A port's float32 error may be so many times the reference's own. One sums with up to 16 lanes where the
-# other sums one by one, which makes errors differ by sqrt(16) (root mean square); the largest of a few errors varies
-# twice as much again.
+# As exact? The limit of the port's float32 error is this multiple of the reference's. One side sums in up to 16 lanes,
+# the other one by one, so errors differ by up to sqrt(16) (root mean square); the largest varies twice as much.
 RMS_MULTIPLE, LARGEST_MULTIPLE = 4.0, 8.0
-# Below so many units in the last place of the layer's scale, errors are not compared: a layer rounds six times by half
-# a unit (convolution, batch norm twice, activation, multiplication, addition).
+# Smaller errors, in units in the last place of the layer's scale, always pass: a layer rounds six times by half a unit
+# (convolution, batch norm twice, activation, multiplication, addition).
 ULP = 2.0**-23
 RMS_FLOOR, LARGEST_FLOOR = 1 * ULP, 4 * ULP
 
 NO_NOISE = Noise(0.0, 0.0)
 
-# 8 bits: the same level, or another; levels are 1 / 255 of the scale apart, float32 numbers 1e-7
+# 8 bits: the same level or not. Levels are 1 / 255 of the scale apart, float32 numbers 1e-7
 SAME_LEVEL = 1e-6
 
-# References recorded before float64 was: float32 values, whose error nothing tells
+# Limits for old records, which hold float32 values of unknown error
 RECORDED_LOGITS, RECORDED_ENDPOINTS = 1e-5, 2e-5
 
 
 class Row(NamedTuple):
-    """How far one endpoint is from its reference. All figures are over ``scale``, the largest |reference|.
+    """How far one endpoint is from its reference. Distances are over ``scale``, the largest |reference|.
 
-    ``function`` is the largest difference of the float64 values (of levels, where there are 8 bits), within
-    ``function_limit`` if it is the same function. ``port`` and ``reference`` are the float32 errors of both sides from
-    the float64 values, and ``allowed`` what the port's may be. None: that question was not asked, or cannot be.
-    ``worst`` is the index of the largest difference (NHWC). ``port_name`` is what a foreign port calls the endpoint.
+    ``function``: the largest float64 difference (of levels for 8 bits); the same function if at most
+    ``function_limit``. ``port`` and ``reference``: each side's float32 error against the float64 values. ``allowed``:
+    the limit of ``port``. None: not asked, or not available. ``worst``: index of the largest difference (NHWC).
+    ``port_name``: a foreign port's name for the endpoint.
     """
 
     endpoint: str
@@ -58,39 +57,39 @@ class Row(NamedTuple):
 
     @property
     def same_function(self) -> bool | None:
-        """The answer to the first question; NaN is no."""
+        """The answer to the first question; NaN counts as no."""
         return None if self.function is None else self.function <= self.function_limit
 
     @property
     def as_exact(self) -> bool | None:
-        """The answer to the second question; NaN is no."""
+        """The answer to the second question; NaN counts as no."""
         if self.port is None or self.allowed is None:
             return None
         return self.port.rms <= self.allowed.rms and self.port.largest <= self.allowed.largest
 
     @property
     def passed(self) -> bool:
-        """Every question that was asked is answered yes."""
+        """True if every question that was asked is answered yes."""
         answers = (self.same_function, self.as_exact)
         return False not in answers and True in answers
 
     @property
     def noise_ratio(self) -> float | None:
-        """The port's float32 error over the reference's own (root mean squares); None where that has none."""
+        """The port's float32 error over the reference's (root mean squares); None if unknown, or the latter is 0."""
         if self.port is None or self.reference is None or not self.reference.rms:
             return None
         return self.port.rms / self.reference.rms
 
     @property
     def rms_limit(self) -> float:
-        """The limit of ``noise_ratio``: the multiple, or more if the reference's own error is below the floor."""
+        """The limit of ``noise_ratio``: RMS_MULTIPLE, or more if the reference's own error is below the floor."""
         if self.allowed is None or self.reference is None or not self.reference.rms:
             return math.inf
         return self.allowed.rms / self.reference.rms
 
     @property
     def excess(self) -> float:
-        """The largest figure over its limit: above 1 where the row fails; infinite for NaN."""
+        """The largest ratio of a figure to its limit: above 1 if the row fails, infinite for NaN."""
         shares = [] if self.function is None else [self.function / self.function_limit]
         if self.port is not None and self.allowed is not None:
             shares += [self.port.rms / self.allowed.rms, self.port.largest / self.allowed.largest]
@@ -98,22 +97,22 @@ class Row(NamedTuple):
 
     @property
     def distance(self) -> float:
-        """The largest difference of the failing question, or of the first that was asked."""
+        """The largest difference for the question that failed, else for the first one asked."""
         if self.function is not None and (self.same_function is False or self.port is None or self.as_exact):
             return self.function
         return self.port.largest if self.port is not None else math.nan
 
     def with_port_noise(self, noise: Noise) -> Row:
-        """The row with the port's float32 error ``noise``, known instead of its values, in the endpoint's units."""
+        """The row with the port's float32 error ``noise``, in the endpoint's units, known without float32 values."""
         unit = self.scale or 1.0
         return self._replace(port=Noise(noise.rms / unit, noise.largest / unit))
 
     def with_rounded_weights(self) -> Row:
-        """The row for rounded weights: the float64 values may then differ as much as float32's."""
+        """The row for rounded weights: float64 values may then differ by as much as float32 values."""
         return self if self.allowed is None else self._replace(function_limit=self.allowed.largest)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values; None stands for what is not finite, as JSON has no NaN."""
+        """Plain values; NaN and infinity become None, as JSON has neither."""
         return {
             "endpoint": self.endpoint,
             "port_name": self.port_name,
@@ -150,9 +149,8 @@ def compare(
 ) -> Row:
     """Measure a port against ``reference`` at one endpoint (same shape, NHWC).
 
-    Of ``port_output``, what is None was not asked for. ``inherited`` is the largest error, over the scale, that the
-    reference's float32 had at an earlier endpoint: what this one is computed from. Raises ValueError when the shapes
-    differ.
+    Fields of ``port_output`` that are None are not compared. ``inherited`` is the reference's largest float32 error,
+    over the scale, at an earlier endpoint: this one is computed from it. Raises ValueError if the shapes differ.
     """
     values, noise = reference.values.astype(np.float64), reference.noise
     exact, single, _ = port_output
@@ -160,7 +158,7 @@ def compare(
         if ours is not None and ours.shape != values.shape:
             raise ValueError(f"{endpoint}: shape {ours.shape}, the reference has {values.shape}")
     scale = float(np.abs(values).max(initial=0.0))
-    unit = scale or 1.0  # of an endpoint that is 0 everywhere, the difference itself
+    unit = scale or 1.0  # an endpoint of zeros: the difference itself
     function = port = theirs = allowed = None
     worst = 0
     if noise is not None:

@@ -18,7 +18,7 @@ from porter.sources.bundle_writer import write_bundle
 DEFAULT_VARIANT = "small_075"
 STEP = 1000
 # What TensorFlow computes from the default variant's demo weights; scripts/record_demo_reference.py made it.
-RECORDED = Path(__file__).parents[1] / "parity" / "demo_reference.npz"
+RECORDED = Path(__file__).with_name("demo_reference.npz")
 
 
 def demo_variables(variant: str, classes: int = 1001, seed: int = 0) -> dict[str, np.ndarray]:
@@ -27,8 +27,8 @@ def demo_variables(variant: str, classes: int = 1001, seed: int = 0) -> dict[str
 
 
 def random_variables(mapping: VariantMapping, classes: int = 1001, seed: int = 0) -> dict[str, np.ndarray]:
-    """Variables of a network under slim's names, seeded; scaled so that activations keep their size."""
-    # RandomState's stream is frozen for good, so the recorded reference stays true
+    """Untrained float32 variables of a network under slim's names, from ``seed``; activations keep their size."""
+    # NumPy never changes RandomState's stream, so the recorded reference stays valid
     random = np.random.RandomState(zlib.crc32(f"{mapping.variant} {classes} {seed}".encode()))
     variables: dict[str, np.ndarray] = {"global_step": np.array(STEP, np.int64)}
     for want in expected_variables(mapping, build_network(mapping), classes):
@@ -37,7 +37,7 @@ def random_variables(mapping: VariantMapping, classes: int = 1001, seed: int = 0
             values = random.uniform(0.5, 1.5, want.shape)
         elif kind in ("beta", "biases", "moving_mean"):
             values = random.normal(0, 0.2, want.shape)
-        else:  # He's gain of 2 makes up for the half that ReLU takes from the inputs of these layers alone
+        else:  # He's gain of 2: only these layers follow a ReLU, which halves the variance
             fan_in = np.prod(want.shape[:2] if want.axes == "depthwise" else want.shape[:3])
             gain = 2 if "/depthwise/" in want.source or "/project/" in want.source else 1
             values = random.normal(0, np.sqrt(gain / fan_in), want.shape)
@@ -48,8 +48,8 @@ def random_variables(mapping: VariantMapping, classes: int = 1001, seed: int = 0
 def write_demo_checkpoint(folder: Path, variant: str = DEFAULT_VARIANT) -> Path:
     """Write the demo checkpoint of ``variant`` below ``folder``, laid out like a released tarball's folder.
 
-    The default variant comes with a recorded reference beside it, so that it can be verified without
-    TensorFlow. Returns the folder to convert. Raises PorterError.
+    The default variant gets a recorded reference beside it, so that it can be verified without TensorFlow. Returns the
+    folder to convert. Raises PorterError.
     """
     ema = folder / f"{variant}_demo" / "ema"
     make_folder(ema)

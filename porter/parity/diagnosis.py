@@ -1,6 +1,6 @@
-"""Why a port differs: the mistakes that ports are known to make, made on our own network as well, three at most.
+"""Why a port differs: known porting mistakes, up to three at once, made in our own network.
 
-Where our network with a mistake gives what the port gives, down to rounding, the mistake is named.
+A mistake is named if our network with it gives the port's output, down to rounding.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ from porter.parity.candidates.own import ported_model
 from porter.parity.verdict import Cause
 from porter.port import Port, plan_opened, plan_port
 
-# Over the logits' scale, in float64 and in float32: what is rounding and needs no explanation; what a mistake must
-# bring a difference down to (a port's folded weights may be rounded to float32; float32 computations err by up to
-# 2e-5); and what share of it may be left, for a mistake of little effect does not explain a difference that is small
-# already.
+# Limits over the logits' scale, for a target in float64 and in float32: the difference that is only rounding; what a
+# mistake must reduce a difference to (folded weights may be rounded to float32; float32 computations err by up to
+# 2e-5); and the share that may remain, as a mistake with little effect does not explain a small difference.
 EXPLAINED = {"exact": (1e-12, 1e-6, 1e-2), "single": (2e-5, 2e-5, 1e-1)}
 
 MOST_AT_ONCE = 3  # timm's and torchvision's own classes make three of these mistakes, and no more
@@ -53,9 +52,9 @@ class Target(NamedTuple):
 
 
 def diagnose(port: Port, target: Target, images: np.ndarray) -> list[Cause]:
-    """The mistakes, three at most, that make our network give ``target`` for ``images`` (N, H, W, C); empty if none do.
+    """At most three mistakes that make our network give ``target`` for ``images`` (N, H, W, C); empty if none do.
 
-    Where the target is our network's own output already, there is nothing to explain.
+    Also empty if our network gives ``target`` without any.
     """
     plain = PortOptions(layout="slim", keep_background=True, fake_quant=False)
     whole = plan_opened(port.checkpoint, port.mapping, plain)
@@ -98,7 +97,7 @@ def diagnose(port: Port, target: Target, images: np.ndarray) -> list[Cause]:
     known = list(_mistakes(port, images.shape[1:3]))
     tried: list[tuple[Mistake, ...]] = [(mistake,) for mistake in known]
     for _ in range(MOST_AT_ONCE):
-        # Screened in float32, which is faster; its own rounding must not hide an explanation
+        # Screened in float32, which is faster; its rounding must not hide an explanation
         ranked = sorted(((distance(mistakes, "float32"), number) for number, mistakes in enumerate(tried)))
         found = [
             Cause(tuple(mistake.name for mistake in tried[number]), before, after)
@@ -112,7 +111,7 @@ def diagnose(port: Port, target: Target, images: np.ndarray) -> list[Cause]:
 
 
 def _one_more(known: list[Mistake], ranked: list[tuple[Mistake, ...]]) -> list[tuple[Mistake, ...]]:
-    """All pairs; longer combinations only of the pairs that reduce the difference most."""
+    """All pairs; of longer combinations, only those that extend the pairs with the smallest difference."""
     begun = ranked if len(ranked[0]) == 1 else ranked[:EXTENDED]
     more = {frozenset((*mistakes, other)): (*mistakes, other) for mistakes in begun for other in known}
     ordered = [mistakes for names, mistakes in more.items() if len(names) == len(mistakes)]
@@ -120,7 +119,7 @@ def _one_more(known: list[Mistake], ranked: list[tuple[Mistake, ...]]) -> list[t
 
 
 def _classes(logits: np.ndarray, wanted: int, shift: int) -> np.ndarray | None:
-    """The checkpoint's ``logits``, background first, as a port of ``wanted`` classes numbers them."""
+    """The checkpoint's ``logits``, background first, in the numbering of a port with ``wanted`` classes."""
     if wanted == logits.shape[1]:
         return np.roll(logits, shift, axis=1)
     if wanted == logits.shape[1] - 1 and logits.shape[1] == TF_CLASSES:
@@ -150,7 +149,7 @@ def _mistakes(port: Port, size: tuple[int, ...]) -> Iterator[Mistake]:
         ("weights rounded to bfloat16", lambda model: _round(model, torch.bfloat16)),
     ):
         yield Mistake(name, change)
-        if port.network.stated_gate is not None:  # made on timm's weights, it is another function
+        if port.network.stated_gate is not None:  # on timm's weights this gives another function
             yield Mistake(name, _folded(change))
 
 
@@ -200,12 +199,12 @@ def _symmetric_padding(model: MobileNetV3) -> None:
 
 
 def _folded(change: Callable[[MobileNetV3], None]) -> Callable[[MobileNetV3], None]:
-    """``change`` behind folding slim's gate into the weights."""
+    """``change``, made after folding slim's gate into the weights."""
 
     def fold_and_change(model: MobileNetV3) -> None:
         for block, _ in _gated_blocks(model):
             gate = block.se.gate
-            if isinstance(gate, Gate):  # not where another mistake has replaced it
+            if isinstance(gate, Gate):  # another mistake may have replaced it
                 project = block.conv_pwl if hasattr(block, "conv_pwl") else block.conv_pw
                 project.weight.data *= gate.slope / TIMM_GATE
                 gate.slope = TIMM_GATE

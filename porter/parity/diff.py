@@ -15,11 +15,11 @@ from porter.port import plan_port
 from porter.sources import Checkpoint, open_checkpoint
 
 Status = Literal["equal", "close", "differs", "reshaped", "missing in A", "missing in B"]
-CLOSE = 1e-5  # of the tensor's scale: what float32 sums in another order differ by
+CLOSE = 1e-5  # of the tensor's scale: float32 sums in another order differ by this
 
 
 class Difference(NamedTuple):
-    """One tensor: shapes on both sides (None: missing), and the largest difference, also over B's scale."""
+    """One tensor: its shape on both sides (None: missing), and the largest difference, absolute and over B's scale."""
 
     name: str
     status: Status
@@ -36,14 +36,14 @@ class Difference(NamedTuple):
 def differences(a: str, b: str) -> Iterator[Difference]:
     """Compare what ``a`` and ``b`` hold: artifacts by entry, sources by variable.
 
-    Where the two name their tensors differently (an artifact and a checkpoint, slim and Keras), sources are
-    compared as the artifacts that they would become. Values alone count, not dtypes. Raises PorterError.
+    If they name tensors differently (an artifact and a checkpoint, slim and Keras), sources are compared as the
+    artifacts that they would become. Only values are compared, not dtypes. Raises PorterError.
     """
     left, right = _open(a), _open(b)
     one, other = _values(left), _values(right)
     if not one.keys() & other.keys():
         one, other = _port_entries(left, right), _port_entries(right, left)
-    if GATE_ENTRY in one or GATE_ENTRY in other:  # what does not state it has 1/6
+    if GATE_ENTRY in one or GATE_ENTRY in other:  # 1/6 unless it is stated
         unstated = {GATE_ENTRY: np.array(TIMM_GATE, np.float32)}
         one, other = unstated | dict(one), unstated | dict(other)
     for name in [*one, *(name for name in other if name not in one)]:
@@ -60,7 +60,7 @@ def _values(source: Artifact | Checkpoint) -> Mapping[str, Any]:
 
 
 def _port_entries(source: Artifact | Checkpoint, other: Artifact | Checkpoint) -> Mapping[str, Any]:
-    """State-dict entries of ``source``, laid out as ``other`` is where that is an artifact."""
+    """State-dict entries of ``source``, in the layout of ``other`` if that is an artifact."""
     if isinstance(source, Artifact):
         return source.arrays
     metadata = other.metadata if isinstance(other, Artifact) else None

@@ -9,13 +9,13 @@ import numpy as np
 
 from porter.parity.compare import Row
 
-WORST_CHANNELS = 3  # kept of each endpoint
+WORST_CHANNELS = 3  # kept per endpoint
 PICTURES = 12
 TOP = 5
 
 
 class Channel(NamedTuple):
-    """A channel of an endpoint: largest and mean |ours - reference| over its images and positions."""
+    """A channel of an endpoint: largest and mean |ours - reference| over images and positions."""
 
     channel: int
     max_abs: float
@@ -30,7 +30,7 @@ class HeatMap(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """An input (H, W, 3) in [-1, 1], and the likeliest classes and their probabilities on both sides."""
+    """An input (H, W, 3) in [-1, 1], and each side's likeliest classes with their probabilities."""
 
     sample: str
     image: np.ndarray
@@ -42,8 +42,8 @@ class Picture(NamedTuple):
 class Evidence:
     """Collected while ``verify`` runs.
 
-    ``heat_map`` is of the first endpoint, in the order of computation, that is out of tolerance; of the furthest
-    one where all are within. It is None where the reference was recorded in part.
+    ``heat_map``: of the first endpoint, in the order of computation, that fails; if none fails, of the one furthest
+    off. None if the reference was recorded in part.
     """
 
     classes: int = 0

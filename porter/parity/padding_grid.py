@@ -63,7 +63,7 @@ def _tensorflow_conv(
     conv: Callable[..., Any] = tf.raw_ops.Conv2D
     if depthwise and dilation == 1:
         conv = tf.raw_ops.DepthwiseConv2dNative
-    elif depthwise:  # TensorFlow dilates no depthwise convolution on CPU: a dense one of diagonal weights
+    elif depthwise:  # TensorFlow cannot dilate a depthwise convolution on CPU: a dense one, diagonal
         weights = weights * np.eye(CHANNELS, dtype=np.float32)
     found: np.ndarray = conv(input=images, filter=weights, strides=strides, padding="SAME", dilations=dilations).numpy()
     return found

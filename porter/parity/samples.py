@@ -28,7 +28,7 @@ def noise(size: Size, seed: int, count: int = 1) -> Sample:
 def structured(size: Size) -> Sample:
     """One image: a ramp down (red), a ramp across (green), impulses at corners and edges (blue).
 
-    Ramps and impulses are what a padding error moves first, and what makes float32 lose most.
+    Padding errors move ramps and impulses first, and float32 loses most on them.
     """
     height, width = size
     image = np.zeros((1, height, width, 3), np.float32)
@@ -40,7 +40,7 @@ def structured(size: Size) -> Sample:
 
 
 def photos(path: Path, size: Size, spec: Input, limit: int = 32) -> list[Sample]:
-    """An image file, or the first ``limit`` in a folder, preprocessed as cards say. Raises PorterError."""
+    """An image file, or the first ``limit`` of a folder, preprocessed as model cards say. Raises PorterError."""
     found = []
     for file in find_photos(path)[:limit] if path.is_dir() else [path]:
         pixels = resized(read_image(file), size, spec.crop, "card")

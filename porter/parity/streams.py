@@ -1,4 +1,4 @@
-"""Two computations side by side: each hands over its results one at a time, when they are asked for."""
+"""Two computations side by side: each hands over its results one at a time, on demand."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class _Stopped(Exception):
 
 
 def streamed(produce: Callable[[Callable[[Item], None]], None]) -> Iterator[Item]:
-    """What ``produce(give)`` gives, one at a time: it waits inside ``give`` until the next one is asked for.
+    """What ``produce(give)`` gives, one at a time: ``give`` blocks until the next one is asked for.
 
-    So results that are overwritten later, or that are too many to keep, can be compared as they come. ``produce`` runs
-    in a thread of its own, which ends with the iterator; what it raises is raised here.
+    So results that are overwritten later, or are too many to keep, can be compared as they come. ``produce`` runs in
+    its own thread, which ends with the iterator; its exceptions are raised here.
     """
     given: queue.SimpleQueue[tuple[bool, Item | BaseException | None]] = queue.SimpleQueue()
     wanted = threading.Semaphore(0)

@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 
 from porter.parity.compare import SAME_FUNCTION, Row
 from porter.parity.references.reference import Precision
+from porter.text import listed
 
 
 class Cause(NamedTuple):
-    """Known mistakes that explain a difference: the logits' distance from the port before and after making them too.
+    """Known mistakes that explain a difference; ``names`` are from porter.parity.diagnosis.
 
-    ``names`` are of porter.parity.diagnosis; distances are over the logits' scale.
+    ``before`` and ``after``: distance of the logits, over their scale, without and with the same mistakes in our
+    network.
     """
 
     names: tuple[str, ...]
@@ -30,11 +32,11 @@ class Cause(NamedTuple):
 class Verdict:
     """Every compared endpoint on every sample, agreement of the top classes, and what was compared.
 
-    ``artifact`` is what was checked, None for the port in memory. ``missing`` are endpoints that the reference does
-    not hold (its values are in ``precision``), ``unmatched`` those for which a foreign port has no output of that
-    shape. ``changed`` are entries of the state dict that are not what the checkpoint gives, ``variables`` the
-    checkpoint's names of these. ``causes`` explain the failure, where they were looked for. ``fake_quant`` tells that
-    8 bits were compared, ``dequantized`` that the source has them and its float network was.
+    ``artifact``: what was checked, None for the port in memory. ``precision``: of the reference's values. ``missing``:
+    endpoints that the reference does not hold. ``unmatched``: endpoints for which a foreign port has no output of that
+    shape. ``changed``: state-dict entries that differ from the checkpoint's; ``variables``: their names in the
+    checkpoint. ``causes`` explain a failure, if they were looked for. ``fake_quant``: True if 8 bits were compared.
+    ``dequantized``: True if the source has 8 bits and its float network was compared.
     """
 
     variant: str
@@ -60,21 +62,21 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """True if there are endpoints, every question at every one is answered yes, and no weight was changed."""
+        """True if there are endpoints, every question at each is answered yes, and no weight was changed."""
         return bool(self.rows) and not self.changed and all(row.passed for row in self.rows)
 
     @property
     def same_function(self) -> bool | None:
-        """The answer to the first question; None where it was not asked."""
+        """The answer to the first question; None if it was not asked."""
         return _all([row.same_function for row in self.rows], self.changed)
 
     @property
     def as_exact(self) -> bool | None:
-        """The answer to the second question; None where it was not asked."""
+        """The answer to the second question; None if it was not asked."""
         return _all([row.as_exact for row in self.rows], [])
 
     def worst_rows(self) -> list[Row]:
-        """One row for each endpoint, of the sample where it is furthest off, in the order of computation."""
+        """One row per endpoint, from the sample where it is furthest off, in the order of computation."""
         worst: dict[str, Row] = {}
         for row in self.rows:
             known = worst.get(row.endpoint)
@@ -83,7 +85,7 @@ class Verdict:
         return list(worst.values())
 
     def furthest(self) -> Row:
-        """The row that comes closest to its limits, or goes beyond them furthest."""
+        """The row closest to its limits, or furthest beyond them."""
         return max(self.rows, key=lambda row: row.excess)
 
     def first_divergence(self) -> Row | None:
@@ -91,17 +93,17 @@ class Verdict:
         return next((row for row in self.worst_rows() if not row.passed), None)
 
     def function_distance(self) -> float | None:
-        """The largest distance of the float64 values over their scale; NaN where one is."""
+        """The largest float64 distance over the scale; NaN if any is NaN."""
         found = [row.function for row in self.rows if row.function is not None]
         return next((value for value in found if value != value), max(found, default=None))
 
     def noise_ratio(self) -> float | None:
-        """The median over endpoints of the port's float32 error over the reference's own."""
+        """The median over endpoints of the port's float32 error over the reference's."""
         ratios = [ratio for row in self.rows if (ratio := row.noise_ratio) is not None]
         return statistics.median(ratios) if ratios else None
 
     def sentence(self) -> str:
-        """Both answers in one sentence. The second is left out if it is another function."""
+        """Both answers in one sentence; only the first if it is another function."""
         if self.same_function is False:
             return self._about_function()
         return "; ".join(filter(None, (self._about_function(), self._about_rounding()))) or "nothing compared"
@@ -121,7 +123,7 @@ class Verdict:
             return f"same function{how} ({distance:.1e})"
         first = next((row for row in self.worst_rows() if row.same_function is False), None)
         if first is None:
-            return f"other weights ({_some(self.changed)})"
+            return f"other weights ({listed(self.changed, 3)})"
         return f"another function, from {first.endpoint} on ({first.function:.1e} of its scale)"
 
     def _about_rounding(self) -> str:
@@ -171,7 +173,3 @@ def _all(answers: list[bool | None], against: list[str]) -> bool | None:
     if True not in answers and False not in answers:
         return None
     return False not in answers and not against
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -53,14 +53,14 @@ ASKED: dict[Dtype, frozenset[Question]] = {
     "float32": frozenset(("rounding",)),
 }
 
-FEW = 5  # changed entries explain a difference themselves; every known mistake with weights changes more
+FEW = 5  # up to this many changed entries explain a difference; every known mistake with weights changes more
 
-# Beside the training size, where the reference takes any: odd, and non-square with odd and even sides.
+# Compared besides the training size if the reference takes any: odd, and non-square with odd and even sides.
 OTHER_SIZES: tuple[Size, ...] = ((225, 225), (160, 193))
 
 
 class Inputs(NamedTuple):
-    """What both sides are run on: noise and structured images at ``sizes``, or the photos at ``images``."""
+    """What both sides run on: noise and structured images at ``sizes``, or the photos at ``images``."""
 
     sizes: tuple[Size, ...] | None = None
     images: PathLike | None = None
@@ -110,13 +110,13 @@ def verify(
         checkpoint: What ``open_checkpoint`` takes.
         artifact: The port to check: a ``.pth`` or ``.safetensors``, ``timm:NAME``, ``.onnx``, ``.pt2``, another
             TensorFlow source, or ``file.py:callable``. None: what ``convert`` would write.
-        variant: Found from the shapes when left out.
-        mapping: A mapping file of your own.
-        weights: As for ``convert``, like ``layout``, ``keep_background`` and ``fold_bn``.
-        layout: See there.
-        keep_background: See there.
-        fold_bn: See there.
-        fake_quant: What was trained for 8 bits is compared in them, unless this is False or the artifact is its float
+        variant: If None, found from the shapes.
+        mapping: Your own mapping file.
+        weights: As for ``convert``.
+        layout: As for ``convert``.
+        keep_background: As for ``convert``.
+        fold_bn: As for ``convert``.
+        fake_quant: A source trained for 8 bits is compared in 8 bits, unless this is False or the artifact is its float
             network.
         backbone: Compare the network inside a larger model.
         reference: ``auto``, ``frozen``, ``meta``, ``keras``, ``tflite``, ``tf.nn`` or an ``.npz``.
@@ -124,9 +124,9 @@ def verify(
             float32, ``both`` both.
         sizes: Image sizes, (height, width) each.
         images: Photos (a file or a folder) instead of noise and structured images.
-        seed: Of the noise.
-        evidence: Collects what a report shows.
-        deployed: Run the port's float32 as ``porter.deploy`` makes it.
+        seed: Seed of the noise images.
+        evidence: Filled with what a report shows.
+        deployed: Compute the port's float32 with the inference form, ``porter.deploy``.
         weights_file: The state dict for ``timm:NAME``.
         progress: ``progress(sample, endpoint)`` is called after each endpoint.
 
@@ -134,7 +134,7 @@ def verify(
         The verdict, passed or not.
 
     Raises:
-        PorterError: When no comparison can be made.
+        PorterError: If no comparison can be made.
 
     Example:
         >>> verdict = porter.verify(source, reference=str(source / "expected.npz"))
@@ -146,7 +146,7 @@ def verify(
     check = open_check(checkpoint, artifact, options, Against(reference, dtype, inputs, weights_file))
     if deployed:
         if check.candidate.model is None or check.verdict.fake_quant or dtype == "float64":
-            raise ParityError(f"{checkpoint}: only a port of ours has a form for inference, and that in float32")
+            raise ParityError(f"{checkpoint}: only our own port has an inference form, and only in float32")
         check = check._replace(candidate=in_deployed_form(check.candidate))
     run_check(check, inputs, evidence, progress)
     if not check.verdict.passed and not check.verdict.fake_quant:
@@ -155,7 +155,7 @@ def verify(
 
 
 def _causes(check: Check, sizes: Sequence[Size] | None) -> list[Cause]:
-    """The causes of the difference: of the port's logits, or of the reference's if the port is as planned."""
+    """Causes of the difference in the port's logits, or in the reference's if the port is as planned."""
     port, candidate, reference = check.port, check.candidate, check.reference
     if port is None or not port.classes or port.network.head is not None or 0 < len(candidate.changed) <= FEW:
         return []
@@ -178,7 +178,7 @@ def _causes(check: Check, sizes: Sequence[Size] | None) -> list[Cause]:
 class Check(NamedTuple):
     """Both sides of a comparison, the questions, and the verdict that ``check_sample`` extends.
 
-    ``port`` is None where the source is out of reach, and only what was recorded of it is there.
+    ``port`` is None if the source is out of reach and only a record of it is available.
     """
 
     port: Port | None
@@ -193,7 +193,7 @@ class Check(NamedTuple):
 def open_check(
     checkpoint: PathLike, artifact: PathLike | None, options: PortOptions, against: Against = DEFAULT_COMPARISON
 ) -> Check:
-    """Open both sides. Raises PorterError when no comparison can be made."""
+    """Open both sides. Raises PorterError if no comparison can be made."""
     port = plan_port(checkpoint, options)
     named: PathLike | ArtifactFile | None = artifact
     if artifact is not None and not os.fspath(artifact).startswith("timm:"):
@@ -227,13 +227,13 @@ def open_check(
 
 
 def _has_ranges(named: PathLike | ArtifactFile) -> bool:
-    """Whether this is an artifact that computes 8 bits by default; no foreign port does."""
+    """Whether an artifact computes 8 bits by default; foreign ports never do."""
     metadata = named.artifact.metadata if isinstance(named, ArtifactFile) else None
     return bool(metadata and metadata.ranges)
 
 
 def asked(dtype: Dtype, candidate: Candidate, reference: Reference) -> frozenset[Question]:
-    """The questions of ``dtype`` that both sides can answer. Raises ParityError where there is none."""
+    """The questions of ``dtype`` that both sides can answer. Raises ParityError if there are none."""
     if reference.precision == "levels":
         return frozenset(("function",))
     found = ASKED[dtype] & candidate.answers
@@ -265,8 +265,8 @@ def check_sample(
 ) -> None:
     """Run both sides on ``sample`` and add a row per endpoint to the verdict.
 
-    They run side by side, one endpoint at a time, so that memory holds one pair of them (all of a foreign port's).
-    Raises ParityError where shapes differ.
+    They run side by side, one endpoint at a time, so memory holds one pair (but all outputs of a foreign port). Raises
+    ParityError if shapes differ.
     """
     _, mapping, network, candidate, reference, questions, verdict = check
     names = endpoint_names(network, classes=1)
@@ -300,7 +300,7 @@ def check_sample(
         shown = ours.exact if ours.single is None or row.same_function is False else ours.single
         if shown is not None:
             _count(verdict, row, sample, shown, theirs.values, None if reference.keep else evidence)
-        del theirs, ours, shown  # before the next ones come
+        del theirs, ours, shown  # free them before the next endpoint
     found.close()
 
 
@@ -345,7 +345,7 @@ def _samples(reference: Reference, fixed: Size | None, spec: Input, inputs: Inpu
         yield from reference.samples
         return
     if fixed and any(size != fixed for size in sizes or ()):
-        raise ParityError(f"{reference.name}: runs at {fixed[0]}x{fixed[1]} alone; leave out the size")
+        raise ParityError(f"{reference.name}: runs at {fixed[0]}x{fixed[1]} only; leave out the size")
     if not sizes:
         sizes = (fixed,) if fixed else ((spec.size, spec.size), *(() if images else OTHER_SIZES))
     for size in sizes:
@@ -357,7 +357,7 @@ def _samples(reference: Reference, fixed: Size | None, spec: Input, inputs: Inpu
 
 
 def environment(reference: Reference) -> dict[str, str]:
-    """Versions of what computes."""
+    """Versions of Python, the platform and the packages that compute."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
     found |= {name: version(name) for name in ("mnv3-port", "torch", "numpy")}
     return found | reference.versions

@@ -1,1 +1,1 @@
-"""A folder to publish: artifacts, model card, checksums, the proof of parity; and the check of one."""
+"""A folder to publish: artifacts, model card, checksums and proof of parity; and checks of such folders."""

@@ -1,4 +1,4 @@
-"""``release --all``: every checkpoint of a folder, several at a time."""
+"""``release --all``: every checkpoint in a folder, several at a time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ARCHIVES = (".tgz", ".tar.gz", ".zip")
 
 
 class Outcome(NamedTuple):
-    """The outcome for one checkpoint: a release, or the error that prevented it."""
+    """The result for one checkpoint: a release, or the error that prevented it."""
 
     checkpoint: Path
     released: Released | None
@@ -34,11 +34,11 @@ class Outcome(NamedTuple):
 def release_all(
     folder: Path, out: Path, jobs: int | None = None, found: Callable[[int], None] | None = None, **options: Any
 ) -> Iterator[Outcome]:
-    """Release every tarball, zip and folder in ``folder`` into a folder of ``out`` named as the model is.
+    """Release every tarball, zip and folder in ``folder`` into a folder below ``out`` named after the model.
 
-    ``jobs`` processes at a time, as many as there are cores when left out; ``options`` are those of ``release``.
-    ``found(count)`` is called with the number of checkpoints. Gives outcomes as they come. Raises PorterError where
-    there is nothing to release, or two have one name.
+    Runs ``jobs`` processes at a time (None: one per core); ``options`` are those of ``release``. ``found(count)`` is
+    called with the number of checkpoints. Yields outcomes as they come. Raises PorterError if there is nothing to
+    release, or two checkpoints have one name.
     """
     check_folder(out)
     if not folder.is_dir():
@@ -60,10 +60,12 @@ def release_all(
             raise PorterError(f"{checkpoint}: a second {target.name} in {folder}; release them one by one")
         targets[checkpoint] = target
     jobs = min(jobs or cores(), len(targets) or 1)
-    # Spawned, for torch and TensorFlow do not survive a fork
+    # Spawned: torch and TensorFlow do not survive a fork
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=_end_quietly) as pool:
-        held_back = signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)  # processes inherit it until they are ready for them
+        held_back = signal.pthread_sigmask(
+            signal.SIG_BLOCK, ENDS
+        )  # processes inherit this until they can handle signals
         running = {pool.submit(_release, source, target, options): source for source, target in targets.items()}
         signal.pthread_sigmask(signal.SIG_SETMASK, held_back)
         try:
@@ -75,7 +77,7 @@ def release_all(
 
 
 def _end_quietly() -> None:
-    """Make this process of the pool end silently when it is interrupted; its parent reports it."""
+    """Make this pool process end silently when interrupted; its parent reports it."""
     for number in ENDS:
         signal.signal(number, _end)
 

@@ -54,22 +54,22 @@ class Card:
 
     @property
     def kind(self) -> str:
-        """``classifier``, ``segmenter`` or ``detector``; the latter's examples are in a template of this name."""
+        """``classifier``, ``segmenter`` or ``detector``. The last two have templates of this name, with examples."""
         return "classifier" if self.head is None else self.head.KIND
 
     @property
     def task(self) -> str:
-        """The same as Hugging Face and timm call it."""
+        """The task as Hugging Face and timm call it."""
         return "Image Classification" if self.head is None else self.head.TASK
 
     @property
     def not_in_timm(self) -> str | None:
-        """Why timm does not load the folder; None where it does."""
+        """Why timm cannot load the folder; None if it can."""
         return why_not_timm(self.port.mapping, self.metadata)
 
 
 def config(port: Port, metadata: Metadata) -> bytes:
-    """``config.json``, for ``timm.create_model("local-dir:FOLDER")`` where timm's class computes these weights."""
+    """``config.json``, for ``timm.create_model("local-dir:FOLDER")`` if timm's class computes these weights."""
     cfg = pretrained_cfg(port.mapping, metadata.num_classes)
     del cfg["architecture"]
     content: dict[str, Any] = {
@@ -88,7 +88,7 @@ def config(port: Port, metadata: Metadata) -> bytes:
 
 
 def model_card(card: Card) -> bytes:
-    """The card: Hugging Face's front matter, how to use the weights, and timm's block of ``model-index``."""
+    """The card: Hugging Face's front matter, usage, and timm's ``model-index`` block."""
     import yaml
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
@@ -106,7 +106,7 @@ def model_card(card: Card) -> bytes:
     text = environment.get_template("card.md.j2").render(
         card=card,
         front_matter=yaml.safe_dump(_front_matter(card), sort_keys=False),
-        # It stands in a comment, which a text from a mapping file must not end
+        # It is inside a comment, which text from a mapping file must not end
         model_index=yaml.safe_dump(_model_index(card, operations), sort_keys=False).replace("-->", "-- >"),
         port=port,
         spec=spec,
@@ -121,9 +121,9 @@ def model_card(card: Card) -> bytes:
 
 
 def _plain(text: str) -> str:
-    """``text`` from a file as Markdown that shows just that, anywhere within a line.
+    """``text`` from a file as Markdown that shows exactly that, anywhere within a line.
 
-    Backslashes alone: an entity such as ``&#x27;`` has characters that would be escaped in their turn.
+    Escapes only with backslashes: an entity such as ``&#x27;`` has characters that would be escaped in turn.
     """
     return re.sub(r"[\\`*_{}\[\]()#+!|~<>&$]", r"\\\g<0>", printable(text))
 
@@ -194,7 +194,7 @@ def _model_index(card: Card, operations: int) -> dict[str, Any]:
 
 
 def _architecture(network: Network, classes: int) -> list[str]:
-    """What the network is made of, in timm's words, read from its table."""
+    """The network's features in timm's words, from its table."""
     activations = {block.activation for block in network.blocks} | {network.stem_activation, network.last_activation}
     parts = {
         "1x1 Convolution": True,

@@ -1,4 +1,4 @@
-"""``release --check``: checking a folder that somebody published."""
+"""``release --check``: checking a published folder."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from porter.sources.checkpoint import sha256
 
 
 class _Config(msgspec.Struct, frozen=True):
-    """What is checked of ``config.json``."""
+    """The checked part of ``config.json``."""
 
     architecture: str
     num_classes: int
 
 
 class _Parity(msgspec.Struct, frozen=True):
-    """What is checked of ``parity.json``; ``digests`` are SHA-256 by file name."""
+    """The checked part of ``parity.json``; ``digests`` are SHA-256 by file name."""
 
     passed: bool
     digests: dict[str, str]
@@ -41,8 +41,8 @@ Content = TypeVar("Content", _Config, _Parity)
 def check_release(folder: Path, checkpoint: str | None = None) -> Verdict:
     """Check files against each other, and the weights against the recorded reference, or ``checkpoint`` itself.
 
-    Returns the verdict. Raises PorterError naming every file that is missing, changed or contradicts another, and
-    NoParityError where the weights do not compute what TensorFlow computed.
+    Returns the verdict. Raises PorterError that names every file that is missing, changed or contradicts another, and
+    NoParityError if the weights do not compute what TensorFlow computed.
     """
     problems = contents.checksum_problems(folder)
     if not problems:

@@ -32,12 +32,12 @@ from porter.parity.references.reference import Values, thin
 from porter.port import plan_port
 
 Export = Literal["onnx", "tflite", "pte", "pt2", "torchscript"]
-OTHER_SUFFIXES: dict[Export, str] = {"torchscript": "ts"}  # others are their own
+OTHER_SUFFIXES: dict[Export, str] = {"torchscript": "ts"}  # of kinds that differ from their suffix
 Run = Callable[[np.ndarray], list[np.ndarray]]  # (N, 3, H, W) -> the outputs of the file, maps NHWC
 
 
 class ExportInputs(NamedTuple):
-    """What an export is made of, and its file. ``example`` is one image, (1, 3, H, W)."""
+    """What an export is made from, and its file. ``example`` is one image, (1, 3, H, W)."""
 
     opened: OpenedModel
     artifact: Path
@@ -59,24 +59,24 @@ class ExportInputs(NamedTuple):
 def write_exports(
     kinds: Sequence[Export], artifact: Path, mapping: PathLike | None, reference: Path
 ) -> dict[str, tuple[Path, float]]:
-    """Write each of ``kinds`` beside ``artifact``: kind -> file, and how far its logits are, over their scale.
+    """Write each of ``kinds`` beside ``artifact``: kind -> (file, largest error of its logits over their scale).
 
-    All take images of the training resolution, a ``pte`` one at a time, the others a batch of any size. What computes 8
-    bits has a ``tflite`` alone, which gives the same levels. Raises NoParityError where one is less exact than it may
-    be, ArtifactError where a package is missing.
+    All take images of the training resolution: ``pte`` one at a time, the others a batch of any size. A port that
+    computes 8 bits has only ``tflite``, which gives the same levels. Raises NoParityError if an export is less exact
+    than allowed, ArtifactError if a package is missing.
     """
     if not kinds:
         return {}
     opened = open_model(artifact, PortOptions(mapping=mapping))
     model, background = opened.whole, opened.mapping.classes.background
     if model.network.head is not None and set(kinds) - {"onnx", "tflite"}:
-        raise ArtifactError(f"{artifact.name}: a segmenter or detector has the forms onnx and tflite alone")
+        raise ArtifactError(f"{artifact.name}: a segmenter or detector can only be exported to onnx and tflite")
     against = recorded(reference)
     images = against.samples[0].images
-    # Twice the image: the batch is another than the one exported with
+    # Twice the image: another batch size than the export's
     batch = np.ascontiguousarray(np.concatenate([images[:1]] * 2).transpose(0, 3, 1, 2))
     if not model.num_classes:
-        raise ArtifactError(f"{artifact.name}: a feature extractor; exports are of networks with classes")
+        raise ArtifactError(f"{artifact.name}: a feature extractor; only networks with classes can be exported")
     found: dict[str, tuple[Path, float]] = {}
     for kind in kinds:
         path = artifact.with_suffix(f".{OTHER_SUFFIXES.get(kind, kind)}")
@@ -89,7 +89,7 @@ def write_exports(
             kept = outputs[name] if name == "Logits" else thin(outputs[name], against.keep)
             want = Values(values[:1], noise)
             rows += [_compared(name, one[None], want, opened.fake_quant) for one in kept]
-        furthest = max(rows, key=_excess)
+        furthest = max(rows, key=lambda row: row.excess)
         error = furthest.distance
         if not furthest.passed:
             raise NoParityError(
@@ -100,7 +100,7 @@ def write_exports(
 
 
 def _by_endpoint(model: Whole, outputs: Sequence[np.ndarray], size: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """``outputs`` of an exported file, maps NHWC, as values of endpoints."""
+    """``outputs`` of an exported file, maps NHWC, by endpoint."""
     if model.network.head is None:
         return {"Logits": outputs[0]}
     found = nodes(model.network, model.num_classes)
@@ -111,10 +111,6 @@ def _compared(endpoint: str, values: np.ndarray, expected: Values, levels: bool)
     if levels:
         return compare(endpoint, "", expected, Output(values, None), SAME_LEVEL)
     return compare(endpoint, "", expected, Output(None, values))
-
-
-def _excess(row: Row) -> float:
-    return row.excess
 
 
 def write_onnx(exported: ExportInputs) -> Run:
@@ -135,7 +131,7 @@ def write_onnx(exported: ExportInputs) -> Run:
 
 def write_pt2(exported: ExportInputs) -> Run:
     """A torch.export program."""
-    inputs = torch.from_numpy(np.concatenate([exported.example] * 2))  # a batch of one would be taken for a constant
+    inputs = torch.from_numpy(np.concatenate([exported.example] * 2))  # torch would make a batch of one a constant
     with _quiet():
         program = torch.export.export(exported.model, (inputs,), dynamic_shapes=({0: torch.export.Dim("batch")},))
         torch.export.save(program, exported.path)
@@ -153,7 +149,7 @@ def write_torchscript(exported: ExportInputs) -> Run:
 
 
 def write_pte(exported: ExportInputs) -> Run:
-    """ExecuTorch with XNNPACK, one image at a time, as a phone has them."""
+    """ExecuTorch with XNNPACK, one image at a time, as on a phone."""
     with _quiet():
         try:
             from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -174,7 +170,7 @@ def write_pte(exported: ExportInputs) -> Run:
 
 
 def write_tflite(exported: ExportInputs) -> Run:
-    """TensorFlow Lite; of what computes 8 bits, the integers."""
+    """TensorFlow Lite; integers for a port that computes 8 bits."""
     opened, network = exported.opened, exported.model.network
     artifact = load_artifact(exported.artifact)
     if opened.fake_quant:
@@ -202,7 +198,7 @@ def _torch_run(loaded: Callable[[torch.Tensor], torch.Tensor]) -> Run:
 
 @contextlib.contextmanager
 def _quiet():  # type: ignore[no-untyped-def]
-    """Silence the progress and deprecation messages of torch's exporters. Errors still come through."""
+    """Silence the progress and deprecation messages of torch's exporters, but not errors."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

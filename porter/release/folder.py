@@ -1,4 +1,4 @@
-"""A release's folder: written beside its place and renamed, with names and checksums of its files."""
+"""A release's folder: written beside its place and then renamed, with hashed names and checksums."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ HASH_LENGTH = 8  # what torch.hub's check_hash looks for at the end of a file's 
 
 @contextmanager
 def staged(folder: Path, force: bool) -> Iterator[Path]:
-    """An empty folder beside ``folder`` that takes its place when the block ends well; else nothing is left of it.
+    """An empty folder beside ``folder`` that takes its place when the block ends well; otherwise it is removed.
 
-    With ``force`` an earlier release goes. Raises PorterError where ``folder`` is something else, or cannot be written.
+    ``force`` replaces an earlier release. Raises PorterError if ``folder`` is something else, or cannot be written.
     """
     if folder.exists() and folder.samefile(Path.cwd()):
         raise PorterError(f"{folder}: is the folder you are in; name another one")
-    folder = folder.resolve()  # a link stays a link: what it leads to is replaced
+    folder = folder.resolve()  # a link stays: its target is replaced
     for place in (folder, folder.parent):  # written beside its place, then renamed
         check_folder(place)
     if folder.is_dir() and any(folder.iterdir()):
@@ -51,13 +51,13 @@ def add_hash(path: Path) -> Path:
 
 
 def write_checksums(folder: Path) -> None:
-    """``SHA256SUMS`` of every file, as ``sha256sum`` writes and checks it."""
+    """``SHA256SUMS`` of every file, in the format of ``sha256sum``."""
     lines = [f"{sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in _files(folder)]
     (folder / CHECKSUMS).write_text("".join(lines))
 
 
 def checksum_problems(folder: Path) -> list[str]:
-    """The differences from ``SHA256SUMS``. Raises PorterError where it is missing or malformed."""
+    """The differences from ``SHA256SUMS``. Raises PorterError if it is missing or malformed."""
     path = folder / CHECKSUMS
     if not path.is_file():
         raise PorterError(f"{folder}: no {CHECKSUMS} in it; not a release")
@@ -81,6 +81,6 @@ def checksum_problems(folder: Path) -> list[str]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Everything below ``folder`` but folders and its own list of checksums. Links and devices are among it."""
+    """Everything below ``folder`` except folders and its checksums; includes links and devices."""
     found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     return sorted(path for path in found if path != folder / CHECKSUMS)

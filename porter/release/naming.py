@@ -1,4 +1,4 @@
-"""Names of releases, and the claims that they may make."""
+"""Names of releases, and the claims that they make."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from porter.network.network import build_network
 from porter.port import Port
 
 RELEASED_CLASSES = 1001
-Made = Metadata | Plan  # what is known of weights, before they are made and after
+Made = Metadata | Plan  # what is known of weights, after and before they are made
 
 
 def is_googles(port: Port) -> bool:
-    """Whether the checkpoint is one that Google released: 1,001 classes, slim's plain names, the released step.
+    """Whether Google released the checkpoint: 1,001 classes, slim's plain names, the released step.
 
-    Claims about training, data and licence are made for these alone.
+    Only these get claims about training, data and licence.
     """
     training, names = port.mapping.training, port.mapping.names or port.mapping.variables
     if training is None or training.step is None or names or port.plan.ranges or port.plan.dequantized:
@@ -26,7 +26,7 @@ def is_googles(port: Port) -> bool:
 
 
 def why_not_timm(mapping: VariantMapping, made: Made) -> str | None:
-    """Why timm's class does not compute what these weights are for; None where it does."""
+    """Why timm's class does not compute these weights; None if it does."""
     network = build_network(mapping)
     if mapping.timm is None:
         return "timm has no such architecture"
@@ -35,7 +35,7 @@ def why_not_timm(mapping: VariantMapping, made: Made) -> str | None:
     if made.bn_folded or network.bn_folded:
         return "batch norms are folded into these weights, and timm's class has them"
     if network.blocks[0].kind == "projection":
-        return "timm's class has a ReLU behind the first projection that the original network has not"
+        return "timm's class has a ReLU after the first projection, unlike the original network"
     if made.layout != "timm":
         return "these weights are for slim's squeeze-excite gate, and timm's class has another"
     return None
@@ -48,7 +48,7 @@ def plain_name(mapping: VariantMapping, made: Made, dequantized: bool = False) -
 
 
 def architecture(mapping: VariantMapping, made: Made) -> str:
-    """What ``config.json`` names: timm's architecture where timm's class computes these weights, else ours."""
+    """The name for ``config.json``: timm's architecture if timm's class computes these weights, else ours."""
     if why_not_timm(mapping, made) is None:
         return str(mapping.timm)
     return plain_name(mapping, made)

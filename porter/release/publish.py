@@ -1,4 +1,4 @@
-"""``release``: convert, verify, and on parity write the folder to publish."""
+"""``release``: convert, verify and, on parity, write the folder to publish."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ from porter.release.naming import architecture, is_googles, plain_name
 from porter.report.html import parity_html
 from porter.sources.weights import Weights
 
-KEEP = 1024  # values recorded of each endpoint: more than there are classes, so logits stay whole
+KEEP = 1024  # values recorded per endpoint: more than the classes, so that logits stay whole
 
 
 @dataclass(frozen=True)
 class Publication:
-    """The name of a release and its statements that do not follow from the weights.
+    """The name of a release and the statements that do not follow from the weights.
 
-    What is left out is claimed for Google's own checkpoints alone (porter.release.naming). ``dataset`` and ``license``
-    are Hugging Face's identifiers. ``evaluate_on`` is a folder of labelled images for the card's accuracy; ``exports``
-    are further forms.
+    If left out, they are stated only for Google's own checkpoints (porter.release.naming). ``dataset`` and ``license``
+    are Hugging Face's identifiers. ``evaluate_on``: a folder of labelled images, for the accuracy in the card.
+    ``exports``: further formats.
     """
 
     name: str | None = None
@@ -68,7 +68,7 @@ DEFAULT_PUBLICATION = Publication()
 
 
 class Released(NamedTuple):
-    """A release: its folder, the variant, and how far the port is from TensorFlow."""
+    """A release: its folder, variant, verdict, and each export's largest error over the logits' scale."""
 
     folder: Path
     variant: str
@@ -92,9 +92,8 @@ def release(
 ) -> Released:
     """Port ``checkpoint`` and write ``folder``: artifacts, card, configuration, checksums, parity.
 
-    What is verified is what is written: the 8 bits of a source that was trained for them, unless ``fake_quant`` is
-    False. Same input, same bytes. Raises NoParityError, or PorterError on bad input, NaN among it; then no folder is
-    left behind.
+    The verified port is the one written; a source trained for 8 bits gives 8 bits, unless ``fake_quant`` is False. Same
+    input, same bytes. Raises NoParityError, or PorterError on bad input, including NaN; then no folder is left behind.
     """
     options = PortOptions(variant, mapping, weights, "timm", keep_background, fake_quant=fake_quant)
     with contents.staged(folder, force) as stage, _one_thread():
@@ -111,8 +110,9 @@ def release(
         check = open_check(checkpoint, path, options, Against(reference))
         evidence = Evidence()
         run_check(check, evidence=evidence, progress=progress)
-        # What is published names files, not folders of this machine
-        verdict = replace(check.verdict, checkpoint=_last_name(checkpoint), artifact=path.name)
+        # Published files must not name folders of this machine
+        last_name = str(checkpoint).rstrip("/").rpartition("/")[2]
+        verdict = replace(check.verdict, checkpoint=last_name, artifact=path.name)
         if failure := verdict.failure():
             raise NoParityError(f"{checkpoint}: {failure}: nothing released")
         with_figures = msgspec.structs.replace(metadata, parity=_figures(verdict))
@@ -144,7 +144,7 @@ def release(
 
 
 def release_name(port: Port, publication: Publication = DEFAULT_PUBLICATION) -> str:
-    """The name that was asked for; timm's for Google's own checkpoints; else one that claims nothing."""
+    """The name asked for, else timm's for Google's checkpoints, else one that makes no claim."""
     if publication.name is not None:
         return publication.name
     if is_googles(port):
@@ -167,13 +167,9 @@ def _check(port: Port, publication: Publication) -> None:
         )
 
 
-def _last_name(checkpoint: PathLike) -> str:
-    return str(checkpoint).rstrip("/").rpartition("/")[2]
-
-
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Run on one thread, so that sums have one order: same input, same bytes."""
+    """Run on one thread, so that sums have a fixed order: same input, same bytes."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -191,7 +187,7 @@ def _figures(verdict: Verdict) -> dict[str, str]:
 
 
 def _record_reference(check: Check) -> bytes:
-    """What the reference makes of one image of 8-bit noise, for checks without it."""
+    """The reference's output for one image of 8-bit noise, for checks without the reference."""
     if check.reference.samples:
         images = check.reference.samples[0].images
     else:
@@ -209,6 +205,6 @@ def _evaluate_release(path: Path, options: PortOptions, data: Path | None, stage
     assert evaluation is not None
     evaluation.classifiers = [path.name]
     content = evaluation.as_json()
-    del content["run"]  # how long it took is no part of the result
+    del content["run"]  # its duration is not part of the result
     (stage / EVALUATION).write_text(json.dumps(content, indent=1) + "\n")
     return evaluation

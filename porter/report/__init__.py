@@ -1,1 +1,1 @@
-"""Ways to show a verdict and a checkpoint: tables, JSON, JUnit."""
+"""Output of verdicts and checkpoints: tables, JSON, JUnit, HTML."""

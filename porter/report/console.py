@@ -1,4 +1,4 @@
-"""Terminals for rich."""
+"""Consoles of rich."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ PIPED_WIDTH = 160  # columns where there is no terminal to ask
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Raise BrokenPipeError, for which the command has an exit code of its own."""
+        """Raise BrokenPipeError: the command has its own exit code for it."""
         raise BrokenPipeError
 
 
 def console() -> Console:
-    """Standard output; wide enough for every column if it is not a terminal."""
+    """Standard output; wide enough for all columns if it is not a terminal."""
     plain = _Console(highlight=False)
     return plain if plain.is_terminal else _Console(highlight=False, width=PIPED_WIDTH)
 
@@ -39,7 +39,7 @@ def progress_console() -> Console:
 
 @contextmanager
 def endpoint_progress() -> Iterator[Callable[[str, str], None]]:
-    """Show progress on a terminal. The function given is called with each sample and endpoint."""
+    """Show progress on a terminal. Call the given function with each sample and endpoint."""
     errors = progress_console()
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
@@ -53,7 +53,7 @@ def endpoint_progress() -> Iterator[Callable[[str, str], None]]:
 
 @contextmanager
 def image_progress() -> Iterator[Callable[[int, int], None]]:
-    """The same, called with how many images are done, of how many. Of torchrun's processes the first one shows it."""
+    """The same for images: call it with the count done and the total. Only torchrun's first process shows it."""
     errors = progress_console()
     columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"), TimeRemainingColumn()
     shown = errors.is_terminal and os.environ.get("RANK", "0") == "0"

@@ -1,4 +1,4 @@
-"""An evaluation as one HTML file that needs nothing else: accuracy, confusions, the worst classes and their photos."""
+"""An evaluation as one self-contained HTML file: accuracy, confusions, the worst classes and their photos."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIDE = 224  # pixels of a photo
 
 
 def evaluation_html(evaluation: Evaluation | Scores) -> bytes:
-    """The whole page, UTF-8; reads the photos that it shows, which are a classifier's."""
+    """The whole page, UTF-8. Of a classifier, it reads the photos that it shows."""
     if isinstance(evaluation, Scores):
         classes = [
             (number, printable(evaluation.names.get(number, "")), value) for number, value in evaluation.classes.items()

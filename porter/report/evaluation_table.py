@@ -10,11 +10,11 @@ from rich.table import Table
 from porter.evaluation.result import Evaluation, Scores, Share
 from porter.photos.labels import class_labels
 from porter.report.console import console
-from porter.text import printable
+from porter.text import listed, printable
 
 
 def print_evaluation(evaluation: Evaluation | Scores) -> None:
-    """Accuracy of each classifier with its 95 % interval, how the two compare, and the speed; or ``Scores``."""
+    """Print accuracy with 95 % intervals, the comparison of two classifiers, and speed; or ``Scores``."""
     out = console()
     if isinstance(evaluation, Scores):
         _print_scores(evaluation)
@@ -30,7 +30,7 @@ def print_evaluation(evaluation: Evaluation | Scores) -> None:
         change, half = evaluation.difference()
         same = evaluation.agreement()
         out.print(f"\nagreement  {same.hits} of {same.total} images have the same top-1 ({same.value:.2%})")
-        out.print(f"top-1      the second less the first: {change * 100:+.2f} +- {half * 100:.2f} percentage points")
+        out.print(f"top-1      second minus first: {change * 100:+.2f} +- {half * 100:.2f} percentage points")
     _print_skipped(evaluation.skipped)
     if evaluation.measured:
         measured, seconds, processes = evaluation.measured, evaluation.seconds, evaluation.processes
@@ -52,8 +52,7 @@ def _print_scores(scores: Scores) -> None:
 def _print_skipped(names: list[str]) -> None:
     if names:
         what = "1 image" if len(names) == 1 else f"{len(names)} images"
-        some = printable(", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else ""))
-        console().print(f"\nskipped    {what} that could not be read: {some}", markup=False)
+        console().print(f"\nskipped    {what} that could not be read: {listed(names, 3)}", markup=False)
 
 
 def _cells(found: Share) -> tuple[str, str]:
@@ -61,7 +60,7 @@ def _cells(found: Share) -> tuple[str, str]:
 
 
 def per_class_csv(evaluation: Evaluation | Scores) -> bytes:
-    """A row a class: number, WordNet id, names, images, and top-1 and top-5 of each classifier; or of ``Scores``."""
+    """A row per class: number, WordNet id, names, images, top-1 and top-5 of each classifier; or of ``Scores``."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     if isinstance(evaluation, Scores):

@@ -1,4 +1,4 @@
-"""A verdict as one HTML file that needs nothing else: no network, no script."""
+"""A verdict as one self-contained HTML file: no network, no script."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from porter.report.pages import png, rendered
 from porter.report.verdict_table import cause_text
 from porter.text import printable
 
-# Colours of the heat map from no difference to the largest: matplotlib's viridis at six places
+# Colours of the heat map, smallest to largest difference: matplotlib's viridis at six places
 VIRIDIS = np.array([(68, 1, 84), (65, 68, 135), (42, 120, 142), (34, 168, 132), (122, 209, 81), (253, 231, 37)])
-CALM = np.array([(238, 244, 251), (8, 48, 107)])  # of what is within its limits
+CALM = np.array([(238, 244, 251), (8, 48, 107)])  # if everything is within its limits
 PLOT_WIDTH, PLOT_HEIGHT, MARGIN = 760, 356, 56
-BELOW = 84  # for the names of layers
+BELOW = 84  # pixels, for layer names
 
 
 class Series(NamedTuple):
-    """One figure of every endpoint: what it is, how it is drawn, and its points in units of the SVG."""
+    """One figure per endpoint: its label, line style, and points in SVG units."""
 
     label: str
     style: str
@@ -45,7 +45,7 @@ def parity_html(verdict: Verdict, evidence: Evidence) -> bytes:
     rows = verdict.worst_rows()
     furthest = sorted(rows, key=lambda row: -row.excess)
     first = verdict.first_divergence()
-    shown = rows[rows.index(first) :] if first else furthest  # after a divergence, what follows is its consequence
+    shown = rows[rows.index(first) :] if first else furthest  # endpoints after a divergence differ because of it
     heat = evidence.heat_map
     return rendered(
         "parity",
@@ -115,10 +115,10 @@ def _plot(verdict: Verdict) -> dict[str, Any]:
 
 
 def _labels(rows: list[Row], step: float) -> list[tuple[float, str]]:
-    """Names of layers below the plot, as many as fit: (x, name)."""
+    """Layer names below the plot, as many as fit: (x, name)."""
     whole = [
         (i, row.endpoint) for i, row in enumerate(rows) if "/" not in row.endpoint
-    ]  # what is within a layer is near
+    ]  # a layer's inner endpoints are near it
     named, last = [], -math.inf
     for i, name in whole:
         if (i - last) * step >= 16:

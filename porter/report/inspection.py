@@ -1,4 +1,4 @@
-"""What lies in a checkpoint and which variant it is; needs neither torch nor tensorflow nor numpy."""
+"""The content of a checkpoint and its variant; needs neither torch nor tensorflow nor numpy."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from porter.sources.weights import Weights
 
 @dataclass(frozen=True)
 class Inspection:
-    """``closest`` is the variant that fits best, exactly or not.
+    """``closest``: the variant that fits best, exactly or not.
 
-    ``used`` are the variables that a conversion reads; ``ignored`` names, as stored, what it leaves aside and why.
+    ``used``: variables that a conversion reads. ``ignored``: stored names that it leaves out, with the reason.
     """
 
     checkpoint: Checkpoint
@@ -56,7 +56,7 @@ def inspect_checkpoint(
 ) -> Inspection:
     """Open ``checkpoint`` and compare its shapes with every variant's.
 
-    Raises CheckpointError on damage, MappingError when ``variant`` is named and another one fits.
+    Raises CheckpointError on damage, MappingError if ``variant`` is given and another one fits.
     """
     opened = open_checkpoint(checkpoint, weights)
     closest = match_variants(opened)[0]

@@ -1,4 +1,4 @@
-"""A verdict as JUnit XML, one test case an endpoint, for CI systems."""
+"""A verdict as JUnit XML, one test case per endpoint, for CI systems."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints and plans as plain columns: quick to print, easy to grep."""
+"""Checkpoints and plans as plain text columns: quick to print, easy to grep."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 from porter.mapping.plan import NOT_BACKBONE, Plan
 from porter.report.inspection import Inspection
 
-MOST_SCOPES = 8  # that are named; a detector has 40
+MOST_SCOPES = 8  # listed by name; a detector has 40
 
 if TYPE_CHECKING:  # it needs torch, and listing a checkpoint does not
     from porter.parity.diff import Difference
 
 
 def inspection_lines(inspection: Inspection) -> Iterator[str]:
-    """The variables, then a summary, and what a conversion would leave aside."""
+    """The variables, then a summary, and the variables that a conversion leaves out."""
     checkpoint, closest, used = inspection.checkpoint, inspection.closest, inspection.used
     yield from _columns(
         ["variable", "shape", "dtype", "bytes"],
@@ -48,7 +48,7 @@ def plan_lines(plan: Plan) -> Iterator[str]:
 
 
 def port_lines(plan: Plan, read: str, weights: str, variant_found: bool) -> Iterator[str]:
-    """What a conversion does, in short."""
+    """A conversion in short."""
     gate_folded = sum(step.scale != 1 for step in plan.steps)
     yield f"read      {read}"
     yield f"weights   {weights}"
@@ -86,7 +86,7 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 def _by_scope(names: Sequence[str], inside: Sequence[str]) -> str:
-    """``decoder 4, aspp0 5``: how many lie in each scope beside that of ``inside``, the network's variables."""
+    """``decoder 4, aspp0 5``: counts of ``names`` by scope, relative to that of the network's variables, ``inside``."""
     scope = _shared(inside)
     counts = Counter("/".join(name.split("/")[: len(_shared([name, "/".join(scope)])) + 1]) for name in names)
     shown = [f"{scope} {count}" for scope, count in list(counts.items())[:MOST_SCOPES]]
@@ -95,7 +95,7 @@ def _by_scope(names: Sequence[str], inside: Sequence[str]) -> str:
 
 
 def _shared(names: Sequence[str]) -> list[str]:
-    """The scopes that all ``names`` begin with."""
+    """The scopes that all ``names`` have in common."""
     together = zip(*(name.split("/") for name in names), strict=False)
     return [parts[0] for parts in itertools.takewhile(lambda parts: len(set(parts)) == 1, together)]
 

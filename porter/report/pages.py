@@ -16,7 +16,7 @@ from porter.text import printable
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SIDE = 320  # pixels of a photo with what is predicted
+SIDE = 320  # pixels of a photo with its prediction
 
 
 def rendered(name: str, **values: Any) -> bytes:
@@ -34,7 +34,7 @@ def rendered(name: str, **values: Any) -> bytes:
 
 
 def png(pixels: np.ndarray, at_most: int | None = None) -> str:
-    """(H, W, 3) uint8 as a data URI, made smaller where a side is longer than ``at_most``."""
+    """(H, W, 3) uint8 as a data URI, scaled down if a side is longer than ``at_most`` pixels."""
     from PIL import Image
 
     return of_image(Image.fromarray(pixels), at_most)
@@ -48,7 +48,7 @@ def of_image(image: Image, at_most: int | None = None) -> str:
 
 
 def figure(name: str, photo: Image, found: Prediction) -> dict[str, Any]:
-    """What the page ``predictions`` shows of ``photo`` (RGB): a small picture with masks or boxes, and the classes."""
+    """Values for the page ``predictions``: a small ``photo`` (RGB) with masks or boxes, and the classes."""
     small = photo.copy()
     small.thumbnail((SIDE, SIDE))
     rows = [(printable(row.name) or f"class {row.number}", row.value, row.colour) for row in found.rows]

@@ -11,14 +11,14 @@ from porter.parity.compare import Row
 from porter.parity.references.reference import Noise
 from porter.parity.verdict import Cause, Verdict
 from porter.report.console import console
-from porter.text import printable
+from porter.text import listed, printable
 
 NOT_ASKED = "-"
 FURTHEST = 5  # endpoints in a summary
 
 
 class Column(NamedTuple):
-    """A column of the table. In a narrow terminal, columns of the lowest ``worth`` are left out first."""
+    """A column of the table. A narrow terminal omits the columns of lowest ``worth`` first."""
 
     title: str
     worth: int
@@ -27,15 +27,15 @@ class Column(NamedTuple):
 
     @property
     def width(self) -> int:
-        """Of its widest cell."""
+        """Width of its widest cell."""
         return max(map(len, (self.title, *self.cells)))
 
 
 def print_verdict(verdict: Verdict, verbose: bool = False) -> None:
-    """Both answers, agreement of the classes, and causes where they are known.
+    """Print both answers, agreement of the classes, and known causes.
 
-    With them the five endpoints that come closest to their limits, or with ``verbose`` all, in the order of
-    computation, on the sample where each is furthest off.
+    Also the five endpoints closest to their limits or, if ``verbose``, all in the order of computation; each on the
+    sample where it is furthest off.
     """
     out = console()
     rows = verdict.worst_rows()
@@ -49,7 +49,7 @@ def print_verdict(verdict: Verdict, verbose: bool = False) -> None:
     changed = [f"{n} ({verdict.variables[n]})" if n in verdict.variables else n for n in verdict.changed]
     for what, names in (("not in it", verdict.missing), ("no output", verdict.unmatched), ("changed", changed)):
         if names:
-            out.print(f"{what:<10} {_list(names)}", markup=False, soft_wrap=True)
+            out.print(f"{what:<10} {listed(names, 8)}", markup=False, soft_wrap=True)
     if verdict.images:
         out.print(
             f"agreement  top-1 {verdict.top1_agree}/{verdict.images}, top-5 {verdict.top5_agree}/{verdict.images}"
@@ -59,7 +59,7 @@ def print_verdict(verdict: Verdict, verbose: bool = False) -> None:
 
 
 def outcome_lines(verdict: Verdict) -> list[str]:
-    """Parity or not, and why, with rich's markup."""
+    """Parity or not, and why, in rich's markup."""
     said = escape(printable(f"{verdict.variant}: {verdict.sentence()}"))
     if verdict.passed:
         return [f"[bold green]PARITY[/]     {said}; {len(verdict.worst_rows())} endpoints"]
@@ -73,12 +73,12 @@ def outcome_lines(verdict: Verdict) -> list[str]:
 
 
 def cause_text(cause: Cause) -> str:
-    """A cause, with both numbers."""
+    """A cause with both distances."""
     return f"{cause.what}: with it, the logits' difference is {cause.after:.1e}, without {cause.before:.1e}"
 
 
 def _print_table(out: Console, rows: list[Row], foreign: bool) -> None:
-    """Print one line for each row: columns are left out rather than rows cut or wrapped."""
+    """Print one line per row. Columns are omitted; rows are never cut or wrapped."""
     columns = [
         Column("endpoint", 9, [row.endpoint for row in rows], right=False),
         *([Column("in the port", 7, [row.port_name or "" for row in rows], right=False)] if foreign else []),
@@ -116,7 +116,3 @@ def _largest(noise: Noise | None) -> str:
 
 def _ratio(row: Row) -> str:
     return NOT_ASKED if row.noise_ratio is None else f"{row.noise_ratio:.1f} x"
-
-
-def _list(names: list[str]) -> str:
-    return printable(", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else ""))

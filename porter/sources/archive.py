@@ -18,13 +18,13 @@ from typing import IO, NamedTuple
 
 from porter.errors import CheckpointError
 
-# A released tarball holds at most 130 MB; anything far beyond is not one of them.
+# bytes; a released tarball holds at most 130 MB
 MAX_UNPACKED = 4 << 30
 MAX_NAME = 1 << 16  # bytes of a member's name, or of its extended header
 
 
 class _TarInfo(tarfile.TarInfo):
-    """Refuses names and headers that are read into memory before anybody sees them."""
+    """Refuses long names and headers, which tarfile would read into memory unchecked."""
 
     def _proc_gnulong(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
         return super()._proc_gnulong(self._short(archive))  # type: ignore[misc]
@@ -50,8 +50,8 @@ class _Member(NamedTuple):
 def unpack(path: Path) -> tempfile.TemporaryDirectory[str]:
     """Unpack the regular files of the zip or gzipped tar ``path``; the folder goes when the result is cleaned up.
 
-    They lie below the archive's own name, so that messages about them name the archive. Links and names
-    that leave the folder are refused. Raises CheckpointError on damage.
+    They lie below the archive's own name, so that messages about them name it. Links and names that leave the folder
+    are refused. Raises CheckpointError on damage.
     """
     folder = tempfile.TemporaryDirectory(prefix="mnv3-port-")
     try:
@@ -65,7 +65,7 @@ def unpack(path: Path) -> tempfile.TemporaryDirectory[str]:
             total += member.size
             if total > MAX_UNPACKED:
                 raise CheckpointError(f"{path}: unpacks to more than {MAX_UNPACKED >> 30} GiB; not a released tarball")
-            # Content alone: damaged times, owners and modes then do not matter
+            # Only content, so that damaged times, owners and modes do not matter
             target = Path(folder.name) / path.name / name
             target.parent.mkdir(parents=True, exist_ok=True)
             source = member.open()

@@ -1,4 +1,4 @@
-"""What a file may ask for: shapes that exist, and no more memory than its size allows."""
+"""Limits on what a file may claim: shapes that exist, and no more memory than its size allows."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 from porter.errors import CheckpointError
 from porter.sources.variable import Variable
 
-# A reader may take TIMES the bytes of its source, and SLACK bytes more for itself. Weights become float32, at most four
-# times as wide as they are stored (8 bits). No tool writes anything denser.
+# A reader may take TIMES the bytes of its source and SLACK bytes for itself. Weights become float32: at most four times
+# their stored size (8 bits). No tool writes anything denser.
 TIMES, SLACK = 4, 64 << 20
 
 MAX_RANK = 32  # numpy's is 64; TensorFlow's 254; no variable of a network has more than 5
@@ -20,12 +20,12 @@ MAX_VALUES = 1 << 48
 
 
 def allowance(size: int) -> int:
-    """How much memory the values of a source of ``size`` bytes may take."""
+    """Bytes that the values of a source of ``size`` bytes may take in memory."""
     return TIMES * size + SLACK
 
 
 def check_shape(shape: tuple[int, ...], what: str) -> tuple[int, ...]:
-    """``shape``. Raises CheckpointError, beginning with ``what``, where no array has it."""
+    """``shape``. Raises CheckpointError, beginning with ``what``, if no array can have it."""
     sides = [side for side in shape if side]
     if len(shape) > MAX_RANK or min(shape, default=0) < 0 or math.prod(sides[: MAX_RANK + 1]) > MAX_VALUES:
         raise CheckpointError(f"{what}: impossible shape {list(shape[:6])}{' ...' if len(shape) > 6 else ''}; damaged")
@@ -33,9 +33,9 @@ def check_shape(shape: tuple[int, ...], what: str) -> tuple[int, ...]:
 
 
 def check_total(variables: Iterable[Variable], files: Iterable[Path], source: str) -> None:
-    """Raise CheckpointError where ``variables`` claim more memory than their ``files`` can fill.
+    """Raise CheckpointError if ``variables`` claim more memory than their ``files`` can fill.
 
-    Slices that share bytes, one value repeated without end and datasets that were never written all show here.
+    This finds slices that share bytes, one value repeated without end, and datasets that were never written.
     """
     claimed = sum(variable.nbytes for variable in variables)
     stored = sum(path.stat().st_size for path in files)
@@ -46,7 +46,7 @@ def check_total(variables: Iterable[Variable], files: Iterable[Path], source: st
 
 
 def limit_memory(more: int) -> None:
-    """Allow this process only ``more`` bytes beyond its current memory (Linux alone)."""
+    """Allow this process only ``more`` bytes beyond its current memory (only on Linux)."""
     with suppress(ImportError, OSError, ValueError):
         import resource
 

@@ -1,7 +1,7 @@
 """Reader of V2 checkpoints: a tensor bundle, i.e. one ``.index`` table and ``.data-?????-of-?????`` shards.
 
-The format is that of tensorflow/core/util/tensor_bundle and tensorflow/core/protobuf/tensor_bundle.proto.
-Opening reads the index alone; each tensor is read from its shard when it is asked for.
+The format is that of tensorflow/core/util/tensor_bundle and tensorflow/core/protobuf/tensor_bundle.proto. Opening reads
+only the index; a tensor is read from its shard on demand.
 """
 
 from __future__ import annotations
@@ -34,11 +34,10 @@ if TYPE_CHECKING:
 def read_bundle(prefix: Path, fetch: Fetch | None = None, checksums: bool = True) -> Contents:
     """Open the V2 checkpoint ``prefix``; its variables come in name order.
 
-    ``fetch`` gives the bytes of shards that are not here (see porter.sources.remote).
-
-    Object-based checkpoints (TensorFlow 2) give the names that their object graph holds. Raises
-    CheckpointError when the index is damaged, a shard is missing or too short, or an entry makes no sense.
-    Tensor values are checked against their checksums when they are read, but for ``checksums`` False.
+    ``fetch`` gives the bytes of shards that are not here (see porter.sources.remote). Object-based checkpoints
+    (TensorFlow 2) give the names in their object graph. Values are checked against their checksums when read, unless
+    ``checksums`` is False. Raises CheckpointError if the index is damaged, a shard is missing or too short, or an entry
+    is malformed.
     """
     with _no_collection():
         index = read_index(prefix.with_name(prefix.name + ".index"))
@@ -53,7 +52,7 @@ def read_bundle(prefix: Path, fetch: Fetch | None = None, checksums: bool = True
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Up to 10^6 objects are made and none is garbage; the collector would walk them again and again."""
+    """Pause the garbage collector: up to 10^6 objects are made, none is garbage, and it would scan them repeatedly."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -64,7 +63,7 @@ def _no_collection() -> Iterator[None]:
 
 
 def _identity(path: Path) -> tuple[int, ...] | None:
-    """Size, inode and time of the file: they change when it is replaced or rewritten. None if it is missing."""
+    """Size, inode and time of the file, which change if it is replaced or rewritten. None if it is missing."""
     try:
         found = path.stat()
     except OSError:
@@ -137,7 +136,7 @@ class _Bundle:
         return [bytes(values[start : start + length]) for start, length in zip(starts, lengths, strict=False)]
 
     def _sliced(self, name: str, entry: Entry) -> Callable[[], np.ndarray]:
-        """Reader of a partitioned variable: every slice lies under a key of its own."""
+        """Reader of a partitioned variable: every slice has its own key."""
         what = f"{self.index}: tensor {name}"
         parts = []
         for extents in entry.slices:
@@ -174,7 +173,7 @@ class _Bundle:
         if self.fetch:
             extent = self._extent(entry)
             return memoryview(self.ready.pop(extent, b"") or self.fetch([extent])[0])
-        # Read, not mapped: a view of a mapped file keeps a file descriptor, or all of the file in memory
+        # Not mapped: a view of a mapped file holds a file descriptor, or the whole file in memory
         import numpy as np
 
         path, data = self.paths[entry.shard], memoryview(np.empty(entry.size, np.uint8).data)
@@ -195,7 +194,7 @@ class _Bundle:
         return ByteRange(self.paths[entry.shard], entry.offset, entry.size)
 
     def prefetch(self, names: Iterable[str]) -> None:
-        """Fetch the bytes of variables, by stored name, in few requests; ``read`` takes them."""
+        """Fetch the bytes of variables, by stored name, in few requests; ``read`` then uses them."""
         if not self.fetch:
             return
         entries = {name: self.parse(stored, name) for name in names if (stored := self.entries.get(name.encode()))}

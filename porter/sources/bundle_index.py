@@ -23,7 +23,7 @@ MAX_SHAPE = 1024  # bytes of a TensorShapeProto; a dimension takes up to 12
 
 
 class Index(NamedTuple):
-    """What the file ``path`` holds; ``entries`` are BundleEntryProtos by key, the header apart."""
+    """The content of the file ``path``; ``entries`` are BundleEntryProtos by key, without the header."""
 
     path: Path
     shards: int
@@ -32,7 +32,7 @@ class Index(NamedTuple):
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
-    """The content of a BundleEntryProto. ``slices`` are those of a partitioned variable, which hold its values."""
+    """The content of a BundleEntryProto. ``slices`` hold the values of a partitioned variable."""
 
     dtype: str
     shape: Shape
@@ -57,7 +57,7 @@ def shard_path(prefix: Path, shard: int, shards: int) -> Path:
 
 
 def read_index(path: Path) -> Index:
-    """Read the table and its header. Raises CheckpointError if it is damaged, or needs a later reader."""
+    """Read the table and its header. Raises CheckpointError if it is damaged, or needs a newer reader."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -72,7 +72,7 @@ def read_index(path: Path) -> Index:
 
 
 class EntryParser:
-    """Parses the entries of one index. There are up to 10^5, of few dtypes and shapes, which are parsed once each."""
+    """Parses the entries of one index: up to 10^5, but few dtypes and shapes, each of which is parsed once."""
 
     def __init__(self, index: Path, shards: list[Path], sizes: list[int]) -> None:
         self.index = index
@@ -81,7 +81,7 @@ class EntryParser:
         self.kinds: dict[tuple[int, bytes], _Kind] = {}
 
     def __call__(self, value: bytes, name: str) -> Entry:
-        """The entry stored as ``value``. Raises CheckpointError when it makes no sense or its shard ends before it."""
+        """The entry stored as ``value``. Raises CheckpointError if it is malformed or its shard is too short."""
         proto = protos.parse(protos.BundleEntryProto, value, self.index, name)
         stored = (proto.dtype, proto.shape)
         dtype, shape, expected = self.kinds.get(stored) or self._kind(stored, name)

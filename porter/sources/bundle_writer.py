@@ -21,10 +21,10 @@ def write_bundle(
 ) -> None:
     """Write ``variables`` (TensorFlow's names and layouts) as the checkpoint ``prefix``, and name it in ``checkpoint``.
 
-    The index comes last, so that an interrupted write is no checkpoint. With ``force`` an older checkpoint of the same
-    name is replaced: the data go to shards that it has not, so that renaming the index switches from all of the old to
-    all of the new. A ``checkpoint`` file that is there stays, but with ``force``: it says where a training goes on.
-    Raises PorterError when a file exists (without ``force``) or cannot be written.
+    The index is written last, so an interrupted write leaves no checkpoint. ``force`` replaces an older checkpoint of
+    the same name: data go to shards with new names, so that renaming the index switches from all of the old to all of
+    the new. Without ``force`` an existing ``checkpoint`` file stays: it says where a training run continues. Raises
+    PorterError if a file exists (without ``force``) or cannot be written.
     """
     sweep(prefix, r"\.(?:index|data-\d{5}-of-\d{5})")
     index, state = prefix.with_name(prefix.name + ".index"), prefix.with_name("checkpoint")

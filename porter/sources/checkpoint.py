@@ -32,11 +32,10 @@ if TYPE_CHECKING:
 class Checkpoint(Mapping[str, Variable]):
     """The variables of one checkpoint by plain name.
 
-    ``given`` is the path as typed; ``path`` what was found there, in ``format``: see porter.sources.locate.
-    ``averaged`` tells that the plain names hold moving averages, as in a released ``ema/`` folder.
-    ``choice`` is which weights were asked for. ``set_aside`` names what lies in the file but is not offered, each
-    with its reason. ``gate`` is the constant of
-    the hard sigmoids in a stored graph. ``remote`` tells that only the bytes asked for are fetched.
+    ``given``: the path as typed. ``path`` and ``format``: what was found there; see porter.sources.locate.
+    ``averaged``: True if plain names hold moving averages, as in a released ``ema/`` folder. ``choice``: the weights
+    asked for. ``set_aside``: names in the file that are not offered, each with its reason. ``gate``: the constant of
+    the hard sigmoids in a stored graph. ``remote``: True if only the bytes asked for are fetched.
     """
 
     given: str
@@ -66,7 +65,7 @@ class Checkpoint(Mapping[str, Variable]):
         return self.variables.values()
 
     def prefetch(self, names: Iterable[str]) -> None:
-        """Announce which variables will be read, so that a remote store is asked in few requests."""
+        """Announce which variables will be read, so that a remote store gets few requests."""
         if self.fetch_values:
             self.fetch_values(self.variables[name].stored_as for name in names)
 
@@ -80,7 +79,7 @@ class Checkpoint(Mapping[str, Variable]):
 
     @property
     def place(self) -> str:
-        """Where the variables lie, for people: below the archive or URL that was given, not in its temporary copy."""
+        """Where the variables lie, for messages: below the archive or URL given, not in its temporary copy."""
         if self.temporary is None:
             return str(self.path)
         within = self.path.relative_to(self.temporary.name)
@@ -103,13 +102,13 @@ def open_checkpoint(path: str | os.PathLike[str], weights: Weights = "auto", che
         path: A V2 or V1 checkpoint (prefix, file or folder), a SavedModel, a Keras file, a ``.tflite``, a released
             tarball or its folder, a frozen ``.pb``, a zip or tarball of any of them, or the URL of any of them.
         weights: ``ema`` or ``raw`` where both exist; ``auto`` prefers the averages.
-        checksums: False skips those of a V2 checkpoint's tensors.
+        checksums: Check the tensors of a V2 checkpoint.
 
     Returns:
         A mapping of plain variable names to variables, whose values are read on demand.
 
     Raises:
-        CheckpointError: Naming the file and what to do.
+        CheckpointError: Names the file and what to do.
 
     Example:
         >>> checkpoint = porter.open_checkpoint(source)
@@ -130,11 +129,11 @@ def open_checkpoint(path: str | os.PathLike[str], weights: Weights = "auto", che
         copy = str(Path(temporary.name) / source.path.name)
         with _name_source(copy, str(path)):
             source = locate(Path(copy), weights)
-        remote = None  # all of it has come
+        remote = None  # all of it has been fetched
     fetch = remote.fetch if remote else None
     with _name_source(copy, str(path)):
         contents = read_bundle(source.path, fetch, checksums) if source.kind == "bundle" else _read(source)
-        if source.kind != "bundle":  # whose shards may be stand-ins; it looks itself
+        if source.kind != "bundle":  # its shards may be stand-ins, and its reader checks them
             check_total(contents.variables.values(), contents.files, str(source.path))
     averaged = source.kind == "bundle" and source.path.parent.name == "ema"
     variables = contents.variables
@@ -159,7 +158,7 @@ def open_checkpoint(path: str | os.PathLike[str], weights: Weights = "auto", che
 
 @contextmanager
 def _name_source(copy: str, given: str) -> Iterator[None]:
-    """Errors name what was ``given`` instead of a temporary ``copy`` of it; ``copy`` is empty where there is none."""
+    """Errors name what was ``given`` instead of its temporary ``copy``, which is empty if there is none."""
     try:
         yield
     except CheckpointError as error:
@@ -169,14 +168,14 @@ def _name_source(copy: str, given: str) -> Iterator[None]:
 
 
 def _read(source: Source) -> Contents:
-    """A kind's reader is ``read_<kind>`` of the module ``<kind>``, imported when there is such a file."""
+    """Call ``read_<kind>`` of the module ``<kind>``, which is imported only when needed."""
     module = import_module(f"porter.sources.{source.kind}")
     contents: Contents = getattr(module, f"read_{source.kind}")(source.path)
     return contents
 
 
 def _of_copy(variable: Variable, folder: tempfile.TemporaryDirectory[str], copy: str, given: str) -> Variable:
-    """``variable``, which keeps the temporary ``folder`` it reads from, and names what was ``given`` in errors.
+    """``variable``, which keeps the temporary ``folder`` that it reads from, and names what was ``given`` in errors.
 
     A Checkpoint may be dropped before its variables.
     """

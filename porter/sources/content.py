@@ -7,7 +7,7 @@ from pathlib import Path
 
 from porter.errors import CheckpointError
 
-HEAD = 4096  # bytes looked at
+HEAD = 4096  # bytes read
 KNOWN = (  # how files begin
     (rb"version https://git-lfs", "a git-LFS pointer: the file itself was not fetched; run git lfs pull"),
     (

@@ -1,4 +1,4 @@
-"""Fetching a released tarball: resumed where it broke off, checked, renamed when whole."""
+"""Fetching a released tarball: resumed where it broke off, checked, renamed when complete."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from porter.sources.remote import SILENCE, reason
 
 CHUNK = 1 << 16
 SCHEMES = ("https", "http")
-MOST = 4 << 30  # bytes; a released tarball has 130 MB
+MOST = 4 << 30  # bytes; a released tarball has up to 130 MB
 Progress = Callable[[int, int | None], None]
 
 
@@ -38,10 +38,10 @@ def download(
 ) -> Path:
     """Fetch ``url`` into ``output`` through ``<output>.part``, which a later call resumes.
 
-    The size is checked against the server's, the content against ``sha256`` and against the digests that
-    Google's storage sends (``x-goog-hash``). ``progress(done, total)`` counts bytes. Where ``output`` is a device, a
-    FIFO or a descriptor, the whole file is checked before the first byte goes there, and nothing is kept. Raises
-    DownloadError; a part whose content is wrong is removed, one that broke off is kept.
+    The size is checked against the server's, the content against ``sha256`` and the digests that Google's storage sends
+    (``x-goog-hash``). ``progress(done, total)`` gets bytes. If ``output`` is a device, a FIFO or a descriptor, the
+    whole file is checked before its first byte is written, and no part is kept. Raises DownloadError; a part with wrong
+    content is removed, an incomplete one is kept.
     """
     check_output(output, force)
     if is_stream(output):
@@ -55,13 +55,13 @@ def download(
     part = place.with_name(place.name + ".part")
     if part.is_symlink() or (part.exists() and not part.is_file()):
         raise DownloadError(f"{part}: is not a regular file; remove it")
-    _fetch_checked(url, part, sha256, progress, f"{part} keeps what has come, the same command goes on from there")
+    _fetch_checked(url, part, sha256, progress, f"{part} keeps what was fetched; the same command continues from there")
     part.replace(place)
     return output
 
 
 def _fetch_checked(url: str, part: Path, sha256: str | None, progress: Progress | None, broken_off: str) -> None:
-    """Fetch what ``part`` lacks and check the whole. ``broken_off`` is what to do where the connection breaks."""
+    """Fetch the rest of ``part`` and check the whole. ``broken_off`` says what to do if the connection breaks."""
     try:
         headers, total = _fetch(url, part, sha256, progress)
     except (OSError, http.client.HTTPException, ValueError) as error:
@@ -86,18 +86,18 @@ def _version_file(part: Path) -> Path:
 
 
 def _fetch(url: str, part: Path, sha256: str | None, progress: Progress | None) -> tuple[Message, int | None]:
-    """Append what is missing to ``part``. Returns the headers and the whole size where it is known."""
+    """Append what is missing to ``part``. Returns the headers and, if known, the whole size."""
     start = part.stat().st_size if part.exists() else 0
     version = _version_file(part).read_text() if start and _version_file(part).is_file() else ""
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
-    if version:  # another version comes whole
+    if version:  # another version is sent whole
         request.add_header("If-Range", version)
     if request.type not in SCHEMES:
         raise DownloadError(f"{url}: only {' and '.join(SCHEMES)} addresses are fetched")
     try:
         response = urllib.request.build_opener(_Redirects).open(request, timeout=SILENCE)
     except urllib.error.HTTPError as error:
-        if error.code != 416 or not start:  # 416: nothing lies behind the part
+        if error.code != 416 or not start:  # 416: there is nothing after the part
             raise
         whole = error.headers.get("Content-Range", "").rpartition("/")[2]
         return error.headers, int(whole) if whole.isdigit() else None
@@ -107,7 +107,7 @@ def _fetch(url: str, part: Path, sha256: str | None, progress: Progress | None) 
         if resumed and not sent.strip().lower().startswith(f"bytes {start}-"):
             raise DownloadError(f"{url}: sends another part ({sent[:60]!r}) than the one asked for; remove {part}")
         if resumed and not (version or sha256 or response.headers.get("x-goog-hash")):
-            part.unlink()  # nothing would tell that the two parts are of one file
+            part.unlink()  # without a version, two parts may be of different files
             return _fetch(url, part, sha256, progress)
         if start and not resumed:  # a server without ranges, or with another version, starts over
             start = 0
@@ -130,7 +130,7 @@ def _fetch(url: str, part: Path, sha256: str | None, progress: Progress | None) 
 
 def _keep_version(headers: Message, part: Path) -> None:
     tag = headers.get("ETag", "")
-    version = tag if tag.startswith('"') else headers.get("Last-Modified", "")  # a weak tag is no promise of bytes
+    version = tag if tag.startswith('"') else headers.get("Last-Modified", "")  # with a weak tag, bytes may differ
     if version and version.isprintable():
         _version_file(part).write_text(version)
     else:
@@ -138,7 +138,7 @@ def _keep_version(headers: Message, part: Path) -> None:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows ten redirects at most (as urllib does), and none to another kind of address."""
+    """Follows at most ten redirects (as urllib does), and none to another kind of address."""
 
     def redirect_request(self, req, fp, code, msg, headers, newurl):  # type: ignore[no-untyped-def]
         if newurl.partition(":")[0].lower() not in SCHEMES:
@@ -147,7 +147,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def _mismatch(path: Path, headers: Message, sha256: str | None) -> str | None:
-    """A message if ``path`` lacks one of the digests, else None."""
+    """A message if ``path`` does not match one of the digests, else None."""
     wanted = {"sha256": sha256.lower()} if sha256 else {}
     for entry in ",".join(headers.get_all("x-goog-hash", [])).split(","):
         name, _, value = entry.strip().partition("=")

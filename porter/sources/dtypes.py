@@ -20,7 +20,7 @@ NAMES = {
 }  # fmt: skip
 NUMBERS = {name: number for number, name in NAMES.items()}
 
-# Bytes per element of the dtypes that can be read; int4 and uint4 lie one to a byte.
+# Bytes per element of the dtypes that can be read; int4 and uint4 take a byte each
 ITEM_SIZES = {
     "float32": 4, "float64": 8, "int32": 4, "uint8": 1, "int16": 2, "int8": 1, "complex64": 8,
     "int64": 8, "bool": 1, "qint8": 1, "quint8": 1, "qint32": 4, "bfloat16": 2, "qint16": 2,
@@ -32,12 +32,12 @@ FLOATS = ("float32", "float64", "float16", "bfloat16")
 
 
 def name_of(number: int) -> str:
-    """TensorFlow's name of a dtype, or ``dtype 77`` where it is unknown here."""
+    """TensorFlow's name of a dtype, or ``dtype 77`` if it is unknown here."""
     return NAMES.get(number) or f"dtype {number}"
 
 
 def to_numpy(name: str) -> np.dtype:
-    """The numpy dtype of TensorFlow's ``name``; quantised integers become plain integers."""
+    """The numpy dtype for TensorFlow's ``name``; quantised integers become plain integers."""
     import numpy as np
 
     if name in ("bfloat16", "float8_e5m2", "float8_e4m3fn", "int4", "uint4"):
@@ -47,7 +47,7 @@ def to_numpy(name: str) -> np.dtype:
     return np.dtype(name.removeprefix("q") if name.startswith("q") else name)
 
 
-# Where values lie that are not in tensor_content.
+# Fields of values that are not in tensor_content
 _FIELDS = {
     "float32": "float_val", "float64": "double_val", "int32": "int_val", "int16": "int_val",
     "int8": "int_val", "uint8": "int_val", "uint16": "int_val", "int64": "int64_val", "bool": "bool_val",
@@ -58,7 +58,7 @@ _FIELDS = {
 def tensor_values(proto: Any, shape: tuple[int, ...], dtype: str, what: str) -> np.ndarray:
     """The values of ``proto`` as an array of ``shape``.
 
-    Raises CheckpointError, beginning with ``what``, when their number does not fit.
+    Raises CheckpointError, beginning with ``what``, if their number does not fit.
     """
     import numpy as np
 
@@ -74,18 +74,18 @@ def tensor_values(proto: Any, shape: tuple[int, ...], dtype: str, what: str) -> 
     listed = getattr(proto, field)
     if field == "half_val":  # the bit patterns of 16-bit floats
         values = np.array([value & 0xFFFF for value in listed], np.uint16).view(stored)
-    elif field in ("scomplex_val", "dcomplex_val"):  # real and imaginary parts in turn
+    elif field in ("scomplex_val", "dcomplex_val"):  # real and imaginary parts alternate
         values = np.array(listed[: len(listed) // 2 * 2], stored.type(0).real.dtype).view(stored)
     else:
         values = np.array(listed).astype(stored)
     if len(values) > count or (count and not len(values)):
         raise CheckpointError(f"{what}: {len(values)} values for shape {shape}; the file is damaged")
-    # A shorter list means that its last value repeats.
+    # A shorter list repeats its last value
     return np.concatenate([values, np.repeat(values[-1:], count - len(values))]).reshape(shape)
 
 
 def as_decimal(value: float) -> float:
-    """The shortest decimal that float32 rounds to ``value``: what the code that wrote it said."""
+    """The shortest decimal that float32 rounds to ``value``: what was written in the code."""
     import numpy as np
 
     return float(np.format_float_positional(np.float32(value), unique=True, trim="0"))

@@ -1,4 +1,4 @@
-"""What a stored graph says beside its weights: windows of pooling, epsilons of batch norms."""
+"""Settings in a stored graph besides its weights: pooling windows, batch norm epsilons."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from porter.errors import CheckpointError
 from porter.sources import protos
 from porter.sources.dtypes import as_decimal
 
-MOST_SIDE = 1 << 12  # of a pooling window; DeepLab's largest has 65 positions
+MOST_SIDE = 1 << 12  # of a pooling window; DeepLab's largest is 65
 
 
 class Pooling(NamedTuple):
@@ -20,14 +20,14 @@ class Pooling(NamedTuple):
 
 
 class GraphOperations(NamedTuple):
-    """By name of the operation; epsilons are the decimals that float32 was made of."""
+    """By name of the operation. Epsilons are the decimals that were rounded to float32."""
 
     poolings: dict[str, Pooling]
     epsilons: dict[str, float]
 
 
 def graph_operations(path: Path) -> GraphOperations:
-    """Read a frozen graph, or the ``.meta`` of a checkpoint. Raises CheckpointError where it is damaged."""
+    """Read a frozen graph, or the ``.meta`` of a checkpoint. Raises CheckpointError if it is damaged."""
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -12,7 +12,7 @@ from porter.sources.content import recognised
 from porter.sources.dtypes import tensor_values
 from porter.sources.variable import Contents, Variable
 
-# Operator -> the inputs that are weights. Everything else constant (axes, h-swish's 3 and 1/6) is arithmetic.
+# Operator -> the inputs that are weights. Other constants (axes, h-swish's 3 and 1/6) are arithmetic.
 _WEIGHT_INPUTS = {
     b"Conv2D": (1,),
     b"DepthwiseConv2dNative": (1,),
@@ -29,14 +29,14 @@ FIRST_BYTES = (b"\x0a", b"\x12", b"\x18", b"\x22")
 
 
 def read_graphdef(path: Path) -> Contents:
-    """Open the frozen graph ``path`` and return its weights under the variables' names.
+    """Open the frozen graph ``path``; its weights have the variables' names.
 
-    Raises CheckpointError when the file is no GraphDef or holds no weights.
+    Raises CheckpointError if the file is no GraphDef or holds no weights.
     """
     try:
         with path.open("rb") as file:
             data = file.read(1)
-            if data not in FIRST_BYTES:  # before gigabytes are read
+            if data not in FIRST_BYTES:  # before reading gigabytes
                 what = recognised(path) or "not a frozen graph, nor anything else that holds a checkpoint"
                 raise CheckpointError(f"{path}: {what}")
             data += file.read()
@@ -63,7 +63,7 @@ def read_graphdef(path: Path) -> Contents:
 
 
 def _constant(nodes: dict[bytes, Any], name: bytes) -> Any | None:
-    """The Const node behind the input ``name``, through the Identity that freezing may leave (``/read``)."""
+    """The Const node of the input ``name``, through the Identity that freezing may leave (``/read``)."""
     node = nodes.get(name.split(b":")[0])
     if node is not None and node.op == b"Identity" and node.input:
         node = nodes.get(node.input[0].split(b":")[0])

@@ -1,7 +1,8 @@
-"""Reading an HDF5 file of Keras's, in a process of its own.
+"""Reading a Keras HDF5 file in a process of its own.
 
-libhdf5 is C that can hang or crash on damaged files. So ``python -m porter.sources.hdf5 FILE FOLDER`` copies what is
-in FILE to FOLDER, as ``listing.json`` and ``values``, under limits of time and memory; porter.sources.keras runs it.
+libhdf5 is C that can hang or crash on damaged files. So ``python -m porter.sources.hdf5 FILE FOLDER`` copies the
+weights in FILE to FOLDER, as ``listing.json`` and ``values``, under limits of time and memory; porter.sources.keras
+runs it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import h5py
 from porter.errors import CheckpointError
 from porter.sources.bounds import allowance, check_shape, limit_memory
 
-# saving_lib numbers a layer's variables; these are the names by the layer's class, in the order of their numbers.
+# saving_lib numbers a layer's variables: their names by the layer's class, in the order of the numbers
 _VARIABLES = {
     "conv2d": ("kernel", "bias"),
     "depthwise_conv2d": ("kernel", "bias"),
@@ -30,7 +31,7 @@ _VARIABLES = {
 
 
 def dump(path: Path, folder: Path, layer_names: dict[str, str]) -> None:
-    """Copy the weights of ``path`` to ``folder``; ``layer_names`` are those that a ``.keras`` knows besides."""
+    """Copy the weights of ``path`` to ``folder``; ``layer_names`` are from the configuration in a ``.keras``."""
     with h5py.File(path, "r") as file:
         legacy = file.get("model_weights", file)
         if "layer_names" in legacy.attrs or "layer_names0" in legacy.attrs:
@@ -56,7 +57,7 @@ def dump(path: Path, folder: Path, layer_names: dict[str, str]) -> None:
 
 
 def _check(dataset: h5py.Dataset, path: Path, before: int) -> None:
-    """Refuse values that are not numbers, or more than the file can hold (``before`` bytes are read already)."""
+    """Refuse values that are not numbers, or exceed the file's size (``before``: bytes read so far)."""
     stored, shape = dataset.name.strip("/"), dataset.shape or ()
     if dataset.dtype.kind not in "fiu" or dataset.external or dataset.is_virtual:
         raise CheckpointError(
@@ -77,7 +78,7 @@ def _legacy_datasets(group: h5py.Group) -> Iterator[tuple[str, h5py.Dataset]]:
 
 
 def _strings(group: h5py.Group, name: str) -> list[str]:
-    """An attribute of strings, which Keras splits (``name0``, ``name1`` ...) where it is long."""
+    """An attribute of strings. Keras splits a long one (``name0``, ``name1`` ...)."""
     numbered = itertools.takewhile(lambda part: part in group.attrs, (f"{name}{i}" for i in itertools.count()))
     parts = [name] if name in group.attrs else list(numbered)
     texts = [text for part in parts for text in group.attrs[part]]
@@ -85,7 +86,7 @@ def _strings(group: h5py.Group, name: str) -> list[str]:
 
 
 def _datasets(file: h5py.File, layer_names: dict[str, str]) -> Iterator[tuple[str, h5py.Dataset]]:
-    """Of a ``.weights.h5``: ``.../layers/<counted class>/vars/<number>``, optimizer state left out."""
+    """The datasets of a ``.weights.h5``: ``.../layers/<counted class>/vars/<number>``, without optimizer state."""
 
     def walk(group: h5py.Group, depth: int = 0) -> Iterator[h5py.Dataset]:
         for key in group:
@@ -100,7 +101,7 @@ def _datasets(file: h5py.File, layer_names: dict[str, str]) -> Iterator[tuple[st
         if len(parts) < 3 or parts[-2] != "vars":
             continue
         counted = parts[-3] if re.search(r"_\d+$", parts[-3]) else f"{parts[-3]}_0"
-        given = dataset.parent.attrs.get("name")  # Keras 3; before, the configuration beside it knows
+        given = dataset.parent.attrs.get("name")  # Keras 3; earlier names are in the configuration
         known = _VARIABLES.get(counted.rpartition("_")[0], ())
         number = int(parts[-1]) if parts[-1].isdecimal() else -1
         variable = known[number] if 0 <= number < len(known) else parts[-1]
@@ -110,7 +111,7 @@ def _datasets(file: h5py.File, layer_names: dict[str, str]) -> Iterator[tuple[st
 
 
 def _hard(group: h5py.Group, name: str) -> Any:
-    """What ``name`` is in ``group``; links elsewhere are not followed."""
+    """The object ``name`` in ``group``; links to elsewhere are not followed."""
     at = group
     for part in name.split("/"):
         if not isinstance(at.get(part, getlink=True), h5py.HardLink):
@@ -120,7 +121,7 @@ def _hard(group: h5py.Group, name: str) -> Any:
 
 
 def main() -> None:
-    """What ``python -m`` runs: exit code 2 and one line where the file is damaged."""
+    """What ``python -m`` runs: exit code 2 and one line if the file is damaged."""
     path, folder = Path(sys.argv[1]), Path(sys.argv[2])
     names = json.loads(sys.stdin.read() or "{}")
     limit_memory(allowance(path.stat().st_size))
@@ -128,7 +129,7 @@ def main() -> None:
         dump(path, folder, names)
     except CheckpointError as error:
         sys.exit(_print_error(str(error)))
-    except Exception as error:  # h5py has every kind for damaged bytes
+    except Exception as error:  # h5py raises anything for damaged bytes
         sys.exit(_print_error(f"{path}: not a readable Keras file ({' '.join(str(error).split())})"))
 
 

@@ -28,16 +28,16 @@ if TYPE_CHECKING:
     import numpy as np
 
 WEIGHTS_MEMBER, CONFIG_MEMBER = "model.weights.h5", "config.json"
-MAX_CONFIG = 2 << 20  # bytes; that of large_100 has 200 KB, and lists in lists take 25 times their text in memory
-SECONDS = 15.0  # for libhdf5, and another for each RATE bytes
+MAX_CONFIG = 2 << 20  # bytes; large_100 has 200 KB; nested lists take 25 times their text in memory
+SECONDS = 15.0  # for libhdf5, and another second per RATE bytes
 RATE = 10 << 20
 
 
 def read_keras(path: Path) -> Contents:
     """Open the Keras file ``path``; variables are named ``<layer>/<variable>``.
 
-    A Keras 2 ``.weights.h5`` holds no layer names; there layers are counted per class (``conv2d_12``).
-    Raises CheckpointError when the file is damaged or holds no weights.
+    A Keras 2 ``.weights.h5`` has no layer names; its layers are counted per class (``conv2d_12``). Raises
+    CheckpointError if the file is damaged or holds no weights.
     """
     folder = tempfile.TemporaryDirectory(prefix="mnv3-port-")
     try:
@@ -60,7 +60,7 @@ def read_keras(path: Path) -> Contents:
 
 
 def _dump(hdf5: Path, folder: Path, names: dict[str, str], path: Path) -> None:
-    """Have porter.sources.hdf5 copy what is in ``hdf5`` to ``folder``, in a process of its own."""
+    """Have porter.sources.hdf5 copy the weights in ``hdf5`` to ``folder``, in a process of its own."""
     seconds = SECONDS + hdf5.stat().st_size / RATE
     command = [sys.executable, "-P", "-m", "porter.sources.hdf5", str(hdf5.absolute()), str(folder)]
     try:
@@ -80,12 +80,12 @@ def _wrap_errors(path: Path) -> Iterator[None]:
     except (
         *(OSError, EOFError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, LookupError),
         *(zipfile.BadZipFile, zlib.error, struct.error),
-    ) as error:  # what zipfile and json make of damaged bytes
+    ) as error:  # what zipfile and json raise for damaged bytes
         raise CheckpointError(f"{path}: not a readable Keras file ({' '.join(str(error).split())})") from error
 
 
 def _member(path: Path, name: str, most: int | None = None) -> bytes:
-    """The content of a zip member, refused where it unpacks to far more than the file."""
+    """The content of a zip member. Refused if it unpacks to far more than the file."""
     with zipfile.ZipFile(path) as archive:
         info = archive.getinfo(name)
         limit = allowance(path.stat().st_size) if most is None else most
@@ -97,7 +97,7 @@ def _member(path: Path, name: str, most: int | None = None) -> bytes:
 
 
 def _layer_names(path: Path) -> dict[str, str]:
-    """``conv2d_3`` -> the layer's name, from the configuration in a ``.keras``; empty without one."""
+    """``conv2d_3`` -> the layer's name, from the configuration in a ``.keras``; empty if there is none."""
     if not zipfile.is_zipfile(path):
         return {}
     config = json.loads(_member(path, CONFIG_MEMBER, MAX_CONFIG))
@@ -111,7 +111,7 @@ def _layer_names(path: Path) -> dict[str, str]:
 
 
 def _snake_case(name: str) -> str:
-    """``DepthwiseConv2D`` -> ``depthwise_conv2d``, as keras/src/utils/naming.py has it."""
+    """``DepthwiseConv2D`` -> ``depthwise_conv2d``, as in keras/src/utils/naming.py."""
     name = re.sub(r"\W+", "", name)
     name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
     return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()

@@ -18,7 +18,7 @@ from porter.sources.weights import Weights
 GZIP_MAGIC = b"\x1f\x8b"
 ZIP_MAGIC = b"PK"
 HDF5_MAGIC = b"\x89HDF"
-MAX_STATE = 1 << 20  # of a `checkpoint` file: a line for each checkpoint of a training run
+MAX_STATE = 1 << 20  # bytes of a `checkpoint` file, which has a line per checkpoint of a training run
 TFLITE_IDENTIFIER = b"TFL3"  # bytes 4 to 8
 
 
@@ -36,9 +36,9 @@ class Source(NamedTuple):
 def locate(path: Path, weights: Weights = "auto") -> Source:
     """Find what ``path`` stands for.
 
-    ``path`` is a checkpoint's prefix, a file of it, a folder holding one (with or without a usable
-    ``checkpoint`` file), a released tarball's folder (``ema/`` wins over ``pristine/`` unless ``weights`` is
-    ``raw``), a SavedModel, a frozen ``.pb`` or a ``.tgz``. Raises CheckpointError otherwise.
+    ``path`` is a checkpoint's prefix, one of its files, a folder with one (with or without a usable ``checkpoint``
+    file), a released tarball's folder (``ema/`` before ``pristine/``, unless ``weights`` is ``raw``), a SavedModel, a
+    frozen ``.pb`` or a ``.tgz``. Raises CheckpointError otherwise.
     """
     if path.is_dir():
         return _in_folder(path, weights)
@@ -102,7 +102,7 @@ def _ends(path: Path) -> tuple[bytes, bytes]:
 
 
 def _v1_name(path: Path) -> Path:
-    """A shard of a V1 checkpoint stands for all of them; TensorFlow names those ``prefix-?????-of-00003``."""
+    """The name of a sharded V1 checkpoint for one of its shards, as TensorFlow has it: ``prefix-?????-of-00003``."""
     sharded = SHARDED.fullmatch(path.name)
     return path.with_name(f"{sharded[1]}-?????-of-{sharded[2]}") if sharded else path
 
@@ -144,12 +144,12 @@ def _saved_model(folder: Path) -> Source:
 
 
 def _choose(folder: Path, candidates: list[Path]) -> Path:
-    """The candidate that the folder's ``checkpoint`` file names, else the one of the highest step.
+    """The candidate that the folder's ``checkpoint`` file names, else the one with the highest step.
 
-    A stale absolute path in that file counts by its last part.
+    Of an absolute path in that file, which may be outdated, only the last part counts.
     """
     name = ""
-    with suppress(OSError, UnicodeDecodeError):  # no usable file: the folder's content decides
+    with suppress(OSError, UnicodeDecodeError):  # without a usable file the steps decide
         if (folder / "checkpoint").is_file():
             with (folder / "checkpoint").open("rb") as file:
                 text = file.read(MAX_STATE).decode()

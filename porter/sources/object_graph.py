@@ -1,7 +1,7 @@
 """Names of the variables in an object-based checkpoint (TensorFlow 2's ``tf.train.Checkpoint``, SavedModel).
 
-There a variable lies under the path of attributes that leads to it; the object graph beside them
-(tensorflow/core/protobuf/trackable_object_graph.proto) holds the names the variables were made with.
+Such a checkpoint stores a variable under the path of attributes that leads to it. Its object graph
+(tensorflow/core/protobuf/trackable_object_graph.proto) holds the names that the variables were created with.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from porter.sources import protos
 from porter.sources.variable import Variable
 
 OBJECT_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
-# TF Model Garden's blocks keep their layers in private attributes; the layers' own names count every block of a process
+# TF Model Garden's blocks keep layers in private attributes; the layers' names count all blocks made by a process
 PRIVATE = re.compile(r"/_(conv|norm|squeeze_excitation)")
 LISTED_AGAIN = "_all_variables"
 VALUE_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
@@ -31,10 +31,10 @@ class Resolved(NamedTuple):
 
 
 def resolve_names(variables: Mapping[str, Variable], serialized: bytes, file: str) -> Resolved:
-    """Name each variable as it was made, where that name is unique and its own, else by its path of attributes.
+    """Name each variable as it was created, if that name is unique, else by its path of attributes.
 
-    Optimizer state, the save counter and the graph itself are set aside. Raises CheckpointError when the
-    graph is damaged.
+    Optimizer state, the save counter and the graph itself are set aside. Raises CheckpointError if the graph is
+    damaged.
     """
     graph = protos.parse(protos.TrackableObjectGraph, serialized, file, f"its {OBJECT_GRAPH_KEY}")
     full_names = {

@@ -1,11 +1,11 @@
 """The protocol-buffer messages of TensorFlow's files, as far as this project reads or writes them.
 
 Field numbers follow tensorflow/core/protobuf/{tensor_bundle,trackable_object_graph}.proto,
-tensorflow/core/util/saved_tensor_slice.proto and tensorflow/core/framework/{tensor_shape,tensor_slice,
-tensor,graph,node_def,attr_value,versions}.proto. The classes are built in
-a descriptor pool of their own, so they can live beside an imported TensorFlow. A graph's names are
-declared as bytes (the wire is the same): a damaged one must not fail while it is looked at. So is an entry's
-TensorShapeProto: 10^5 entries have few shapes, and each is parsed once.
+tensorflow/core/util/saved_tensor_slice.proto and
+tensorflow/core/framework/{tensor_shape,tensor_slice,tensor,graph,node_def,attr_value,versions}.proto. The classes have
+a descriptor pool of their own, so they do not clash with an imported TensorFlow. Names in a graph are declared as bytes
+(the wire format is the same), so that damaged ones can be parsed. An entry's TensorShapeProto is bytes too: 10^5
+entries have few shapes, and each is parsed once.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ CheckpointState = _class("CheckpointState")
 
 
 def parse(cls: Any, data: bytes | memoryview, file: object, what: str) -> Any:
-    """Parse ``data`` as a ``cls``. Raises CheckpointError naming ``file`` and ``what`` it should be."""
+    """Parse ``data`` as a ``cls``. Raises CheckpointError that names ``file`` and ``what`` it should be."""
     try:
         return cls.FromString(data)
     except message.DecodeError as error:

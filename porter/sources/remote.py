@@ -1,8 +1,8 @@
 """Sources behind a URL (``https://``, ``gs://``, ``s3://``, ``hf://`` ...), read through fsspec.
 
-A checkpoint's index comes whole; of its shards only the bytes that are asked for, where the store gives ranges.
-They are stood in for by empty files of the same size, so that a remote checkpoint looks like a local one. Anything
-else comes whole.
+Of a checkpoint, the index is fetched whole, and of the shards only the bytes asked for, if the store supports ranges.
+Empty files of the same size stand in for the shards, so that the checkpoint looks like a local one. Anything else is
+fetched whole.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 from porter.errors import CheckpointError
 
 MAX_FOLDER = 4 << 30  # bytes; a released folder holds at most 130 MB
-MAX_PAGE = 16 << 20  # bytes of a listing, or of a part whose length was not asked for
-GAP = 1 << 16  # bytes between two extents that are fetched rather than asked for a second time
+MAX_PAGE = 16 << 20  # bytes of a listing, or of an answer to a request without a length
+GAP = 1 << 16  # bytes; extents with a smaller gap share a request
 _SHARD = re.compile(r"(.+)\.data-\d{5}-of-(\d{5})")
 
 
@@ -39,7 +39,7 @@ Fetch = Callable[[Sequence[ByteRange]], list[bytes]]
 class Mirror(NamedTuple):
     """A remote source as local files: ``path`` is what was asked for, below ``folder``, which goes with it.
 
-    ``fetch`` gives extents of stood-in files.
+    ``fetch`` gives extents of files that have stand-ins.
     """
 
     path: Path
@@ -55,7 +55,7 @@ def is_url(path: object) -> bool:
 def mirror(url: str) -> Mirror:
     """Make ``url`` (a file, a checkpoint's prefix or a folder) available as local files.
 
-    Raises CheckpointError where it cannot be reached, or the file system's package is not installed.
+    Raises CheckpointError if it cannot be reached, or the file system's package is not installed.
     """
     folder = tempfile.TemporaryDirectory(prefix="mnv3-port-")
     try:
@@ -75,7 +75,7 @@ def _mirror(url: str, folder: tempfile.TemporaryDirectory[str]) -> Mirror:
     if name in ("", ".", ".."):
         raise CheckpointError(f"{url}: name a file or folder on that host")
     base = Path(folder.name) / name
-    places: dict[Path, str] = {}  # stood-in file -> where it lies
+    places: dict[Path, str] = {}  # stand-in -> its remote file
     prefix = _prefix(system, root, name)
     if prefix is not None:
         _checkpoint(system, prefix, base.parent, places)
@@ -87,7 +87,7 @@ def _mirror(url: str, folder: tempfile.TemporaryDirectory[str]) -> Mirror:
 
 
 def exists(url: str) -> bool:
-    """Whether there is a file at ``url``. Raises CheckpointError where its store cannot be reached."""
+    """Whether there is a file at ``url``. Raises CheckpointError if its store cannot be reached."""
     import fsspec
 
     with _wrap_errors(url):
@@ -96,28 +96,28 @@ def exists(url: str) -> bool:
 
 
 def _size(system: Any, path: str) -> int | None:
-    """Size of the file ``path`` in bytes; None where there is no such file. Not ``isfile``, which fetches over HTTP."""
+    """Size of the file ``path`` in bytes; None if there is none. Not ``isfile``, which fetches over HTTP."""
     try:
         info = system.info(path)
     except FileNotFoundError as error:
-        if not missing(error):  # fsspec says so of a server that it did not reach, too
+        if not missing(error):  # fsspec also raises this for a server that it did not reach
             raise
         return None
     return int(info.get("size") or 0) if info.get("type") == "file" else None
 
 
 def _prefix(system: Any, root: str, name: str) -> str | None:
-    """The prefix of the V2 checkpoint that ``root`` names, if it does."""
+    """The prefix of the V2 checkpoint that ``root`` names; None if it names none."""
     shard = _SHARD.fullmatch(name)
     stem = name.removesuffix(".index") if name.endswith(".index") else shard[1] if shard else name
     prefix = root[: len(root) - len(name)] + stem
-    if stem == name and _size(system, root) is not None:  # a file of that very name
+    if stem == name and _size(system, root) is not None:  # a file of exactly that name
         return None
     return prefix if _size(system, f"{prefix}.index") is not None else None
 
 
 def _checkpoint(system: Any, prefix: str, base: Path, places: dict[Path, str]) -> None:
-    """The index of a V2 checkpoint, and stand-ins for its shards."""
+    """Fetch the index of a V2 checkpoint, and make stand-ins for its shards."""
     from porter.sources.bundle_index import read_index, shard_path
 
     index = base / (PurePosixPath(prefix).name + ".index")
@@ -131,7 +131,7 @@ def _checkpoint(system: Any, prefix: str, base: Path, places: dict[Path, str]) -
 
 
 def _folder(system: Any, root: str, base: Path, places: dict[Path, str]) -> None:
-    """All files of a folder; if it holds checkpoints, only those."""
+    """Fetch all files of a folder; if it holds checkpoints, only those."""
     found: dict[str, Any] = system.find(root, maxdepth=3, detail=True)
     if not found:
         raise CheckpointError(f"{system.unstrip_protocol(root)}: no such file, checkpoint or folder")
@@ -168,7 +168,7 @@ def _fetch_file(system: Any, place: str, local: Path) -> None:
 
 
 def web_options() -> dict[str, Any]:
-    """Options of fsspec's file system of http(s): no answer is longer than what was asked for, none stays silent."""
+    """Options of fsspec's HTTP file system: limits on the length of an answer and on silence."""
     import aiohttp
 
     class Bounded(aiohttp.ClientResponse):
@@ -185,23 +185,23 @@ def web_options() -> dict[str, Any]:
                 self._body = bytes(body)
             return self._body
 
-    # None: a large file may take long, as long as it comes
+    # total=None: a large file may take long if bytes keep coming
     silence = aiohttp.ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE)
     return {"client_kwargs": {"response_class": Bounded, "timeout": silence}}
 
 
 def _stand_in(path: Path, size: int | None) -> None:
-    if size is not None:  # else missing: the reader says so
+    if size is not None:  # otherwise it is missing, and the reader says so
         if size > MAX_FOLDER:
-            raise CheckpointError(f"{path.name}: announced as {size} bytes; no checkpoint here has so many")
+            raise CheckpointError(f"{path.name}: announced as {size} bytes; larger than any checkpoint")
         with path.open("wb") as file:
             file.truncate(size)
 
 
 def _ranges(url: str, system: Any, places: dict[Path, str]) -> Fetch:
-    """``fetch`` over ``places``; neighbouring extents come in one request, all requests at once where the store can."""
+    """``fetch`` for ``places``: neighbouring extents share a request, and requests run at once if the store can."""
     probed: set[Path] = set()
-    whole: set[Path] = set()  # files that had to come whole
+    whole: set[Path] = set()  # files that were fetched whole
 
     def fetch(extents: Sequence[ByteRange]) -> list[bytes]:
         from fsspec.utils import merge_offset_ranges
@@ -234,7 +234,7 @@ def _ranges(url: str, system: Any, places: dict[Path, str]) -> Fetch:
 
 
 def _has_ranges(system: Any, place: str) -> bool:
-    """Whether the store supports byte ranges. One that does not sends the whole file."""
+    """Whether the store supports byte ranges. If not, it sends the whole file."""
     if "http" in (system.protocol if isinstance(system.protocol, str) else "".join(system.protocol)):
         request = urllib.request.Request(place, headers={"Range": "bytes=0-0"})
         with urllib.request.urlopen(request, timeout=SILENCE) as response:
@@ -243,7 +243,7 @@ def _has_ranges(system: Any, place: str) -> bool:
 
 
 def _cut(extent: ByteRange, runs: list[tuple[int, bytes]], whole: bool) -> bytes:
-    """The bytes of ``extent``, from the file where all of it is here, else from the run that covers it."""
+    """The bytes of ``extent``: from the local file if it is complete, else from the run that covers them."""
     if whole:
         with extent.file.open("rb") as file:
             file.seek(extent.start)
@@ -260,7 +260,7 @@ def _wrap_errors(url: str) -> Iterator[None]:
         raise
     except ImportError as error:
         raise CheckpointError(f"{url}: {error}; or pip install 'mnv3-port[remote]'") from error
-    except Exception as error:  # every store's package has errors of its own
+    except Exception as error:  # every store's package has its own errors
         raise CheckpointError(f"{url}: {reason(error)}") from error
 
 
@@ -269,7 +269,7 @@ MISSING = "no such file or folder there"
 
 
 def reason(error: BaseException) -> str:
-    """The cause of ``error`` in words: connection refused, time-out, unknown host, HTTP status. Wrapping is undone."""
+    """The cause of ``error`` in words: connection refused, time-out, unknown host, HTTP status. Unwraps errors."""
     chain = list(_chain(error))
     for one in chain:
         code = getattr(one, "status", None) or getattr(one, "code", None)
@@ -289,12 +289,12 @@ def reason(error: BaseException) -> str:
 
 
 def missing(error: BaseException) -> bool:
-    """Whether ``error`` says that the server was reached, and has no such file."""
+    """Whether ``error`` means that the server was reached and has no such file."""
     return reason(error).startswith(MISSING)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """``error`` and what it came from, the first cause first."""
+    """``error`` and its causes, the first cause first."""
     seen: list[BaseException] = []
     while error is not None and error not in seen and len(seen) < 20:
         seen.append(error)

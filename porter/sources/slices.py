@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def slice_key(name: str, extents: tuple[Extent, ...]) -> bytes:
     """The table key of the slice of variable ``name`` that covers ``extents``."""
-    escaped = name.encode().replace(b"\0", b"\0\xff")  # 0xff needs escaping too, but UTF-8 has none
+    escaped = name.encode().replace(b"\0", b"\0\xff")  # 0xff needs escaping too, but UTF-8 never has it
     key = _number(0) + escaped + b"\0\1" + _number(len(extents))
     for start, length in extents:
         key += _encode_signed(start) + _encode_signed(-1 if length is None else length)
@@ -43,14 +43,14 @@ MAX_CELLS = 1 << 20  # partitioners cut along one axis; the largest seen made 80
 
 
 class Part(NamedTuple):
-    """One slice: where it lies in the whole, and how to read it."""
+    """One slice: its position in the whole, and its reader."""
 
     where: tuple[slice, ...]
     read: Callable[[], np.ndarray]
 
 
 def shape_of_slices(where: tuple[slice, ...]) -> Shape:
-    """The shape of what lies ``where``."""
+    """The shape of the slice at ``where``."""
     return tuple(s.stop - s.start for s in where)
 
 
@@ -60,7 +60,7 @@ def extents_of(proto: Any) -> Extents:
 
 
 def place(extents: Extents, shape: Shape, what: str) -> tuple[slice, ...]:
-    """``extents`` as numpy slices. Raises CheckpointError, beginning with ``what``, where they leave ``shape``."""
+    """``extents`` as numpy slices. Raises CheckpointError, beginning with ``what``, if they leave ``shape``."""
     where = tuple(
         slice(start, size if length is None else start + length)
         for (start, length), size in zip(extents, shape, strict=False)
@@ -96,7 +96,7 @@ def _check_tiling(parts: Sequence[tuple[slice, ...]], shape: Shape, what: str) -
         raise CheckpointError(f"{what}: its slices cover {covered} of {math.prod(shape)} values; a shard is missing?")
     if len(parts) == 1:
         return
-    # Between all starts and ends of slices lie cells that each slice covers as a whole or not at all
+    # All starts and ends of slices cut the variable into cells; a slice covers a cell fully or not at all
     places = [
         sorted({end for where in parts for end in (where[axis].start, where[axis].stop)}) for axis in range(len(shape))
     ]

@@ -31,21 +31,21 @@ FOOTER_SIZE = 48  # two block handles padded to 40 bytes, then the magic number
 TRAILER_SIZE = 5  # block type and masked CRC32C
 NO_COMPRESSION, SNAPPY = 0, 1
 
-Data = Any  # bytes, or a view of a file that gives bytes
+Data = Any  # bytes, or a FileView
 
-# A block is 4 KiB unless one entry is larger; no honest index block of 10^6 variables comes near this.
+# A block is 4 KiB unless one entry is larger; even an index block of 10^6 variables is far smaller than this
 _MAX_BLOCK_SIZE = 1 << 28
 MAX_KEYS = 1 << 28  # bytes of the keys of one block
-MORE_KEYS = 16 << 20  # bytes of all keys, beyond 4 x those of the file; 10^6 variables of 80 letters have 80 MB
+MORE_KEYS = 16 << 20  # bytes of all keys beyond 4 x the file's size; 10^6 names of 80 letters take 80 MB
 
 
 def is_table(data: Data) -> bool:
-    """Whether ``data`` ends as a table does."""
+    """Whether ``data`` ends like a table."""
     return len(data) >= FOOTER_SIZE and bytes(data[-8:]) == MAGIC
 
 
 def read_table(data: bytes, file: str) -> Iterator[tuple[bytes, bytes]]:
-    """Yield every (key, value) in key order. Raises CheckpointError naming ``file`` on any damage."""
+    """Yield every (key, value) in key order. Raises CheckpointError that names ``file`` on any damage."""
     keys = 0
     with _located(file):
         for _, handle in _block_handles(data, file):
@@ -63,7 +63,7 @@ def look_up(data: Data, key: bytes, file: str) -> bytes | None:
 
 
 def _block_handles(data: Data, file: str) -> Iterator[tuple[bytes, tuple[int, int]]]:
-    """(a key not before the last one of the block, handle of the block) of every data block."""
+    """For each data block: a key at or after its last one, and its handle."""
     if not is_table(data):
         raise CheckpointError(f"{file}: truncated or not a TensorFlow index (no table footer); fetch the file again")
     footer = bytes(data[-FOOTER_SIZE:])
@@ -118,7 +118,7 @@ def _unsnap(block: Data) -> bytes:
 
 
 def _entries(block: bytes, most: int = MAX_KEYS) -> list[tuple[bytes, bytes]]:
-    """The entries of a block, whose keys may have ``most`` bytes together: they share prefixes, and memory does not."""
+    """The entries of a block. Keys share prefixes in the file but not in memory, so they may total ``most`` bytes."""
     restarts = int.from_bytes(block[-4:], "little") if len(block) >= 4 else 0
     end = len(block) - 4 * (restarts + 1)
     if end < 0:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from porter.sources.sstable import FOOTER_SIZE, MAGIC, NO_COMPRESSION, SNAPPY, masked_crc32c
 
-_BLOCK_SIZE = 4096  # bytes before compression; table::Options::block_size is 256 KiB, LevelDB's is this
+_BLOCK_SIZE = 4096  # bytes before compression, as in LevelDB; TensorFlow's table::Options::block_size is 256 KiB
 _RESTART_INTERVAL = 16  # entries between whole keys
 
 

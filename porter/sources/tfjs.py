@@ -1,7 +1,7 @@
 """Reader of TensorFlow.js models: ``model.json`` and its shards, graph and layers models.
 
-Source: tfjs-core/src/io/types.ts and io_utils.ts. Weights lie one after the other in the shards of their group, in the
-order of the manifest; uint8 and uint16 ones are ``level * scale + min``.
+Source: tfjs-core/src/io/types.ts and io_utils.ts. Weights follow each other in the shards of their group, in the order
+of the manifest. uint8 and uint16 weights are ``level * scale + min``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 FILE = "model.json"
-MAX_JSON = 4 << 20  # bytes; a graph of large_100 has 300 KB. A weight takes 45 of them, and ten times that in memory
+MAX_JSON = 4 << 20  # bytes; large_100's graph has 300 KB. A weight takes 45, and ten times that in memory
 STORED = {"float32": "<f4", "float16": "<f2", "uint8": "u1", "uint16": "<u2", "int32": "<i4", "bool": "u1"}
 GATE = "/squeeze_excite/Conv_1/mul/y"  # the constant's name below slim's blocks
 
@@ -50,7 +50,7 @@ class _Model(msgspec.Struct):
 
 
 def read_tfjs(path: Path) -> Contents:
-    """Open the model ``path``. Raises CheckpointError when it is damaged, or a shard is missing or too short."""
+    """Open the model ``path``. Raises CheckpointError if it is damaged, or a shard is missing or too short."""
     model = _manifest(path)
     files, variables, aside = [path], {}, {}
     for group in model.groups:
@@ -77,7 +77,7 @@ def read_tfjs(path: Path) -> Contents:
 def _manifest(path: Path) -> _Model:
     try:
         if path.stat().st_size > MAX_JSON:
-            raise CheckpointError(f"{path}: JSON of {path.stat().st_size:,} bytes; no model of ours has so much")
+            raise CheckpointError(f"{path}: JSON of {path.stat().st_size:,} bytes; larger than any MobileNetV3's")
         return msgspec.json.decode(path.read_bytes(), type=_Model)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from error
@@ -87,7 +87,7 @@ def _manifest(path: Path) -> _Model:
 
 
 def _shard(path: Path, name: str) -> Path:
-    """A file beside ``path``, whatever else the model may ask for."""
+    """The file ``name`` beside ``path``; any other place is refused."""
     if not name or PurePosixPath(name).name != name or "\\" in name or "\0" in name:
         raise CheckpointError(f"{path}: names the shard {name[:60]!r}, which is not a plain name of a file beside it")
     shard = path.with_name(name)
@@ -97,7 +97,7 @@ def _shard(path: Path, name: str) -> Path:
 
 
 class _Shards:
-    """Files one after the other."""
+    """Files, concatenated."""
 
     def __init__(self, paths: list[Path]) -> None:
         self.paths = paths
@@ -105,7 +105,7 @@ class _Shards:
 
     @property
     def size(self) -> int:
-        """Bytes of all."""
+        """Total bytes."""
         return self.ends[-1] if self.ends else 0
 
     def read(self, start: int, stop: int) -> bytes:
@@ -119,7 +119,7 @@ class _Shards:
 
 
 def _variable(weight: _Weight, view: _Shards, at: int, path: Path) -> tuple[Variable, int]:
-    """The variable whose bytes begin at ``at``, and how many there are."""
+    """The variable that begins at byte ``at``, and its size in bytes."""
     what = f"{path}: tensor {weight.name}"
     shape = check_shape(tuple(weight.shape), what)
     quantization = weight.quantization
@@ -144,7 +144,7 @@ def _variable(weight: _Weight, view: _Shards, at: int, path: Path) -> tuple[Vari
 
 
 def _gate(model: _Model, path: Path) -> float | None:
-    """The one constant that outputs of relu6 are multiplied with."""
+    """The only constant by which outputs of relu6 are multiplied."""
     found = set()
     for group in model.groups:
         view = _Shards([path.with_name(name) for name in group.paths])

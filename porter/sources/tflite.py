@@ -1,8 +1,9 @@
-"""Reader of ``.tflite`` files: constants by the operator that uses them, quantised ones dequantised.
+"""Reader of ``.tflite`` files: constants by the operator that uses them, dequantised.
 
-The n-th operator with weights (from 0, in the order of computation) gives ``n/weights`` and ``n/bias``. What follows
-it is named after it and its kind (``n/conv_2d``, ``n/conv_2d_relu6`` where that is fused, ``n/mul``, ``n/mul_1``),
-and where that is quantised, its range is ``.../min``, ``.../max`` and the other fields of porter.mapping.ranges.
+The n-th operator with weights (from 0, in the order of computation) gives ``n/weights`` and ``n/bias``. Later outputs
+are named after it and their own operator (``n/conv_2d``, ``n/conv_2d_relu6`` with a fused activation, ``n/mul``,
+``n/mul_1``). If an output is quantised, its range is ``.../min``, ``.../max`` and the other fields of
+porter.mapping.ranges.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ LEVELS = {"uint8": (0, 255), "int8": (-128, 127)}  # quantised activations
 
 
 def read_tflite(path: Path) -> Contents:
-    """Open the TFLite model ``path``. Raises CheckpointError when it is damaged or holds no weights."""
+    """Open the TFLite model ``path``. Raises CheckpointError if it is damaged or holds no weights."""
     graph = read_graph(path)
     variables: dict[str, Variable] = {}
     number = 0
@@ -37,7 +38,7 @@ def read_tflite(path: Path) -> Contents:
         if weights is None:
             raise CheckpointError(f"{path}: operator {number} ({operator.kind}) has no constant weights")
         shape = weights.shape
-        if operator.kind == "fully_connected" and len(shape) == 2:  # as the 1x1 convolution that it is
+        if operator.kind == "fully_connected" and len(shape) == 2:  # it is a 1x1 convolution
             shape = (shape[0], 1, 1, shape[1])
         if len(shape) != 4:
             raise CheckpointError(
@@ -64,9 +65,9 @@ def read_tflite(path: Path) -> Contents:
 
 
 def output_tensors(graph: Graph) -> dict[str, int]:
-    """Name (see above) -> the position of that tensor.
+    """Name (see above) -> position of the tensor.
 
-    ``input`` is the image, ``input/...`` what comes before weights.
+    ``input`` is the image, ``input/...`` are tensors before the first weights.
     """
     owner = dict.fromkeys(graph.inputs, "input")
     found = {"input": graph.inputs[0]} if graph.inputs else {}
@@ -78,7 +79,7 @@ def output_tensors(graph: Graph) -> dict[str, int]:
         if operator.kind in WITH_WEIGHTS:
             number += 1
             own = str(number)
-        else:  # the latest operator with weights that it depends on
+        else:  # its last predecessor with weights
             owners = [owner[i] for i in operator.inputs if i in owner]
             own = max(owners, key=lambda name: -1 if name == "input" else int(name), default="input")
         name = f"{own}/{operator.kind}" + ("_relu6" if operator.fused == "relu6" and own == str(number) else "")
@@ -89,7 +90,7 @@ def output_tensors(graph: Graph) -> dict[str, int]:
 
 
 def constant(graph: Graph, inputs: tuple[int, ...], position: int) -> Tensor | None:
-    """The constant at an operator's input, through the ``dequantize`` that float16 models have before it."""
+    """The constant at an operator's input, through the ``dequantize`` that float16 models put before it."""
     index = inputs[position] if position < len(inputs) else -1
     if index < 0:
         return None
@@ -98,7 +99,7 @@ def constant(graph: Graph, inputs: tuple[int, ...], position: int) -> Tensor | N
 
 
 def values_of(tensor: Tensor, path: Path) -> np.ndarray:
-    """The values of a constant as float32, dequantised. Raises CheckpointError for what is no number."""
+    """The values of a constant as float32, dequantised. Raises CheckpointError unless they are numbers."""
     import numpy as np
 
     if tensor.dtype not in SIZES:
@@ -110,7 +111,7 @@ def values_of(tensor: Tensor, path: Path) -> np.ndarray:
     shape = [1] * stored.ndim
     if len(tensor.scales) > 1:
         shape[tensor.axis] = -1
-    # In float64, as int32 biases need more than 24 bits before they are scaled
+    # In float64: unscaled int32 biases need more than 24 bits
     zero_points = np.array(tensor.zero_points, np.float64).reshape(shape)
     scales = np.array(tensor.scales, np.float64).reshape(shape)
     values: np.ndarray = ((stored - zero_points) * scales).astype(np.float32)
@@ -134,9 +135,9 @@ def _given(name: str, shape: tuple[int, ...], value: Any, path: Path, fused: str
 
 
 def _quantization(graph: Graph, position: int, makers: Mapping[int, int]) -> dict[str, Any]:
-    """The fields of porter.mapping.ranges.Range for a tensor; none where it is float.
+    """The fields of porter.mapping.ranges.Range for a tensor; empty if it is float.
 
-    ``makers`` are the numbers of the operators that compute tensors.
+    ``makers``: tensor -> number of the operator that computes it.
     """
     found = _limits(graph.tensors[position])
     if not found or position not in makers:
@@ -149,7 +150,7 @@ def _quantization(graph: Graph, position: int, makers: Mapping[int, int]) -> dic
     elif maker.kind == "mean" and inputs and len(inputs[0].scales) == 1:
         found |= {"input_scale": inputs[0].scales[0], "input_zero": float(inputs[0].zero_points[0])}
     elif maker.kind == "add" and [(len(tensor.scales), tensor.size) for tensor in inputs] == [(1, 0), (1, 0)]:
-        # What was computed last is the branch; the block's input was there before it
+        # The branch was computed last, the block's input before it
         skip, branch = sorted(maker.inputs[:2], key=lambda i: makers.get(i, -1))
         found |= {"skip_scale": graph.tensors[skip].scales[0], "branch_scale": graph.tensors[branch].scales[0]}
     elif maker.kind in WITH_WEIGHTS and len(inputs[0].scales) == 1 < len(inputs[1].scales):
@@ -161,7 +162,7 @@ def _quantization(graph: Graph, position: int, makers: Mapping[int, int]) -> dic
         multiplier = unit / found["scale"]
         if maker.kind == "mul":
             multiplier = _float32(multiplier)
-        # Dense convolutions are ruy's, which rounds ties upwards
+        # Dense convolutions use ruy, which rounds ties upwards
         ties_away = float(maker.kind in ("depthwise_conv_2d", "mul"))
         found |= {"unit": unit, "multiplier": multiplier, "ties_away": ties_away}
     return found
@@ -181,7 +182,7 @@ def _float32(value: float) -> float:
 
 
 def _gate(graph: Graph, path: Path) -> float | None:
-    """The one constant that outputs of relu6 are multiplied with."""
+    """The only constant by which outputs of relu6 are multiplied."""
     relu6 = {o.outputs[0] for o in graph.operators if o.outputs and "relu6" in (o.fused, o.kind)}
     slopes = {slope for o in graph.operators if o.kind == "mul" for slope in [_slope(graph, o, relu6, path)] if slope}
     return slopes.pop() if len(slopes) == 1 else None

@@ -1,6 +1,6 @@
 """The operators and tensors of a ``.tflite``, checked against the file's size.
 
-A FlatBuffer (tensorflow/compiler/mlir/lite/schema/schema.fbs): the numbers below are fields' positions in that schema.
+The numbers below are field positions in the FlatBuffer schema, tensorflow/compiler/mlir/lite/schema/schema.fbs.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ _ACTIVATION_FIELD = {"conv_2d": 3, "depthwise_conv_2d": 4, "fully_connected": 0,
 
 
 class Tensor(NamedTuple):
-    """``start`` and ``size`` are the bytes of a constant in the file; ``size`` is 0 for what is computed.
+    """``start`` and ``size``: the bytes of a constant in the file; ``size`` is 0 for a computed tensor.
 
-    ``scales`` and ``zero_points`` (one, or one per slice of ``axis``) are empty where nothing is quantised.
+    ``scales`` and ``zero_points`` (one, or one per slice of ``axis``) are empty for a float tensor.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Tensor(NamedTuple):
 
 
 class Operator(NamedTuple):
-    """``kind`` is the schema's name in lower case (``conv_2d``); inputs and outputs are tensors' positions."""
+    """``kind`` is the schema's name in lower case (``conv_2d``); inputs and outputs are positions of tensors."""
 
     kind: str
     inputs: tuple[int, ...]
@@ -69,7 +69,7 @@ class Operator(NamedTuple):
 
 @dataclass(frozen=True)
 class Graph:
-    """The first (and for our networks only) subgraph."""
+    """The first subgraph, which is the only one in MobileNetV3."""
 
     tensors: list[Tensor]
     operators: list[Operator]
@@ -78,12 +78,12 @@ class Graph:
 
     @cached_property
     def dequantized(self) -> dict[int, int]:
-        """Tensors that a ``dequantize`` makes -> what it makes them of."""
+        """Output of each ``dequantize`` -> its input."""
         return {o.outputs[0]: o.inputs[0] for o in self.operators if o.kind == "dequantize" and o.inputs and o.outputs}
 
 
 def read_graph(path: Path) -> Graph:
-    """Read ``path``. Raises CheckpointError when it is damaged."""
+    """Read ``path``. Raises CheckpointError if it is damaged."""
     try:
         data = path.read_bytes()
         root = struct.unpack_from("<I", data)[0]
@@ -96,11 +96,11 @@ def read_graph(path: Path) -> Graph:
 
 
 class _Node:
-    """A FlatBuffers table whose fields are asked for by position."""
+    """A FlatBuffers table with fields by position."""
 
     def __init__(self, table: Table, left: list[int]) -> None:
         self.table = table
-        self.left = left  # numbers and children that may still be asked for; vectors may be shared, memory is not
+        self.left = left  # elements that may still be read; a file can share vectors, memory cannot
 
     def _offset(self, position: int) -> int:
         offset: int = self.table.Offset(4 + 2 * position)
@@ -121,7 +121,7 @@ class _Node:
         return self.table.String(offset + self.table.Pos).decode(errors="replace") if offset else ""
 
     def _vector(self, position: int, width: int) -> tuple[int, int]:
-        """Start and length, which must lie in the file."""
+        """Start and length of a vector, which must lie in the file."""
         offset = self._offset(position)
         if not offset:
             return 0, 0
@@ -160,7 +160,7 @@ def _graph(model: _Node) -> Graph:
     for buffer in model.children(4):
         start, length = buffer.content(0)
         far, far_length = (buffer.number(field, number_types.Uint64Flags) for field in (1, 2))
-        if far > 1:  # a large model's constants lie behind the FlatBuffer
+        if far > 1:  # a large model's constants lie after the FlatBuffer
             start, length = far, far_length
             if start + length > size:
                 raise ValueError("a buffer leaves the file")

@@ -1,6 +1,6 @@
 """Writer of ``.tflite`` files: one graph of tensors and operators as a FlatBuffer.
 
-The numbers are those of tensorflow/compiler/mlir/lite/schema/schema.fbs; tflite_graph.py reads the same.
+Numbers are field positions in tensorflow/compiler/mlir/lite/schema/schema.fbs; tflite_graph.py reads the same.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import numpy as np
 from porter.sources.tflite_graph import ACTIVATIONS, OPERATORS, TYPES
 
 IDENTIFIER, VERSION = b"TFL3", 3
-ALIGNMENT = 16  # of constants, which runtimes use where they lie in the file
+ALIGNMENT = 16  # bytes, of constants: runtimes use them in place
 CODES = {kind: code for code, kind in OPERATORS.items()}
-CUSTOM = 32  # operators of this code have a name of their own
+CUSTOM = 32  # operators with this code have their own name
 TYPE_NUMBERS = {dtype: number for number, dtype in TYPES.items()}
 FUSED = {activation: number for number, activation in ACTIVATIONS.items()}
-# Operator -> number of its options in their union, count of their fields, option -> (field, type)
+# Operator -> number of its options in the union, count of their fields, option -> (field, type)
 _POOL = {"padding": (0, "Int8"), "stride_w": (1, "Int32"), "stride_h": (2, "Int32")}
 OPTIONS: dict[str, tuple[int, int, dict[str, tuple[int, str]]]] = {
     "conv_2d": (1, 7, {**_POOL, "fused": (3, "Int8"), "dilation_w": (4, "Int32"), "dilation_h": (5, "Int32")}),
@@ -44,9 +44,9 @@ SAME, VALID = 0, 1  # paddings
 
 
 class NewTensor(NamedTuple):
-    """Or what is computed, where ``data`` is None. A first side of -1 takes a batch of any size.
+    """A constant, or a computed tensor if ``data`` is None. A first side of -1 takes a batch of any size.
 
-    ``scales`` and ``zero_points`` (one, or one for each slice of ``axis``) are empty where nothing is quantised.
+    ``scales`` and ``zero_points`` (one, or one per slice of ``axis``) are empty for a float tensor.
     """
 
     name: str
@@ -61,7 +61,7 @@ class NewTensor(NamedTuple):
 class NewOperator(NamedTuple):
     """An operator (``conv_2d``): positions of its tensors, options by name.
 
-    One that is no operator of the schema has the option ``custom``, bytes.
+    A custom operator has the option ``custom``, bytes.
     """
 
     kind: str
@@ -71,7 +71,7 @@ class NewOperator(NamedTuple):
 
 
 def flexbuffer(options: dict[str, bool | int | float]) -> bytes:
-    """The options of a custom operator."""
+    """The options of a custom operator, encoded."""
     from flatbuffers import flexbuffers
 
     builder = flexbuffers.Builder()
@@ -87,10 +87,10 @@ def flexbuffer(options: dict[str, bool | int | float]) -> bytes:
 def tflite_bytes(
     tensors: Sequence[NewTensor], steps: Sequence[NewOperator], given: int, outputs: Sequence[int]
 ) -> bytes:
-    """The file that computes the tensors ``outputs`` from that at ``given``; the same graph gives the same bytes."""
+    """The file that computes ``outputs`` from the tensor ``given``; the same graph gives the same bytes."""
     builder = flatbuffers.Builder(1 << 20)
     kinds = sorted({step.kind for step in steps})
-    buffers = [_table(builder, 3, {})]  # the first is for what is computed
+    buffers = [_table(builder, 3, {})]  # the first is for computed tensors
     written = []
     for tensor in tensors:
         number = 0
@@ -144,7 +144,7 @@ def _operator(builder: Any, step: NewOperator, code: int) -> int:
 
 
 def _table(builder: Any, count: int, fields: dict[int, tuple[str, Any]]) -> int:
-    """A table of ``count`` fields: position -> type and value. What is left out has the schema's default."""
+    """A table of ``count`` fields: position -> type and value. Fields left out have the schema's default."""
     builder.StartObject(count)
     for position, (kind, value) in sorted(fields.items()):
         prepend: Callable[[int, Any, Any], None] = getattr(builder, f"Prepend{kind}Slot")
@@ -167,7 +167,7 @@ def _numbers(builder: Any, values: Sequence[float] | np.ndarray, dtype: str) -> 
 
 
 def _aligned(builder: Any, data: bytes) -> int:
-    """A vector of bytes that begins at a multiple of ALIGNMENT."""
+    """A byte vector that begins at a multiple of ALIGNMENT."""
     builder.StartVector(1, len(data), ALIGNMENT)
     builder.head = builder.Head() - len(data)
     builder.Bytes[builder.Head() : builder.Head() + len(data)] = data

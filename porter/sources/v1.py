@@ -1,6 +1,6 @@
-"""Reader of V1 checkpoints: a table of tensor slices, in one file or sharded over several.
+"""Reader of V1 checkpoints: a table of tensor slices, in one file or several shards.
 
-Under the empty key each file lists its tensors and slices; each slice's values lie in a record of their own
+Under the empty key each file lists its tensors and slices; each slice's values are a record of their own
 (tensorflow/core/util/saved_tensor_slice.proto, tensor_slice_writer.h). Blocks are snappy-compressed.
 """
 
@@ -27,9 +27,9 @@ SHARDED = re.compile(r"(.+)-(?:\d{5}|\?{5})-of-(\d{5})")
 
 
 def read_v1(path: Path) -> Contents:
-    """Open a V1 checkpoint: its file, or for a sharded one ``prefix-?????-of-00003`` as TensorFlow writes it.
+    """Open a V1 checkpoint: its file or, if sharded, ``prefix-?????-of-00003`` as TensorFlow writes it.
 
-    Raises CheckpointError when a shard is missing or a file is damaged.
+    Raises CheckpointError if a shard is missing or a file is damaged.
     """
     files = shard_files(path)
     found: dict[str, tuple[Any, list[Part], Path]] = {}
@@ -54,7 +54,7 @@ def read_v1(path: Path) -> Contents:
 
 
 def shard_files(path: Path) -> list[Path]:
-    """All files of the V1 checkpoint that ``path`` names. Raises CheckpointError where one is missing."""
+    """All files of the V1 checkpoint that ``path`` names. Raises CheckpointError if one is missing."""
     sharded = SHARDED.fullmatch(path.name)
     if not sharded:
         return [path]

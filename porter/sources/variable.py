@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class FileView:
-    """``view[a:b]`` and ``view[i]`` of the file ``path``, as of ``bytes``. Raises CheckpointError."""
+    """``view[a:b]`` and ``view[i]`` of the file ``path``, as for ``bytes``. Raises CheckpointError."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -55,11 +55,11 @@ def _size(path: Path) -> int:
 
 
 class Variable(msgspec.Struct, frozen=True, eq=False, gc=False):
-    """A TensorFlow variable as it lies in a file.
+    """A TensorFlow variable in a file.
 
-    ``name`` is the plain variable name; ``stored_as`` the name in the file, which differs for an
-    average (``.../ExponentialMovingAverage``). ``dtype`` is TensorFlow's name, e.g. ``float32``. ``fused`` names the
-    activation that a .tflite fused into the operator which uses it, e.g. ``relu6``.
+    ``name``: plain variable name. ``stored_as``: name in the file, which differs for an average
+    (``.../ExponentialMovingAverage``). ``dtype``: TensorFlow's name, e.g. ``float32``. ``fused``: the activation that a
+    .tflite fused into the operator that uses it, e.g. ``relu6``.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Variable(msgspec.Struct, frozen=True, eq=False, gc=False):
 
     @property
     def nbytes(self) -> int:
-        """Size of the values in bytes; 0 where it is not known without reading (strings)."""
+        """Size of the values in bytes; 0 if it is not known without reading (strings)."""
         return math.prod(self.shape) * dtypes.ITEM_SIZES.get(self.dtype, 0)
 
     def read(self) -> np.ndarray:
@@ -84,10 +84,10 @@ class Variable(msgspec.Struct, frozen=True, eq=False, gc=False):
 
 
 class Contents(NamedTuple):
-    """What a reader found: variables by name, the files they lie in, and names set aside with the reason.
+    """What a reader found: variables by name, their files, and names set aside with the reason.
 
-    ``gate`` is the constant that a stored graph multiplies relu6 with (hard sigmoid's slope), where there is one.
-    ``prefetch`` brings the values of variables, by stored name, closer than a remote store.
+    ``gate``: the constant that a stored graph multiplies relu6 by (hard sigmoid's slope), if it has one. ``prefetch``
+    fetches the values of remote variables, by stored name, in advance.
     """
 
     variables: dict[str, Variable]

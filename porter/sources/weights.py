@@ -1,4 +1,4 @@
-"""Which set of weights of a checkpoint to read: the raw ones or their moving averages (EMA)."""
+"""Which weights of a checkpoint to read: raw ones or their moving averages (EMA)."""
 
 from __future__ import annotations
 
@@ -21,10 +21,9 @@ def select_weights(
 ) -> tuple[dict[str, Variable], dict[str, str]]:
     """Choose one value per plain variable name.
 
-    ``averaged`` tells that the plain names already hold averages (a released ``ema/`` folder).
-    Returns the chosen variables by plain name, and the names set aside with the reason. A variable
-    without an average keeps its raw value, as ``ExponentialMovingAverage.variables_to_restore``
-    does. Raises CheckpointError when there are none of the ``weights`` asked for.
+    ``averaged``: True if the plain names hold averages (a released ``ema/`` folder). Returns the chosen variables by
+    plain name, and the names set aside with the reason. A variable without an average keeps its raw value, as
+    ``ExponentialMovingAverage.variables_to_restore`` does. Raises CheckpointError if there are no such ``weights``.
     """
     averages = {
         name.removesuffix(AVERAGE_SUFFIX): var for name, var in variables.items() if name.endswith(AVERAGE_SUFFIX)
@@ -37,7 +36,7 @@ def select_weights(
     if weights == "ema" and not averages and not averaged:
         raise CheckpointError(f"{path}: no variable ends in {AVERAGE_SUFFIX}; use", option=Option("weights", "auto"))
     if weights == "raw" and averaged:
-        what = "a released ema/ folder holds moving averages alone"
+        what = "a released ema/ folder holds only moving averages"
         raise CheckpointError(f"{path}: {what}; use", option=Option("weights", "auto"))
     if weights == "raw":
         return plain, {var.stored_as: "moving average; raw weights were asked for" for var in averages.values()}

@@ -459,7 +459,7 @@ def unknown_value(program):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (no_images, "must take images (N, 3, H, W) alone; takes 0 tensors"),
+        (no_images, "must take only images (N, 3, H, W); takes 0 tensors"),
         (graph_argument, "does not run on images"),
         (unknown_value, "does not run on images"),
         (lambda program: program.clear(), "not a program of torch.export that can be read"),

@@ -158,7 +158,7 @@ def test_downloads(run, server, tmp_path):
     (tmp_path / "link").symlink_to("store/v3.tgz")
     server.breaks_off = True
     ran = run(*command, tmp_path / "link")
-    assert f"{tmp_path / 'store' / 'v3.tgz.part'} keeps what has come" in ran.err
+    assert f"{tmp_path / 'store' / 'v3.tgz.part'} keeps what was fetched" in ran.err
     assert run(*command, tmp_path / "link").code == 0
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "store" / "v3.tgz").read_bytes() == CONTENT

@@ -19,8 +19,8 @@ QUESTIONS: frozenset[Question] = frozenset(("function", "rounding"))
 class Output(NamedTuple):
     """What a candidate computes at one endpoint, NHWC or (N, classes).
 
-    ``exact`` in float64 (or levels of 8 bits), ``single`` in float32; None where it was not asked for or cannot be.
-    ``noise`` stands for ``single`` where only its error from ``exact`` is known.
+    ``exact`` is float64 (or 8-bit levels), ``single`` float32; None if not asked for or not available. ``noise``
+    replaces ``single`` where only its error against ``exact`` is known.
     """
 
     exact: np.ndarray | None
@@ -28,7 +28,7 @@ class Output(NamedTuple):
     noise: Noise | None = None
 
     def thinned(self, keep: int) -> Output:
-        """The part of it that a recorded reference keeps."""
+        """The values that a recorded reference keeps; see ``thin``."""
         exact, single = (None if side is None else thin(side, keep) for side in (self.exact, self.single))
         return self._replace(exact=exact, single=single)
 
@@ -40,12 +40,11 @@ Outputs = Iterator[tuple[str, Output]]
 class Candidate:
     """A port to check.
 
-    ``run`` takes (N, H, W, C) images and the questions asked, and gives outputs in the order of computation: by
-    TensorFlow's endpoint names, or, where it is ``foreign``, by names of its own. ``answers`` are the questions that
-    it can answer. ``rounded_weights`` tells that its float64 values carry float32's rounding of folded weights.
-    ``changed`` are entries of the state dict that are not what the source gives; ``planned`` tells that there are none
-    and the network is ours. ``deployed`` is the form for inference, in float32. ``model`` is our own network, if it is
-    one.
+    ``run`` takes images (N, H, W, C) and the questions to answer. It yields (name, output) in the order of computation;
+    names are TensorFlow's endpoints, or the candidate's own if ``foreign``. ``answers``: the questions that it can
+    answer. ``rounded_weights``: True if its float64 values include the float32 rounding of folded weights. ``changed``:
+    state-dict entries that differ from the source's. ``planned``: True if there are none and the network is ours.
+    ``deployed``: True for the inference form, in float32. ``model``: our own network, if it is one.
     """
 
     name: str

@@ -23,18 +23,18 @@ def open_candidate(
     weights_file: PathLike | None,
     sizes: Sequence[Size] | None = None,
 ) -> Candidate:
-    """The candidate ``named``, for images of ``sizes``; what ``port`` converts to where it is None.
+    """The candidate ``named``, for images of ``sizes``; if None, what ``port`` converts to.
 
-    ``.pth`` and ``.safetensors`` (state dicts of our class or timm's), ``timm:NAME`` (with ``weights_file``, a state
-    dict), ``package.module:callable`` or ``file.py:callable`` (which runs that code and gives an ``nn.Module``),
-    ``.onnx``, ``.pt2``, and any TensorFlow source. Raises PorterError.
+    ``named`` is a ``.pth`` or ``.safetensors`` (a state dict of our class or timm's), ``timm:NAME`` (``weights_file``
+    is its state dict), ``package.module:callable`` or ``file.py:callable`` (runs that code, which returns an
+    ``nn.Module``), an ``.onnx``, a ``.pt2``, or any TensorFlow source. Raises PorterError.
     """
     if named is None:
         return converted(port)
     text = named.given if isinstance(named, ArtifactFile) else os.fspath(named)
     kind, colon, name = text.partition(":")
     if weights_file is not None and kind != "timm":
-        raise ParityError(f"{text}: a weights file goes with timm:NAME alone")
+        raise ParityError(f"{text}: only timm:NAME takes a weights file")
     if isinstance(named, ArtifactFile):
         return artifact(named, port, mapping)
     from porter.parity.candidates import foreign

@@ -55,9 +55,9 @@ def timm_model(name: str, weights_file: Path | None, port: Port) -> Candidate:
 
 
 def called(name: str, port: Port) -> Candidate:
-    """What ``package.module:callable`` or ``file.py:callable`` returns, an ``nn.Module``. This runs its code.
+    """The ``nn.Module`` that ``package.module:callable`` or ``file.py:callable`` returns. This runs its code.
 
-    Raises ParityError where there is none.
+    Raises ParityError if it returns anything else.
     """
     place, _, attribute = name.rpartition(":")
     try:
@@ -82,10 +82,10 @@ def _import_module(place: str) -> Any:
 
 
 def module(name: str, model: nn.Module, port: Port) -> Candidate:
-    """Any ``nn.Module`` of (N, 3, H, W) images, hooked at every submodule, in float32 and float64.
+    """Any ``nn.Module`` that takes (N, 3, H, W) images, hooked at every submodule, in float32 and float64.
 
-    Where its state dict has the entries that a port of the source has, and their values, it has the source's unrounded
-    weights in float64; else its own, in which constants may be folded and rounded.
+    If its state dict has the entries and values of a port of the source, float64 uses the source's unrounded weights.
+    Otherwise it uses the module's own, whose constants may be folded and rounded.
     """
     single = model.eval().float()
     unrounded = _unrounded_state(single, port)
@@ -121,13 +121,13 @@ def _unrounded_state(model: nn.Module, port: Port) -> dict[str, Tensor] | None:
 
 
 def _hook_modules(model: nn.Module, inputs: Tensor, name: str) -> list[tuple[str, np.ndarray]]:
-    """The outputs of all submodules, NHWC, in the order in which they end; the module's own last, named ``""``."""
+    """Outputs of all submodules, NHWC, in the order in which they finish; the module's own comes last, as ``""``."""
     found: list[tuple[str, np.ndarray]] = []
 
     def keep(own_name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
             if isinstance(output, Tensor) and output.ndim in (2, 4):
-                # A copy: what follows may work in place
+                # A copy: later operations may work in place
                 values = output.detach().permute(0, 2, 3, 1) if output.ndim == 4 else output.detach()
                 found.append((own_name, values.cpu().numpy().copy()))
 
@@ -149,7 +149,7 @@ def _hook_modules(model: nn.Module, inputs: Tensor, name: str) -> list[tuple[str
 
 
 def program(path: Path, sizes: Sequence[Size]) -> Candidate:
-    """An ``.onnx`` or ``.pt2`` file, for images of ``sizes``, in a process of its own: its logits or predictions.
+    """An ``.onnx`` or ``.pt2`` file in its own process, for images of ``sizes``; gives logits or predictions.
 
     Raises ParityError.
     """

@@ -11,13 +11,13 @@ from porter.network.nodes import CLASS_ENDPOINTS
 from porter.parity.candidates.candidate import Output, Outputs
 from porter.parity.references.reference import Values
 
-# Outputs further apart than this, of the endpoint's scale, are not taken for the same endpoint: the search for the
-# next one does not go on from there
+# Outputs that differ by more than this, over the endpoint's scale, are not the same endpoint: the search for the next
+# one does not start after them
 ALIKE = 1e-2
 
 
 class Fitting(NamedTuple):
-    """A reference's values, the candidate's for the same endpoint and in the same shape, and its name for them."""
+    """Values of one endpoint from both sides, in the same shape, and the candidate's own name for it."""
 
     reference: Values
     output: Output
@@ -25,7 +25,7 @@ class Fitting(NamedTuple):
 
 
 class Named:
-    """A candidate's outputs under TensorFlow's names; asked for in the order of computation."""
+    """A candidate's outputs under TensorFlow's names. Endpoints must be asked for in the order of computation."""
 
     def __init__(self, outputs: Outputs, names: Sequence[str]) -> None:
         self.outputs = outputs
@@ -33,9 +33,9 @@ class Named:
         self.upcoming: tuple[str, Output] | None = None
 
     def at(self, name: str, reference: Values, background: int | None) -> Fitting | None:
-        """The output at the endpoint ``name``; None where the candidate has none."""
+        """The output at the endpoint ``name``; None if the candidate has none."""
         while self.upcoming is None or self.order.get(self.upcoming[0], -1) < self.order[name]:
-            self.upcoming = None  # so that one is held at a time
+            self.upcoming = None  # holds only one at a time
             self.upcoming = next(self.outputs, None)
             if self.upcoming is None:
                 return None
@@ -51,14 +51,14 @@ class Named:
 
 
 class Foreign:
-    """A candidate's outputs under names of its own, all of them kept."""
+    """A candidate's outputs under its own names, all kept in memory."""
 
     def __init__(self, outputs: Outputs, keep: int) -> None:
         self.outputs = [(name, output.thinned(keep) if keep else output) for name, output in outputs]
-        self.start = 0  # of what the next endpoint may be
+        self.start = 0  # the first output that may be the next endpoint
 
     def at(self, name: str, reference: Values, background: int | None) -> Fitting | None:
-        """The output most similar to ``reference`` among those after the last match; None without one."""
+        """The output most similar to ``reference`` among those after the last match; None if there is none."""
         best: tuple[float, int, int] | None = None
         found: Fitting | None = None
         for position in range(self.start, len(self.outputs)):
@@ -71,7 +71,7 @@ class Foreign:
             distance = float(np.abs(shown - fitting.reference.values).max() / scale)
             if not np.isfinite(distance):
                 distance = float("inf")
-            # Of containers and what they hold, which give the same, the container: its name says where
+            # A container and its last child give the same output: prefer the container, whose name says where
             rank = (float(f"{distance:.3g}"), own_name.count(".") + 100 * (not own_name), position)
             if best is None or rank < best:
                 best, found = rank, fitting
@@ -85,15 +85,15 @@ class Foreign:
 
 
 def matched(outputs: Outputs, foreign: bool, names: Sequence[str], keep: int) -> Named | Foreign:
-    """``outputs``, to be asked for by endpoint; ``names`` are all of these in the order of computation.
+    """``outputs``, to be looked up by endpoint; ``names`` are all endpoints in the order of computation.
 
-    Of what the reference keeps a part of, so is that of a foreign port's outputs.
+    A foreign port's outputs are thinned as the reference is: to ``keep`` values per image, 0 for all.
     """
     return Foreign(outputs, keep) if foreign else Named(outputs, names)
 
 
 def _fit(name: str, reference: Values, output: Output, port_name: str | None, background: int | None) -> Fitting:
-    """Both in one shape: without the background that the candidate may lack, pooled vectors flat."""
+    """Both in one shape: without the background class if the candidate lacks it, pooled vectors flattened."""
     shown = output.exact if output.exact is not None else output.single
     assert shown is not None
     values = reference.values

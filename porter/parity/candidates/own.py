@@ -26,8 +26,8 @@ from porter.parity.candidates.candidate import Candidate, Output, Outputs, Quest
 from porter.parity.streams import streamed
 from porter.port import Port, plan_opened
 
-# A weight that was rounded to float32 once more (by folding a constant into it) is off by half a unit in its last
-# place; by a whole one where it was rounded twice
+# Folding a constant rounds a float32 weight once more: an error of half a unit in the last place, or a whole unit if it
+# was rounded twice
 ROUNDED = 2.0**-23
 SMALLEST = 2.0**-149  # of float32
 
@@ -41,8 +41,8 @@ def converted(port: Port) -> Candidate:
 def artifact(file: ArtifactFile, port: Port, mapping: PathLike | None) -> Candidate:
     """The artifact ``file``, whose weights should be those of ``port``'s checkpoint.
 
-    In float64 it has the checkpoint's own weights where its own are these, rounded to float32 (folding the gate or
-    batch norms rounds); that rounding counts as its float32's. Raises ArtifactError where it does not fit.
+    Float64 uses the checkpoint's own weights where the artifact's equal them rounded to float32 (folding the gate or
+    batch norms rounds). That rounding counts as float32 error. Raises ArtifactError if the artifact does not fit.
     """
     stored = load_artifact(file)
     layout: ArtifactLayout = "timm" if stored.gate == TIMM_GATE else "slim"
@@ -55,7 +55,7 @@ def artifact(file: ArtifactFile, port: Port, mapping: PathLike | None) -> Candid
 
 
 def recorded_artifact(path: Path, mapping: PathLike | None) -> Candidate:
-    """The artifact ``path`` on its own, its source out of reach. Batch norms that are folded stay rounded."""
+    """The artifact ``path`` without its source. Folded batch norms stay rounded."""
     options = PortOptions(mapping=mapping)
     opened = open_model(path, options)
     if opened.fake_quant:
@@ -66,7 +66,7 @@ def recorded_artifact(path: Path, mapping: PathLike | None) -> Candidate:
 
 
 def quantised(opened: OpenedModel, named: PathLike | None) -> Candidate:
-    """A model with fake quantisation, which computes levels; ``named`` as the artifact was, None for a port."""
+    """A model with fake quantisation, which computes levels. ``named`` is the artifact, None for a port."""
     model = opened.whole
 
     def run(images: np.ndarray, _questions: frozenset[Question]) -> Outputs:
@@ -78,7 +78,7 @@ def quantised(opened: OpenedModel, named: PathLike | None) -> Candidate:
 
 
 def deployed(candidate: Candidate) -> Candidate:
-    """``candidate`` with its float32 computed by the form for inference, every endpoint an output of the graph."""
+    """``candidate`` with float32 computed by the inference form; every endpoint is an output of its graph."""
     model = candidate.model
     assert model is not None
 
@@ -86,7 +86,7 @@ def deployed(candidate: Candidate) -> Candidate:
         fast = deploy(model, (images.shape[1], images.shape[2]))
         inputs = torch.from_numpy(images).permute(0, 3, 1, 2)
         singles = fast.endpoints(inputs)
-        if "Logits" in singles:  # the graph that users run has one output, and is fused otherwise
+        if "Logits" in singles:  # the graph that users run has one output, and fuses differently
             singles["Logits"] = fast(inputs).numpy()
             singles["Predictions"] = torch.from_numpy(singles["Logits"]).softmax(1).numpy()
         for name, output in candidate.run(images, questions):
@@ -96,7 +96,7 @@ def deployed(candidate: Candidate) -> Candidate:
 
 
 def ported_model(port: Port, dtype: Any) -> Whole:
-    """The port in memory, as ``convert`` would write it, in ``dtype`` (float32 or float64); in eval mode."""
+    """The port in memory, as ``convert`` would write it, in ``dtype`` (float32 or float64) and eval mode."""
     model = build_model(port.target_network, port.plan.num_classes).to(getattr(torch, dtype))
     tensors = carry_out(port.plan, port.checkpoint, dtype).arrays
     model.load_state_dict({name: torch.from_numpy(values) for name, values in tensors.items()})
@@ -119,19 +119,19 @@ def in_both_precisions(name: str, single: Whole, exact: Whole) -> Candidate:
 
 
 def unrounded(artifact: Artifact, port: Port, layout: ArtifactLayout) -> tuple[dict[str, Tensor], list[str]]:
-    """The state dict of ``artifact`` in float64, and the entries that are not the checkpoint's in ``layout``.
+    """The state dict of ``artifact`` in float64, and the entries that differ from the checkpoint's in ``layout``.
 
-    Values that are the checkpoint's rounded to float32 are replaced by these. Raises ArtifactError where entries are
-    missing or have other shapes.
+    Entries that equal the checkpoint's values rounded to float32 get the unrounded values. Raises ArtifactError if
+    entries are missing or have other shapes.
     """
     planned = carry_out(_plan_like(artifact, port, layout), port.checkpoint, "float64").arrays
     _refuse_others(artifact.arrays, planned)
     tensors: dict[str, Tensor] = {}
     changed = []
     for name, ours in planned.items():
-        if name == GATE_ENTRY:  # a class may have the weights and not the gate
+        if name == GATE_ENTRY:  # a class may have the weights without the gate
             continue
-        if name not in artifact.arrays or not np.issubdtype(ours.dtype, np.floating):  # counters of batches
+        if name not in artifact.arrays or not np.issubdtype(ours.dtype, np.floating):  # batch counters
             tensors[name] = torch.from_numpy(artifact.arrays.get(name, ours))
             continue
         theirs = artifact.arrays[name].astype(np.float64)
@@ -143,7 +143,7 @@ def unrounded(artifact: Artifact, port: Port, layout: ArtifactLayout) -> tuple[d
 
 
 def _plan_like(artifact: Artifact, port: Port, layout: ArtifactLayout) -> Plan:
-    """The plan that makes what ``artifact`` is: its classes, and its batch norms or none."""
+    """The plan for the classes of ``artifact``; folds batch norms if the artifact has none."""
     classes = class_count(artifact.arrays)
     fold_bn = f"{nodes(port.network, classes=0)[0].layer}.bias" in artifact.arrays
     background = classes == port.classes
@@ -175,7 +175,7 @@ def _computation(model: Whole, images: np.ndarray) -> Callable[[Callable[[tuple[
 
 
 def _like_map(endpoint: str, values: np.ndarray) -> np.ndarray:
-    """NHWC, and (N, classes) for logits and predictions: what is pooled has one position."""
+    """NHWC, or (N, classes) for logits and predictions; pooled features have one position."""
     if endpoint in CLASS_ENDPOINTS:
         return values
     return values.transpose(0, 2, 3, 1) if values.ndim == 4 else values[:, None, None]

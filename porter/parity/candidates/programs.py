@@ -1,9 +1,9 @@
-"""Ports that are programs in a file, ``.onnx`` and ``.pt2``: opened and run in a child process alone.
+"""Ports that are programs in a file, ``.onnx`` and ``.pt2``: opened and run only in a child process.
 
-A program from the internet may compute for ever, or fill the memory, so ``porter.parity.references.server`` opens it
-under limits. And it must be data: ONNX Runtime runs nothing but operators, but ``torch.export.load`` unpickles, loads
-compiled libraries, evaluates expressions and calls whatever function of Python the file names. So a ``.pt2`` is read
-and its graph interpreted here, with listed operators alone.
+A program from the internet may never end, or fill the memory, so ``porter.parity.references.server`` opens it under
+limits. It must also be data. ONNX Runtime runs only operators, but ``torch.export.load`` unpickles, loads compiled
+libraries, evaluates expressions and calls any Python function that the file names. So a ``.pt2`` is read and its graph
+interpreted here, with listed operators only.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ Compute = Callable[[np.ndarray], Sequence[object]]  # (N, H, W, C) float32 -> ou
 
 
 def onnx_program(path: Path) -> Reference:
-    """An ONNX file in ONNX Runtime, in float32. Raises ParityError where it does not take images."""
+    """An ONNX file in ONNX Runtime, in float32. Raises ParityError if it does not take images."""
     try:
         import onnxruntime
     except ImportError as error:
         raise ParityError(f"{path}: ONNX files need pip install 'mnv3-port[onnx]' ({error})") from error
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime has kinds of its own
+    except Exception as error:  # ONNX Runtime has its own exceptions
         raise ParityError(f"{path}: ONNX Runtime does not take it ({_line(error)})") from error
     inputs = session.get_inputs()
     if len(inputs) != 1 or inputs[0].type != "tensor(float)" or len(inputs[0].shape) != 4:
@@ -59,7 +59,7 @@ def _reference(path: Path, compute: Compute, size: Size | None) -> Reference:
     def run(images: np.ndarray, _names: Sequence[str]) -> Endpoints:
         try:
             outputs = compute(images)
-        except Exception as error:  # runtimes have kinds of their own
+        except Exception as error:  # runtimes have their own exceptions
             raise ParityError(f"{path}: does not run on images of {images.shape[1:3]} ({_line(error)})") from error
         found = [one for one in outputs if isinstance(one, np.ndarray) and one.dtype.kind == "f" and one.ndim == 2]
         if not found:
@@ -74,7 +74,7 @@ def _reference(path: Path, compute: Compute, size: Size | None) -> Reference:
 
 
 def are_probabilities(values: np.ndarray) -> bool:
-    """Whether (N, classes) are probabilities, which add up to 1."""
+    """Whether ``values`` (N, classes) are probabilities, which sum to 1."""
     return bool(values.min() >= 0 and np.allclose(values.sum(1), 1, atol=1e-3))
 
 
@@ -82,8 +82,8 @@ def _line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
-# Operators of PyTorch that only compute: no file, no process, no state, and no memory beyond their tensors. They are
-# what torch.export makes of networks of images. With a trailing underscore they work in place.
+# PyTorch operators that only compute: no file, no process, no state, no memory beyond their tensors. torch.export
+# writes image networks with these. A trailing underscore means in place.
 OPERATORS = frozenset(
     (
         "conv2d", "convolution", "conv_transpose2d", "linear", "addmm", "mm", "bmm", "matmul", "einsum", "t",
@@ -107,7 +107,7 @@ OPERATORS = frozenset(
     )
 )  # fmt: skip
 CHECKS = frozenset(("_assert_scalar", "_assert_tensor_metadata", "_assert_async", "sym_constrain_range_for_size"))
-# Arithmetic of sizes
+# Arithmetic on sizes
 SIZES: dict[str, Callable[..., Any]] = {
     **{name: getattr(operator, name) for name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "neg")},
     **{name: getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "not_")},
@@ -123,7 +123,7 @@ PROGRAM, PROGRAM_UNTIL_2_7 = "models/model.json", "serialized_exported_program.j
 
 
 class _Given(msgspec.Struct):
-    """An argument of a node by its name in the operator's schema; ``arg`` has one entry, ``as_<kind>``."""
+    """An argument of a node, by its name in the operator's schema. ``arg`` has one entry, ``as_<kind>``."""
 
     name: str
     arg: dict[str, Any]
@@ -142,7 +142,7 @@ class _Graph(msgspec.Struct):
 
 
 class _Subgraph(msgspec.Struct):
-    """A graph that a node runs: its inputs are the node's arguments behind it."""
+    """A graph that a node runs. Its inputs are the node's arguments after the graph itself."""
 
     nodes: list[_Node]
     inputs: list[dict[str, Any]]
@@ -164,7 +164,7 @@ class _Program(msgspec.Struct):
 
 
 class _Payload(msgspec.Struct):
-    """Where a tensor lies, and its shape."""
+    """Where a tensor is stored, and its metadata (shape, strides, dtype)."""
 
     path_name: str
     use_pickle: bool
@@ -178,8 +178,8 @@ class _Payloads(msgspec.Struct):
 def exported_program(path: Path) -> Reference:
     """A ``.pt2`` of torch.export, interpreted in float32.
 
-    Raises ParityError where it is damaged, does not take one tensor of images, or holds anything but listed operators
-    and plain tensors.
+    Raises ParityError if it is damaged, does not take exactly one tensor of images, or holds anything but listed
+    operators and plain tensors.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -200,7 +200,7 @@ def exported_program(path: Path) -> Reference:
     sizes = graph.tensor_values[images[0]]["sizes"] if len(images) == 1 else []
     sides = [side.get("as_int") for side in sizes]
     if len(sides) != 4 or sides[1] not in (3, None):
-        raise ParityError(f"{path}: must take images (N, 3, H, W) alone; takes {len(images)} tensors, sides {sides}")
+        raise ParityError(f"{path}: must take only images (N, 3, H, W); takes {len(images)} tensors, sides {sides}")
     outputs = [spec["user_output"]["arg"] for spec in signature.output_specs if "user_output" in spec]
     run = _compiled(graph.nodes, path)
 
@@ -217,7 +217,7 @@ def exported_program(path: Path) -> Reference:
 
 
 def _compiled(nodes: Sequence[_Node], path: Path) -> Callable[[dict[str, Any]], None]:
-    """A function that runs ``nodes`` on values by name, and adds theirs. Raises ParityError for what is not listed."""
+    """A function that runs ``nodes`` on values by name. Raises ParityError for operators that are not listed."""
     run = [(node, *_inputs_and_run(node, path)) for node in nodes]
 
     def compute(known: dict[str, Any]) -> None:
@@ -228,9 +228,9 @@ def _compiled(nodes: Sequence[_Node], path: Path) -> Callable[[dict[str, Any]], 
 
 
 def _inputs_and_run(node: _Node, path: Path) -> tuple[list[_Given], Run]:
-    """The inputs of a node and what it does with them.
+    """A node's inputs, and the function that computes it.
 
-    A block of ``torch.no_grad()`` inside the model is a node that runs a graph; every other one is an operator.
+    A ``torch.no_grad()`` block in the model is a node that runs a graph; every other node is an operator.
     """
     if node.target != "torch.ops.higher_order.wrap_with_set_grad_enabled":
         return node.inputs, _operation(node, path)
@@ -246,7 +246,7 @@ def _inputs_and_run(node: _Node, path: Path) -> tuple[list[_Given], Run]:
 
 
 def _read(path: Path, archive: zipfile.ZipFile) -> tuple[_Program, Mapping[str, Any]]:
-    """The program and its tensors by name. Since torch 2.8 all members lie in one folder, and tensors are plain."""
+    """The program and its tensors by name. Since torch 2.8 all members are in one folder, and tensors are plain."""
     left = allowance(path.stat().st_size)
 
     def member(name: str) -> bytes:
@@ -273,7 +273,7 @@ def _read(path: Path, archive: zipfile.ZipFile) -> tuple[_Program, Mapping[str, 
             values |= _unpickled(member(f"{folder}model.pt"))
             continue
         config = msgspec.json.decode(member(f"{folder}model_{kind}_config.json"), type=_Payloads)
-        parts: dict[str, Any] = {}  # several tensors may share one
+        parts: dict[str, Any] = {}  # several tensors may share one file
         for name, payload in config.config.items():
             if payload.path_name not in parts:
                 parts[payload.path_name] = member(folder + payload.path_name)
@@ -283,7 +283,7 @@ def _read(path: Path, archive: zipfile.ZipFile) -> tuple[_Program, Mapping[str, 
 
 
 def _unpickled(data: bytes) -> Any:
-    """Tensors that torch pickled. What would run code makes torch raise."""
+    """Tensors that torch pickled. torch raises for anything that would run code."""
     import pickle
 
     import torch
@@ -297,7 +297,7 @@ def _unpickled(data: bytes) -> Any:
 
 
 def _plain(name: str, data: bytes, about: Mapping[str, Any]) -> Any:
-    """A tensor of ``data`` in the file's own strides, all of which must lie in it."""
+    """A tensor of ``data`` with the file's own strides. Raises ValueError if they leave ``data``."""
     import torch
 
     if about["dtype"] not in DTYPES:
@@ -313,7 +313,7 @@ def _plain(name: str, data: bytes, about: Mapping[str, Any]) -> Any:
 
 
 def _operation(node: _Node, path: Path) -> Run:
-    """What ``node`` does with its arguments. Raises ParityError unless it is listed."""
+    """The function that computes ``node``. Raises ParityError unless its operator is listed."""
     import torch
 
     name, _, overload = node.target.removeprefix("torch.ops.aten.").partition(".")
@@ -334,14 +334,14 @@ def _operation(node: _Node, path: Path) -> Run:
 
 
 def _value(argument: Mapping[str, Any], known: Mapping[str, Any]) -> Any:
-    """What an argument stands for. Raises ValueError for a kind that is no number, text or tensor."""
+    """The value of an argument. Raises ValueError unless it is a number, text or tensor."""
     import torch
 
     [(kind, value)] = argument.items()
     if kind == "as_none":
         return None
     if kind == "as_float":
-        return float(value)  # "Infinity" is a text
+        return float(value)  # "Infinity" is stored as text
     if kind == "as_floats":
         return [float(one) for one in value]
     if kind in ("as_int", "as_bool", "as_string", "as_ints", "as_bools"):
@@ -366,7 +366,7 @@ def _value(argument: Mapping[str, Any], known: Mapping[str, Any]) -> Any:
 
 
 def _symbol(value: Mapping[str, Any], known: Mapping[str, Any]) -> Any:
-    """``{"as_name": ...}`` is a value computed before, everything else is written out."""
+    """``{"as_name": ...}`` names a value computed before; any other value is literal."""
     [(kind, content)] = value.items()
     if kind == "as_tensor":
         return known[content["name"]]
@@ -374,7 +374,7 @@ def _symbol(value: Mapping[str, Any], known: Mapping[str, Any]) -> Any:
 
 
 def _keep(outputs: Iterable[Mapping[str, Any]], result: Any, known: dict[str, Any]) -> None:
-    """Name the results of a node."""
+    """Store a node's results in ``known``, by name."""
     names: list[str] = []
     for output in outputs:
         [(kind, value)] = output.items()

@@ -1,4 +1,4 @@
-"""What runs in a process of its own: TensorFlow, Keras, the interpreter, and candidates that are programs."""
+"""Running references and programs in a process of their own: TensorFlow, Keras, the interpreter, program files."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from porter.network.node import Size
 from porter.parity.references.reference import Endpoints, Noise, Precision, Reference, Values
 from porter.parity.references.wire import PROGRAMS, Closed, Header, Request, receive, send
 
-# An answer is one image's endpoint at most. large_100 at 224 x 224 takes 0.25 s in both precisions on two cores: this
-# is what an image of 20 million pixels takes, or a machine a hundred times as slow.
+# Longest wait for a message: at most one endpoint of one image. large_100 at 224 x 224 takes 0.25 s in both precisions
+# on two cores; this allows an image of 20 million pixels, or a machine a hundred times slower.
 SECONDS = 120
 # Importing TensorFlow takes 4 s from a cold disk
 SECONDS_TO_START = 120
 
-# No layer of these networks has more values than so many times its image: EdgeTPU's first expansion has 8 times
+# Limit of an endpoint's values, in multiples of its image's: EdgeTPU's first expansion has 8 times as many
 LARGEST_ENDPOINT = 64
-SMALL = 1 << 20  # bytes, of images of a few pixels
-# A file that takes images of one size alone has our own process make them: twice the pixels of DeepLab's 1025 x 2049
+SMALL = 1 << 20  # bytes, for images of a few pixels
+# A file of fixed input size decides how large our process makes images: twice the pixels of DeepLab's 1025 x 2049
 MOST_PIXELS = 1 << 22
 
 
 class About(msgspec.Struct, frozen=True):
-    """What a reference says of itself; see Reference."""
+    """Attributes of a Reference, as its process sends them."""
 
     name: str
     precision: Precision
@@ -61,7 +61,7 @@ class Child:
         send(self.connection, request)
 
     def receive(self, most: int) -> tuple[Header, np.ndarray | None]:
-        """The next message. Raises ParityError with what the process said, or that it ended or took too long."""
+        """The next message. Raises ParityError with the process's own message, or if it ended or took too long."""
         try:
             header, array = receive(self.connection, most)
         except TimeoutError as error:
@@ -105,7 +105,7 @@ class Child:
         return prepared
 
     def _next(self) -> tuple[str, Values] | None:
-        """The next endpoint of the answer, of ``unread`` bytes at most; None at its end."""
+        """The next endpoint of the answer, at most ``unread`` bytes; None at its end."""
         header, values = self.receive(self.unread)
         if values is None:
             self.unread = 0
@@ -113,9 +113,9 @@ class Child:
         return header.name, Values(values, header.noise and Noise(*header.noise))
 
     def _ask(self, header: Header, images: np.ndarray) -> None:
-        while self.unread:  # what nobody wanted of the last answer
+        while self.unread:  # skip the unread rest of the last answer
             self._next()
-        with suppress(Closed):  # what it said before it ended is still to be received
+        with suppress(Closed):  # its last message can still be received
             send(self.connection, header, images)
 
     def end(self) -> None:
@@ -144,13 +144,13 @@ def in_child(request: Request) -> Reference:
 
 @functools.cache
 def server(with_tensorflow: bool) -> socket.socket:
-    """The connection to the process that forks one for each reference; started at the first call.
+    """The connection to the process that forks one for each reference; the first call starts it.
 
-    Called early, TensorFlow is imported there while this process imports torch.
+    An early call imports TensorFlow there while this process imports torch.
     """
     ours, theirs = socket.socketpair()
     command = [sys.executable, "-P", "-m", "porter.parity.references.server", str(theirs.fileno())]
-    subprocess.Popen(  # ends when our end of the connection is closed, as it is when we end
+    subprocess.Popen(  # ends when our end of the connection closes
         [*command, "tensorflow" if with_tensorflow else "-"],
         pass_fds=[theirs.fileno()],
         stdin=subprocess.DEVNULL,

@@ -27,20 +27,20 @@ KINDS = ("frozen", "meta", "keras", "tflite", "tf.nn")
 RECORDED_NAME = "expected.npz"
 COPY = "model"
 
-# Memory of the process that runs a reference, beyond TensorFlow itself. Measured on large_100: 0.4 GiB for the threads
-# and kernels of a session; 5 x the file for weights in two precisions and the protocol buffers that carry them; 4 KiB
-# a pixel for all endpoints of one image in two precisions. Each is allowed two to three times over.
+# Memory limits of the process that runs a reference, beyond TensorFlow itself. Measured on large_100: 0.4 GiB for
+# threads and kernels of a session; 5 x the file for weights in two precisions and their protocol buffers; 4 KiB per
+# pixel for all endpoints of one image in two precisions. Each limit is two to four times that.
 MEMORY, MEMORY_OF_FILE, MEMORY_OF_PIXEL = 1 << 30, 16, 16 << 10
 
 
 def open_reference(asked: str, port: Port, sizes: tuple[Size, ...] | None = None) -> Reference:
-    """The reference named by ``asked``: one of KINDS, a path to an ``.npz``, or ``auto``.
+    """The reference ``asked``: one of KINDS, a path to an ``.npz``, or ``auto``.
 
-    ``auto`` takes what runs the source itself (a .tflite's interpreter, Keras), else the first of: the frozen
-    ``.pb`` beside the checkpoint, its ``.meta``, our ``tf.nn`` graph, and without TensorFlow an ``expected.npz``
-    beside it. What lies beside a checkpoint was made from its averages, so it is no reference for raw weights.
-    ``sizes`` are those of the images that it will get. Fake quantisation is for ``tf.nn`` alone, but for a .tflite's,
-    whose interpreter has it and nothing else. Raises ParityError when there is none.
+    ``auto`` prefers what runs the source itself (a .tflite's interpreter, Keras). Otherwise it takes the first of: the
+    frozen ``.pb`` beside the checkpoint, its ``.meta``, our ``tf.nn`` graph and, without TensorFlow, an
+    ``expected.npz`` beside it. Files beside a checkpoint were made from its averages, so they are no reference for raw
+    weights. ``sizes`` are the sizes of the images to come. Fake quantisation needs ``tf.nn``, or for a .tflite its
+    interpreter, which has nothing else. Raises ParityError if there is no reference.
     """
     if port.plan.dequantized and asked in ("auto", "tflite"):
         if asked == "tflite":
@@ -48,7 +48,7 @@ def open_reference(asked: str, port: Port, sizes: tuple[Size, ...] | None = None
         asked = "tf.nn"
     if port.plan.ranges and port.checkpoint.format != "tflite":
         if asked not in ("auto", "tf.nn"):
-            raise ParityError(f"reference {asked} knows no fake quantisation; use the reference tf.nn")
+            raise ParityError(f"reference {asked} has no fake quantisation; use the reference tf.nn")
         asked = "tf.nn"
     if asked.endswith(".npz"):
         return recorded(Path(asked))
@@ -70,7 +70,7 @@ def _first(port: Port, sizes: tuple[Size, ...] | None) -> str:
     averaged = checkpoint.format == "graphdef" or checkpoint.weights.startswith("moving averages")
     if importlib.util.find_spec("tensorflow") is not None:
         trained_size = all(size == (port.mapping.input.size,) * 2 for size in sizes or ())
-        # Keras has no network that ends between pooling and classes, and loads no part of a model
+        # Keras cannot end a network between pooling and classes, nor load part of a model
         whole = (port.classes or not port.network.embedding) and not port.network.backbone
         if checkpoint.format == "keras" and port.mapping.keras and trained_size and whole:
             return "keras"
@@ -96,7 +96,7 @@ def _live(kind: str, port: Port, sizes: tuple[Size, ...]) -> Reference:
         raise ParityError(f"this comparison needs TensorFlow: pip install 'mnv3-port[tensorflow]'{OR_RECORDED}")
     graph = _frozen_beside(checkpoint) if kind == "frozen" else None
     if kind == "frozen" and graph is None:
-        raise ParityError(f"{checkpoint.given}: not one frozen .pb beside it; use the reference tf.nn")
+        raise ParityError(f"{checkpoint.given}: expected one frozen .pb beside it; use the reference tf.nn")
     if kind == "meta" and not _meta_beside(checkpoint):
         raise ParityError(f"{checkpoint.path}.meta: no such file; use the reference tf.nn")
     memory = memory_for([graph] if graph else checkpoint.files, sizes)
@@ -116,13 +116,13 @@ def _live(kind: str, port: Port, sizes: tuple[Size, ...]) -> Reference:
 
 
 def memory_for(files: Iterable[Path], sizes: Iterable[Size]) -> int:
-    """Bytes that a process may take for the network in ``files`` on images of ``sizes``."""
+    """Bytes that a process may take to run the network in ``files`` on images of ``sizes``."""
     largest = max(height * width for height, width in sizes)
     return MEMORY + MEMORY_OF_FILE * sum(path.stat().st_size for path in files) + MEMORY_OF_PIXEL * largest
 
 
 def _keep_copy(copy: tempfile.TemporaryDirectory[str], reference: Reference) -> Callable[..., Endpoints]:
-    """``reference.run``, which keeps the ``copy`` that it reads."""
+    """``reference.run``, holding on to the temporary ``copy`` that it reads."""
 
     def run(images: np.ndarray, names: Sequence[str]) -> Endpoints:
         assert copy
@@ -132,7 +132,7 @@ def _keep_copy(copy: tempfile.TemporaryDirectory[str], reference: Reference) -> 
 
 
 def _copy(port: Port) -> tempfile.TemporaryDirectory[str]:
-    """The variables of a remote checkpoint that the port needs, in a local one."""
+    """A local copy of the variables that the port needs from a remote checkpoint."""
     folder = tempfile.TemporaryDirectory(prefix="mnv3-port-")
     ranges = [f"{name}/{end}" for name in port.plan.ranges.values() for end in ("min", "max")]
     names = [*(step.source for step in port.plan.steps), *ranges]
@@ -142,7 +142,7 @@ def _copy(port: Port) -> tempfile.TemporaryDirectory[str]:
 
 
 def _folders(checkpoint: Checkpoint) -> list[Path]:
-    """Where companions of a checkpoint lie: its folder, and the released folder above ``ema/``."""
+    """Where a checkpoint's companions may be: its own folder, and the released folder above ``ema/``."""
     folder = checkpoint.path.parent
     return [folder, folder.parent] if folder.name in ("ema", "pristine") else [folder]
 

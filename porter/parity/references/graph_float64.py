@@ -1,7 +1,7 @@
-"""A graph of float32 operations written again in float64: the function that its code defines, without the rounding.
+"""A float32 graph rewritten in float64: the function that its code defines, without the rounding.
 
-Weights are what they are, float32 numbers. Constants of the code (0.16667, 1/6, epsilon) were rounded to float32 when
-the graph was written: they become again the decimal or the fraction that was rounded.
+Weights keep their float32 values. Constants in the code (0.16667, 1/6, epsilon) were rounded to float32 when the graph
+was written; they become the original decimal or fraction again.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from porter.parity.references.live_tensorflow import tensorflow
 from porter.parity.references.tf_heads import splice_resize
 
 FLOAT, DOUBLE = 1, 2  # DT_FLOAT, DT_DOUBLE of tensorflow/core/framework/types.proto
-# Fractions that code writes, such as 1 / 6: a denominator beyond it would make a decimal such as 0.16667 a fraction
+# For fractions in code, such as 1 / 6. A larger denominator would turn decimals such as 0.16667 into fractions
 LARGEST_DENOMINATOR = 64
 
 
 def in_float64(graph: Any) -> Any:
-    """``graph`` (as ``guarded`` gives it) with every float32 tensor in float64, under the same names.
+    """``graph`` (from ``guarded``) with every float32 tensor in float64, under the same names.
 
-    Batch norms, whose fused operation TensorFlow does not have in float64, become additions and multiplications;
-    resizing, which gives float32, becomes products of matrices.
+    TensorFlow has no fused batch norm in float64, so batch norms become additions and multiplications. Resizing always
+    gives float32, so it becomes matrix products.
     """
     double = type(graph)()
     double.versions.CopyFrom(graph.versions)
@@ -60,7 +60,7 @@ def as_written(value: np.float32) -> float:
 
 
 def _arithmetic_scalars(graph: Any) -> set[str]:
-    """Constants of one value that are no weights: those that additions, multiplications and the like take."""
+    """Scalar constants that are not weights: operands of additions, multiplications and the like."""
     arithmetic = ("Add", "AddV2", "Sub", "Mul", "RealDiv", "Maximum", "Minimum")
     taken = {source.split(":")[0] for node in graph.node if node.op in arithmetic for source in node.input}
     single = set()
@@ -73,7 +73,7 @@ def _arithmetic_scalars(graph: Any) -> set[str]:
 
 
 def _batch_norm(graph: Any, node: Any) -> None:
-    """``x * factor + (offset - mean * factor)``, factor = scale / sqrt(variance + epsilon); the last has the name."""
+    """``x * factor + (offset - mean * factor)``, factor = scale / sqrt(variance + epsilon), under the node's name."""
     image, scale, offset, mean, variance = list(node.input)[:5]
     epsilon = as_written(np.float32(node.attr["epsilon"].f))
     at = f"{node.name}/float64"
@@ -91,9 +91,9 @@ def _batch_norm(graph: Any, node: Any) -> None:
 
 
 def pooling_everything(graph: Any, name: str, window: tuple[int, ...]) -> Any:
-    """``graph`` with the average pooling ``name`` over the whole map, unless its window is that (``window``) already.
+    """``graph`` with the average pooling ``name`` over the whole map, unless its ``window`` covers that already.
 
-    A stored graph pools with a window that fits its training size alone; at others it is the mean that is meant.
+    A stored graph pools with a window for its training size; at other sizes the mean over the map is meant.
     """
     pool = next((node for node in graph.node if node.name == name and node.op == "AvgPool"), None)
     if pool is None or tuple(pool.attr["ksize"].list.i[1:3]) == window:

@@ -1,7 +1,7 @@
-"""The part of a stored graph that is given to TensorFlow: what the endpoints need, of known harmless operations.
+"""The part of a stored graph that TensorFlow runs: what the endpoints need, from a list of harmless operations.
 
-A graph from the internet is a program. Operations that read and write files, call Python or keep state are refused,
-whatever they are named; so is everything else that is not on the list.
+A graph from the internet is a program. Operations that read or write files, call Python or keep state are refused under
+any name, as is every other operation that is not listed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from porter.errors import ParityError
 
-# Pure functions of their inputs, no I/O, no state, no Python: what inference graphs of these networks are made of.
+# Pure functions: no I/O, no state, no Python. Inference graphs of these networks need no others.
 # Sources: slim/nets/mobilenet (classification, DeepLab, SSD backbones), tf.keras.applications.mobilenet_v3.
 ALLOWED = frozenset(
     (
@@ -28,16 +28,16 @@ ALLOWED = frozenset(
 VARIABLES = frozenset(("Variable", "VariableV2", "VarHandleOp"))  # replaced by constants before TensorFlow sees them
 READS = frozenset(("ReadVariableOp",))
 
-# A constant may repeat its last value; what no weight of these networks needs is more than so many times
+# Most values that a constant may fill by repeating its last one; no weight of these networks needs more
 MAX_REPEATED = 1 << 16
 MAX_NODES = 100_000  # the largest graph seen, a training graph of large_100, has 8,000
 
 
 def guarded(definition: Any, fetches: Iterable[str], cut: str, path: str, values: Mapping[str, Any]) -> Any:
-    """A new GraphDef of what ``fetches`` (names of nodes) depend on, with a Placeholder in place of the tensor ``cut``.
+    """A new GraphDef of what ``fetches`` (node names) depend on, with a Placeholder in place of the tensor ``cut``.
 
     ``values`` (name -> array) replace variables. Devices, functions and attributes that TensorFlow makes for itself are
-    left behind. Raises ParityError naming the first operation that is not allowed.
+    dropped. Raises ParityError that names the first operation that is not allowed.
     """
     if len(definition.node) > MAX_NODES:
         raise ParityError(f"{path}: {len(definition.node)} operations, more than any network here has")
@@ -52,7 +52,7 @@ def guarded(definition: Any, fetches: Iterable[str], cut: str, path: str, values
 
 
 def _dependencies(nodes: Mapping[str, Any], fetches: Iterable[str], cut: str, path: str) -> list[str]:
-    """What ``fetches`` need, inputs first; control edges count as inputs."""
+    """The nodes that ``fetches`` need, inputs first; control edges count as inputs."""
     order: list[str] = []
     done: set[str] = {node_of(cut)}
     pending = [(name, False) for name in fetches]
@@ -101,7 +101,7 @@ def _check_constant(node: Any, path: str) -> None:
 
 
 def node_of(source: str) -> str:
-    """The node that an input (``name``, ``name:1``, ``^name``) comes from."""
+    """The name of the node behind an input (``name``, ``name:1``, ``^name``)."""
     return source.removeprefix("^").split(":")[0]
 
 

@@ -1,7 +1,6 @@
-"""Original TensorFlow graphs as references, in float64 and float32: the frozen ``.pb``, the ``.meta`` with its weights.
+"""Original TensorFlow graphs as references, in float64 and float32: the frozen ``.pb``, or the ``.meta`` with weights.
 
-The graph is cut at the first convolution: it is given what the network gets, whatever preprocessing comes before it,
-and images of any size.
+The graph is cut at the first convolution, so it takes images of any size and its own preprocessing is skipped.
 """
 
 from __future__ import annotations
@@ -26,15 +25,15 @@ from porter.port import Port
 
 
 def frozen_graph(path: Path, port: Port) -> Reference:
-    """The frozen graph ``path``. Raises ParityError when it is not the port's network, or not harmless."""
+    """The frozen graph ``path``. Raises ParityError if it is not the port's network, or not harmless."""
     definition = _parse(path, tensorflow().compat.v1.GraphDef())
     return _reference(f"frozen graph ({path.name})", str(path), definition, port, {})
 
 
 def meta_graph(port: Port) -> Reference:
-    """The ``.meta`` graph beside the port's checkpoint, its variables replaced by the values that the port has.
+    """The ``.meta`` graph beside the port's checkpoint, its variables replaced by the port's values.
 
-    Raises ParityError when the graph is one for training, another network's, or not harmless.
+    Raises ParityError if the graph is for training, is another network, or is not harmless.
     """
     checkpoint = port.checkpoint
     path = checkpoint.path.with_name(checkpoint.path.name + ".meta")
@@ -72,7 +71,7 @@ def _reference(name: str, path: str, definition: Any, port: Port, values: dict[s
         window = tuple(-(-side // network.total_stride) for side in size)
         if window not in sessions:
             fitting = pooling_everything(graph, f"{scope}/AvgPool2D/AvgPool", window)
-            sessions.clear()  # those of one size at a time
+            sessions.clear()  # keep those of one size only
             sessions[window] = {"float32": _session(fitting, path), "float64": _session(in_float64(fitting), path)}
         return sessions[window]
 
@@ -84,7 +83,7 @@ def _reference(name: str, path: str, definition: Any, port: Port, values: dict[s
             return found
         except ParityError:
             raise
-        except Exception as error:  # TensorFlow has many kinds
+        except Exception as error:  # TensorFlow has many exceptions
             reason = str(error).splitlines()[0]
             raise ParityError(f"{path}: TensorFlow cannot run it at {images.shape[1:3]} ({reason})") from error
 
@@ -97,7 +96,7 @@ def _reference(name: str, path: str, definition: Any, port: Port, values: dict[s
 
 
 def _fixed_size(definition: Any, network: Network, scope: str) -> Size | None:
-    """The size of images that a segmentation graph's resizing is written for: that which its last map comes from."""
+    """The image size for which a segmentation graph's resizing is written; None if it is not fixed."""
     if network.head is None:
         return None
     nodes = {node.name: node for node in definition.node}
@@ -118,7 +117,7 @@ def paired(names: Sequence[str], exact: list[np.ndarray], single: list[np.ndarra
 
 
 def _session(graph: Any, path: str) -> Any:
-    """A session without graph optimisation, which would change what is measured and take long."""
+    """A session without graph optimisation, which is slow and would change what is measured."""
     tf = tensorflow()
     config = tf.compat.v1.ConfigProto()
     config.graph_options.rewrite_options.disable_meta_optimizer = True
@@ -127,13 +126,13 @@ def _session(graph: Any, path: str) -> Any:
     try:
         with loaded.as_default():
             tf.import_graph_def(graph, name="")
-    except Exception as error:  # TensorFlow raises protobuf's and its own kinds
+    except Exception as error:  # TensorFlow raises protobuf's exceptions and its own
         raise ParityError(f"{path}: not a graph that TensorFlow can load ({error})") from error
     return tf.compat.v1.Session(graph=loaded, config=config)
 
 
 def _input_of_stem(definition: Any, port: Port, path: str) -> str:
-    """The tensor that the first convolution takes: that with the weights of the first step of the plan."""
+    """The name of the first convolution's input tensor; its weights are those of the plan's first step."""
     weights = port.plan.steps[0].source
     named = {weights}
     for node in definition.node:  # frozen variables keep the Identity that read them
@@ -150,10 +149,10 @@ def _input_of_stem(definition: Any, port: Port, path: str) -> str:
 
 
 def endpoint_operations(port: Port) -> dict[str, list[str]]:
-    """Endpoint -> names of the operation that gives it, first match counts.
+    """Endpoint -> names that its operation may have; the first match counts.
 
-    They follow from the scopes of the variables, which the mapping gives, by the rules of slim's layers. Freezing
-    strips the identities that slim names after endpoints, so what they name comes second.
+    They follow from the variables' scopes in the mapping, by the rules of slim's layers. Freezing removes the
+    identities that slim names after endpoints, so their names come second.
     """
     network, scope = port.network, port.mapping.scope
     scopes = layer_scopes(expected_variables(port.mapping, network, classes=1))

@@ -18,17 +18,17 @@ from porter.port import Port
 from porter.sources.tflite import constant, output_tensors, values_of
 from porter.sources.tflite_graph import Graph, read_graph
 
-# An image of fewer values than a photo of 4 bits has is not the image that was asked for
+# If the network sees fewer distinct values than a 4-bit photo has, it does not see the image that was asked for
 FEWEST_VALUES = 16
-# Preprocessing in float32 rounds numbers of up to 255 to some 1e-5, and then divides them by 127.5
+# Preprocessing in float32 rounds numbers up to 255 by about 1e-5, then divides them by 127.5
 FLOAT_STEP = 1e-5
-ROUNDS = ("quantize", "dequantize")  # operators that change a value by rounding alone
+ROUNDS = ("quantize", "dequantize")  # operators that only round
 
 
 class InputScale(NamedTuple):
-    """The graph's own preprocessing: what the network takes is the graph's input times ``factor`` plus ``offset``.
+    """The graph's own preprocessing: network input = graph input * ``factor`` + ``offset``.
 
-    Both have one number, or one for each channel. ``step`` is how far rounding to 8 bits on the way can take a value.
+    Both are one number, or one per channel. ``step``: how far rounding to 8 bits on the way can move a value.
     """
 
     factor: np.ndarray
@@ -37,9 +37,9 @@ class InputScale(NamedTuple):
 
 
 def interpreter(port: Port) -> Reference:
-    """The port's .tflite, one image at a time, by the built-in kernels, which keep every tensor.
+    """Runs the port's .tflite, one image at a time, with the built-in kernels, which keep every tensor.
 
-    Raises ParityError without an interpreter, or where it does not take the file.
+    Raises ParityError without an interpreter, or if it refuses the file.
     """
     path = port.checkpoint.path
     graph = read_graph(path)
@@ -60,13 +60,13 @@ def interpreter(port: Port) -> Reference:
     stem = next(operator.inputs[0] for operator in graph.operators if operator.kind == "conv_2d")
 
     def at_stem(image: np.ndarray) -> np.ndarray:
-        """What the first convolution gets of ``image`` (H, W, C), which is as the file takes it."""
+        """The first convolution's input for ``image`` (H, W, C), which is as the file takes it."""
         runner.set_tensor(details["index"], image[None])
         runner.invoke()
         return _dequantize(runner.get_tensor(stem), graph, stem)
 
     def given(images: np.ndarray) -> np.ndarray:
-        """What the file takes for ``images`` in [-1, 1]: before its own preprocessing, and in levels of 8 bits."""
+        """The file's input for ``images`` in [-1, 1]: before its own preprocessing, in levels if it takes 8 bits."""
         before = (images - preprocessing.offset) / preprocessing.factor
         if details["dtype"] == np.float32:
             return before.astype(np.float32)
@@ -74,7 +74,7 @@ def interpreter(port: Port) -> Reference:
         return np.clip(np.round(before / scale) + zero, limits.min, limits.max).astype(details["dtype"])
 
     def prepare(images: np.ndarray) -> np.ndarray:
-        """``images`` as the network gets them: what the file makes of them before its first convolution."""
+        """``images`` as the first convolution gets them, after the file's own preprocessing."""
         prepared = np.concatenate([at_stem(image) for image in given(images)])
         _check_values(prepared, images, preprocessing.step, path)
         return prepared
@@ -115,7 +115,7 @@ def interpreter(port: Port) -> Reference:
 def _check_values(prepared: np.ndarray, images: np.ndarray, step: float, path: Path) -> None:
     """Raise ParityError unless the network gets ``images``, within ``step``.
 
-    Both sides would agree on whatever it gets, be it black images.
+    Otherwise both sides would agree even on black images.
     """
     distinct = min(FEWEST_VALUES, len(np.unique(images)))
     if not np.abs(prepared - images).max() <= step or len(np.unique(prepared)) < distinct:
@@ -134,7 +134,7 @@ def litert_version() -> str:
 
 
 def _load(content: bytes, path: Path, builtin: bool) -> Any:
-    """An interpreter of ``content``; ``builtin`` kernels keep every tensor, XNNPACK's the outputs alone."""
+    """An interpreter of ``content``. ``builtin`` kernels keep every tensor, XNNPACK's only the outputs."""
     lite, _ = tflite_package()
     options: dict[str, Any] = {}
     if builtin:
@@ -166,7 +166,7 @@ def _with_outputs(path: Path, positions: list[int]) -> bytes:
     _, schema = tflite_package()
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(path.read_bytes(), 0))
     model.subgraphs[0].outputs = np.array(positions, np.int32)
-    model.signatureDefs = None  # they name the outputs that there were
+    model.signatureDefs = None  # they name the old outputs
     builder = flatbuffers.Builder(path.stat().st_size)
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())
@@ -203,6 +203,6 @@ def input_scale(graph: Graph, path: Path) -> InputScale:
 
 
 def _step(graph: Graph, position: int) -> float:
-    """The distance of a tensor's levels, which rounding to the nearest and fixed point together stay within."""
+    """The distance between a tensor's levels; rounding to nearest and in fixed point together stay within it."""
     scales = graph.tensors[position].scales
     return scales[0] if scales else 0.0

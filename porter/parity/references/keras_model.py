@@ -18,9 +18,9 @@ from porter.port import Port
 
 
 def keras_model(port: Port) -> Reference:
-    """Keras's own model of the port's variant with the port's file in it, in [-1, 1] at the training size.
+    """Keras's model of the port's variant with the port's file in it; images in [-1, 1] at the training size.
 
-    Raises ParityError where Keras has no such model or does not take the file.
+    Raises ParityError if Keras has no such model or refuses the file.
     """
     tensorflow()  # Keras's back end; says how to install it
     import keras
@@ -48,7 +48,7 @@ def keras_model(port: Port) -> Reference:
 
 
 def _tap(keras: Any, port: Port, spec: Keras, size: int, dtype: str) -> tuple[list[str], Any]:
-    """Names of endpoints and the model that gives them, computing in ``dtype``."""
+    """Endpoint names, and the model that gives them in ``dtype``."""
     path, top = port.checkpoint.path, port.classes > 0
     before = keras.config.dtype_policy()
     try:
@@ -62,8 +62,8 @@ def _tap(keras: Any, port: Port, spec: Keras, size: int, dtype: str) -> tuple[li
             classes=port.classes or 1,
             include_preprocessing=False,
         )
-        model.load_weights(str(path))  # weights alone: a stored configuration, which may hold code, is not read
-    except Exception as error:  # Keras raises every kind
+        model.load_weights(str(path))  # only weights: a stored configuration may hold code
+    except Exception as error:  # Keras raises any exception
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ParityError(f"{path}: Keras cannot load it ({reason}); use the reference tf.nn") from error
     finally:
@@ -73,9 +73,9 @@ def _tap(keras: Any, port: Port, spec: Keras, size: int, dtype: str) -> tuple[li
 
 
 def _endpoints(model: Any, port: Port, top: bool) -> list[tuple[str, Any]]:
-    """Endpoint -> Keras tensor, by the names that ``mappings/keras.yaml`` gives to layers.
+    """Endpoint -> Keras tensor, by the layer names in ``mappings/keras.yaml``.
 
-    Activations and additions have no names in it: they are what follows a batch norm.
+    Activations and additions have no names there: they follow a batch norm.
     """
     named = load_variant(port.mapping.variant, "keras")
     scopes = layer_scopes(expected_variables(named, port.network, classes=1))

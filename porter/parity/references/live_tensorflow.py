@@ -16,9 +16,9 @@ OR_RECORDED = ", or give a recorded reference (.npz)"
 
 
 def tensorflow(otherwise: str = OR_RECORDED) -> Any:
-    """The tensorflow module, its start-up chatter silenced. Raises ParityError where it is not installed.
+    """The tensorflow module, without its start-up messages. Raises ParityError if it is not installed.
 
-    ``otherwise`` is what else a person can do.
+    ``otherwise`` ends the message: what else to do.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
@@ -31,7 +31,7 @@ def tensorflow(otherwise: str = OR_RECORDED) -> Any:
 
 
 def stored_values(checkpoint: Checkpoint) -> Callable[[str], np.ndarray]:
-    """The values of a variable by its plain name, read by TensorFlow where it can read the file."""
+    """A reader of variables by plain name; TensorFlow's own where it can read the file."""
     if checkpoint.format == "bundle":
         reader = tensorflow().train.load_checkpoint(str(checkpoint.path))
         return lambda name: reader.get_tensor(checkpoint[name].stored_as)
@@ -39,7 +39,7 @@ def stored_values(checkpoint: Checkpoint) -> Callable[[str], np.ndarray]:
 
 
 def tflite_package() -> tuple[Any, Any]:
-    """The interpreter's module and that of the ``.tflite`` schema: LiteRT's, or TensorFlow's. Raises ParityError."""
+    """The modules of the interpreter and of the ``.tflite`` schema: LiteRT's, or TensorFlow's. Raises ParityError."""
     try:
         from ai_edge_litert import interpreter, schema_py_generated
     except ImportError:

@@ -22,16 +22,16 @@ from porter.sources.bounds import allowance
 
 VALUES = "ep/{}"  # the values of an endpoint
 NOISE = "noise/{}"  # the reference's own float32 error there: root mean square and largest
-# What zipfile and numpy make of damaged bytes
+# What zipfile and numpy raise for damaged bytes
 UNREADABLE = (
     *(OSError, EOFError, ValueError, TypeError, LookupError, RuntimeError, NotImplementedError, MemoryError),
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
 )
-KEEP = 4096  # values per image of an endpoint, when the file does not say
+KEEP = 4096  # values per image and endpoint, unless the file says
 
 
 def record(reference: Reference, images: np.ndarray, names: Sequence[str], keep: int = KEEP) -> bytes:
-    """An ``.npz`` of what ``reference`` makes of ``images`` (N, H, W, C): same input, same bytes."""
+    """An ``.npz`` of the outputs of ``reference`` for ``images`` (N, H, W, C): same input, same bytes."""
     found: dict[str, np.ndarray] = {}
     for name, (values, noise) in reference.run(images, names):
         found[VALUES.format(name)] = values if reference.keep else thin(values, keep)
@@ -44,9 +44,9 @@ def record(reference: Reference, images: np.ndarray, names: Sequence[str], keep:
 
 
 def recorded(path: Path) -> Reference:
-    """Read what ``record`` makes: ``input`` (N, H, W, C), ``ep/<endpoint>`` (see ``thin``), ``noise/<endpoint>``.
+    """Read what ``record`` writes: ``input`` (N, H, W, C), ``ep/<endpoint>`` (see ``thin``), ``noise/<endpoint>``.
 
-    Older ones hold float32 values and no noise, and say nothing of precision. Raises ParityError naming the file.
+    Older files hold float32 values, no noise and no precision. Raises ParityError that names the file.
     """
     with _open_arrays(path) as file:
         outputs = [name for name in file if name.startswith(VALUES.format(""))]

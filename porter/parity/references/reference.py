@@ -15,18 +15,18 @@ Precision = Literal["float64", "float32", "levels"]
 
 
 class Noise(NamedTuple):
-    """A float32 computation's own error at one endpoint: root mean square and largest, in the endpoint's units."""
+    """The error of a float32 computation at one endpoint: root mean square and largest, in the endpoint's units."""
 
     rms: float
     largest: float
 
 
 class Values(NamedTuple):
-    """What a reference gives for one endpoint.
+    """A reference's result for one endpoint.
 
-    ``values`` (NHWC, or (N, classes)) are the most precise that it has: float64, or float32 where it has no other.
-    ``noise`` is how far its own float32 computation is from them (for a .tflite: how far its two sets of kernels are
-    from each other); None where that is not known.
+    ``values`` (NHWC, or (N, classes)): the most precise available, float64 or else float32. ``noise``: the error of the
+    reference's own float32 computation against them (of a .tflite, the difference between its two sets of kernels);
+    None if unknown.
     """
 
     values: np.ndarray
@@ -40,12 +40,12 @@ Endpoints = Iterator[tuple[str, Values]]
 class Reference:
     """A computation to compare with.
 
-    ``run`` takes (N, H, W, C) images in [-1, 1] and endpoint names in the order of computation, and gives those that it
-    has, one at a time: a caller that drops them never holds more than one. ``precision`` is that of the values:
-    ``levels`` are 8-bit numbers, which a port meets exactly or not at all. ``size`` is the only size it takes, None for
-    any. ``samples`` are its own inputs where it can run no others. ``prepare`` makes of such images what its network
-    gets to see, and a port should. ``keep`` bounds the values recorded per image, 0 where all are there. ``missing``
-    are endpoints of the network that a graph does not hold; ``versions`` are those of the packages that compute.
+    ``run`` takes images (N, H, W, C) in [-1, 1] and endpoint names in the order of computation. It yields those that it
+    has, one at a time, so that memory need hold only one. ``precision``: of the values; ``levels`` are 8-bit numbers,
+    which a port matches exactly or not at all. ``size``: the only image size that it takes, None for any. ``samples``:
+    its own inputs, if it can run no others. ``prepare`` turns such images into what its network sees, and the port
+    should see. ``keep``: values recorded per image, 0 for all. ``missing``: endpoints of the network that the graph
+    does not hold. ``versions``: of the packages that compute.
     """
 
     name: str
@@ -68,8 +68,8 @@ def noise_between(single: np.ndarray, exact: np.ndarray) -> Noise:
 def noise_of_softmax(chances: np.ndarray, logits: Noise) -> Noise:
     """The error of probabilities (N, classes) that follows from independent errors of the logits.
 
-    Class i errs by p_i (e_i - sum of p_j e_j). Where few classes have all of the probability, the error of one run is
-    the luck of few numbers; this is what it is on average.
+    Class i errs by p_i (e_i - sum of p_j e_j). If few classes have all of the probability, the error of one run is
+    chance; this is its average.
     """
     squares = np.square(chances)
     spread = np.sqrt(squares * (np.square(1 - chances) + squares.sum(1, keepdims=True) - squares))
@@ -77,7 +77,7 @@ def noise_of_softmax(chances: np.ndarray, logits: Noise) -> Noise:
 
 
 def larger(one: Noise, other: Noise) -> Noise:
-    """The larger of both figures of two errors."""
+    """The larger of both figures, each by itself."""
     return Noise(max(one.rms, other.rms), max(one.largest, other.largest))
 
 

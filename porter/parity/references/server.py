@@ -1,7 +1,7 @@
 """The process that runs references and programs: it imports TensorFlow once, then forks a process for each of them.
 
-What a stranger's graph does, it does there, under a limit of memory, and nothing of it is left for the next one. Run by
-porter.parity.references.child, which ends a process that takes too long.
+A stranger's graph runs only there, under a memory limit, and leaves nothing behind for the next one.
+porter.parity.references.child starts it, and ends a process that takes too long.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ MAX_IMAGES = 1 << 32  # bytes of a batch; they come from our own side
 def main() -> None:
     """Serve connections that come over the socket ``argv[1]``, until it is closed."""
     control = socket.socket(fileno=int(sys.argv[1]))
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forked ones
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the check that is interrupted closes its connections
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # forked processes are not waited for
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupted check closes its connections
     if sys.argv[2] == "tensorflow":
         from porter.parity.references.live_tensorflow import tensorflow
 
@@ -69,7 +69,7 @@ def _serve(connection: socket.socket) -> None:
     encoded, _ = receive_bytes(connection, 0)
     request = msgspec.msgpack.decode(encoded, type=Request)
     if request.kind == "pt2":
-        import torch  # noqa: F401 - what it takes is not the program's
+        import torch  # noqa: F401 - its memory does not count as the program's
     try:
         limit_memory(request.memory)
         reference = build(request)
@@ -89,7 +89,7 @@ def _serve(connection: socket.socket) -> None:
         raise
     except MemoryError:
         send(connection, Header("failed", text=f"{request.given}: running it takes more memory than it may"))
-    except Exception as error:  # TensorFlow, Keras and the interpreter have every kind for a damaged file
+    except Exception as error:  # TensorFlow, Keras and the interpreter raise anything for a damaged file
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         send(connection, Header("failed", text=f"{request.given}: cannot be run ({reason[:300]})"))
 

@@ -1,7 +1,7 @@
-"""The heads of segmenters and detectors written again with ``tf.nn``, from the network table; see tf_nn.py.
+"""Heads of segmenters and detectors written with ``tf.nn``, from the network table; see tf_nn.py.
 
-``convolved(scope, module, norm, x, ...)`` is a convolution with its batch norm, ``pair(scope, module)`` gives weights
-(HWIO) and bias of one without. Scopes are slim's, without what lies above the network and its head.
+``convolved(scope, module, norm, x, ...)`` is a convolution with batch norm; ``pair(scope, module)`` gives weights
+(HWIO) and bias of a convolution without. Scopes are slim's, relative to the scope above the network and its head.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ DOUBLE = 2  # DT_DOUBLE of tensorflow/core/framework/types.proto
 
 
 def resize_exactly(tf: Any, x: Any, size: Any) -> Any:
-    """(N, h, w, C) float64 at ``size``, an int32 tensor of height and width.
+    """``x`` (N, h, w, C) float64 resized to ``size``, an int32 tensor of height and width.
 
-    With corner pixels on corner pixels, output i lies at i * (inputs - 1) / (outputs - 1), and the weight of an input
+    Corner pixels map to corner pixels: output i lies at i * (inputs - 1) / (outputs - 1), and the weight of an input
     falls from 1 to 0 over one pixel (tensorflow/core/kernels/image/resize_bilinear_op.cc).
     """
     before = tf.shape(x)[1:3]
@@ -36,7 +36,7 @@ def resize_exactly(tf: Any, x: Any, size: Any) -> Any:
 
 
 def splice_resize(graph: Any, node: Any) -> None:
-    """Put ``resize_exactly`` into ``graph`` (a GraphDef) for ``node``, under its name."""
+    """Replace ``node`` in ``graph`` (a GraphDef) by ``resize_exactly``, under the same name."""
     tf = tensorflow()
     with tf.Graph().as_default() as own:
         x = tf.compat.v1.placeholder(tf.float64, [None, None, None, None], "x")
@@ -60,7 +60,7 @@ Pair = Callable[[str, str], tuple[Any, Any]]
 
 
 def activated(tf: Any, kind: Activation, x: Any) -> Any:
-    """``x`` behind the activation ``kind``. Raises KeyError for one that is none of the table's."""
+    """``x`` after the activation ``kind``. Raises KeyError if the table has no such activation."""
     functions: dict[Activation, Callable[[Any], Any]] = {
         "relu": tf.nn.relu,
         "relu6": tf.nn.relu6,
@@ -70,7 +70,7 @@ def activated(tf: Any, kind: Activation, x: Any) -> Any:
 
 
 def last_map(network: Network, convolved: Convolved, x: Any) -> Generator[tuple[str, Any], None, Any]:
-    """The last convolution; gives its map back as well."""
+    """The last convolution; also returns its map."""
     tf = tensorflow()
     x = convolved("Conv_1", network.last_conv, network.last_norm, x)
     x = activated(tf, network.last_activation, x)

@@ -1,8 +1,8 @@
-"""slim's network written again with ``tf.nn``, from the network table and the raw TensorFlow variables.
+"""slim's network written with ``tf.nn``, from the network table and the raw TensorFlow variables.
 
-It shares nothing with the port but the table: variables come by their slim names through TensorFlow's own
-reader where the source is a V2 checkpoint (it cannot read sliced V1 ones), layouts stay TensorFlow's,
-padding is TensorFlow's. It runs at any size, in float32 or float64.
+It shares only the table with the port. Variables are read under slim's names, by TensorFlow's own reader for V2
+checkpoints (it cannot read sliced V1 ones). Layouts and padding are TensorFlow's. It runs at any size, in float32 or
+float64.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Quantize = Callable[[str, Any], Any]  # (module or entry, tensor) -> tensor
 
 
 class _Net(NamedTuple):
-    """TensorFlow, what it computes, and whether a classifier is at the end."""
+    """TensorFlow, the network to compute, and whether it ends in a classifier."""
 
     tf: Any
     network: Network
@@ -38,7 +38,7 @@ class _Net(NamedTuple):
 
 
 def tf_nn(port: Port) -> Reference:
-    """The reference for the port's checkpoint, in float64 and float32, or in levels of 8 bits; errors as ``graph``."""
+    """The reference for the port's checkpoint, in float64 and float32, or in 8-bit levels. Raises as ``graph`` does."""
     tf = tensorflow()
     if port.plan.ranges:
         return Reference("tf.nn graph, fake quantisation", _levels(tf, graph(port, "float64")), "levels")
@@ -65,11 +65,11 @@ def _levels(tf: Any, forward: Callable[[Any], Layers]) -> Callable[[np.ndarray, 
 
 
 def graph(port: Port, dtype: str) -> Callable[[Any], Layers]:
-    """The port's network as a function of a TensorFlow tensor (N, H, W, C): endpoints, one at a time.
+    """The port's network as a function of a TensorFlow tensor (N, H, W, C): yields endpoints one at a time.
 
-    Where the port has ranges, batch norms are folded into the convolutions and TensorFlow's own
-    FakeQuantWithMinMaxVars rounds weights and activations to them, between sums in float64. Raises ParityError for
-    the levels of a .tflite, whose integer kernels this is not.
+    If the port has ranges, batch norms are folded into the convolutions, sums are in float64, and TensorFlow's own
+    FakeQuantWithMinMaxVars rounds weights and activations between them. Raises ParityError for the levels of a .tflite,
+    whose integer kernels compute differently.
     """
     checkpoint, network, mapping = port.checkpoint, port.network, port.mapping
     fake_quant = bool(port.plan.ranges)
@@ -78,7 +78,7 @@ def graph(port: Port, dtype: str) -> Callable[[Any], Layers]:
     tf = tensorflow()
     if network.bn_folded:
         return _of_biases(tf, port, dtype)
-    # Where another tool named the variables, its names for slim's: both become the same entries
+    # Another tool's names for slim's variables: both become the same entries
     rules = load_variant(list_variants()[0])
     slim = msgspec.structs.replace(mapping, names={}, variables={}, rules=rules.rules, batch_norm=rules.batch_norm)
     own = {want.target: want.source for want in expected_variables(mapping, network, port.classes)}
@@ -100,7 +100,7 @@ def graph(port: Port, dtype: str) -> Callable[[Any], Layers]:
 
 
 def _of_biases(tf: Any, port: Port, dtype: str) -> Callable[[Any], Layers]:
-    """The network of values whose batch norms are biases: a .tflite's (OHWI or 1HWC), a TensorFlow.js model's."""
+    """A network whose batch norms are biases: of a .tflite (weights OHWI or 1HWC) or a TensorFlow.js model."""
     checkpoint, network = port.checkpoint, port.network
     entries = {want.target: want for want in expected_variables(port.mapping, network, port.classes)}
 
@@ -180,9 +180,9 @@ def _layers(
     convolved: Callable[..., Any],
     x: Any,
 ) -> Layers:
-    """The network; ``convolved(scope, module, norm, x, stride, rate)`` is a convolution with its batch norm.
+    """The network. ``convolved(scope, module, norm, x, stride, rate)`` is a convolution with its batch norm.
 
-    ``pair`` gives weights (HWIO) and bias of one without.
+    ``pair`` gives weights (HWIO) and bias of a convolution without batch norm.
     """
 
     tf, network, _ = net
@@ -231,7 +231,7 @@ def _layers(
             if network.head is not None and name == network.head.inner[1]:
                 low = value
             yield name, value
-        x = value  # the last endpoint is what the block gives
+        x = value  # the last endpoint is the block's output
     if network.head is not None:
         yield from HEADS[type(network.head)](network, convolved, pair, x, low)
     else:
@@ -239,7 +239,7 @@ def _layers(
 
 
 def _after_blocks(net: _Net, convolved: Any, biased: Any, activate: Any, quantize: Quantize, x: Any) -> Layers:
-    """Last convolution, pooling, head and classifier; those that there are."""
+    """Last convolution, pooling, head and classifier, as far as the network has them."""
     tf, network, classifier = net
     after = network.endpoint_after_blocks
     if network.last:

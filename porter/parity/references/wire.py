@@ -14,16 +14,15 @@ from porter.sources.weights import Weights
 
 LENGTHS = struct.Struct("<IQ")  # of the header, of the array
 MAX_HEADER = 1 << 20
-PROGRAMS = ("onnx", "pt2")  # endings of candidates that are programs, and kinds of requests for them
+PROGRAMS = ("onnx", "pt2")  # suffixes of programs, and kinds of requests for them
 
 
 class Request(msgspec.Struct, frozen=True):
     """What to run: a reference, or a candidate that is a program.
 
-    ``kind`` is one of choose.KINDS, and ``path`` the checkpoint, which is read by ``mapping``; or ``kind`` is one of
-    PROGRAMS, and ``path`` the program. Messages name it ``given``. ``graph`` is the frozen graph to
-    run, where the checkpoint lies in another file. ``memory`` bounds the bytes that the process may take beyond what it
-    has at its start.
+    ``kind`` is one of choose.KINDS and ``path`` the checkpoint, read with ``mapping``; or ``kind`` is one of PROGRAMS
+    and ``path`` the program. ``given``: its name in messages. ``graph``: the frozen graph to run, if the checkpoint is
+    another file. ``memory``: bytes that the process may take beyond its memory at the start.
     """
 
     kind: str
@@ -37,10 +36,10 @@ class Request(msgspec.Struct, frozen=True):
 
 
 class Header(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What comes with an array (``dtype``, ``shape``), or alone.
+    """Sent before an array (``dtype``, ``shape``), or by itself.
 
-    ``kind``: ``started`` (``pid``), ``ready`` (``about``), ``run`` or ``prepare`` (with images), ``values``
-    (``name``, ``noise``), ``done``, ``failed`` (``text``).
+    ``kind``: ``started`` (``pid``), ``ready`` (``about``), ``run`` or ``prepare`` (with images), ``values`` (``name``,
+    ``noise``), ``done``, ``failed`` (``text``).
     """
 
     kind: str
@@ -55,11 +54,11 @@ class Header(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Closed(Exception):
-    """The other side has gone."""
+    """The other side has closed the connection."""
 
 
 def send(connection: socket.socket, header: Header | Request, array: np.ndarray | None = None) -> None:
-    """Send ``header``; with ``array``, which it must describe. Raises Closed."""
+    """Send ``header``, and ``array``, which it must describe. Raises Closed."""
     encoded = msgspec.msgpack.encode(header)
     payload = b"" if array is None else np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
     try:
@@ -78,7 +77,7 @@ def receive_bytes(connection: socket.socket, most: int) -> tuple[bytes, memoryvi
 
 
 def receive(connection: socket.socket, most: int) -> tuple[Header, np.ndarray | None]:
-    """The next message. Raises Closed where the other side has gone, ValueError where it makes no sense."""
+    """The next message. Raises Closed if the other side has gone, ValueError if it is malformed."""
     encoded, payload = receive_bytes(connection, most)
     header = msgspec.msgpack.decode(encoded, type=Header)
     if not header.dtype:
