@@ -19,7 +19,7 @@ from porter.evaluation.run import Settings, evaluate
 from porter.exports.convert import convert
 from porter.mapping.options import PortOptions
 from porter.models.timm_import import import_timm
-from porter.network.nodes import layers
+from porter.network.nodes import nodes
 
 REAL = SHARED.parent / "real"
 BATCH = 32
@@ -30,14 +30,12 @@ def with_batch_norms(folded: Path, path: Path) -> Path:
     """The same weights for timm, whose network has batch norms: they add what the biases did."""
     model = porter.create_model("small_100")
     state, biased = model.state_dict(), torch.load(folded, weights_only=True)
-    for layer in layers(model.network, model.num_classes):
-        module, norm = layer.module, layer.norm
-        state[f"{module}.weight"] = biased[f"{module}.weight"]
-        if norm is None:
-            state[f"{module}.bias"] = biased[f"{module}.bias"]
-        else:
-            state[f"{norm}.bias"] = biased[f"{module}.bias"]
-            state[f"{norm}.running_var"].fill_(1 - model.network.epsilon)
+    for node in nodes(model.network, model.num_classes):
+        if node.layer:
+            state[f"{node.layer}.weight"] = biased[f"{node.layer}.weight"]
+            state[f"{node.norm or node.layer}.bias"] = biased[f"{node.layer}.bias"]
+        if node.norm:
+            state[f"{node.norm}.running_var"].fill_(1 - node.epsilon)
     torch.save(state, path)
     return path
 

@@ -146,10 +146,10 @@ def executorch(setting: Setting) -> Run | None:
     from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
 
     from porter.models.create import open_model
-    from porter.release.exports import Exported, write_pte
+    from porter.release.exports import ExportInputs, write_pte
 
-    exported = Exported(open_model(setting.artifact), setting.artifact, None, setting.images, setting.folder / "x.pte")
-    run = write_pte(exported)
+    opened = open_model(setting.artifact)
+    run = write_pte(ExportInputs(opened, setting.artifact, None, setting.images, setting.folder / "x.pte"))
     _unsafe_reset_threadpool(setting.threads)
     return lambda: run(setting.images)
 

@@ -12,7 +12,8 @@ from porter.commands import cli
 PAGE = Path(__file__).parents[1] / "docs" / "command-line.md"
 HEAD = """# Command line
 
-Every command takes `--debug` (show tracebacks) and `-h`. Exit codes: 0 done, 1 no parity, 2 bad input, 3 a bug in mnv3-port.
+Every command takes `--debug` (show tracebacks) and `-h`.
+Exit codes: 0 done, 1 no parity, 2 bad input, 3 a bug in mnv3-port.
 Where an output may be `-`, that is standard output, and everything else that the command prints goes to standard error.
 This page is written by `scripts/write_command_reference.py`.
 """

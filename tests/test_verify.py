@@ -217,7 +217,7 @@ def test_gate_of_one_sixth_without_the_fold_is_no_parity(demo_folder, tmp_path):
 
 @pytest.mark.slow
 def test_symmetric_padding_is_no_parity(demo_folder, monkeypatch):
-    from porter.models import same_padding as module
+    from porter.models import mobilenet_v3 as module
 
     reach = lambda kernel, dilation: dilation * (kernel - 1) // 2  # noqa: E731
     monkeypatch.setattr(module, "same_padding", lambda size, kernel, stride, dilation: (reach(kernel, dilation),) * 2)
