@@ -124,7 +124,7 @@ def test_verify(demo_folder, run):
     assert "same function" in ran.out
     ran = run("verify", demo_folder, "--deploy", "--dtype", "float64")
     assert ran.code == 2
-    assert "a form for inference, and that in float32" in ran.err
+    assert "only our own port has an inference form, and only in float32" in ran.err
 
 
 def test_verify_finds_a_fault(demo_folder, run, monkeypatch):
