@@ -24,9 +24,9 @@ from porter.parity.demo import demo_variables
 from porter.parity.references.recorded import recorded
 from porter.port import plan_port
 from porter.sources import open_checkpoint
+from porter.sources.bundle_graph import read_graph
 from porter.sources.bundle_index import read_index
 from porter.sources.bundle_writer import write_bundle
-from porter.sources.graph_operations import graph_operations
 from porter.sources.sstable import read_table
 from porter.sources.sstable_writer import table_bytes
 
@@ -51,8 +51,11 @@ class Target(NamedTuple):
 
 
 def read_checkpoint(path: Path) -> None:
-    for variable in open_checkpoint(path).values():
+    opened = open_checkpoint(path)
+    for variable in opened.values():
         variable.read()
+    if opened.graph:
+        assert list(opened.graph.in_order) is not None
 
 
 def read_recorded(path: Path) -> None:
@@ -111,7 +114,13 @@ def _tfjs(folder: Path) -> Path:
     ]
     (folder / "model.data-1").write_bytes(np.arange(6, dtype="<f4").tobytes() + bytes(range(4)) + b"\0\0\x80\x3f")
     groups = [{"paths": ["model.data-1"], "weights": weights}]
-    (folder / "model.json").write_text(json.dumps({"format": "graph-model", "weightsManifest": groups}))
+    nodes = [
+        {"name": "x", "op": "Placeholder", "attr": {"shape": {"shape": {"dim": [{"size": "-1"}]}}}},
+        {"name": "a", "op": "Const"},
+        {"name": "m", "op": "_FusedMatMul", "input": ["x", "a"], "attr": {"fused_ops": {"list": {"s": ["UmVsdQ=="]}}}},
+    ]
+    model = {"format": "graph-model", "modelTopology": {"node": nodes}, "weightsManifest": groups}
+    (folder / "model.json").write_text(json.dumps(model))
     return folder / "model.json"
 
 
@@ -174,12 +183,17 @@ def _tensorflow_targets(tf, folder: Path) -> Iterator[Target]:
         )
         tf.nn.bias_add(convolved, tf.constant([1.0, 2.0, 3.0], name="c/biases"))
         (folder / "frozen.pb").write_bytes(graph.as_graph_def().SerializeToString())
+        v1.train.export_meta_graph(str(folder / "run.meta"), graph=graph, graph_def=graph.as_graph_def())
     hostile = (
         hostile_files.graph((1, 1, 9, 9), float_val=[1.0]),
         hostile_files.graph((1 << 62, 0), float_val=[1.0]),
     )
     yield Target("frozen graph", folder / "frozen.pb", read_checkpoint, more=hostile)
-    yield Target("graph operations", folder / "frozen.pb", graph_operations, more=hostile)
+    yield Target(".meta", folder / "run.meta", lambda path: read_graph(path, {}))
+    module.call = tf.function(lambda x: x @ tf.transpose(module.v[0]), input_signature=[tf.TensorSpec((None, 3))])
+    tf.saved_model.save(module, str(folder / "saved"), module.call)
+    calls = (hostile_files.calls(20), hostile_files.calls(1))
+    yield Target("SavedModel", folder / "saved" / "saved_model.pb", lambda path: read_graph(path, {}), more=calls)
     yield Target(
         ".tflite",
         _tflite(tf, folder),

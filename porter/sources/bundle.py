@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from porter.errors import CheckpointError
 from porter.sources import dtypes
 from porter.sources.bounds import check_total
+from porter.sources.bundle_graph import beside_bundle
 from porter.sources.bundle_index import Entry, EntryParser, Index, read_index, shard_path
 from porter.sources.object_graph import OBJECT_GRAPH_KEY, Resolved, resolve_names
 from porter.sources.remote import ByteRange, Fetch
@@ -47,7 +48,8 @@ def read_bundle(prefix: Path, fetch: Fetch | None = None, checksums: bool = True
     names = resolve_names(variables, graph, str(index.path)) if graph is not None else Resolved(variables, {})
     check_total(names.variables.values(), [index.path, *bundle.paths], str(index.path))
     files = [index.path, *(() if fetch else bundle.paths)]
-    return Contents(names.variables, files, names.set_aside, prefetch=bundle.prefetch)
+    stated = beside_bundle(prefix, names.names)
+    return Contents(names.variables, files, names.set_aside, prefetch=bundle.prefetch, graph=stated)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, ValuesView
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from porter.sources.bounds import check_total
 from porter.sources.bundle import read_bundle
 from porter.sources.locate import Source, locate, step_of
 from porter.sources.remote import is_url, mirror
+from porter.sources.stored_graph import StoredGraph
 from porter.sources.variable import Contents, Variable
 from porter.sources.weights import AVERAGE_SUFFIX, Weights, select_weights
 from porter.text import printable
@@ -50,6 +52,12 @@ class Checkpoint(Mapping[str, Variable]):
     remote: bool = False
     fetch_values: Callable[[Iterable[str]], None] | None = field(default=None, repr=False)
     temporary: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False)
+    read_graph: Callable[[], StoredGraph] | None = field(default=None, repr=False)
+
+    @cached_property
+    def graph(self) -> StoredGraph | None:
+        """The operations that the file states, None where it states none. Raises CheckpointError."""
+        return self.read_graph() if self.read_graph else None
 
     def __getitem__(self, name: str) -> Variable:
         return self.variables[name]
@@ -153,6 +161,7 @@ def open_checkpoint(path: str | os.PathLike[str], weights: Weights = "auto", che
         remote=fetch is not None,
         fetch_values=contents.prefetch,
         temporary=temporary,
+        read_graph=contents.graph and _named_graph(contents.graph, temporary, copy, str(path)),
     )
 
 
@@ -165,6 +174,19 @@ def _name_source(copy: str, given: str) -> Iterator[None]:
         if not copy:
             raise
         raise error.renamed(copy, given) from error
+
+
+def _named_graph(
+    read: Callable[[], StoredGraph], folder: tempfile.TemporaryDirectory[str] | None, copy: str, given: str
+) -> Callable[[], StoredGraph]:
+    """``read``, which keeps the temporary ``folder`` that it reads from, and names what was ``given`` in errors."""
+
+    def named() -> StoredGraph:
+        assert folder or not copy
+        with _name_source(copy, given):
+            return read()
+
+    return named
 
 
 def _read(source: Source) -> Contents:

@@ -20,18 +20,25 @@ import h5py
 
 from porter.errors import CheckpointError
 from porter.sources.bounds import allowance, check_shape, limit_memory
+from porter.sources.keras_config import MAX_CONFIG
 
+MOST_GROUPS = 1 << 14
+CONTAINERS = ("layers", "_layer_checkpoint_dependencies")  # groups that have no names
 # saving_lib numbers a layer's variables: their names by the layer's class, in the order of the numbers
 _VARIABLES = {
     "conv2d": ("kernel", "bias"),
     "depthwise_conv2d": ("kernel", "bias"),
     "dense": ("kernel", "bias"),
     "batch_normalization": ("gamma", "beta", "moving_mean", "moving_variance"),
+    "normalization": ("mean", "variance", "count"),
 }
 
 
-def dump(path: Path, folder: Path, layer_names: dict[str, str]) -> None:
-    """Copy the weights of ``path`` to ``folder``; ``layer_names`` are from the configuration in a ``.keras``."""
+def dump(path: Path, folder: Path, layer_names: dict[str, list[str]]) -> None:
+    """Copy the weights of ``path`` to ``folder``, and the configuration if it has one.
+
+    ``layer_names`` are keras_config.weight_paths of the configuration in a ``.keras``.
+    """
     with h5py.File(path, "r") as file:
         legacy = file.get("model_weights", file)
         if "layer_names" in legacy.attrs or "layer_names0" in legacy.attrs:
@@ -44,6 +51,8 @@ def dump(path: Path, folder: Path, layer_names: dict[str, str]) -> None:
                 unique = dataset.name.strip("/") if name in variables else name
                 _check(dataset, path, values.tell())
                 array = dataset[()]
+                if array.dtype.kind == "V":  # bfloat16, the upper half of a float32
+                    array = (array.view("<u2").astype("<u4") << 16).view("<f4")
                 plain = array.astype(array.dtype.newbyteorder("<"), copy=False)
                 variables[unique] = {
                     "shape": list(plain.shape),
@@ -53,18 +62,32 @@ def dump(path: Path, folder: Path, layer_names: dict[str, str]) -> None:
                 }
                 values.write(plain.tobytes())
         optimizer = [group for group in ("optimizer", "optimizer_weights") if group in file]
-    (folder / "listing.json").write_text(json.dumps({"variables": variables, "optimizer": optimizer}))
+        config = _config(file, path)
+        groups = _group_names(file)
+    listing = {"variables": variables, "optimizer": optimizer, "config": config, "groups": groups}
+    (folder / "listing.json").write_text(json.dumps(listing))
+
+
+def _config(file: h5py.File, path: Path) -> Any:
+    """The configuration of a whole model; None where there is none."""
+    text = file.attrs.get("model_config")
+    if text is None:
+        return None
+    if len(text) > MAX_CONFIG:
+        raise CheckpointError(f"{path}: a configuration of {len(text):,} bytes; larger than any MobileNetV3's")
+    return json.loads(text)
 
 
 def _check(dataset: h5py.Dataset, path: Path, before: int) -> None:
     """Refuse values that are not numbers, or exceed the file's size (``before``: bytes read so far)."""
     stored, shape = dataset.name.strip("/"), dataset.shape or ()
-    if dataset.dtype.kind not in "fiu" or dataset.external or dataset.is_virtual:
+    bfloat16 = dataset.dtype.kind == "V" and dataset.dtype.itemsize == 2 and dataset.dtype.fields is None
+    if not (dataset.dtype.kind in "fiu" or bfloat16) or dataset.external or dataset.is_virtual:
         raise CheckpointError(
             f"{path}: tensor {stored}: {dataset.dtype} values, or values outside the file; only plain numbers are read"
         )
     check_shape(shape, f"{path}: tensor {stored}")
-    if before + math.prod(shape) * dataset.dtype.itemsize > allowance(path.stat().st_size):
+    if before + math.prod(shape) * dataset.dtype.itemsize * (1 + bfloat16) > allowance(path.stat().st_size):
         raise CheckpointError(
             f"{path}: tensor {stored}: shape {shape} in a file of {path.stat().st_size} bytes; the file is damaged"
         )
@@ -73,8 +96,12 @@ def _check(dataset: h5py.Dataset, path: Path, before: int) -> None:
 def _legacy_datasets(group: h5py.Group) -> Iterator[tuple[str, h5py.Dataset]]:
     for layer in _strings(group, "layer_names"):
         below = _hard(group, layer)
-        for weight in _strings(below, "weight_names"):
-            yield f"{layer}/{weight.rsplit('/', 1)[-1].split(':')[0]}", _hard(below, weight)
+        weights = _strings(below, "weight_names")
+        plain = [weight.split(":")[0] for weight in weights]
+        parts = [name.rpartition("/")[2] for name in plain]
+        model = len(set(parts)) < len(parts)  # the weights of several layers
+        for weight, name, part in zip(weights, plain, parts, strict=True):
+            yield f"{layer}/{name.removeprefix(f'{layer}/') if model else part}", _hard(below, weight)
 
 
 def _strings(group: h5py.Group, name: str) -> list[str]:
@@ -85,7 +112,7 @@ def _strings(group: h5py.Group, name: str) -> list[str]:
     return [text.decode() if isinstance(text, bytes) else str(text) for text in texts]
 
 
-def _datasets(file: h5py.File, layer_names: dict[str, str]) -> Iterator[tuple[str, h5py.Dataset]]:
+def _datasets(file: h5py.File, layer_names: dict[str, list[str]]) -> Iterator[tuple[str, h5py.Dataset]]:
     """The datasets of a ``.weights.h5``: ``.../layers/<counted class>/vars/<number>``, without optimizer state."""
 
     def walk(group: h5py.Group, depth: int = 0) -> Iterator[h5py.Dataset]:
@@ -102,12 +129,31 @@ def _datasets(file: h5py.File, layer_names: dict[str, str]) -> Iterator[tuple[st
             continue
         counted = parts[-3] if re.search(r"_\d+$", parts[-3]) else f"{parts[-3]}_0"
         given = dataset.parent.attrs.get("name")  # Keras 3; earlier names are in the configuration
-        known = _VARIABLES.get(counted.rpartition("_")[0], ())
+        named, *told = layer_names.get("/".join(parts[:-2]), [""])
+        known = told or _VARIABLES.get(counted.rpartition("_")[0], ())
         number = int(parts[-1]) if parts[-1].isdecimal() else -1
         variable = known[number] if 0 <= number < len(known) else parts[-1]
         if given is None and counted.startswith("depthwise_conv2d") and variable == "kernel":
             variable = "depthwise_kernel"  # Keras 2's name for it
-        yield f"{given or layer_names.get(counted, counted)}/{variable}", dataset
+        yield f"{named or _in_models(parts[:-3], given or counted)}/{variable}", dataset
+
+
+def _in_models(groups: list[str], name: str) -> str:
+    """``name`` of a layer below the names of the models that it is in."""
+    return "/".join([*(group for group in groups if group not in CONTAINERS), name])
+
+
+def _group_names(file: h5py.File) -> dict[str, list[str]]:
+    """Groups of layers that have names -> the layer's; where a shard ends, its values are in the next."""
+    found: dict[str, list[str]] = {}
+
+    def note(path: str, item: Any) -> None:
+        parts = path.split("/")
+        if len(found) < MOST_GROUPS and isinstance(item, h5py.Group) and parts[-1] == "vars" and "name" in item.attrs:
+            found["/".join(parts[:-1])] = [_in_models(parts[:-2], str(item.attrs["name"]))]
+
+    file.visititems(note)
+    return found
 
 
 def _hard(group: h5py.Group, name: str) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from porter.errors import CheckpointError
-from porter.sources.keras import WEIGHTS_MEMBER
+from porter.sources.keras import CONFIG_MEMBER, WEIGHTS_MEMBER
 from porter.sources.sstable import FOOTER_SIZE, is_table
 from porter.sources.tfjs import FILE as TFJS_FILE
 from porter.sources.v1 import SHARDED
@@ -20,6 +20,7 @@ ZIP_MAGIC = b"PK"
 HDF5_MAGIC = b"\x89HDF"
 MAX_STATE = 1 << 20  # bytes of a `checkpoint` file, which has a line per checkpoint of a training run
 TFLITE_IDENTIFIER = b"TFL3"  # bytes 4 to 8
+CORE_ML = (".mlmodel", ".mlpackage")  # the first begins as an ONNX file does
 
 
 class Source(NamedTuple):
@@ -40,6 +41,8 @@ def locate(path: Path, weights: Weights = "auto") -> Source:
     file), a released tarball's folder (``ema/`` before ``pristine/``, unless ``weights`` is ``raw``), a SavedModel, a
     frozen ``.pb`` or a ``.tgz``. Raises CheckpointError otherwise.
     """
+    if path.suffix in CORE_ML and path.exists():
+        raise CheckpointError(f"{path}: a Core ML model; name the checkpoint or Keras file that it was made from")
     if path.is_dir():
         return _in_folder(path, weights)
     if path.is_file():
@@ -65,6 +68,10 @@ def _from_file(path: Path) -> Source:
         return Source("tflite", path)
     if path.name.endswith(".index"):
         return Source("bundle", path.with_suffix(""))
+    if path.name.endswith(".weights.json"):
+        return Source("keras", path)
+    if path.name == CONFIG_MEMBER and path.with_name(WEIGHTS_MEMBER).is_file():
+        return Source("keras", path.with_name(WEIGHTS_MEMBER))
     if path.suffix == ".json":
         return Source("tfjs", path)
     companion = re.fullmatch(r"(.+)\.(data-\d{5}-of-\d{5}|meta)", path.name)
@@ -112,6 +119,11 @@ def _in_folder(folder: Path, weights: Weights) -> Source:
         return _saved_model(folder)
     if (folder / TFJS_FILE).is_file():
         return Source("tfjs", folder / TFJS_FILE)
+    if (folder / WEIGHTS_MEMBER).is_file():
+        return Source("keras", folder / WEIGHTS_MEMBER)
+    indices = list(folder.glob("*.weights.json"))
+    if len(indices) == 1:
+        return Source("keras", indices[0])
     prefixes = sorted(path.with_suffix("") for path in folder.glob("*.index"))
     if prefixes:
         return Source("bundle", _choose(folder, prefixes))
@@ -126,6 +138,9 @@ def _in_folder(folder: Path, weights: Weights) -> Source:
     graphs = [child for child in children if child.suffix == ".pb"]
     if len(graphs) == 1:
         return Source("graphdef", graphs[0])
+    models = [child for child in children if child.suffix == ".json"]
+    if len(models) == 1 and not graphs:
+        return Source("tfjs", models[0])
     inner = [child for child in children if child.is_dir() and child.name not in order]
     if len(inner) == 1 and not graphs:  # a tarball unpacked into a folder of its own
         return _in_folder(inner[0], weights)

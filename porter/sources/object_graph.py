@@ -19,15 +19,18 @@ from porter.sources.variable import Variable
 OBJECT_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 # TF Model Garden's blocks keep layers in private attributes; the layers' names count all blocks made by a process
 PRIVATE = re.compile(r"/_(conv|norm|squeeze_excitation)")
+# Keras 3's optimizers list the model's own variables, and a checkpoint may name those by this way alone
+OWN = re.compile(r"(^|/)optimizer/_trainable_variables/\d+$")
 LISTED_AGAIN = "_all_variables"
 VALUE_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 
 
 class Resolved(NamedTuple):
-    """Variables by resolved name, and keys set aside with the reason."""
+    """Variables by resolved name, and keys set aside with the reason. ``names``: key -> resolved name."""
 
     variables: dict[str, Variable]
     set_aside: dict[str, str]
+    names: Mapping[str, str] = {}
 
 
 def resolve_names(variables: Mapping[str, Variable], serialized: bytes, file: str) -> Resolved:
@@ -59,10 +62,12 @@ def resolve_names(variables: Mapping[str, Variable], serialized: bytes, file: st
         path = key.removesuffix(VALUE_SUFFIX)
         if key == OBJECT_GRAPH_KEY:
             set_aside[key] = "object graph"
-        elif key in slot_keys or "optimizer" in path.split("/"):
+        elif key in slot_keys or ("optimizer" in path.split("/") and not OWN.search(path)):
             set_aside[key] = "optimizer state"
         elif key in twice:
             set_aside[key] = "listed twice"
+        elif full_names.get(key, path).endswith("seed_generator_state"):
+            set_aside[key] = "state of a random generator"
         elif path == "save_counter":
             set_aside[key] = "save counter"
         else:
@@ -70,4 +75,5 @@ def resolve_names(variables: Mapping[str, Variable], serialized: bytes, file: st
             own = counts[full_name] == 1 and full_name and not PRIVATE.search(path)
             name = full_name if own else path
             resolved[name] = msgspec.structs.replace(variable, name=name)
-    return Resolved(resolved, set_aside)
+    names = {variable.stored_as: name for name, variable in resolved.items()}
+    return Resolved(resolved, set_aside, {key: full_names[key] for key in twice} | names)

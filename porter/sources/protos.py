@@ -1,8 +1,10 @@
 """The protocol-buffer messages of TensorFlow's files, as far as this project reads or writes them.
 
-Field numbers follow tensorflow/core/protobuf/{tensor_bundle,trackable_object_graph}.proto,
+Field numbers follow tensorflow/core/protobuf/{tensor_bundle,trackable_object_graph,meta_graph,saver,
+saved_model}.proto,
 tensorflow/core/util/saved_tensor_slice.proto and
-tensorflow/core/framework/{tensor_shape,tensor_slice,tensor,graph,node_def,attr_value,versions}.proto. The classes have
+tensorflow/core/framework/{tensor_shape,tensor_slice,tensor,graph,node_def,attr_value,function,op_def,
+versions}.proto. The classes have
 a descriptor pool of their own, so they do not clash with an imported TensorFlow. Names in a graph are declared as bytes
 (the wire format is the same), so that damaged ones can be parsed. An entry's TensorShapeProto is bytes too: 10^5
 entries have few shapes, and each is parsed once.
@@ -29,15 +31,31 @@ message Dim { int64 size = 1; }
 message TensorSliceProto { repeated Extent extent = 1; }
 message Extent { int64 start = 1; int64 length = 2; }
 
-message GraphDef { repeated NodeDef node = 1; }
+message GraphDef { repeated NodeDef node = 1; FunctionDefLibrary library = 2; }
 message NodeDef { bytes name = 1; bytes op = 2; repeated bytes input = 3; repeated Attr attr = 5; }
 message Attr { bytes key = 1; AttrValue value = 2; }
-message AttrValue { ListValue list = 1; float f = 4; int32 type = 6; TensorProto tensor = 8; }
-message ListValue { repeated int64 i = 3; }
-message MetaGraphDef { GraphDef graph_def = 2; }
+message AttrValue {
+  ListValue list = 1; bytes s = 2; float f = 4; bool b = 5; int32 type = 6; TensorShapeProto shape = 7;
+  TensorProto tensor = 8; NameAttrList func = 10;
+}
+message ListValue { repeated bytes s = 2; repeated int64 i = 3; }
+message NameAttrList { bytes name = 1; }
+message FunctionDefLibrary { repeated FunctionDef function = 1; }
+message FunctionDef { OpDef signature = 1; repeated NodeDef node_def = 3; repeated Named ret = 4; }
+message OpDef { bytes name = 1; repeated ArgDef input_arg = 2; repeated ArgDef output_arg = 3; }
+message ArgDef { bytes name = 1; }
+message Named { bytes key = 1; bytes value = 2; }
+message SavedModel { repeated MetaGraphDef meta_graphs = 2; }
+message MetaGraphDef { GraphDef graph_def = 2; SaverDef saver_def = 3; repeated NamedSignature signature_def = 5; }
+message SaverDef { bytes restore_op_name = 3; }
+message NamedSignature { bytes key = 1; SignatureDef value = 2; }
+message SignatureDef { repeated NamedTensor outputs = 2; }
+message NamedTensor { bytes key = 1; TensorInfo value = 2; }
+message TensorInfo { bytes name = 1; }
 message TensorProto {
   int32 dtype = 1; TensorShapeProto tensor_shape = 2; bytes tensor_content = 4;
   repeated float float_val = 5; repeated double double_val = 6; repeated int32 int_val = 7;
+  repeated bytes string_val = 8;
   repeated int64 int64_val = 10; repeated bool bool_val = 11; repeated int32 half_val = 13;
   repeated float scomplex_val = 9; repeated double dcomplex_val = 12;
 }
@@ -92,6 +110,7 @@ BundleEntryProto = _class("BundleEntryProto")
 TensorShapeProto = _class("TensorShapeProto")
 GraphDef = _class("GraphDef")
 MetaGraphDef = _class("MetaGraphDef")
+SavedModel = _class("SavedModel")
 SavedTensorSlices = _class("SavedTensorSlices")
 TrackableObjectGraph = _class("TrackableObjectGraph")
 CheckpointState = _class("CheckpointState")

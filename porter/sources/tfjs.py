@@ -7,6 +7,7 @@ of the manifest. uint8 and uint16 weights are ``level * scale + min``.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ import msgspec
 from porter.errors import CheckpointError
 from porter.sources.bounds import check_shape
 from porter.sources.content import recognised
+from porter.sources.stored_graph import StoredGraph
 from porter.sources.variable import Contents, FileView, Variable
 
 if TYPE_CHECKING:
@@ -45,22 +47,38 @@ class _Group(msgspec.Struct):
     weights: list[_Weight]
 
 
+class _Tensor(msgspec.Struct):
+    name: str = ""
+
+
+class _Signature(msgspec.Struct):
+    outputs: dict[str, _Tensor] = {}
+
+
+class _Topology(msgspec.Struct):
+    node: msgspec.Raw = msgspec.Raw()  # a graph model's
+
+
 class _Model(msgspec.Struct):
     groups: list[_Group] = msgspec.field(name="weightsManifest")
+    topology: _Topology | None = msgspec.field(name="modelTopology", default=None)
+    signature: _Signature | None = None
 
 
 def read_tfjs(path: Path) -> Contents:
     """Open the model ``path``. Raises CheckpointError if it is damaged, or a shard is missing or too short."""
     model = _manifest(path)
     files, variables, aside = [path], {}, {}
+    every: dict[str, Variable] = {}
     for group in model.groups:
-        shards = [_shard(path, name) for name in group.paths]
+        shards = [shard_beside(path, name) for name in group.paths]
         files += shards
         view = _Shards(shards)
         at = 0
         for weight in group.weights:
             variable, size = _variable(weight, view, at, path)
             at += size
+            every[weight.name] = variable
             if len(weight.shape) == 0 or weight.dtype != "float32":
                 aside[weight.name] = "constant of the graph"
             else:
@@ -71,7 +89,22 @@ def read_tfjs(path: Path) -> Contents:
             )
     if not variables:
         raise CheckpointError(f"{path}: a TensorFlow.js model without weights in it")
-    return Contents(variables, files, aside, gate=_gate(model, path))
+    return Contents(variables, files, aside, gate=_gate(model, path), graph=_graph(model, every, path))
+
+
+def _graph(model: _Model, variables: dict[str, Variable], path: Path) -> Callable[[], StoredGraph] | None:
+    """How to read a graph model's topology; a layers model has a Keras configuration instead."""
+    nodes = bytes(model.topology.node) if model.topology else b""
+    if not nodes:
+        return None
+
+    def read() -> StoredGraph:
+        from porter.sources.tfjs_graph import read_topology
+
+        outputs = model.signature.outputs.values() if model.signature else ()
+        return read_topology(nodes, tuple(sorted(o.name for o in outputs)), variables, str(path))
+
+    return read
 
 
 def _manifest(path: Path) -> _Model:
@@ -86,7 +119,7 @@ def _manifest(path: Path) -> _Model:
         raise CheckpointError(f"{path}: {what}; a TensorFlow.js model has a weightsManifest ({error})") from error
 
 
-def _shard(path: Path, name: str) -> Path:
+def shard_beside(path: Path, name: str) -> Path:
     """The file ``name`` beside ``path``; any other place is refused."""
     if not name or PurePosixPath(name).name != name or "\\" in name or "\0" in name:
         raise CheckpointError(f"{path}: names the shard {name[:60]!r}, which is not a plain name of a file beside it")

@@ -8,14 +8,16 @@ porter.mapping.ranges.
 
 from __future__ import annotations
 
+import ctypes
 import math
-import struct
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from porter.errors import CheckpointError
+from porter.sources.stored_graph import StoredGraph
 from porter.sources.tflite_graph import SIZES, Graph, Operator, Tensor, read_graph
 from porter.sources.variable import Contents, FileView, Variable
 
@@ -61,7 +63,13 @@ def read_tflite(path: Path) -> Contents:
         for field, value in _quantization(graph, position, makers).items():
             shape = (len(value),) if isinstance(value, list) else ()
             variables[f"{name}/{field}"] = _given(f"{name}/{field}", shape, value, path)
-    return Contents(variables, [path], gate=_gate(graph, path))
+    return Contents(variables, [path], gate=_gate(graph, path), graph=partial(_stored_graph, graph, path))
+
+
+def _stored_graph(graph: Graph, path: Path) -> StoredGraph:
+    from porter.sources.tflite_operations import stored_graph
+
+    return stored_graph(graph, path)
 
 
 def output_tensors(graph: Graph) -> dict[str, int]:
@@ -148,7 +156,9 @@ def _quantization(graph: Graph, position: int, makers: Mapping[int, int]) -> dic
         source = _limits(inputs[0]) if inputs else {}
         found |= {f"input_{field}": source[field] for field in ("min", "scale") if source}
     elif maker.kind == "mean" and inputs and len(inputs[0].scales) == 1:
+        flat = len(graph.tensors[position].shape) < len(inputs[0].shape)
         found |= {"input_scale": inputs[0].scales[0], "input_zero": float(inputs[0].zero_points[0])}
+        found |= {"axes_dropped": 1.0} if flat else {}
     elif maker.kind == "add" and [(len(tensor.scales), tensor.size) for tensor in inputs] == [(1, 0), (1, 0)]:
         # The branch was computed last, the block's input before it
         skip, branch = sorted(maker.inputs[:2], key=lambda i: makers.get(i, -1))
@@ -158,10 +168,10 @@ def _quantization(graph: Graph, position: int, makers: Mapping[int, int]) -> dic
         multipliers = [unit / found["scale"] for unit in units]
         found |= {"unit": units, "multiplier": multipliers, "ties_away": 0.0}
     elif maker.kind in (*WITH_WEIGHTS, "mul") and [len(tensor.scales) for tensor in inputs] == [1, 1]:
-        unit = _float32(inputs[0].scales[0] * inputs[1].scales[0])
+        unit = float32(inputs[0].scales[0] * inputs[1].scales[0])
         multiplier = unit / found["scale"]
         if maker.kind == "mul":
-            multiplier = _float32(multiplier)
+            multiplier = float32(multiplier)
         # Dense convolutions use ruy, which rounds ties upwards
         ties_away = float(maker.kind in ("depthwise_conv_2d", "mul"))
         found |= {"unit": unit, "multiplier": multiplier, "ties_away": ties_away}
@@ -175,15 +185,17 @@ def _limits(tensor: Tensor) -> dict[str, Any]:
     return {"min": low, "max": high, "scale": tensor.scales[0]}
 
 
-def _float32(value: float) -> float:
-    """``value`` rounded to float32, which the kernels compute in."""
-    rounded: float = struct.unpack("f", struct.pack("f", value))[0]
-    return rounded
+def float32(value: float) -> float:
+    """``value`` rounded to float32, which the kernels compute in; infinite if it is too large."""
+    return ctypes.c_float(value).value
 
 
 def _gate(graph: Graph, path: Path) -> float | None:
     """The only constant by which outputs of relu6 are multiplied."""
-    relu6 = {o.outputs[0] for o in graph.operators if o.outputs and "relu6" in (o.fused, o.kind)}
+    relu6: set[int] = set()
+    for o in graph.operators:
+        if o.outputs and ("relu6" in (o.fused, o.kind) or (o.kind == "fake_quant" and relu6 & {*o.inputs})):
+            relu6.add(o.outputs[0])
     slopes = {slope for o in graph.operators if o.kind == "mul" for slope in [_slope(graph, o, relu6, path)] if slope}
     return slopes.pop() if len(slopes) == 1 else None
 

@@ -6,24 +6,30 @@ The numbers below are field positions in the FlatBuffer schema, tensorflow/compi
 from __future__ import annotations
 
 import math
-import struct
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from flatbuffers import number_types
-from flatbuffers.table import Table
 
 from porter.errors import CheckpointError
+from porter.sources.flatbuffer import Node, read_flatbuffer
+from porter.sources.stored_graph import StoredGraph, StoredOperation
 
 OPERATORS = {
-    0: "add", 1: "average_pool_2d", 2: "concatenation", 3: "conv_2d", 4: "depthwise_conv_2d", 6: "dequantize",
-    9: "fully_connected", 14: "logistic", 18: "mul", 19: "relu", 21: "relu6", 22: "reshape", 23: "resize_bilinear",
-    25: "softmax", 34: "pad", 40: "mean", 41: "sub",
-    114: "quantize", 117: "hard_swish",
+    0: "add", 1: "average_pool_2d", 2: "concatenation", 3: "conv_2d", 4: "depthwise_conv_2d", 5: "depth_to_space",
+    6: "dequantize", 9: "fully_connected", 14: "logistic", 17: "max_pool_2d", 18: "mul", 19: "relu",
+    20: "relu_n1_to_1", 21: "relu6", 22: "reshape", 23: "resize_bilinear", 25: "softmax", 28: "tanh", 34: "pad",
+    36: "gather", 37: "batch_to_space_nd", 38: "space_to_batch_nd", 39: "transpose", 40: "mean", 41: "sub", 42: "div",
+    43: "squeeze", 45: "strided_slice", 49: "split", 50: "log_softmax", 53: "cast", 54: "prelu", 55: "maximum",
+    56: "arg_max", 57: "minimum", 60: "padv2", 65: "slice", 67: "transpose_conv", 70: "expand_dims", 74: "sum",
+    76: "rsqrt", 77: "shape", 80: "fake_quant", 82: "reduce_max", 83: "pack", 97: "resize_nearest_neighbor",
+    98: "leaky_relu", 99: "squared_difference", 100: "mirror_pad", 111: "elu", 114: "quantize", 117: "hard_swish",
+    126: "batch_matmul", 150: "gelu", 152: "relu_0_to_1",
 }  # fmt: skip
+CUSTOM = 32  # operators with this code have their own name
 TYPES = {
     0: "float32",
     1: "float16",
@@ -37,9 +43,22 @@ TYPES = {
 }
 SIZES = {"float32": 4, "float16": 2, "int32": 4, "uint8": 1, "int64": 8, "bool": 1, "int16": 2, "int8": 1, "float64": 8}
 ACTIVATIONS = {0: None, 1: "relu", 2: "relu_n1_to_1", 3: "relu6"}
-MIN_NUMBERS = 1 << 16  # more than the operators and tensors of any network here have
-# Operator -> position of the fused activation among its options
-_ACTIVATION_FIELD = {"conv_2d": 3, "depthwise_conv_2d": 4, "fully_connected": 0, "add": 0, "mul": 0, "sub": 0}
+_INT8, _INT32, _FLOAT32 = number_types.Int8Flags, number_types.Int32Flags, number_types.Float32Flags
+_FUSED = {"fused": (0, _INT8, 0)}
+_STEPS = {"padding": (0, _INT8, 0), "stride_w": (1, _INT32, 0), "stride_h": (2, _INT32, 0)}
+_POOL = {**_STEPS, "filter_w": (3, _INT32, 0), "filter_h": (4, _INT32, 0), "fused": (5, _INT8, 0)}
+# Operator -> option -> position, type and default
+_OPTIONS: dict[str, dict[str, tuple[int, Any, int]]] = {
+    "conv_2d": {**_STEPS, "fused": (3, _INT8, 0), "dilation_w": (4, _INT32, 1), "dilation_h": (5, _INT32, 1)},
+    "depthwise_conv_2d": {**_STEPS, "fused": (4, _INT8, 0), "dilation_w": (5, _INT32, 1), "dilation_h": (6, _INT32, 1)},
+    "average_pool_2d": _POOL,
+    "max_pool_2d": _POOL,
+    **dict.fromkeys(("fully_connected", "add", "mul", "sub", "div"), _FUSED),
+    "concatenation": {"fused": (1, _INT8, 0)},
+    "softmax": {"beta": (0, _FLOAT32, 0)},
+    "leaky_relu": {"alpha": (0, _FLOAT32, 0)},
+    "gelu": {"approximate": (0, number_types.BoolFlags, 0)},
+}
 
 
 class Tensor(NamedTuple):
@@ -65,16 +84,21 @@ class Operator(NamedTuple):
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     fused: str | None
+    options: Mapping[str, float] = {}
 
 
 @dataclass(frozen=True)
 class Graph:
-    """The first subgraph, which is the only one in MobileNetV3."""
+    """The first subgraph, which is the only one in MobileNetV3.
+
+    ``operators`` are those that the outputs need, in StoredGraph's order. ``metadata`` is TensorFlow Lite's, unread.
+    """
 
     tensors: list[Tensor]
     operators: list[Operator]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    metadata: bytes
 
     @cached_property
     def dequantized(self) -> dict[int, int]:
@@ -86,76 +110,17 @@ def read_graph(path: Path) -> Graph:
     """Read ``path``. Raises CheckpointError if it is damaged."""
     try:
         data = path.read_bytes()
-        root = struct.unpack_from("<I", data)[0]
-        return _graph(_Node(Table(data, root), [len(data) // 4 + MIN_NUMBERS]))
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from error
-    except (struct.error, IndexError, KeyError, ValueError, TypeError, OverflowError, UnicodeDecodeError) as error:
-        # What FlatBuffers' accessors raise on bad offsets
-        raise CheckpointError(f"{path}: damaged or not a .tflite ({error}); fetch it again") from error
+    return read_flatbuffer(data, _graph, f"{path}: damaged or not a .tflite")
 
 
-class _Node:
-    """A FlatBuffers table with fields by position."""
-
-    def __init__(self, table: Table, left: list[int]) -> None:
-        self.table = table
-        self.left = left  # elements that may still be read; a file can share vectors, memory cannot
-
-    def _offset(self, position: int) -> int:
-        offset: int = self.table.Offset(4 + 2 * position)
-        return offset
-
-    def number(self, position: int, flags: Any, default: int = 0) -> int:
-        value: int = self.table.GetSlot(4 + 2 * position, default, flags)
-        return value
-
-    def child(self, position: int) -> _Node | None:
-        offset = self._offset(position)
-        if not offset:
-            return None
-        return _Node(Table(self.table.Bytes, self.table.Indirect(offset + self.table.Pos)), self.left)
-
-    def text(self, position: int) -> str:
-        offset = self._offset(position)
-        return self.table.String(offset + self.table.Pos).decode(errors="replace") if offset else ""
-
-    def _vector(self, position: int, width: int) -> tuple[int, int]:
-        """Start and length of a vector, which must lie in the file."""
-        offset = self._offset(position)
-        if not offset:
-            return 0, 0
-        start, length = self.table.Vector(offset), self.table.VectorLen(offset)
-        if start < 0 or start + length * width > len(self.table.Bytes):
-            raise ValueError(f"a vector of {length} elements leaves the file")
-        return start, length
-
-    def numbers(self, position: int, code: str) -> tuple[Any, ...]:
-        start, length = self._vector(position, struct.calcsize(f"<{code}"))
-        self._take(length)
-        return struct.unpack_from(f"<{length}{code}", self.table.Bytes, start)
-
-    def children(self, position: int) -> Iterator[_Node]:
-        start, length = self._vector(position, 4)
-        self._take(length)
-        for index in range(length):
-            yield _Node(Table(self.table.Bytes, self.table.Indirect(start + 4 * index)), self.left)
-
-    def _take(self, count: int) -> None:
-        self.left[0] -= count
-        if self.left[0] < 0:
-            raise ValueError("its vectors are shared, and longer together than the file")
-
-    def content(self, position: int) -> tuple[int, int]:
-        return self._vector(position, 1)
-
-
-def _graph(model: _Node) -> Graph:
+def _graph(model: Node) -> Graph:
     size = len(model.table.Bytes)
     kinds = []
     for code in model.children(1):
         number = max(code.number(0, number_types.Int8Flags), code.number(3, number_types.Int32Flags))
-        kinds.append(OPERATORS.get(number, f"operator {number}"))
+        kinds.append((number == CUSTOM and code.text(1)) or OPERATORS.get(number, f"operator {number}"))
     buffers = []
     for buffer in model.children(4):
         start, length = buffer.content(0)
@@ -174,10 +139,33 @@ def _graph(model: _Node) -> Graph:
     for position in (i for ends in (inputs, outputs, *(o.inputs + o.outputs for o in operators)) for i in ends):
         if not -1 <= position < len(tensors):  # -1: an optional input left out
             raise ValueError(f"no tensor {position}")
-    return Graph(tensors, operators, inputs, outputs)
+    start = length = 0
+    for entry in model.children(6):
+        if entry.text(0) == "TFLITE_METADATA":
+            start, length = buffers[entry.number(1, number_types.Uint32Flags)]
+    metadata = bytes(model.table.Bytes[start : start + length])
+    return Graph(tensors, _in_order(operators, outputs), inputs, outputs, metadata)
 
 
-def _tensor(node: _Node, buffers: list[tuple[int, int]]) -> Tensor:
+def _in_order(operators: list[Operator], outputs: tuple[int, ...]) -> list[Operator]:
+    """``operators`` in the order of the graph, whatever their order in the file."""
+    computed = {output for operator in operators for output in operator.outputs}
+    makers: dict[int, str] = {}
+    bare = []
+    for number, operator in enumerate(operators):
+        if any(i in computed and i not in makers for i in operator.inputs if i >= 0):
+            raise ValueError(f"operator {number} takes what is computed later")
+        inputs = tuple(makers[i] for i in operator.inputs if i in makers)
+        bare.append(StoredOperation(str(number), operator.kind, inputs))
+        for output in (i for i in operator.outputs if i >= 0):
+            if output in makers:
+                raise ValueError(f"tensor {output} is computed twice")
+            makers[output] = str(number)
+    needed = StoredGraph(bare, [makers[i] for i in outputs if i in makers]).in_order
+    return [operators[int(operation.name)] for operation in needed]
+
+
+def _tensor(node: Node, buffers: list[tuple[int, int]]) -> Tensor:
     name, shape = node.text(3), tuple(int(side) for side in node.numbers(0, "i"))
     number = node.number(1, number_types.Int8Flags)
     dtype = TYPES.get(number, f"type {number}")
@@ -198,10 +186,13 @@ def _tensor(node: _Node, buffers: list[tuple[int, int]]) -> Tensor:
     return Tensor(name, shape, dtype, start, length, scales, zero_points, axis)
 
 
-def _operator(node: _Node, kinds: list[str]) -> Operator:
+def _operator(node: Node, kinds: list[str]) -> Operator:
     kind = kinds[node.number(0, number_types.Uint32Flags)]
-    options = node.child(4)
-    fused = 0
-    if options is not None and kind in _ACTIVATION_FIELD:
-        fused = options.number(_ACTIVATION_FIELD[kind], number_types.Int8Flags)
-    return Operator(kind, node.numbers(1, "i"), node.numbers(2, "i"), ACTIVATIONS.get(fused, f"activation {fused}"))
+    table, options = node.child(4), _OPTIONS.get(kind, {})
+    values = {
+        option: table.number(field, flags, default) if table else default
+        for option, (field, flags, default) in options.items()
+    }
+    fused = values.get("fused", 0)
+    activation = ACTIVATIONS.get(fused, f"activation {fused}")
+    return Operator(kind, node.numbers(1, "i"), node.numbers(2, "i"), activation, values)

@@ -32,6 +32,7 @@ OPTIONS: dict[str, tuple[int, int, dict[str, tuple[int, str]]]] = {
         },
     ),
     "average_pool_2d": (5, 6, {**_POOL, "filter_w": (3, "Int32"), "filter_h": (4, "Int32")}),
+    "max_pool_2d": (5, 6, {**_POOL, "filter_w": (3, "Int32"), "filter_h": (4, "Int32")}),
     "softmax": (9, 1, {"beta": (0, "Float32")}),
     "concatenation": (10, 2, {"axis": (0, "Int32")}),
     "add": (11, 2, {"fused": (0, "Int8")}),

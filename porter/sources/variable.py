@@ -11,6 +11,7 @@ import msgspec
 
 from porter.errors import CheckpointError
 from porter.sources import dtypes
+from porter.sources.stored_graph import StoredGraph
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,7 +88,8 @@ class Contents(NamedTuple):
     """What a reader found: variables by name, their files, and names set aside with the reason.
 
     ``gate``: the constant that a stored graph multiplies relu6 by (hard sigmoid's slope), if it has one. ``prefetch``
-    fetches the values of remote variables, by stored name, in advance.
+    fetches the values of remote variables, by stored name, in advance. ``graph`` reads the operations that the file
+    states; None where it states none.
     """
 
     variables: dict[str, Variable]
@@ -95,3 +97,4 @@ class Contents(NamedTuple):
     set_aside: dict[str, str] = {}  # noqa: RUF012 - never changed
     gate: float | None = None
     prefetch: Callable[[Iterable[str]], None] | None = None
+    graph: Callable[[], StoredGraph] | None = None

@@ -86,10 +86,10 @@ def circle(graph, _target):
 ATTACKS = {
     behind_a_control_edge: "operation WriteFile (payload)",
     in_the_data: "operation ReadFile (payload)",
-    python_code: "operation PyFunc (MobilenetV3/Conv/hard_swish/Relu6)",
+    python_code: "the network has hard_swish",  # refused on reading, before the graph is loaded
     variable: "operation TemporaryVariable (state)",
     function_call: "operation StatefulPartitionedCall (call)",
-    huge_constant: "repeats one value for shape [32768, 32768]",
+    huge_constant: "the network has hard_swish",
     unknown_input: "needs nowhere, which is not in the graph",
     circle: "depends on itself",
 }
