@@ -85,7 +85,7 @@ def convert(
     port = plan_port(checkpoint, options)
     path = Path(output if output is not None else f"{port.mapping.variant}.pth")
     if path.suffix == ".tflite" and port.plan.ranges:  # integers are the source's own weights
-        port = plan_opened(port.checkpoint, port.mapping, replace(options, layout="slim"))
+        port = plan_opened(port.checkpoint, port.chosen, replace(options, layout="slim"))
     refuse_existing(path, force)
     _save(path, port, carry_out_port(port), force, boxes)
     return path, port

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from porter.network.detection import Detection
 from porter.network.network import TIMM_GATE, Network
 from porter.network.node import IMAGE, Node, Size, map_sizes, same_padding
 from porter.network.nodes import anchors
-from porter.network.spec import ACTIVATIONS
+from porter.network.spec import TAIL_ACTIVATIONS
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
@@ -108,6 +109,12 @@ class _Writer:
             inputs.append(self.constant(f"{node.name}/{part}", array))
         if node.operation == "convolution":
             self.add("Conv", inputs, made, **self._convolution(node))
+        elif node.operation == "batch_norm":
+            scaled = self.add("Mul", inputs[:2], f"{made}/scaled")
+            self.add("Add", [scaled, inputs[2]], made)
+        elif node.operation == "flatten" and node.window != (1, 1):
+            moved = self.add("Transpose", inputs, f"{made}/moved", perm=[0, 2, 3, 1])
+            self.add("Flatten", [moved], made)
         elif node.operation == "dense":
             self.add("Gemm", inputs, made, transB=1)
         elif node.operation == "activation":
@@ -124,15 +131,24 @@ class _Writer:
         elif node.operation in ("concat", "softmax"):
             self.add({"concat": "Concat", "softmax": "Softmax"}[node.operation], inputs, made, axis=1)
         else:
-            kinds = {"mean": "GlobalAveragePool", "flatten": "Flatten", "multiply": "Mul", "add": "Add"}
+            kinds = {
+                "mean": "GlobalAveragePool",
+                "max": "GlobalMaxPool",
+                "flatten": "Flatten",
+                "multiply": "Mul",
+                "add": "Add",
+            }
             self.add(kinds[node.operation], inputs, made)
         self.shapes[made] = self.shapes[node.name]
         if node.activation == "gate":
             self.add("HardSigmoid", [made], node.name, **GATE)
         elif node.activation:
-            forms = ACTIVATIONS[node.activation]
+            forms = TAIL_ACTIVATIONS[node.activation]
             limits = [self.constant(f"{forms.onnx}/{limit:g}", np.float32(limit)) for limit in forms.limits]
-            self.add(forms.onnx, [made, *limits], node.name)
+            if node.activation == "silu":
+                self.add("Mul", [made, self.add(forms.onnx, [made], f"{node.name}/sigmoid")], node.name)
+            else:
+                self.add(forms.onnx, [made, *limits], node.name)
 
     def boxes(self, network: Network, size: Size) -> list[str]:
         """The operators of ``boxes_model`` behind the values ``encodings`` and ``logits``; names of the outputs."""
@@ -227,10 +243,12 @@ class _Writer:
             return [batch, f"{node.name} rows" if free else int(np.prod(counts)) // node.values, node.values]
         if node.shape:
             channels = node.shape[0]
-        if node.operation in ("flatten", "dense", "softmax"):
+        if node.operation == "flatten" and isinstance(channels, int):
+            channels *= math.prod(node.window)
+        if not sides or node.operation in ("flatten", "dense", "softmax"):
             return [batch, channels]
         if self.sizes is not None:
             return [batch, channels, *self.sizes[node.name]]
-        if node.operation == "mean":
+        if node.operation in ("mean", "max"):
             return [batch, channels, 1, 1]
         return [batch, channels, f"{node.name} height", f"{node.name} width"]

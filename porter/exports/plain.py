@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from porter.exports.program import Program
 from porter.network.node import IMAGE, Node, same_padding
-from porter.network.spec import ACTIVATIONS
+from porter.network.spec import TAIL_ACTIVATIONS
 
 ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    **{name: getattr(F, forms.function) for name, forms in ACTIVATIONS.items()},
+    **{name: getattr(F, forms.function) for name, forms in TAIL_ACTIVATIONS.items()},
     "gate": F.hardsigmoid,
 }
 
@@ -28,9 +28,10 @@ class Plain(nn.Module):
         super().__init__()
         self.nodes = program.nodes
         for number, node in enumerate(program.nodes):
-            if node.layer:
+            if node.name in program.weights:
                 weight, bias = (torch.from_numpy(values) for values in program.weights[node.name])
-                self.register_buffer(f"weight_{number}", weight.reshape(*weight.shape[:2], *weight.shape[2:] or (1, 1)))
+                axes = (1,) * (3 if node.operation == "batch_norm" else 4)
+                self.register_buffer(f"weight_{number}", weight.reshape(*weight.shape, *axes[weight.ndim :]))
                 self.register_buffer(f"bias_{number}", bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,11 +45,18 @@ class Plain(nn.Module):
     def _run(self, number: int, node: Node, given: list[Tensor]) -> Tensor:
         if node.operation == "mean":
             return given[0].mean((2, 3), keepdim=True)
-        if node.operation == "flatten":  # at the end
-            return given[0]
+        if node.operation == "max":
+            return given[0].amax((2, 3), keepdim=True)
+        if node.operation == "flatten":
+            return given[0].permute(0, 2, 3, 1).flatten(1)[:, :, None, None]
+        if node.operation == "activation":
+            assert node.activation is not None
+            return ACTIVATION_FUNCTIONS[node.activation](given[0])
         if node.operation in ("add", "multiply"):
             return given[0] + given[1] if node.operation == "add" else given[0] * given[1]
         x, weight = given[0], self.get_buffer(f"weight_{number}")
+        if node.operation == "batch_norm":
+            return x * weight + self.get_buffer(f"bias_{number}")[:, None, None]
         sides = zip(x.shape[2:], weight.shape[2:], strict=True)
         (top, bottom), (left, right) = (same_padding(side, k, node.stride, node.dilation) for side, k in sides)
         padding = (top, left)

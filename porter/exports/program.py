@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Constants(NamedTuple):
-    """Of one node: ``weight`` (OIHW, or OI of a dense one) and ``bias`` (O,)."""
+    """Of one node: ``weight`` (OIHW, OI of a dense one, O of a batch norm) and ``bias`` (O,)."""
 
     weight: np.ndarray
     bias: np.ndarray
@@ -62,15 +62,21 @@ def program(
     weights = {
         node.name: _folded(node, network, arrays, factor if node.layer in folding else 1.0)
         for node in found
-        if node.layer
+        if node.layer or node.operation == "batch_norm"
     }
     return Program(network, found, weights, values, network.channels, features=endpoints is not None)
 
 
 def _folded(node: Node, network: Network, arrays: Mapping[str, np.ndarray], scale: float) -> Constants:
     """Weight (times ``scale``) and bias with the batch norm in them, worked out in float64 and rounded once."""
+    import numpy as np
+
     owners = (node.layer, node.norm)
     own = {name: arrays[name].astype("float64") for name in arrays if name.rpartition(".")[0] in owners}
+    if node.operation == "batch_norm":
+        own["ones.weight"] = np.ones(node.shape)
+        weight, bias = fold_batch_norm(own, "ones", node.norm, node.epsilon)
+        return Constants(weight.astype("float32"), bias.astype("float32"))
     weight = own[f"{node.layer}.weight"] = own[f"{node.layer}.weight"] * scale
     if not node.norm or network.bn_folded:
         bias = own[f"{node.layer}.bias"]

@@ -14,7 +14,7 @@ from porter.network.detection import Detection
 from porter.network.network import TIMM_GATE
 from porter.network.node import IMAGE, Node, Size, map_sizes
 from porter.network.nodes import LOGITS, anchors
-from porter.network.spec import ACTIVATIONS
+from porter.network.spec import TAIL_ACTIVATIONS
 from porter.sources.tflite_writer import FUSED, SAME, VALID, NewOperator, NewTensor, flexbuffer, tflite_bytes
 
 
@@ -64,7 +64,8 @@ class _Writer:
         if self.ranges:  # as the authors' files; the kernel asks for these levels
             shape = self.tensors[found[0]].shape
             output = self._add(NewTensor("predictions", shape, self.dtype, None, (1 / 256,), (self.lowest,)))
-            self._step("softmax", found, output, beta=1.0)
+            kind = "softmax" if self.program.network.predictions == "softmax" else "logistic"
+            self._step(kind, found, output, **({"beta": 1.0} if kind == "softmax" else {}))
             return [output]
         return found
 
@@ -95,11 +96,23 @@ class _Writer:
         inputs = [self.at[name] for name in node.inputs]
         shape = self.tensors[inputs[0]].shape
         if node.operation == "flatten":  # layers behind it are 1x1 convolutions here
-            self.at[node.name] = inputs[0]
+            row = (self.batch, 1, 1, int(np.prod(shape[1:])))
+            self.at[node.name] = inputs[0] if node.window == (1, 1) else self._reshaped(inputs[0], node.name, row)
+        elif node.operation == "batch_norm":
+            parts = self.program.weights[node.name]._asdict().items()
+            factor, offset = (self._constant(f"{node.name}/{part}", values) for part, values in parts)
+            scaled = self._computed(f"{node.name}/scaled", shape, "")
+            self._step("mul", [inputs[0], factor], scaled, fused=FUSED[None])
+            self.at[node.name] = self._computed(node.name, shape, node.module)
+            self._step("add", [scaled, offset], self.at[node.name], fused=FUSED[None])
         elif node.layer:
             self.at[node.name] = self._convolution(node, inputs[0])
         elif node.operation == "activation":
             self.at[node.name] = self._activated(node, inputs[0])
+        elif node.operation == "max":
+            options = {"padding": VALID, "stride_w": 1, "stride_h": 1, "filter_w": shape[2], "filter_h": shape[1]}
+            self.at[node.name] = self._computed(node.name, (self.batch, 1, 1, shape[-1]), node.module)
+            self._step("max_pool_2d", inputs, self.at[node.name], **options)
         elif node.operation == "mean":
             self.at[node.name] = self._mean(node, inputs[0])
         elif node.operation == "pool":
@@ -134,7 +147,7 @@ class _Writer:
     def _convolution(self, node: Node, given: int) -> int:
         """A convolution with what follows it."""
         name, stride, activation = node.name, node.stride, node.activation
-        fused = activation is not None and activation != "gate" and ACTIVATIONS[activation].in_convolution
+        fused = activation is not None and activation != "gate" and TAIL_ACTIVATIONS[activation].in_convolution
         separate = activation is not None and not fused
         module = (node.norm or node.layer) if separate else node.module
         shape = (self.batch, *self.sizes[name], node.shape[0])
@@ -155,7 +168,13 @@ class _Writer:
         if node.activation != "gate":
             assert node.activation is not None
             output = self._computed(node.name, shape, node.module)
-            self._step(ACTIVATIONS[node.activation].tflite, [given], output)
+            kind = TAIL_ACTIVATIONS[node.activation].tflite
+            if node.activation == "silu":
+                chance = self._computed(f"{node.name}/sigmoid", shape, "")
+                self._step(kind, [given], chance)
+                self._step("mul", [given, chance], output, fused=FUSED[None])
+            else:
+                self._step(kind, [given], output)
             return output
         # relu6(x + 3) times a constant, which TensorFlow Lite has no operator for
         shifted = self._computed(f"{node.name}/relu6", shape, f"{node.module}.relu6")
@@ -175,6 +194,10 @@ class _Writer:
             self._step("average_pool_2d", [given], output, **options)
         else:
             axes = self._constant(f"{node.name}/axes", np.array([1, 2], np.int32))
+            if limits is not None and limits.axes_dropped:  # another kernel
+                flat = self._computed(f"{node.name}/flat", (self.batch, shape[-1]), node.module)
+                self._step("mean", [given, axes], flat, keep_dims=False)
+                return self._reshaped(flat, node.name, (self.batch, 1, 1, shape[-1]))
             self._step("mean", [given, axes], output, keep_dims=True)
         return output
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Axes(NamedTuple):
-    """``order``: the source's axes in PyTorch's order. A ``matrix`` drops the last two, of size 1."""
+    """``order``: the source's axes in PyTorch's order. A ``matrix`` of four axes drops the last two, of size 1."""
 
     order: tuple[int, ...]
     matrix: bool = False
@@ -24,10 +24,13 @@ AXES = {
     "conv_ohwi": Axes((0, 3, 1, 2)),  # OHWI -> OIHW
     "depthwise_1hwc": Axes((3, 0, 1, 2)),  # 1,H,W,C -> C,1,H,W
     "dense_ohwi": Axes((0, 3, 1, 2), matrix=True),  # O,1,1,I -> O,I
+    "dense_io": Axes((1, 0)),  # I,O -> O,I
     "vector": Axes((0,)),
     "batch_norm": Axes((0,)),  # a vector each
 }
-Layout = Literal["conv", "depthwise", "dense", "conv_ohwi", "depthwise_1hwc", "dense_ohwi", "vector", "batch_norm"]
+Layout = Literal[
+    "conv", "depthwise", "dense", "conv_ohwi", "depthwise_1hwc", "dense_ohwi", "dense_io", "vector", "batch_norm"
+]
 
 
 def source_shape(layout: str, shape: Shape) -> Shape:

@@ -12,8 +12,9 @@ class Range(Struct, frozen=True, omit_defaults=True):
     kernel sums integers of ``unit`` each and converts the sum to levels with the fixed-point ``multiplier`` (both per
     channel if the weights' scales are). It rounds ties away from zero, or upwards if ``ties_away`` is 0. Hard swish
     takes input levels ``input_scale`` apart, from ``input_min`` on. A mean takes levels ``input_scale`` apart, where
-    level ``input_zero`` stands for 0. An addition takes levels of the block's input, ``skip_scale`` apart, and of its
-    last convolution, ``branch_scale`` apart.
+    level ``input_zero`` stands for 0; ``axes_dropped`` is 1 where it gives (N, C), by a kernel that takes the zeros
+    away before it rounds. An addition takes levels of the block's input, ``skip_scale`` apart, and of its last
+    convolution, ``branch_scale`` apart.
     """
 
     min: float
@@ -25,6 +26,7 @@ class Range(Struct, frozen=True, omit_defaults=True):
     input_min: float | None = None
     input_scale: float | None = None
     input_zero: float | None = None
+    axes_dropped: float = 0.0
     skip_scale: float | None = None
     branch_scale: float | None = None
 

@@ -39,6 +39,11 @@ def chosen_device(name: str) -> torch.device:
     return device
 
 
+def probabilities(network: Network, logits: Tensor) -> Tensor:
+    """(..., classes) logits -> the probabilities of the classes: of one of them each, or each of its own (sigmoid)."""
+    return logits.sigmoid() if network.predictions == "sigmoid" else logits.softmax(-1)
+
+
 @contextmanager
 def capture(model: Whole, receive: Callable[[str, Tensor], None]) -> Iterator[None]:
     """While open, every forward pass of ``model`` hands each of TensorFlow's endpoints to ``receive(name, tensor)``.
@@ -50,7 +55,7 @@ def capture(model: Whole, receive: Callable[[str, Tensor], None]) -> Iterator[No
     def with_predictions(name: str, output: Tensor) -> None:
         receive(name, output)
         if name == "Logits":
-            receive("Predictions", output.softmax(1))
+            receive("Predictions", probabilities(model.network, output))
 
     def hook(names: list[str]) -> Callable[[nn.Module, object, Tensor], None]:
         def forward_hook(_module: nn.Module, _args: object, output: Tensor | tuple[Tensor, Tensor]) -> None:

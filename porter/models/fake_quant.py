@@ -107,18 +107,23 @@ def nudged(limits: Range) -> tuple[float, float]:
 
 
 def _mean_hook(limits: Range, input_scale: float, input_zero: int) -> Hook:
-    """The mean over a map as TensorFlow Lite's integer kernel makes it (Mean of optimized/integer_ops/mean.h).
+    """The mean over a map as TensorFlow Lite's integer kernels make it.
 
-    It sums levels, zero and all, and takes what the zeros have contributed away behind the rounding.
+    Mean of optimized/integer_ops/mean.h sums levels, zero and all, and takes what the zeros have contributed away
+    behind the rounding. QuantizedMeanOrSum of reference/reduce.h, which drops the axes, does so before it.
     """
     low, scale = nudged(limits)
+    flat = bool(limits.axes_dropped)
     zero = math.copysign(math.floor(abs(input_zero * input_scale / scale) + 0.5), input_zero)
 
     def hook(_module: nn.Module, args: tuple[Tensor], _out: Tensor) -> Tensor:
         count = args[0].shape[2] * args[0].shape[3]
         total = (torch.round(args[0] / input_scale).long() + input_zero).sum((2, 3), keepdim=True)
         share = float(np.float32(input_scale) / (np.float32(count) * np.float32(scale)))
-        levels = _requantize(total, torch.tensor(share, dtype=torch.float64), ties_away=0) - zero
+        total = total - input_zero * count if flat else total
+        levels = _requantize(total, torch.tensor(share, dtype=torch.float64), ties_away=int(flat)) - (
+            0 if flat else zero
+        )
         return torch.clamp(levels.double() * scale, low, low + 255 * scale)
 
     return hook

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +22,7 @@ from porter.models.feature_info import FeatureInfo, pyramid
 from porter.network.network import GATE_ENTRY, TIMM_GATE, Block, Network
 from porter.network.node import behind_gates, same_padding
 from porter.network.nodes import endpoint_modules, nodes, torchvision_names
-from porter.network.spec import ACTIVATIONS, Activation
+from porter.network.spec import TAIL_ACTIVATIONS, TailActivation
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,10 +91,10 @@ def batch_norm(channels: int, network: Network, epsilon: float | None = None) ->
     return nn.BatchNorm2d(channels, eps=epsilon or network.epsilon, momentum=1 - network.decay)
 
 
-def activation(name: Activation) -> nn.Module:
-    """The module of the activation ``name``, which works in place."""
-    made: nn.Module = getattr(nn, ACTIVATIONS[name].torch)(inplace=True)
-    return made
+def activation(name: TailActivation) -> nn.Module:
+    """The module of the activation ``name``, which works in place where it can."""
+    kind: type[nn.Module] = getattr(nn, TAIL_ACTIVATIONS[name].torch)
+    return kind() if name in ("tanh", "sigmoid") else kind(inplace=True)
 
 
 class Gate(nn.Module):
@@ -173,7 +174,7 @@ class InvertedResidual(nn.Sequential):
 class ConvNormAct(nn.Module):
     """1x1 convolution, batch norm, activation."""
 
-    def __init__(self, channels_in: int, out: int, act: Activation, network: Network) -> None:
+    def __init__(self, channels_in: int, out: int, act: TailActivation, network: Network) -> None:
         super().__init__()
         self.conv = pointwise(channels_in, out, network)
         self.bn1 = batch_norm(out, network)
@@ -290,12 +291,16 @@ class MobileNetV3(Trunk):
         state_gate(self, network)
         self.num_classes = num_classes
         self.dropout = network.dropout if dropout is None else dropout
-        self.global_pool = nn.AdaptiveAvgPool2d(1)
+        self.global_pool: nn.Module = {
+            "average": nn.AdaptiveAvgPool2d(1),
+            "max": nn.AdaptiveMaxPool2d(1),
+            "none": MapToRow(),
+        }[network.pooling]
         self.add_last()
         if network.embedding:
             self.conv_head = VectorConv2d(network.last, network.embedding)
             self.act2 = activation(network.embedding_activation)
-        self.classifier: nn.Module = nn.Linear(network.features, num_classes) if num_classes else nn.Identity()
+        self.classifier = _classifier(network, num_classes)
         self.num_features, self.head_hidden_size = network.map_channels, network.features
         self.feature_info = FeatureInfo(pyramid(network))
 
@@ -312,7 +317,7 @@ class MobileNetV3(Trunk):
         """Put a new, untrained classifier in place of the last layer; 0 leaves the embedding."""
         self.num_classes = num_classes
         was = next(self.parameters())
-        self.classifier = nn.Linear(self.head_hidden_size, num_classes) if num_classes else nn.Identity()
+        self.classifier = _classifier(replace(self.network, tail=()), num_classes)
         initialize(self.classifier)
         self.classifier.to(was.device, was.dtype)
 
@@ -333,6 +338,34 @@ class MobileNetV3(Trunk):
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels, H, W) -> (N, num_classes)."""
         return self.forward_head(self.forward_features(x))
+
+
+class MapToRow(nn.Module):
+    """(N, C, H, W) -> (N, H * W * C, 1, 1), with channels last, as TensorFlow flattens a map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(0, 2, 3, 1).flatten(1)[:, :, None, None]
+
+
+def _classifier(network: Network, num_classes: int) -> nn.Module:
+    """What makes classes of (N, features); an identity where there are none."""
+    if not num_classes:
+        return nn.Identity()
+    if not network.tail:
+        return nn.Linear(network.features, num_classes)
+    layers: list[nn.Module] = []
+    width = network.features
+    for layer in network.tail:
+        if layer.kind == "dense":
+            inputs, width = width, layer.out or num_classes
+            layers.append(nn.Linear(inputs, width))
+        elif layer.kind == "batch_norm":
+            assert layer.epsilon is not None
+            layers.append(nn.BatchNorm1d(width, eps=layer.epsilon, momentum=1 - network.decay))
+        else:
+            assert layer.activation is not None
+            layers.append(activation(layer.activation))
+    return layers[0] if len(layers) == 1 else nn.Sequential(*layers)
 
 
 class MobileNetV3Features(Trunk):

@@ -18,7 +18,7 @@ from porter.network.spec import Count, Positive
 if TYPE_CHECKING:
     import numpy as np
 
-    from porter.sources.graph_operations import GraphOperations
+    from porter.sources.stored_graph import StoredGraph
 
 MOST_LEVELS = 32  # maps and shapes of boxes; SSDLite has six of each
 # ssd_anchor_generator.py: beside its square box, the first map has two others, all of this scale or the first one's
@@ -77,7 +77,7 @@ class Detection(Struct, frozen=True, forbid_unknown_fields=True):
         if self.anchors.min_scale > self.anchors.max_scale:
             raise ValueError("detection.anchors: min_scale is larger than max_scale")
 
-    def as_in_graph(self, _operations: GraphOperations, _above: str) -> Detection:
+    def as_in_graph(self, _graph: StoredGraph, _above: str) -> Detection:
         """The head itself: none of its constants is read from a stored graph."""
         return self
 

@@ -13,7 +13,18 @@ from msgspec import Struct, field
 
 from porter.network.detection import Detection
 from porter.network.segmentation import Segmentation
-from porter.network.spec import MOST, Activation, BlockKind, BlockNames, Definition, Input, Table
+from porter.network.spec import (
+    MOST,
+    Activation,
+    BlockKind,
+    BlockNames,
+    Definition,
+    Input,
+    Pooling,
+    Predictions,
+    Table,
+    TailLayer,
+)
 
 Head = Segmentation | Detection
 HEADS: tuple[type[Head], ...] = get_args(Head)
@@ -108,7 +119,8 @@ class Network:
 
     ``last`` is the convolution after the blocks (0 where there is none; ``last_conv``, ``last_norm`` and ``last_act``
     are its modules), ``embedding`` the one after pooling, timm's ``conv_head``. ``bn_folded`` networks have biases for
-    batch norms. A ``backbone`` ends in a map: nothing is pooled. ``head`` is a segmenter's or detector's.
+    batch norms. A ``backbone`` ends in a map: nothing is pooled. ``head`` is a segmenter's or detector's. ``tail`` is a
+    classifier of several layers; ``flat`` (height, width) is the map that is flattened where ``pooling`` is none.
     """
 
     channels: int
@@ -131,6 +143,10 @@ class Network:
     bn_folded: bool = False
     backbone: bool = False
     head: Head | None = None
+    pooling: Pooling = "average"
+    flat: tuple[int, ...] = ()
+    tail: tuple[TailLayer, ...] = ()
+    predictions: Predictions = "softmax"
 
     @property
     def stated_gate(self) -> float | None:
@@ -141,7 +157,7 @@ class Network:
     @property
     def features(self) -> int:
         """Inputs of the classifier."""
-        return self.embedding or self.map_channels
+        return self.embedding or self.map_channels * math.prod(self.flat)
 
     @property
     def map_channels(self) -> int:
@@ -161,7 +177,14 @@ class Network:
     @property
     def class_layers(self) -> list[str]:
         """The layers whose outputs are classes."""
-        return ["classifier"] if self.head is None else self.head.class_layers
+        if self.head is not None:
+            return self.head.class_layers
+        dense = [number for number, layer in enumerate(self.tail) if layer.kind == "dense"]
+        return [self.tail_layer(dense[-1]) if dense else "classifier"]
+
+    def tail_layer(self, number: int) -> str:
+        """The module of a layer of the tail: timm's ``classifier``, or one of several below it."""
+        return "classifier" if len(self.tail) == 1 else f"classifier.{number}"
 
     def endpoint_after_blocks(self, position: int) -> str:
         """``layer_N`` of what follows the blocks: 0 last convolution, 1 pooling, 2 the embedding's convolution."""
@@ -179,7 +202,7 @@ def build_network(mapping: Architecture) -> Network:
         return make_divisible(count * table.multiplier, divisor, definition.min_depth)
 
     blocks: list[Block] = []
-    channels = scaled(table.stem.out)
+    channels = stem = table.stem.out if table.stem.fixed else scaled(table.stem.out)
     for index, row in enumerate(table.blocks):
         key = f"network.blocks[{index}]"
         last_stage = blocks[-1].stage if blocks else -1
@@ -226,13 +249,14 @@ def build_network(mapping: Architecture) -> Network:
         blocks = _dilated(blocks, table.stem.stride, table.output_stride)
     head = mapping.head
     _check_head(mapping, blocks)
+    _check_tail(table)
     if table.head and not table.last:
         raise ValueError("network.last: is missing, and network.head takes what it gives; write head: null as well")
     return Network(
         head=head,
         backbone=head is not None,
         channels=mapping.input.channels,
-        stem=scaled(table.stem.out),
+        stem=stem,
         stem_kernel=table.stem.kernel,
         stem_stride=table.stem.stride,
         stem_activation=table.stem.activation,
@@ -242,13 +266,17 @@ def build_network(mapping: Architecture) -> Network:
         last_norm=f"{last}.bn1" if table.head else "bn2",
         last_act=f"{last}.act" if table.head else "act2",
         last_activation=table.last.activation if table.last else "relu",
-        embedding=table.head.out if table.head and head is None else 0,
+        embedding=table.head.out if table.head and head is None and table.pooling != "none" else 0,
         embedding_activation=table.head.activation if table.head else "relu",
         gate=definition.gate,
         epsilon=definition.batch_norm.epsilon,
         decay=definition.batch_norm.decay,
         dropout=definition.dropout,
         bn_folded=mapping.bn_folded,
+        pooling=table.pooling,
+        flat=tuple(table.flat or ()),
+        tail=tuple(table.tail),
+        predictions=table.predictions,
     )
 
 
@@ -268,6 +296,24 @@ def _check_head(mapping: Architecture, blocks: Iterable[Block]) -> None:
     key, endpoint = head.inner
     if endpoint not in inner:
         raise ValueError(f"{key}: {endpoint[:60]!r} is none of {', '.join(inner)}")
+
+
+def _check_tail(table: Table) -> None:
+    """Raise ValueError where the layers behind the pooling contradict each other."""
+    if (table.pooling == "none") != (table.flat is not None):
+        raise ValueError("network.flat: is for `pooling: none`, which needs it")
+    dense = [number for number, layer in enumerate(table.tail) if layer.kind == "dense"]
+    for number, layer in enumerate(table.tail):
+        key = f"network.tail[{number}]"
+        has = {"out": layer.out, "epsilon": layer.epsilon, "activation": layer.activation}
+        last = number == dense[-1] if dense else False
+        needed = {"dense": "" if last else "out", "batch_norm": "epsilon", "activation": "activation"}[layer.kind]
+        for part, value in has.items():
+            if (part == needed) != (value is not None):
+                what = "the last dense layer has as many as there are classes" if last else f"it is a {layer.kind}"
+                raise ValueError(f"{key}.{part}: {'is missing' if value is None else 'is not wanted'}; {what}")
+    if table.tail and not dense:
+        raise ValueError("network.tail: has no dense layer, whose outputs are the classes")
 
 
 def with_output_stride(network: Network, output_stride: int) -> Network:

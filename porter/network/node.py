@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from typing import Literal, NamedTuple
 
-from porter.network.spec import Activation
+from porter.network.spec import TailActivation
 
 Shape = tuple[int, ...]
 Size = tuple[int, int]  # height and width
@@ -15,6 +15,8 @@ Operation = Literal[
     "dense",
     "activation",
     "mean",
+    "max",
+    "batch_norm",
     "pool",
     "resize",
     "flatten",
@@ -39,10 +41,11 @@ class Node(NamedTuple):
     ``shape`` that of the weight (OIHW, or OI), ``norm`` the prefix of the batch norm behind it with its ``epsilon``.
     ``activation`` follows; ``gate`` is relu6(x + 3) times the network's constant.
 
-    A ``mean`` is over the whole map, whose axes it keeps. A ``pool`` averages over ``window`` without padding,
-    ``step`` apart; a map smaller than the window is pooled whole. A ``resize`` is bilinear, to the size of its second
-    input, corner pixels on corner pixels. ``rows`` makes (N, positions * a, ``values``) of (N, a * values, H, W), and
-    ``concat`` puts rows one behind the other.
+    A ``mean`` or ``max`` is over the whole map, whose axes it keeps. A ``flatten`` of a map of ``window`` has
+    TensorFlow's order: channels are the last axis. A ``batch_norm`` stands by itself, on rows of (N, ``shape``). A
+    ``pool`` averages over ``window`` without padding, ``step`` apart; a map smaller than the window is pooled whole. A
+    ``resize`` is bilinear, to the size of its second input, corner pixels on corner pixels. ``rows`` makes (N,
+    positions * a, ``values``) of (N, a * values, H, W), and ``concat`` puts rows one behind the other.
     """
 
     name: str
@@ -54,7 +57,7 @@ class Node(NamedTuple):
     shape: Shape = ()
     norm: str = ""
     epsilon: float = 0.0
-    activation: Activation | Literal["gate"] | None = None
+    activation: TailActivation | Literal["gate"] | None = None
     stride: int = 1
     dilation: int = 1
     groups: int = 1
@@ -116,7 +119,7 @@ def map_sizes(nodes: Iterable[Node], height: int, width: int) -> dict[str, Size]
             windows = zip(before, node.window, node.step, strict=True)
             rows, columns = ((side - min(side, window)) // step + 1 for side, window, step in windows)
             sizes[node.name] = rows, columns
-        elif node.operation in ("mean", "flatten", "dense", "softmax"):
+        elif node.operation in ("mean", "max", "flatten", "dense", "batch_norm", "softmax"):
             sizes[node.name] = 1, 1
         else:
             sizes[node.name] = -(-before[0] // node.stride), -(-before[1] // node.stride)

@@ -92,16 +92,46 @@ def _classifier(network: Network, classes: int) -> Iterator[Group]:
         return
     pool = after(1) if network.pools_in_layers else "global_pool"
     flat = "conv_head/flatten" if network.embedding else "classifier/flatten" if classes else FEATURES
-    pooled = Node(pool, "mean", (value,), (pool,), "global_pool")
-    yield Group("", {}, [pooled, Node(flat, "flatten", (pool,), module="global_pool")])
+    pooled = [Node(pool, "mean" if network.pooling == "average" else "max", (value,), (pool,), "global_pool")]
+    if network.pooling == "none":
+        pooled, pool = [], value
+    window = (network.flat[0], network.flat[1]) if network.flat else (1, 1)
+    flattened = Node(flat, "flatten", (pool,), module="global_pool", window=window)
+    yield Group("", {}, [*pooled, flattened])
     value = flat
     if network.embedding:
         value, shape = after(2), (network.embedding, network.last, 1, 1)
         dense = Node(value, "dense", (flat,), (value, "global_pool"), "act2", "conv_head", shape)
         yield Group("head", names, [dense._replace(activation=network.embedding_activation)])
     if classes:
-        logits = Node(LOGITS, "dense", (value,), ("Logits",), "classifier", "classifier", (classes, network.features))
-        yield Group("classifier", names, [logits, Node("predictions", "softmax", (LOGITS,), ("Predictions",))])
+        if network.tail:
+            yield from _tail(network, value, classes)
+        else:
+            logits = Node(LOGITS, "dense", (value,), ("Logits",), "classifier", "classifier")
+            logits = logits._replace(shape=(classes, network.features))
+            yield Group("classifier", names, [logits])
+        chances = Node("predictions", "softmax", (LOGITS,), ("Predictions",))
+        if network.predictions == "sigmoid":
+            chances = chances._replace(operation="activation", activation="sigmoid")
+        yield Group("", {}, [chances])
+
+
+def _tail(network: Network, value: str, classes: int) -> Iterator[Group]:
+    """The layers of a classifier of one's own; the last one's value is the logits."""
+    width = network.features
+    for number, layer in enumerate(network.tail):
+        at = network.tail_layer(number)
+        last = number == len(network.tail) - 1
+        node = Node(LOGITS if last else at, layer.kind, (value,), ("Logits",) if last else (), at)
+        if layer.kind == "dense":
+            inputs, width = width, layer.out or classes
+            node = node._replace(layer=at, shape=(width, inputs))
+        elif layer.kind == "batch_norm":
+            assert layer.epsilon is not None
+            node = node._replace(norm=at, shape=(width,), epsilon=layer.epsilon)
+        node = node._replace(activation=layer.activation, module="classifier" if last else at)
+        yield Group("" if layer.kind == "activation" else layer.kind, {"layer": at}, [node])
+        value = node.name
 
 
 def _block(block: Block, entering: str, epsilon: float) -> Iterator[Node]:
@@ -156,11 +186,13 @@ def state_dict_shapes(network: Network, classes: int) -> dict[str, Shape]:
     """
     entries: dict[str, Shape] = {} if network.stated_gate is None else {GATE_ENTRY: ()}
     for node in nodes(network, classes):
-        if not node.layer:
-            continue
-        entries[f"{node.layer}.weight"] = node.shape
         channels = node.shape[:1]
-        if not node.norm or network.bn_folded:
+        alone = node.operation == "batch_norm"
+        if not node.layer and not alone:
+            continue
+        if not alone:
+            entries[f"{node.layer}.weight"] = node.shape
+        if not alone and (not node.norm or network.bn_folded):
             entries[f"{node.layer}.bias"] = channels
         else:
             entries |= {f"{node.norm}.{name}": channels for name in ("weight", "bias", "running_mean", "running_var")}

@@ -14,7 +14,7 @@ from porter.network.spec import Activation, Count, Sides
 if TYPE_CHECKING:
     import numpy as np
 
-    from porter.sources.graph_operations import GraphOperations
+    from porter.sources.stored_graph import StoredGraph
 
 
 class Segmentation(Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,11 +52,11 @@ class Segmentation(Struct, frozen=True, forbid_unknown_fields=True):
     def check(self) -> None:
         """Raise ValueError where the numbers contradict each other."""
 
-    def as_in_graph(self, operations: GraphOperations, above: str) -> Segmentation:
+    def as_in_graph(self, graph: StoredGraph, above: str) -> Segmentation:
         """The head with the pooling and epsilon of a stored graph, whose scopes lie below ``above``."""
-        pooling = operations.poolings.get(f"{above}AvgPool2D/AvgPool")
+        pooling = graph.operations.get(f"{above}AvgPool2D/AvgPool")
         at = f"{above}aspp0/BatchNorm/FusedBatchNorm"
-        epsilon = next((value for name, value in operations.epsilons.items() if name.startswith(at)), None)
+        epsilon = next((one.epsilon for name, one in graph.operations.items() if name.startswith(at)), None)
         return replace(
             self,
             window=self.window if pooling is None else list(pooling.window),

@@ -14,6 +14,9 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 Sides = Annotated[list[Count], Meta(min_length=2, max_length=2)]  # height and width
 
 Activation = Literal["relu", "hard_swish", "relu6"]
+TailActivation = Literal[Activation, "tanh", "sigmoid", "silu", "elu"]
+Pooling = Literal["average", "max", "none"]
+Predictions = Literal["softmax", "sigmoid"]
 
 
 class ActivationForms(NamedTuple):
@@ -35,7 +38,7 @@ class ActivationForms(NamedTuple):
     in_convolution: bool = True
 
 
-ACTIVATIONS: dict[Activation, ActivationForms] = {
+ACTIVATIONS: dict[TailActivation, ActivationForms] = {
     "relu": ActivationForms("ReLU", "relu", "Relu", "relu", "Relu", "ReLU"),
     "relu6": ActivationForms("ReLU6", "relu6", "Clip", "relu6", "Relu6", "ReLU6", limits=(0.0, 6.0)),
     # x * relu6(x + 3) / 6: slim's h-swish has 1/6, unlike its squeeze-excite gate
@@ -43,17 +46,30 @@ ACTIVATIONS: dict[Activation, ActivationForms] = {
         "Hardswish", "hardswish", "HardSwish", "hard_swish", "hard_swish/mul_1", "Hard Swish", in_convolution=False
     ),
 }
+# What heads that people put behind the network have besides; ONNX and TensorFlow Lite write silu as x * sigmoid(x)
+TAIL_ACTIVATIONS: dict[TailActivation, ActivationForms] = {
+    **ACTIVATIONS,
+    "tanh": ActivationForms("Tanh", "tanh", "Tanh", "tanh", "Tanh", "Tanh", in_convolution=False),
+    "sigmoid": ActivationForms("Sigmoid", "sigmoid", "Sigmoid", "logistic", "Sigmoid", "Sigmoid", in_convolution=False),
+    "silu": ActivationForms("SiLU", "silu", "Sigmoid", "logistic", "mul", "SiLU", in_convolution=False),
+    "elu": ActivationForms("ELU", "elu", "Elu", "elu", "Elu", "ELU", in_convolution=False),
+}
 BlockKind = Literal["separable", "inverted_residual", "fused", "projection"]
 
 
-class Input(Struct, frozen=True, forbid_unknown_fields=True):
-    """The image the network was trained on; ``mean`` and ``std`` refer to pixels / 255, a number for each channel."""
+class Input(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The image the network was trained on; ``mean`` and ``std`` refer to pixels / 255, a number for each channel.
+
+    ``levels`` are a quantised network's own numbers for each of 256 pixel values, one row for all channels or one for
+    each, where it computes them in integers.
+    """
 
     size: Count
     channels: Count
     mean: list[Annotated[float, Meta(ge=-MOST, le=MOST)]]
     std: list[Positive]
     crop: Positive
+    levels: list[list[float]] | None = None
 
 
 class BatchNorm(Struct, frozen=True, forbid_unknown_fields=True):
@@ -84,12 +100,13 @@ class BlockNames(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Stem(Struct, frozen=True, forbid_unknown_fields=True):
-    """The first convolution."""
+    """The first convolution. The multiplier does not apply to a ``fixed`` one, such as Keras's."""
 
     kernel: Count
     stride: Count
     out: Count
     activation: Activation
+    fixed: bool = False
 
 
 class BlockRow(Struct, frozen=True, forbid_unknown_fields=True):
@@ -117,11 +134,25 @@ class Pointwise(Struct, frozen=True, forbid_unknown_fields=True):
     fixed: bool = False
 
 
+class TailLayer(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One layer of a classifier of several, on (N, features).
+
+    A ``dense`` one has ``out`` features, and the last as many as there are classes (None). A ``batch_norm`` has its
+    ``epsilon``, an ``activation`` its name.
+    """
+
+    kind: Literal["dense", "batch_norm", "activation"]
+    out: Count | None = None
+    epsilon: Positive | None = None
+    activation: TailActivation | None = None
+
+
 class Table(Struct, frozen=True, forbid_unknown_fields=True):
     """The network table of a variant.
 
     ``output_stride`` is how many pixels a position of the last map may stand for at most; past it, strides become
-    dilations.
+    dilations. ``pooling`` is over the whole last map; ``none`` flattens a map of ``flat`` (height, width) instead, in
+    TensorFlow's order. ``tail`` is the classifier where it has several layers, and ``predictions`` is what follows it.
     """
 
     multiplier: Positive
@@ -130,3 +161,7 @@ class Table(Struct, frozen=True, forbid_unknown_fields=True):
     last: Pointwise | None
     head: Pointwise | None
     output_stride: Count | None = None
+    pooling: Pooling = "average"
+    flat: Sides | None = None
+    tail: Annotated[list[TailLayer], Meta(max_length=MOST_BLOCKS)] = []
+    predictions: Predictions = "softmax"
