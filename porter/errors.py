@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from porter.text import printable
 
+FEW = 20  # problems that an error lists
+
 
 class Option(NamedTuple):
     """An argument that would help, with its value.
@@ -21,13 +23,15 @@ class Option(NamedTuple):
 class PorterError(Exception):
     """Base of every expected error. The message names the file, the tensor and what to do.
 
-    ``details``: further problems of the same kind, one per line. ``option``: the end of the message. Line breaks and
-    cursor movements are escaped, as names come from files.
+    ``details``: further problems of the same kind, one per line; of many the first, and how many more. ``option``: the
+    end of the message. Line breaks and cursor movements are escaped, as names come from files.
     """
 
     exit_code = 2
 
     def __init__(self, message: str, details: Sequence[str] = (), option: Option | None = None) -> None:
+        if len(details) > FEW + 1:  # and not what it made before
+            details = [*details[:FEW], f"and {len(details) - FEW} more"]
         self.message, self.details = printable(message), [printable(detail) for detail in details]
         self.option = option
         told = f" {option.name}={option.value!r}" if option else ""
@@ -61,6 +65,10 @@ class CheckpointError(PorterError):
 
 class MappingError(PorterError):
     """A mapping file is malformed, or does not fit the checkpoint."""
+
+
+class NotTheNetworkError(MappingError):
+    """A file states a function that the network of its variant cannot have."""
 
 
 class ArtifactError(PorterError):

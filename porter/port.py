@@ -11,13 +11,14 @@ from msgspec.structs import replace as replace_struct
 
 from porter.artifacts.artifact import Artifact
 from porter.artifacts.metadata import Metadata
-from porter.errors import MappingError, Option
-from porter.mapping.backbone import as_backbone, by_other_names, find_backbone, hint
-from porter.mapping.files import load_mapping, load_variant, mapping_digest
+from porter.errors import MappingError, NotTheNetworkError, Option
+from porter.mapping.backbone import ONE_OF_TWO, as_backbone, by_other_names, find_backbone, hint
+from porter.mapping.files import list_networks, load_mapping, load_variant, mapping_digest
 from porter.mapping.identify import match_variants
 from porter.mapping.options import DEFAULT_OPTIONS, PathLike, PortOptions
 from porter.mapping.plan import Plan, fit, make_plan
 from porter.mapping.schema import VariantMapping
+from porter.mapping.stated import Stated, as_stated
 from porter.network.network import Network
 from porter.sources import Checkpoint, open_checkpoint
 
@@ -26,13 +27,19 @@ if TYPE_CHECKING:
 
 
 class Port(NamedTuple):
-    """A checkpoint, the mapping chosen for it, its network (with the checkpoint's own gate) and the plan.
+    """A checkpoint, the mapping ``chosen`` for it, the same with what the file states, its network and the plan.
 
-    ``classes``: outputs of the checkpoint's classifier, background included; 0 if there is none.
+    ``stated`` is what the file states otherwise than ``chosen``, ``assumed`` what it leaves open, ``white`` its number
+    for a white pixel (255, 1, or None where it does not say). ``classes``: outputs of the checkpoint's classifier,
+    background included; 0 if there is none.
     """
 
     checkpoint: Checkpoint
+    chosen: VariantMapping
     mapping: VariantMapping
+    stated: Stated
+    assumed: tuple[str, ...]
+    white: float | None
     network: Network
     classes: int
     plan: Plan
@@ -53,6 +60,8 @@ def plan_port(checkpoint: PathLike | Checkpoint, options: PortOptions = DEFAULT_
         return plan_opened(opened, choose_backbone(opened, options.variant, options.mapping), options)
     try:
         return plan_opened(opened, choose_mapping(opened, options.variant, options.mapping), options)
+    except NotTheNetworkError:
+        raise
     except MappingError:
         best = match_variants(opened)[0]
         whole = best.exact and best.classes  # a classifier that fits; otherwise the error says why
@@ -64,8 +73,26 @@ def plan_port(checkpoint: PathLike | Checkpoint, options: PortOptions = DEFAULT_
 
 def plan_opened(opened: Checkpoint, mapping: VariantMapping, options: PortOptions = DEFAULT_OPTIONS) -> Port:
     """Plan the port of ``opened`` by ``mapping``. Raises MappingError."""
+    chosen = mapping
+    mapping, stated, assumed, white = as_stated(chosen, opened)
+    stated = _beside_variant(stated, mapping)
     fitted = fit(mapping, opened)
-    return Port(opened, mapping, fitted.network, fitted.classes, make_plan(mapping, fitted, opened, options))
+    plan = make_plan(mapping, fitted, opened, options)
+    return Port(opened, chosen, mapping, stated, assumed, white, fitted.network, fitted.classes, plan)
+
+
+def _beside_variant(stated: Stated, mapping: VariantMapping) -> Stated:
+    """``stated`` with what the shapes told: a multiplier, channels or an embedding other than the variant's."""
+    if mapping.variant not in list_networks():  # its mapping travels with the port
+        return stated
+    own = load_variant(mapping.variant)
+    heads = mapping.network.head, own.network.head
+    return replace_struct(
+        stated,
+        input=None if mapping.input == own.input else mapping.input,
+        multiplier=None if mapping.network.multiplier == own.network.multiplier else mapping.network.multiplier,
+        embedding=heads[0].out if heads[0] and heads[1] and heads[0].out != heads[1].out else None,
+    )
 
 
 def carry_out_port(port: Port) -> Artifact:
@@ -89,10 +116,11 @@ def _describe(port: Port, ported: Ported) -> Metadata:
         weights=port.checkpoint.weights,
         step=port.checkpoint.step,
         sources=port.checkpoint.digests(),
-        mapping=mapping_digest(port.mapping),
+        mapping=mapping_digest(port.chosen),
         fold_nudges=ported.fold_nudges,
         bn_folded=plan.bn_folded,
         ranges=ported.ranges,
+        stated=port.stated,
     )
     return described if head is None else replace_struct(described, **{head.KEY: head})
 
@@ -134,8 +162,13 @@ def choose_mapping(checkpoint: Checkpoint, variant: str | None, mapping: PathLik
     if variant is not None:
         named = match_variants(checkpoint, [load_variant(variant).variant])[0]
         if named.exact:
-            return load_variant(variant, named.names)
-    best = match_variants(checkpoint)[0]
+            return named.mapping
+    matches = match_variants(checkpoint)
+    best = matches[0]
+    exact = [match.mapping for match in matches if match.exact]
+    places = list(dict.fromkeys(one.scope or next(iter(one.variables.values()), "") for one in exact))
+    if len(places) > 1 and variant is None:
+        raise MappingError(f"{checkpoint.given}: holds {len(places)} networks, {' and '.join(places)}; {ONE_OF_TWO}")
     if variant is None:
         if not best.exact:
             raise MappingError(
@@ -143,10 +176,10 @@ def choose_mapping(checkpoint: Checkpoint, variant: str | None, mapping: PathLik
                 f"{best.expected} variables. A mapping file of your own may fit; to list the differences use",
                 option=Option("variant", best.variant),
             )
-        return load_variant(best.variant, best.names)
+        return best.mapping
     if best.exact:
         raise MappingError(
             f"{checkpoint.given}: is a {best.variant} checkpoint, not {variant}; use",
             option=Option("variant", best.variant),
         )
-    return load_variant(variant, named.names)
+    return named.mapping

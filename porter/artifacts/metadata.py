@@ -6,6 +6,7 @@ import msgspec
 
 from porter.errors import ArtifactError
 from porter.mapping.ranges import Range
+from porter.mapping.stated import Stated
 from porter.network.network import HeadConstants
 
 KEY = "mnv3_port"  # the entry's name in both formats
@@ -15,13 +16,14 @@ FORMAT = 1
 class Metadata(HeadConstants, frozen=True, omit_defaults=True):
     """Where an artifact comes from and what its weights are made for.
 
-    ``gate`` is the squeeze-excite constant these weights need, ``source_gate`` the checkpoint's own; where they
-    differ, the ratio is folded into the ``project`` weights, and ``fold_nudges`` undoes it bit for bit (see
+    ``gate`` is the squeeze-excite constant these weights need, ``source_gate`` the checkpoint's own; where they differ,
+    the ratio is folded into the ``project`` weights, and ``fold_nudges`` undoes it bit for bit (see
     porter.mapping.gate). ``bn_folded`` (``folded`` in the file) is true where batch norms are folded into convolutions.
     ``ranges`` are those that the source was quantised to, by module or entry: an artifact with ranges computes 8 bits.
     ``sources`` are SHA-256 digests by file name. ``parity`` are the figures that a release was checked with,
-    ``class_names`` the classes' names where they are not ImageNet's. A head has its constants as the source has them.
-    No paths, no time: the same input gives the same bytes.
+    ``class_names`` the classes' names where they are not ImageNet's. ``stated`` is what the source states of its
+    network otherwise than the variant's mapping. A head has its constants as the source has them. No paths, no time:
+    the same input gives the same bytes.
     """
 
     tool: str
@@ -36,6 +38,7 @@ class Metadata(HeadConstants, frozen=True, omit_defaults=True):
     sources: dict[str, str]
     mapping: str
     fold_nudges: dict[str, list[int]]
+    stated: Stated = Stated()
     bn_folded: bool = msgspec.field(name="folded", default=False)
     ranges: dict[str, Range] = {}  # noqa: RUF012 - msgspec copies it
     parity: dict[str, str] = {}  # noqa: RUF012

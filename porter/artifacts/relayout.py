@@ -57,6 +57,8 @@ def without_batch_norms(artifact: Artifact, network: Network) -> Artifact:
             weight, bias = fold_batch_norm(arrays, module, node.norm, node.epsilon)
         assert bias is not None
         folded |= {f"{module}.weight": weight, f"{module}.bias": bias}
+    alone = [node.norm for node in nodes(network, class_count(arrays)) if node.operation == "batch_norm"]
+    folded |= {name: values for name, values in arrays.items() if name.rpartition(".")[0] in alone}
     if GATE_ENTRY in arrays:
         folded[GATE_ENTRY] = arrays[GATE_ENTRY]
     metadata = artifact.metadata and msgspec.structs.replace(artifact.metadata, bn_folded=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Mapping, Sized
 from dataclasses import replace
 from pathlib import Path
@@ -11,16 +12,24 @@ from porter.errors import ArtifactError
 from porter.mapping.files import load_mapping, load_variant, variant_named
 from porter.mapping.options import PortOptions
 from porter.mapping.schema import VariantMapping
-from porter.network.network import HEADS, Network
+from porter.network.network import HEADS, Network, build_network
 from porter.network.nodes import nodes
 
 # Biases with values for classes, and how many there are for each: of a classifier, and of each head
 CLASS_BIASES = {"classifier.bias": 1} | {head.CLASS_BIAS: head.VALUES_PER_CLASS for head in HEADS}
 
+# ... and of a classifier of several layers, some of which are batch norms
+TAIL_BIAS = re.compile(r"classifier\.(\d{1,4})\.bias")
+
 
 def class_count(entries: Mapping[str, Sized]) -> int:
     """Outputs of the classifier, or of another head, in a state dict; 0 without one."""
-    return next((len(entries[name]) // each for name, each in CLASS_BIASES.items() if name in entries), 0)
+    for name, each in CLASS_BIASES.items():
+        if name in entries:
+            return len(entries[name]) // each
+    tail = [found[1] for name in entries if (found := TAIL_BIAS.fullmatch(name))]
+    dense = [int(number) for number in tail if f"classifier.{number}.running_mean" not in entries]
+    return len(entries[f"classifier.{max(dense)}.bias"]) if dense else 0
 
 
 def network_as_stored(network: Network, entries: Container[str], metadata: Metadata | None, gate: float) -> Network:
@@ -37,6 +46,8 @@ def network_as_stored(network: Network, entries: Container[str], metadata: Metad
 def mapping_of(metadata: Metadata | None, options: PortOptions, own: Path | None, source: str) -> VariantMapping:
     """The mapping that was asked for, that of a release (``own``), or that of the artifact's variant.
 
+    With what the artifact's source stated otherwise.
+
     Raises ArtifactError where nothing says which, or the artifact is of another variant.
     """
     said = metadata.variant if metadata else None
@@ -50,7 +61,14 @@ def mapping_of(metadata: Metadata | None, options: PortOptions, own: Path | None
         mapping = variant_mapping(options.variant or str(said))
     if said is not None and said != mapping.variant:
         raise ArtifactError(f"{source}: is a {said} artifact, not {mapping.variant}")
-    return mapping
+    if metadata is None:
+        return mapping
+    stated = metadata.stated.applied(mapping)
+    try:
+        build_network(stated)
+    except ValueError as error:
+        raise ArtifactError(f"{source}: its metadata states an impossible network: {error}") from error
+    return stated
 
 
 def variant_mapping(name: str) -> VariantMapping:

@@ -181,8 +181,7 @@ port_options = _together(  # how a port is laid out
 def print_port(port: Port, variant: str | None) -> None:
     from porter.report.listing import port_lines
 
-    opened = port.checkpoint
-    echo_lines(port_lines(port.plan, f"{opened.place} ({opened.format})", opened.weights, variant is None))
+    echo_lines(port_lines(port, variant is None))
 
 
 def echo_lines(lines: Iterable[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from porter.models.create import OpenedModel, open_model
 from porter.models.timm_import import import_timm
 from porter.network.spec import Input
 from porter.parity.references.choose import open_reference
-from porter.port import plan_port
+from porter.port import Port, plan_port
 
 AT_ONCE = 4  # images that a reference's process gets at once; its memory is measured out for one
 
@@ -60,7 +61,7 @@ def open_classifier(
         Classifier(
             name=f"{source} (8 bits)" if opened.fake_quant else source,
             classes=model.num_classes - (background is not None),
-            input=mapping.input,
+            input=opened.input,
             digest=next(iter(opened.digests.values()), ""),
             logits=_torch_logits(fast, device, background),
             class_names=tuple(name for number, name in enumerate(names) if number != background),
@@ -103,6 +104,18 @@ def _timm(name: str, device: str) -> Classifier:
     return _check_classes(Classifier(f"timm:{name}", model.num_classes, spec, "", _torch_logits(model, device)))
 
 
+def _before_scaling(images: np.ndarray, port: Port) -> np.ndarray:
+    """Images (N, H, W, C) as the port's network takes them -> the pixels that they were made of, in [-1, 1]."""
+    if port.white is None:
+        return images
+    spec = port.mapping.input
+    pixels = (images * np.array(spec.std) + spec.mean) * 255
+    if spec.levels:
+        rows = zip(np.moveaxis(images, -1, 0), itertools.cycle(spec.levels))
+        pixels = np.stack([np.searchsorted(np.array(row, np.float32), plane) for plane, row in rows], -1)
+    return (np.round(pixels) / 127.5 - 1).astype(np.float32)
+
+
 def _tensorflow(source: str, options: PortOptions) -> Classifier:
     port = plan_port(source, options)
     reference = open_reference("auto", port)
@@ -111,7 +124,7 @@ def _tensorflow(source: str, options: PortOptions) -> Classifier:
     def logits(images: np.ndarray) -> np.ndarray:
         parts = []
         for start in range(0, len(images), AT_ONCE):
-            [(_, (found, _))] = reference.run(images[start : start + AT_ONCE], ["Logits"])
+            [(_, (found, _))] = reference.run(_before_scaling(images[start : start + AT_ONCE], port), ["Logits"])
             parts.append(found)
         whole = np.concatenate(parts)
         return whole if background is None else np.delete(whole, background, axis=1)

@@ -176,7 +176,7 @@ def _run(
         readable = [image for image in pixels if not isinstance(image, PorterError)]
         logits: list[Iterator[np.ndarray]] = []
         if readable:
-            images = normalized(np.stack(readable), spec.mean, spec.std)
+            images = normalized(np.stack(readable), spec.mean, spec.std, spec.levels)
             logits = [iter(classifier.logits(images)) for classifier in classifiers]
         together = zip(batches[number], pixels, strict=True)
         yield number, [_rank_guesses(p, None if isinstance(image, PorterError) else logits) for p, image in together]

@@ -42,6 +42,8 @@ def carry_out(plan: Plan, checkpoint: Checkpoint, dtype: Literal["float32", "flo
 
     checkpoint.prefetch(step.source for step in plan.steps)
     tensors = {step.target: _read(step, checkpoint, dtype) for step in plan.steps}
+    for name, (value, length) in plan.constants.items():
+        tensors[name] = np.full(length, value, dtype)
     for module, (norm, epsilon) in plan.norms.items():
         weight, bias = fold_batch_norm(tensors, module, norm, epsilon)
         tensors[f"{module}.weight"], tensors[f"{module}.bias"] = weight, bias

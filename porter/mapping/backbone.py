@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
 
 from porter.errors import MappingError, Option
+from porter.mapping.by_graph import by_graph
 from porter.mapping.files import list_backbones, list_variants, load_variant
-from porter.mapping.identify import NAMES, TENSORFLOW_NAMES
+from porter.mapping.identify import NAMES, TENSORFLOW_NAMES, stem_scopes
 from porter.mapping.matching import choose, find_scope
 from porter.mapping.plan import fit
 from porter.mapping.rules import Expected, expected_variables
@@ -17,6 +19,27 @@ from porter.mapping.schema import VariantMapping
 from porter.network.network import build_network
 from porter.sources import Checkpoint
 from porter.sources.dtypes import FLOATS
+
+# What variables are named in what is no MobileNetV3, or wrapped: slim's, keras.applications', tfmot's layers
+OTHERS = tuple(
+    (re.compile(names), what)
+    for names, what in (
+        (
+            r"(^|/)(quant_|prune_low_magnitude_)",
+            "its layers are in tfmot's wrappers; strip pruning (tfmot.sparsity.keras.strip_pruning) and save again, or "
+            "convert a quantised model to .tflite, and port that",
+        ),
+        (r"(^|/)MobilenetV2/", "a MobileNetV2 of TF/Models, not a MobileNetV3"),
+        (r"(^|/)MobilenetV1/", "a MobileNetV1 of TF/Models, not a MobileNetV3"),
+        (r"(^|/)block_\d+_(expand|depthwise|project)(_BN)?/", "a MobileNetV2 of Keras, not a MobileNetV3"),
+        (r"(^|/)conv_(dw|pw)_\d+(_bn)?/", "a MobileNetV1 of Keras, not a MobileNetV3"),
+        (
+            r"(^|/)block\d[a-z]_(expand|dwconv|se|project)|(^|/)efficientnet[-_/]",
+            "an EfficientNet, not a MobileNetV3",
+        ),
+    )
+)
+ONE_OF_TWO = "name one as the `scope` of a mapping file with `top: none`"
 
 
 class Backbone(NamedTuple):
@@ -42,8 +65,7 @@ def find_backbone(checkpoint: Checkpoint, variants: Sequence[str] | None = None)
     scopes = sorted({one.mapping.scope for one in exact})
     if len(scopes) > 1:
         raise MappingError(
-            f"{checkpoint.given}: holds {len(scopes)} backbones, below {', '.join(scopes)}; name one as the `scope` of "
-            "a mapping file with `top: none`"
+            f"{checkpoint.given}: holds {len(scopes)} backbones, below {', '.join(scopes)}; {ONE_OF_TWO}"
         )
     if candidates:
         return candidates[0]
@@ -57,7 +79,16 @@ def as_backbone(mapping: VariantMapping, scope: str | None = None) -> VariantMap
 
 
 def by_other_names(checkpoint: Checkpoint, variants: Sequence[str] | None = None) -> VariantMapping | None:
-    """A backbone whose variables have unknown names, if shapes and names identify it; else None."""
+    """A backbone whose variables have unknown names, if the graph, or shapes and names, identify it; else None.
+
+    Raises MappingError where the graph holds two.
+    """
+    found = list(by_graph(checkpoint, variants))
+    if len(found) > 1:
+        stems = " and ".join(next(iter(one.variables.values())) for one in found)
+        raise MappingError(f"{checkpoint.given}: holds {len(found)} backbones, which begin with {stems}; {ONE_OF_TWO}")
+    if found:
+        return as_backbone(found[0], scope="")
     floats = {name: variable for name, variable in checkpoint.items() if variable.dtype in FLOATS}
     for variant in variants or (*list_variants(), *list_backbones()):
         plain = as_backbone(load_variant(variant), scope="")
@@ -72,10 +103,11 @@ def by_other_names(checkpoint: Checkpoint, variants: Sequence[str] | None = None
 
 
 def hint(checkpoint: Checkpoint) -> MappingError | None:
-    """The error for a larger model that holds a backbone; None if it holds none."""
+    """The error for a larger model that holds a backbone, or for another network that is known by its names."""
     found = find_backbone(checkpoint)
     if not found.exact:
-        return None
+        known = next((what for names, what in OTHERS if any(names.search(name) for name in checkpoint)), None)
+        return MappingError(f"{checkpoint.given}: {known}") if known else None
     return MappingError(
         f"{checkpoint.given}: not a MobileNetV3 classifier, but holds a {found.mapping.variant} backbone: to port "
         f"{found.expected} of its {len(checkpoint)} variables use",
@@ -87,18 +119,10 @@ def _candidates(checkpoint: Checkpoint, variants: Sequence[str] | None) -> Itera
     for names in NAMES.get(checkpoint.format, TENSORFLOW_NAMES):
         for variant in variants or (*list_variants(), *list_backbones()):
             mapping = load_variant(variant, names)
-            for scope in _scopes(mapping, checkpoint):
+            for scope in stem_scopes(mapping, checkpoint):
                 scoped = as_backbone(mapping, scope)
                 expected = fit(scoped, checkpoint).expected
                 yield Backbone(scoped, sum(_fits(want, checkpoint) for want in expected), len(expected))
-
-
-def _scopes(mapping: VariantMapping, checkpoint: Checkpoint) -> list[str]:
-    """The scopes that hold the first convolution."""
-    plain = as_backbone(mapping, scope="")
-    first = expected_variables(plain, build_network(plain), classes=0)[0]
-    names = [name for name in checkpoint if name == first.source or name.endswith(f"/{first.source}")]
-    return [name.removesuffix(first.source).rstrip("/") for name in names if checkpoint[name].shape == first.shape]
 
 
 def _fits(want: Expected, checkpoint: Checkpoint) -> bool:

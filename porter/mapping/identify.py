@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import msgspec
+
+from porter.mapping.axes import AXES
+from porter.mapping.by_graph import by_graph
 from porter.mapping.files import Names, list_variants, list_with_head, load_variant
 from porter.mapping.plan import fit
+from porter.mapping.rules import Expected, expected_variables
+from porter.mapping.schema import VariantMapping
+from porter.network.network import build_network
+from porter.network.node import Shape
 from porter.sources import Checkpoint
 
 # Naming schemes to try by format; formats not listed hold TensorFlow's variables
@@ -15,14 +23,17 @@ NAMES: dict[str, tuple[Names, ...]] = {
     "keras": ("keras", "keras2", "keras_unnamed"),
     "tfjs": ("tfjs", "keras2", "keras", "slim"),
 }
+# Multipliers that people train with besides the published ones, and channels of images
+MULTIPLIERS = (0.25, 0.35, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
+MOST_CHANNELS = 16
 TENSORFLOW_NAMES: tuple[Names, ...] = ("slim", "keras2", "keras", "garden")
 
 
 class Match(NamedTuple):
-    """How well a variant fits: how many of its ``expected`` variables are there in the right shape."""
+    """How well a variant's ``mapping`` fits: how many of its ``expected`` variables are there in the right shape."""
 
     variant: str
-    names: Names
+    mapping: VariantMapping
     fitting: int
     expected: int
     classes: int
@@ -36,6 +47,9 @@ class Match(NamedTuple):
 def match_variants(checkpoint: Checkpoint, variants: Sequence[str] | None = None) -> list[Match]:
     """``variants`` (None: all), best fit first. Naming schemes are tried in turn until one fits exactly.
 
+    Then come the same names below another scope, then a network without its classifier, and then the order of layers in
+    the file's graph.
+
     A minimalistic network's variables are not a subset of the full one's: expansion widths or kernels differ, so at
     most one variant fits.
     """
@@ -46,10 +60,83 @@ def match_variants(checkpoint: Checkpoint, variants: Sequence[str] | None = None
         groups.append(("slim", list_with_head()))
     for names, named in groups:
         for variant in named:
-            mapping = load_variant(variant, names)
-            _, classes, expected = fit(mapping, checkpoint)
-            fitting = sum(e.source in checkpoint and checkpoint[e.source].shape == e.shape for e in expected)
-            matches.append(Match(variant, names, fitting, len(expected), classes))
+            matches.append(_match(load_variant(variant, names), checkpoint))
         if any(match.exact for match in matches):
             break
+    for others in (_below_scopes, _without_classes, by_graph, _other_sizes):
+        if not any(match.exact for match in matches):
+            matches += [_match(mapping, checkpoint) for mapping in others(checkpoint, variants)]
     return sorted(matches, key=lambda match: -match.fitting / match.expected)
+
+
+def _match(mapping: VariantMapping, checkpoint: Checkpoint) -> Match:
+    _, classes, expected = fit(mapping, checkpoint)
+    fitting = sum(e.source in checkpoint and checkpoint[e.source].shape == e.shape for e in expected)
+    return Match(mapping.variant, mapping, fitting, len(expected), classes)
+
+
+def _below_scopes(checkpoint: Checkpoint, variants: Sequence[str] | None) -> Iterator[VariantMapping]:
+    """Mappings with the scopes that hold a first convolution: of clones, towers, models inside a model."""
+    for names in NAMES.get(checkpoint.format, TENSORFLOW_NAMES):
+        for variant in variants or list_variants():
+            mapping = load_variant(variant, names)
+            for scope in stem_scopes(mapping, checkpoint):
+                if scope != mapping.scope:
+                    yield msgspec.structs.replace(mapping, scope=scope)
+
+
+def _without_classes(checkpoint: Checkpoint, variants: Sequence[str] | None) -> Iterator[VariantMapping]:
+    """slim's networks that end in their embedding, in any scope: feature vectors."""
+    if checkpoint.format in NAMES:
+        return
+    for variant in variants or list_variants():
+        mapping = load_variant(variant)
+        for scope in stem_scopes(mapping, checkpoint):
+            scoped = msgspec.structs.replace(mapping, scope=scope, top="optional")
+            network, classes, _ = fit(scoped, checkpoint)
+            if network.embedding and not classes:
+                yield scoped
+
+
+def _other_sizes(checkpoint: Checkpoint, variants: Sequence[str] | None) -> Iterator[VariantMapping]:
+    """Mappings with another multiplier, other channels of the image or another width of the embedding."""
+    for names in NAMES.get(checkpoint.format, TENSORFLOW_NAMES):
+        published = [load_variant(variant, names) for variant in list_variants()]
+        for mapping in published:
+            if mapping.network.multiplier != 1 or mapping.variant not in (variants or list_variants()):
+                continue
+            every = {want.target: want for want in expected_variables(mapping, build_network(mapping), classes=0)}
+            first, *_ = every.values()
+            stem, embedding = _stored(first, checkpoint), _stored(every.get("conv_head.weight"), checkpoint)
+            if not stem or stem[1] > MOST_CHANNELS:
+                continue
+            channels, spec, head = stem[1], mapping.input, mapping.network.head
+            if channels != spec.channels:
+                mean, std = spec.mean[:1] * channels, spec.std[:1] * channels
+                spec = msgspec.structs.replace(spec, channels=channels, mean=mean, std=std)
+            if head and embedding:
+                head = msgspec.structs.replace(head, out=embedding[0])
+            for multiplier in MULTIPLIERS:
+                table = msgspec.structs.replace(mapping.network, multiplier=multiplier, head=head)
+                other = msgspec.structs.replace(mapping, network=table, input=spec)
+                if build_network(other).stem != stem[0]:  # Keras's stays as it is
+                    fixed = msgspec.structs.replace(table.stem, out=stem[0], fixed=True)
+                    other = msgspec.structs.replace(other, network=msgspec.structs.replace(table, stem=fixed))
+                if all((other.network, spec) != (one.network, one.input) for one in published):
+                    yield other
+
+
+def _stored(want: Expected | None, checkpoint: Checkpoint) -> Shape:
+    """The shape of a stored convolution in PyTorch's order; empty where there is none."""
+    stored = checkpoint.get(want.source) if want else None
+    if want is None or stored is None or len(stored.shape) != 4:
+        return ()
+    return tuple(stored.shape[axis] for axis in AXES[want.axes].order)
+
+
+def stem_scopes(mapping: VariantMapping, checkpoint: Checkpoint) -> list[str]:
+    """The scopes that hold the first convolution of ``mapping``."""
+    plain = msgspec.structs.replace(mapping, scope="", top="none")
+    first = expected_variables(plain, build_network(plain), classes=0)[0]
+    names = [name for name in checkpoint if name == first.source or name.endswith(f"/{first.source}")]
+    return [name.removesuffix(first.source).rstrip("/") for name in names if checkpoint[name].shape == first.shape]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -19,7 +19,6 @@ from porter.network.node import Shape
 from porter.network.nodes import is_weight, nodes, state_dict_shapes
 from porter.sources import Checkpoint
 from porter.sources.dtypes import FLOATS
-from porter.sources.graph_operations import graph_operations
 
 NOT_BACKBONE = "not of the backbone"
 
@@ -46,12 +45,12 @@ class Step:
 class Plan:
     """All steps, the entries of the state dict in its order (``targets``), and the variables left out (``ignored``).
 
-    Two kinds of entries have no step: batch counters, which TensorFlow lacks, are zero, and the gate is stated if it is
-    not 1/6. ``gate``: the squeeze-excite constant for which the new weights are made. ``norms``: batch norms to fold
-    into the layers before them, by layer, with their epsilons. ``bn_folded``: True if the result has no batch norms,
-    for whatever reason. ``ranges``: by module or entry, the source's name of its quantisation range (``.../min``,
-    ``.../max``); the port then computes in 8 bits. ``dequantized``: True if the source has ranges and the options leave
-    them out.
+    Three kinds of entries have no step: batch counters, which TensorFlow lacks, are zero, ``constants`` (value and
+    length of a vector) are what the source leaves out, and the gate is stated if it is not 1/6. ``gate``: the squeeze-
+    excite constant for which the new weights are made. ``norms``: batch norms to fold into the layers before them, by
+    layer, with their epsilons. ``bn_folded``: True if the result has no batch norms, for whatever reason. ``ranges``:
+    by module or entry, the source's name of its quantisation range (``.../min``, ``.../max``); the port then computes
+    in 8 bits. ``dequantized``: True if the source has ranges and the options leave them out.
     """
 
     variant: str
@@ -67,6 +66,7 @@ class Plan:
     norms: Mapping[str, tuple[str, float]]
     ranges: Mapping[str, str]
     dequantized: bool
+    constants: Mapping[str, tuple[float, int]]
 
     @property
     def folded(self) -> list[str]:
@@ -111,7 +111,7 @@ def make_plan(mapping: VariantMapping, fitted: Fit, checkpoint: Checkpoint, opti
             if f"{name}/max" not in checkpoint
         ),
         *(f"{name}: in the checkpoint, but no rule uses or ignores it" for name in left_over),
-        *_target_problems(steps, state_dict_shapes(replace(network, gate=gate), kept)),
+        *_target_problems(steps, state_dict_shapes(replace(network, gate=gate), kept), mapping.constants),
     ]
     if problems:
         raise MappingError(
@@ -132,9 +132,16 @@ def make_plan(mapping: VariantMapping, fitted: Fit, checkpoint: Checkpoint, opti
         targets=tuple(state_dict_shapes(replace(network, bn_folded=bn_folded, gate=gate), kept)),
         ignored=ignored,
         bn_folded=bn_folded,
-        norms={node.layer: (node.norm, node.epsilon) for node in nodes(network, kept) if node.norm and norms_to_fold},
+        norms={
+            node.layer: (node.norm, node.epsilon)
+            for node in nodes(network, kept)
+            if node.layer and node.norm and norms_to_fold
+        },
         ranges={} if options.fake_quant is False else ranges,
         dequantized=options.fake_quant is False and bool(ranges),
+        constants={
+            name: (value, state_dict_shapes(network, kept)[name][0]) for name, value in mapping.constants.items()
+        },
     )
 
 
@@ -174,11 +181,28 @@ def _left_over(
 ) -> tuple[list[str], dict[str, str]]:
     """Variables that no rule uses or ignores; and the ignored ones, with the reason."""
     used = {want.source for want in expected} | {f"{name}/{field}" for name in ranges.values() for field in FIELDS}
-    reasons = {name: ignore_reason(mapping, name) for name in checkpoint if name not in used}
+    reasons = {
+        name: ignore_reason(mapping, name) or _training_state(checkpoint, name, mapping.scope, used)
+        for name in checkpoint
+        if name not in used
+    }
     if mapping.top == "none":
         reasons = {name: reason or NOT_BACKBONE for name, reason in reasons.items()}
     ignored = {name: reason for name, reason in reasons.items() if reason is not None}
     return [name for name, reason in reasons.items() if reason is None], dict(checkpoint.set_aside) | ignored
+
+
+def _training_state(checkpoint: Checkpoint, name: str, scope: str, used: Container[str]) -> str | None:
+    """Why the variable ``name`` is training state; None if it need not be.
+
+    An optimizer's slot or a replica has the name of a variable before its own, and that variable's shape. Steps, rates
+    and loss scales are single numbers outside the network's scope.
+    """
+    shape, parts = checkpoint[name].shape, name.split("/")
+    owners = ("/".join(parts[:count]) for count in range(1, len(parts)))
+    if any(owner in used and checkpoint[owner].shape == shape for owner in owners if owner in checkpoint):
+        return "training state"
+    return "training state" if shape == () and not (scope and name.startswith(f"{scope}/")) else None
 
 
 def ignore_reason(mapping: VariantMapping, name: str) -> str | None:
@@ -199,6 +223,12 @@ def fit(mapping: VariantMapping, checkpoint: Checkpoint) -> Fit:
     if mapping.top == "none":
         return _fit_backbone(mapping, network, checkpoint)
     each = 1 if network.head is None else network.head.VALUES_PER_CLASS
+    bare = replace(network, embedding=0)
+    if mapping.network.tail and any(
+        _misfit(want, checkpoint)
+        for want in set(expected_variables(mapping, network, 0)) - set(expected_variables(mapping, bare, 0))
+    ):
+        network = bare
     for want in expected_variables(mapping, network, classes=1):
         if want.target.rpartition(".")[0] == network.class_layers[0] and want.source in checkpoint:
             axis, shape = AXES[want.axes].order[0], checkpoint[want.source].shape
@@ -209,9 +239,8 @@ def fit(mapping: VariantMapping, checkpoint: Checkpoint) -> Fit:
                 return Fit(network, classes, expected_variables(mapping, network, classes))
     if mapping.top == "required":
         return Fit(network, 1, expected_variables(mapping, network, classes=1))
-    bare = replace(network, embedding=0)
     with_embedding, without = (expected_variables(mapping, net, classes=0) for net in (network, bare))
-    if any(want.source in checkpoint for want in set(with_embedding) - set(without)):
+    if any(_misfit(want, checkpoint) is None for want in set(with_embedding) - set(without)):
         return Fit(network, 0, with_embedding)
     return Fit(bare, 0, without)
 
@@ -228,13 +257,8 @@ def _fit_backbone(mapping: VariantMapping, network: Network, checkpoint: Checkpo
 
 def _as_in_graph(head: Head, mapping: VariantMapping, checkpoint: Checkpoint) -> Head:
     """``head`` with the constants of the checkpoint's own graph, if it has one."""
-    path = checkpoint.path
-    if checkpoint.format == "bundle":
-        path = path.with_name(path.name + ".meta")
-    if checkpoint.format not in ("bundle", "graphdef") or not path.is_file():
-        return head
     parent = mapping.scope.rpartition("/")[0]
-    return head.as_in_graph(graph_operations(path), f"{parent}/" if parent else "")
+    return head.as_in_graph(checkpoint.graph, f"{parent}/" if parent else "") if checkpoint.graph else head
 
 
 def _misfit(want: Expected, checkpoint: Checkpoint) -> str | None:
@@ -248,7 +272,7 @@ def _misfit(want: Expected, checkpoint: Checkpoint) -> str | None:
     return None
 
 
-def _target_problems(steps: list[Step], targets: Mapping[str, Shape]) -> list[str]:
+def _target_problems(steps: list[Step], targets: Mapping[str, Shape], given: Container[str]) -> list[str]:
     problems = []
     filled: dict[str, str] = {}
     for step in steps:
@@ -262,5 +286,6 @@ def _target_problems(steps: list[Step], targets: Mapping[str, Shape]) -> list[st
                 f"{step.target}: shape {list(step.target_shape)} from {step.source}, the network has "
                 f"{list(targets[step.target])}"
             )
-    problems += [f"{name}: no rule fills it" for name in targets if name not in filled and is_weight(name)]
+    unfilled = [name for name in targets if name not in filled and name not in given and is_weight(name)]
+    problems += [f"{name}: no rule fills it" for name in unfilled]
     return problems

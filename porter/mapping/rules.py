@@ -88,6 +88,8 @@ def _expanded(mapping: VariantMapping, network: Network, classes: int) -> Iterat
                 target_entry = f"{module}.{part}"
                 if target_entry not in shapes:
                     raise ValueError(f"{key}.to: the network has no entry {target_entry}")
+                if target_entry in mapping.constants:
+                    continue
                 try:
                     shape = source_shape(rule.axes, shapes[target_entry])
                 except ValueError as error:

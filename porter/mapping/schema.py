@@ -37,7 +37,7 @@ class Rule(Struct, frozen=True, forbid_unknown_fields=True):
 # In a block, the word ``squeeze_excite`` stands for the rules of that section
 BlockRule = Rule | Literal["squeeze_excite"]
 # Sections of rules, besides those of heads
-SECTIONS = ("stem", *get_args(BlockKind), "squeeze_excite", "last", "head", "classifier")
+SECTIONS = ("stem", *get_args(BlockKind), "squeeze_excite", "last", "head", "classifier", "dense", "batch_norm")
 
 
 class Ignored(Struct, frozen=True, forbid_unknown_fields=True):
@@ -72,8 +72,9 @@ class VariantMapping(Architecture, frozen=True, forbid_unknown_fields=True, kw_o
     """A whole mapping file with its bases merged in.
 
     ``rules``: by section, in the order of computation. ``names`` renames the ``from`` of rules; ``variables`` renames
-    single variables, by full name. ``outputs``: by section, the source's names of modules' outputs. ``top: none`` makes
-    it a backbone: variables outside the network are ignored.
+    single variables, by full name. ``constants`` are entries of the state dict that the source leaves out, such as the
+    scale of a batch norm without one. ``outputs``: by section, the source's names of modules' outputs. ``top: none``
+    makes it a backbone: variables outside the network are ignored.
     """
 
     variant: str
@@ -86,6 +87,7 @@ class VariantMapping(Architecture, frozen=True, forbid_unknown_fields=True, kw_o
     names: dict[str, str] = {}  # noqa: RUF012 - msgspec copies it
     outputs: dict[str, dict[str, list[str]]] = {}  # noqa: RUF012
     variables: dict[str, str] = {}  # noqa: RUF012
+    constants: dict[str, float] = {}  # noqa: RUF012
     timm: str | None = None
     keras: Keras | None = None
     url: str | None = None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, overload
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +26,7 @@ from porter.models.feature_info import pyramid
 from porter.models.mobilenet_v3 import MobileNetV3, MobileNetV3Features, initialize
 from porter.network.network import TIMM_GATE, Network, build_network, with_output_stride
 from porter.network.nodes import nodes
+from porter.network.spec import Input
 from porter.port import carry_out_port, plan_port
 from porter.sources import Checkpoint
 from porter.sources.weights import Weights
@@ -60,6 +62,12 @@ class OpenedModel(NamedTuple):
     metadata: Metadata | None
     digests: dict[str, str]
     fake_quant: bool
+
+    @property
+    def input(self) -> Input:
+        """The image that it takes; the levels of its pixels only where it computes 8 bits."""
+        spec = self.mapping.input
+        return spec if self.fake_quant else msgspec.structs.replace(spec, levels=None)
 
     @property
     def whole(self) -> Whole:
@@ -341,7 +349,7 @@ def _fill(model: Whole | MobileNetV3Features, tensors: dict[str, Tensor], source
         if name in own and value.shape != own[name].shape
     ]
     if problems:
-        raise ArtifactError(f"{source}: does not fit the network ({len(problems)} problems):", problems[:20])
+        raise ArtifactError(f"{source}: does not fit the network ({len(problems)} problems):", problems)
     model.load_state_dict(state, strict=False)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from glob import glob
+from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar, get_args
 
 import numpy as np
 
@@ -120,16 +121,27 @@ def resized(image: Image, size: Size, crop: float, how: Preprocessing) -> np.nda
     return _bilinear(pixels, size, half_pixels=how == "tf2")
 
 
-def normalized(pixels: np.ndarray, mean: list[float], std: list[float]) -> np.ndarray:
-    """What ``resized`` gave, or a batch of it, minus ``mean`` over ``std``; (..., H, W, 3) float32.
+def normalized(
+    pixels: np.ndarray,
+    mean: list[float],
+    std: list[float],
+    levels: list[list[float]] | None = None,
+    dtype: type[np.floating[Any]] = np.float32,
+) -> np.ndarray:
+    """What ``resized`` gave, or a batch of it, minus ``mean`` over ``std``; (..., H, W, 3) of ``dtype``.
 
+    With ``levels`` (256 numbers for all channels, or for each) those of the pixels instead, floats rounded to pixels.
     Each channel lies together in memory, as PyTorch and ONNX Runtime take it.
     """
-    planes = np.moveaxis(pixels, -1, -3).astype(np.float32, order="C")
+    if levels is not None:
+        whole = pixels if pixels.dtype == np.uint8 else np.round(pixels * np.float32(255)).clip(0, 255).astype(np.uint8)
+        planes = np.stack([np.array(row, np.float32)[whole[..., c]] for c, row in zip(range(3), cycle(levels))], -3)
+        return np.moveaxis(planes, -3, -1)
+    planes = np.moveaxis(pixels, -1, -3).astype(dtype, order="C")
     if pixels.dtype == np.uint8:
-        planes /= np.float32(255)
-    planes -= np.array(mean, np.float32)[:, None, None]
-    planes /= np.array(std, np.float32)[:, None, None]
+        planes /= dtype(255)
+    planes -= np.array(mean, dtype)[:, None, None]
+    planes /= np.array(std, dtype)[:, None, None]
     return np.moveaxis(planes, -3, -1)
 
 

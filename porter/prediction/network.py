@@ -44,11 +44,13 @@ def on_one_image(source: str, opened: OpenedModel, device: str) -> Callable[[np.
     They stay on ``device``. Raises PorterError where there is no such device. The function raises ArtifactError naming
     ``source`` where an output is NaN or infinite.
     """
-    model, spec, place = opened.whole, opened.mapping.input, chosen_device(device)
+    model, spec, place = opened.whole, opened.input, chosen_device(device)
     model.to(place)
 
     def run(pixels: np.ndarray) -> list[Tensor]:
-        inputs = torch.from_numpy(normalized(pixels, spec.mean, spec.std)).permute(2, 0, 1)[None].contiguous()
+        inputs = (
+            torch.from_numpy(normalized(pixels, spec.mean, spec.std, spec.levels)).permute(2, 0, 1)[None].contiguous()
+        )
         with torch.inference_mode():
             found = model(inputs.to(place))
             outputs = [one[0] for one in (found if isinstance(found, tuple) else (found,))]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from porter.errors import ArtifactError, PorterError
 from porter.mapping.options import DEFAULT_OPTIONS, PortOptions
+from porter.models.build import probabilities
 from porter.models.create import OpenedModel, open_model
 from porter.photos.images import AnyPhoto, Preprocessing, read_images, resized
 from porter.photos.labels import Label
@@ -101,7 +102,7 @@ def _classifier(
 
     def find(photo: Image) -> Prediction:
         [logits] = run(resized(photo, (spec.size, spec.size), spec.crop, preprocess))
-        best = logits.softmax(0).topk(top)
+        best = probabilities(opened.whole.network, logits).topk(top)
         rows, values = [], []
         for number, chance in zip(best.indices.tolist(), best.values.tolist(), strict=True):
             label = labels[number] if labels else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from porter.mapping.files import load_variant
 from porter.mapping.identify import Match, match_variants
 from porter.mapping.options import PathLike
 from porter.mapping.plan import ignore_reason
@@ -35,7 +34,8 @@ class Inspection:
             "weights": opened.weights,
             "step": opened.step,
             "variant": self.closest.variant if self.closest.exact else None,
-            "closest": self.closest._asdict(),
+            "closest": {key: value for key, value in self.closest._asdict().items() if key != "mapping"}
+            | {"scope": self.closest.mapping.scope},
             "variables": [
                 {
                     "name": v.name,
@@ -61,7 +61,7 @@ def inspect_checkpoint(
     opened = open_checkpoint(checkpoint, weights)
     closest = match_variants(opened)[0]
     named = variant is not None or mapping is not None
-    chosen = choose_mapping(opened, variant, mapping) if named else load_variant(closest.variant, closest.names)
+    chosen = choose_mapping(opened, variant, mapping) if named else closest.mapping
     reasons = {name: ignore_reason(chosen, name) for name in opened}
     used = [variable for name, variable in opened.items() if reasons[name] is None]
     ignored = dict(opened.set_aside) | {name: reason for name, reason in reasons.items() if reason is not None}

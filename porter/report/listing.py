@@ -13,7 +13,9 @@ from porter.report.inspection import Inspection
 MOST_SCOPES = 8  # listed by name; a detector has 40
 
 if TYPE_CHECKING:  # it needs torch, and listing a checkpoint does not
+    from porter.mapping.stated import Stated
     from porter.parity.diff import Difference
+    from porter.port import Port
 
 
 def inspection_lines(inspection: Inspection) -> Iterator[str]:
@@ -47,11 +49,12 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     yield from _columns(["variable", "shape", "layout", "entry", "shape", ""], rows)
 
 
-def port_lines(plan: Plan, read: str, weights: str, variant_found: bool) -> Iterator[str]:
+def port_lines(port: Port, variant_found: bool) -> Iterator[str]:
     """A conversion in short."""
+    plan, opened = port.plan, port.checkpoint
     gate_folded = sum(step.scale != 1 for step in plan.steps)
-    yield f"read      {read}"
-    yield f"weights   {weights}"
+    yield f"read      {opened.place} ({opened.format})"
+    yield f"weights   {opened.weights}"
     yield f"variant   {plan.variant}{' (found from the shapes)' if variant_found else ''}"
     left = [name for name, reason in plan.ignored.items() if reason == NOT_BACKBONE]
     reasons = sorted(set(plan.ignored.values()) - {NOT_BACKBONE})
@@ -65,6 +68,35 @@ def port_lines(plan: Plan, read: str, weights: str, variant_found: bool) -> Iter
     if plan.ranges:
         yield f"ranges    {len(plan.ranges)} of quantised tensors kept"
     yield f"layout    {plan.layout}: gate {plan.gate:.6g}{fold}{norms}"
+    if stated := "; ".join(_stated(port.stated)):
+        yield f"stated    {stated}"
+    if port.assumed:
+        yield f"assumed   {', '.join(port.assumed)}: the file does not say, so these are the mapping's"
+
+
+def _stated(stated: Stated) -> Iterator[str]:
+    """What the file states otherwise than the mapping of its variant."""
+    if stated.multiplier is not None:
+        yield f"multiplier {stated.multiplier:g}"
+    if stated.stem is not None:
+        yield f"stem of {stated.stem.out}"
+    if stated.embedding is not None:
+        yield f"embedding of {stated.embedding}"
+    if spec := stated.input:
+        mean, std = (", ".join(f"{one:g}" for one in dict.fromkeys(part)) for part in (spec.mean, spec.std))
+        yield f"image {spec.size}x{spec.size}, mean {mean}, std {std}{', 256 levels' if spec.levels else ''}"
+    if stated.epsilon is not None:
+        yield f"batch norm epsilon {stated.epsilon:g}"
+    if stated.output_stride is not None:
+        yield f"output stride {stated.output_stride}"
+    if stated.pooling:
+        yield "no pooling" if stated.pooling == "none" else f"{stated.pooling} pooling"
+    if stated.tail:
+        yield "classifier " + ", ".join(
+            f"{layer.kind} {layer.out}" if layer.out else layer.activation or layer.kind for layer in stated.tail
+        )
+    if stated.predictions:
+        yield f"predictions by {stated.predictions}"
 
 
 def difference_lines(found: Sequence[Difference]) -> Iterator[str]:

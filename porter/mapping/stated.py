@@ -1,0 +1,421 @@
+"""What a file states of its own function: taken where the network can have it, refused with the numbers where not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from msgspec import Struct
+from msgspec.structs import replace as replace_struct
+
+from porter.errors import NotTheNetworkError, Option
+from porter.mapping.gate import GATE_ROUNDING
+from porter.mapping.plan import ignore_reason
+from porter.mapping.rules import expected_variables
+from porter.mapping.schema import VariantMapping
+from porter.network.network import TIMM_GATE, Network, build_network, with_output_stride
+from porter.network.node import Node, map_sizes, same_padding
+from porter.network.nodes import nodes
+from porter.network.spec import TAIL_ACTIVATIONS, Input, Pooling, Predictions, Stem, TailLayer
+from porter.sources import Checkpoint
+from porter.sources.stored_graph import ACTIVATIONS, WITH_WEIGHTS, StoredGraph, StoredOperation
+
+# A network takes numbers of about -1 to 1. A factor above this one, half-way between 1 / 255 and 1, is of values from 0
+# to 1, one below it of pixels from 0 to 255
+PIXEL_FACTOR = 1 / 16
+FLOAT32 = 2.0**-22  # of a constant that was rounded to float32, and computed with once more
+STRICT = ("keras", "tflite", "tfjs")  # formats of a network alone; a TensorFlow graph may begin with a reader of files
+NOTHING_AT_ONE_POSITION = ("flatten", "mean", "max", "average_pool", "max_pool")  # slim pools twice
+FACTS = ("scaling", "gate", "epsilon", "strides")
+
+
+class Stated(Struct, frozen=True, omit_defaults=True):
+    """What a file states otherwise than its variant's mapping; None where they agree."""
+
+    multiplier: float | None = None
+    stem: Stem | None = None
+    embedding: int | None = None
+    input: Input | None = None
+    epsilon: float | None = None
+    output_stride: int | None = None
+    pooling: Pooling | None = None
+    flat: list[int] | None = None
+    tail: list[TailLayer] | None = None
+    predictions: Predictions | None = None
+
+    def applied(self, mapping: VariantMapping) -> VariantMapping:
+        """``mapping`` of the variant with these facts in it."""
+        norm, table = mapping.definition.batch_norm, mapping.network
+        return replace_struct(
+            mapping,
+            input=self.input or mapping.input,
+            definition=replace_struct(
+                mapping.definition, batch_norm=replace_struct(norm, epsilon=self.epsilon or norm.epsilon)
+            ),
+            network=replace_struct(
+                table,
+                multiplier=self.multiplier or table.multiplier,
+                stem=self.stem or table.stem,
+                head=replace_struct(table.head, out=self.embedding) if table.head and self.embedding else table.head,
+                output_stride=self.output_stride or table.output_stride,
+                pooling=self.pooling or table.pooling,
+                flat=table.flat if self.pooling is None else self.flat,
+                tail=table.tail if self.tail is None else self.tail,
+                predictions=self.predictions or table.predictions,
+            ),
+        )
+
+
+class Function(NamedTuple):
+    """``mapping`` as the file states it, with its names for a tail's variables; what was ``stated``; and the facts that
+    the file leaves open (of FACTS), so that the mapping's were taken. ``white`` is the file's number for a white pixel,
+    255 or 1; None where it takes what the network takes.
+    """
+
+    mapping: VariantMapping
+    stated: Stated
+    assumed: tuple[str, ...]
+    white: float | None = None
+
+
+class _Layer(NamedTuple):
+    """A node with weights, the operation of the file that uses them, and what follows it there."""
+
+    node: Node
+    operation: StoredOperation
+    behind: list[StoredOperation]
+
+    @property
+    def end(self) -> str:
+        """The value that the next layer gets."""
+        return (self.behind or [self.operation])[-1].name
+
+
+def as_stated(mapping: VariantMapping, checkpoint: Checkpoint) -> Function:
+    """Compare what ``checkpoint`` states with ``mapping``, and change the mapping to it.
+
+    A checkpoint whose variables do not fit is left as it is: the plan says why. Raises NotTheNetworkError that lists
+    what the network cannot have.
+    """
+    graph, stem = checkpoint.graph, mapping.network.stem if mapping.network.stem.fixed else None
+    layers = [] if graph is None else _layers(mapping, graph)
+    if graph is None or not layers:
+        return Function(mapping, Stated(stem=stem), FACTS)
+    problems: list[str] = []
+    network = build_network(mapping)
+    output_stride = _output_stride(network, layers, problems)
+    image, white = _input(mapping.input, graph, layers[0].operation, checkpoint, problems)
+    size = _image_size(graph, layers[0].operation)
+    problems += _paddings(network, size or mapping.input.size, graph, layers)
+    problems += _activations(graph, layers)
+    swish = _one(
+        "hard swish",
+        {one.slope for layer in layers for one in layer.behind if one.kind == "hard_swish"},
+        [TIMM_GATE],
+        problems,
+    )
+    if swish not in (None, TIMM_GATE):
+        problems.append(f"hard swish: multiplies relu6(x + 3) by {swish:.9g}, the network by 1/6")
+    epsilons = {one.epsilon for layer in layers for one in layer.behind if one.kind == "batch_norm" and one.epsilon}
+    epsilon = _one("batch norm epsilon", epsilons, [network.epsilon], problems)
+    slopes = {one.slope for layer in layers for one in layer.behind if one.kind == "hard_sigmoid"}
+    gate = _one("squeeze-excite gate", slopes, [network.gate, TIMM_GATE, 0.16667], problems)
+    if len(problems) == 1:
+        raise NotTheNetworkError(f"{checkpoint.given}: is not the network of {mapping.variant}: {problems[0]}")
+    if problems:
+        raise NotTheNetworkError(
+            f"{checkpoint.given}: its own network is not that of {mapping.variant} ({len(problems)} differences):",
+            problems,
+        )
+    table = mapping.network
+    stated = Stated(
+        stem=stem,
+        input=None if image == mapping.input else image,
+        epsilon=None if epsilon == network.epsilon else epsilon,
+        output_stride=output_stride,
+    )
+    assumed = ["scaling"] if white is None else []
+    assumed += ["gate"] if gate is None and any(block.squeezed for block in network.blocks) else []
+    assumed += ["epsilon"] if epsilon is None and not mapping.bn_folded else []
+    if gate is not None:
+        mapping = replace_struct(mapping, definition=replace_struct(mapping.definition, gate=gate))
+    if mapping.head is None and mapping.top != "none" and not table.tail:
+        try:
+            stated, mapping = _with_tail(stated, mapping, network, graph, layers[-1].end, checkpoint, size)
+        except NotTheNetworkError:
+            used = {want.source for want in expected_variables(mapping, network, classes=0)}
+            others = [name for name in checkpoint if name not in used]
+            if not others or any(ignore_reason(mapping, name) is None for name in others):
+                raise  # else the mapping itself leaves out what is behind the trunk
+    return Function(stated.applied(mapping), stated, tuple(assumed), white)
+
+
+def _layers(mapping: VariantMapping, graph: StoredGraph) -> list[_Layer]:
+    """The trunk's layers in the file; empty where some are not there."""
+    network = replace(build_network(mapping), backbone=True)
+    by_weight = {operation.weights["weight"]: operation for operation in graph.layers() if operation.weights}
+    sources = {want.target: want.source for want in expected_variables(mapping, network, classes=0)}
+    found = []
+    for node in nodes(network, classes=0):
+        if node.layer:
+            operation = by_weight.get(sources.get(f"{node.layer}.weight", ""))
+            if operation is None and node.layer == network.last_conv and mapping.top == "none":
+                break  # of a backbone that ends before it
+            if operation is None:
+                return []
+            found.append(_Layer(node, operation, graph.behind(operation)))
+    return found
+
+
+def _output_stride(network: Network, layers: Sequence[_Layer], problems: list[str]) -> int | None:
+    """The output stride that gives the file's strides and dilations; None where the network's own does."""
+    stored = [(layer.operation.stride, layer.operation.dilation) for layer in layers]
+
+    def of(candidate: Network) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+        every = nodes(replace(candidate, backbone=True), classes=0)
+        found = [((node.stride,) * 2, (node.dilation,) * 2) for node in every if node.layer]
+        return found[: len(layers)]
+
+    if stored == of(network):
+        return None
+    stride, reached = network.stem_stride, {network.stem_stride}
+    for block in network.blocks:
+        stride *= block.stride
+        reached.add(stride)
+    for output_stride in sorted(reached):
+        if stored == of(with_output_stride(network, output_stride)):
+            return output_stride
+    for layer, (ours, dilation) in zip(layers, of(network), strict=True):
+        operation = layer.operation
+        if operation.stride != ours:
+            problems.append(f"{operation.name}: stride {_by(operation.stride)}, the network has {_by(ours)}")
+        if operation.dilation != dilation:
+            problems.append(f"{operation.name}: dilation {_by(operation.dilation)}, the network has {_by(dilation)}")
+    return None
+
+
+def _by(sides: Sequence[int]) -> str:
+    return "x".join(map(str, sides))
+
+
+def _paddings(network: Network, size: int, graph: StoredGraph, layers: Sequence[_Layer]) -> Iterator[str]:
+    """What differs from SAME padding for images of ``size``."""
+    sizes = map_sizes(nodes(replace(network, backbone=True), classes=0), size, size)
+    for node, operation, _ in layers:
+        before = graph.operations.get(operation.inputs[0]) if operation.inputs else None
+        if node.operation != "convolution" or node.shape[2:] == (1, 1) or operation.padding == "same":
+            continue
+        same = same_padding(sizes[node.inputs[0]][0], node.shape[2], node.stride, node.dilation)
+        own = operation.padding if isinstance(operation.padding, tuple) else ((0, 0), (0, 0))
+        if before is not None and before.kind == "pad" and isinstance(before.padding, tuple):
+            own = before.padding
+        if own != (same, same):
+            text = " and ".join(f"{low}, {high}" for low, high in own)
+            yield f"{operation.name}: pads by {text}, SAME padding of the network is {same[0]}, {same[1]}"
+
+
+def _activations(graph: StoredGraph, layers: Sequence[_Layer]) -> Iterator[str]:
+    for node, operation, behind in layers:
+        last = next((one for one in behind if one.kind in ACTIVATIONS), None)
+        wanted = "hard_sigmoid" if node.activation == "gate" else node.activation
+        found = last.kind if last else None
+        if found != wanted:
+            users = ", ".join(
+                f"{user.kind} ({user.name})" for user in graph.users.get((behind or [operation])[-1].name, [])
+            )
+            what = found or f"no activation but {users or 'nothing'}"
+            yield f"{operation.name}: is followed by {what}, the network has {wanted or 'none'}"
+
+
+def _one(what: str, found: set[float], known: Sequence[float], problems: list[str]) -> float | None:
+    """The only number of ``found``, as a ``known`` one that it was rounded from; None where there is none."""
+    near = {next((one for one in known if math.isclose(one, value, rel_tol=FLOAT32)), value) for value in found}
+    near = {next((one for one in known if abs(one - value) < GATE_ROUNDING), value) for value in near}
+    if len(near) > 1:
+        problems.append(f"{what}: {', '.join(f'{value:.9g}' for value in sorted(near))}; the network has one for all")
+    return near.pop() if len(near) == 1 else None
+
+
+def _input(
+    own: Input, graph: StoredGraph, stem: StoredOperation, checkpoint: Checkpoint, problems: list[str]
+) -> tuple[Input, float | None]:
+    """The image that the file takes, and its number for a white pixel; None where it states no scaling."""
+    first, *others = graph.path(stem) or [stem]
+    if first.kind != "image":
+        if checkpoint.format in STRICT:
+            problems.append(f"{first.name} ({first.kind}): the first convolution does not get one image")
+        return own, None
+    size = _image_size(graph, stem)
+    own = replace_struct(own, size=size or own.size)
+    factor, offset = [1.0] * own.channels, [0.0] * own.channels
+    for operation in others:
+        if operation.kind in ("quantize", "pad", "Pad", "resize", "flatten"):  # Pad: by edges that the graph computes
+            continue
+        numbers = list(operation.constant) * (own.channels if len(operation.constant) == 1 else 1)
+        if len(numbers) != own.channels or operation.kind not in ("add", "subtract", "multiply", "divide"):
+            problems.append(f"{operation.name}: {operation.kind} before the first convolution cannot be taken over")
+            return own, None
+        for channel, number in enumerate(numbers):
+            at = factor[channel], offset[channel]
+            factor[channel], offset[channel] = _scaled(operation, number, *at)
+    if not graph.takes_pixels and factor == [1.0] * own.channels and offset == [0.0] * own.channels:
+        return own, None
+    if not all(0 < abs(one) < math.inf for one in factor) or min(factor) <= 0:
+        problems.append(
+            f"pixels are multiplied by {', '.join(f'{one:.6g}' for one in factor)}; the port's std are above 0"
+        )
+        return own, None
+    unit = 255.0 if graph.takes_pixels or max(factor) < PIXEL_FACTOR else 1.0
+    mean = [-shift / (scale * unit) + 0.0 for scale, shift in zip(factor, offset, strict=True)]
+    std = [1 / (scale * unit) for scale in factor]
+    close = all(
+        math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-6) for a, b in zip(mean + std, own.mean + own.std, strict=True)
+    )
+    found = own if close else replace_struct(own, mean=mean, std=std)
+    return replace_struct(found, levels=[list(row) for row in graph.levels] or None), unit
+
+
+def _image_size(graph: StoredGraph, stem: StoredOperation) -> int | None:
+    """The side of the image, or of what it is resized to; None where it is free or not square."""
+    sides = [one.window for one in graph.path(stem) if one.kind in ("image", "resize")]
+    return sides[-1][0] if sides and sides[-1][0] and sides[-1][0] == sides[-1][1] else None
+
+
+def _scaled(operation: StoredOperation, number: float, factor: float, offset: float) -> tuple[float, float]:
+    """``factor`` and ``offset`` of x behind ``operation`` with ``number``. NaN where it is no scaling."""
+    if operation.kind == "add":
+        return factor, offset + number
+    if operation.kind == "subtract":
+        return (-factor, number - offset) if operation.constant_first else (factor, offset - number)
+    if operation.kind == "multiply":
+        return factor * number, offset * number
+    return (math.nan, math.nan) if operation.constant_first or not number else (factor / number, offset / number)
+
+
+def _with_tail(
+    stated: Stated,
+    mapping: VariantMapping,
+    network: Network,
+    graph: StoredGraph,
+    end: str,
+    checkpoint: Checkpoint,
+    size: int | None,
+) -> tuple[Stated, VariantMapping]:
+    """``stated`` and ``mapping`` with what follows the trunk's last map, whose value is ``end``.
+
+    Raises NotTheNetworkError where that is no classifier.
+    """
+    expected = expected_variables(mapping, network, classes=1)
+    known = {
+        want.source: want.target.rpartition(".")[0]
+        for want in expected
+        if want.target == "classifier.weight"
+        or (want.source in checkpoint and checkpoint[want.source].shape == want.shape)
+    }
+    trunk, side = nodes(replace(network, backbone=True), classes=0), size or mapping.input.size
+    last_map = map_sizes(trunk, side, side)[trunk[-1].name]
+    pooling: Pooling | None = None
+    found: list[tuple[TailLayer, dict[str, str]]] = []
+    embedded = softmax = False  # the operation before was the embedding's; there was a softmax
+    for operation in _steps(graph, end):
+        kind, weights = operation.kind, dict(operation.weights)
+        if kind == "quantize" or (pooling and kind in NOTHING_AT_ONE_POSITION):
+            continue
+        if softmax:  # its class probabilities are computed with
+            raise _not_taken(checkpoint, operation)
+        if kind == "flatten":
+            pooling = "none"
+        elif pooling is None and kind in ("mean", "max"):
+            pooling = "average" if kind == "mean" else "max"
+        elif pooling is None and kind == "average_pool" and (size is None or operation.window == last_map):
+            pooling = "average"
+        elif pooling is None:
+            raise _not_taken(checkpoint, operation)
+        elif kind in WITH_WEIGHTS and known.get(weights["weight"]) == "conv_head" and not found:
+            embedded = True
+        elif kind in ("convolution", "dense"):
+            if known.get(weights["weight"]) == "classifier":
+                weights["known"] = ""
+            shape = checkpoint[weights["weight"]].shape
+            out = shape[0] if checkpoint.format == "tflite" else shape[-1]
+            found.append((TailLayer("dense", out=out), weights))
+        elif kind == "bias":
+            if not embedded:
+                found[-1][1].update(bias=weights["bias"])
+        elif kind == "batch_norm":
+            found.append((TailLayer("batch_norm", epsilon=operation.epsilon), weights))
+        elif kind == "softmax" and found:
+            softmax = True
+        elif kind in TAIL_ACTIVATIONS:
+            if embedded and kind != network.embedding_activation:
+                raise _not_taken(checkpoint, operation)
+            if not embedded:
+                found.append((TailLayer("activation", activation=kind), {}))
+            embedded = False
+        else:
+            raise _not_taken(checkpoint, operation)
+    predictions: Predictions = "softmax"
+    if found and found[-1][0].activation == "sigmoid":
+        found.pop()
+        predictions = "sigmoid"
+    table = mapping.network
+    stated = replace_struct(
+        stated,
+        pooling=None if pooling in (None, table.pooling) else pooling,
+        flat=list(last_map) if pooling == "none" else None,
+        predictions=None if predictions == table.predictions else predictions,
+    )
+    dense = [number for number, (layer, _) in enumerate(found) if layer.kind == "dense"]
+    if not found or (len(found) == 1 and "known" in found[0][1]):
+        return stated, mapping
+    strange = next((weights["weight"] for _, weights in found if "known" in weights), None)
+    if not dense or strange:
+        listed = ", ".join(layer.activation or layer.kind for layer, _ in found)
+        raise NotTheNetworkError(
+            f"{checkpoint.given}: the layers behind its pooling ({listed}) are not those of a classifier that can be "
+            "ported; to port the network without them use",
+            option=Option("backbone"),
+        )
+    return _named(stated, mapping, found, dense[-1])
+
+
+def _named(
+    stated: Stated, mapping: VariantMapping, found: list[tuple[TailLayer, dict[str, str]]], last: int
+) -> tuple[Stated, VariantMapping]:
+    """``stated`` and ``mapping`` with the layers ``found`` and their variables; layer ``last`` gives the classes."""
+    variables, constants = dict(mapping.variables), dict(mapping.constants)
+    tail = [replace_struct(layer, out=None) if number == last else layer for number, (layer, _) in enumerate(found)]
+    roles = {
+        "dense": {"weight": "kernel", "bias": "bias"},
+        "batch_norm": {"gamma": "gamma", "beta": "beta", "mean": "moving_mean", "variance": "moving_variance"},
+        "activation": {},
+    }
+    left_out = {"gamma": ("weight", 1.0), "beta": ("bias", 0.0), "bias": ("bias", 0.0)}
+    for number, (layer, weights) in enumerate(found):
+        at = "classifier" if len(found) == 1 else f"classifier.{number}"
+        for role, local in roles[layer.kind].items():
+            if role in weights:
+                variables[f"{at}/{local}"] = weights[role]
+            else:
+                entry, value = left_out[role]
+                constants[f"{at}.{entry}"] = value
+    return replace_struct(stated, tail=tail), replace_struct(mapping, variables=variables, constants=constants)
+
+
+def _steps(graph: StoredGraph, value: str) -> Iterator[StoredOperation]:
+    """The operations behind ``value``, one after the other, up to the first value that is not used once."""
+    while len(users := graph.users.get(value, [])) == 1:
+        yield users[0]
+        value = users[0].name
+    if users:
+        yield StoredOperation(f"{users[0].name} and {users[1].name}", "two operations on one value", (value,))
+
+
+def _not_taken(checkpoint: Checkpoint, operation: StoredOperation) -> NotTheNetworkError:
+    return NotTheNetworkError(
+        f"{checkpoint.given}: {operation.name} ({operation.kind}) behind the trunk is no layer of a classifier that "
+        "can be ported; to port the network without what follows it use",
+        option=Option("backbone"),
+    )

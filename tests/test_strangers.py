@@ -1,0 +1,596 @@
+"""Files as strangers bring them: from raw pixels on, the port gives what the original does in its own runtime."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import porter
+from porter.errors import CheckpointError, MappingError
+from porter.models.build import probabilities
+from porter.models.create import open_model
+from porter.parity.demo import demo_variables
+from porter.photos.images import normalized
+from porter.sources.bundle_writer import write_bundle
+
+pytestmark = pytest.mark.tensorflow
+SIDE = 64  # the last map has 2 x 2 positions
+# Rounding of float32 in networks of random values, to the largest output
+FLOAT = 1e-5
+
+
+@pytest.fixture(scope="module")
+def keras(tf):
+    return pytest.importorskip("keras")
+
+
+@pytest.fixture(scope="module")
+def keras2():
+    os.environ["TF_USE_LEGACY_KERAS"] = "1"
+    return pytest.importorskip("tf_keras")
+
+
+@pytest.fixture
+def port(tmp_path):
+    """Convert, open what was written, and give its outputs for 8-bit images through its documented preprocessing."""
+
+    def port(source, pixels, what="predictions", **options):
+        path, _ = porter.convert(source, tmp_path / "port.safetensors", force=True, **options)
+        given = open_model(path).input
+        x = torch.from_numpy(np.moveaxis(normalized(pixels, given.mean, given.std, given.levels), -1, 1).copy())
+        model = porter.create_model(path)
+        with torch.no_grad():
+            if what == "map":
+                return model.forward_features(x).permute(0, 2, 3, 1).numpy()
+            return (probabilities(model.network, model(x)) if what == "predictions" else model(x)).numpy()
+
+    return port
+
+
+def slow(*values):
+    """Cases that others show as well: for the whole suite only."""
+    return [pytest.param(*(value if isinstance(value, tuple) else [value]), marks=pytest.mark.slow) for value in values]
+
+
+def pixels(count=3, channels=3):
+    """Smooth images and noise, so that all differ in all their positions."""
+    random = np.random.default_rng(1)
+    coarse = random.integers(0, 256, (count, 4, 4, channels)).repeat(SIDE // 4, 1).repeat(SIDE // 4, 2)
+    return (coarse // 2 + random.integers(0, 128, coarse.shape)).astype(np.uint8)
+
+
+def filled(model, images=None):
+    """``model`` with values everywhere, and batch norms with the statistics of images, so that signals survive."""
+    random = np.random.default_rng(0)
+    values = []
+    for weight in model.weights:
+        last, shape = weight.name.rsplit("/", 1)[-1].split(":")[0], tuple(weight.shape)
+        if last in ("mean", "variance", "count", "seed_generator_state"):
+            values.append(np.asarray(weight))  # of a Normalization, of a Dropout
+        elif last == "gamma":
+            values.append(random.uniform(0.5, 1.5, shape))
+        elif last in ("beta", "bias", "moving_mean", "moving_variance"):
+            values.append(random.uniform(0.1, 0.5, shape))
+        else:
+            fan_in = np.prod(shape[:2] if len(shape) == 4 and shape[3] == 1 else shape[:-1])
+            values.append(random.normal(0, (1.5 / fan_in) ** 0.5, shape))
+    model.set_weights([np.asarray(value) for value in values])
+    norms = [layer for layer in model._flatten_layers() if hasattr(layer, "moving_mean")]
+    for norm in norms:
+        norm.momentum = 0.0
+    model((pixels(8) if images is None else images).astype(np.float32), training=True)
+    for norm in norms:
+        norm.momentum = 0.99
+    return model
+
+
+def base(keras, **options):
+    """A MobileNetV3 without its classifier, the smallest unless ``options`` say otherwise."""
+    options = {"minimalistic": True, "include_top": False, "input_shape": (SIDE, SIDE, 3)} | options
+    return keras.applications.MobileNetV3Small(weights=None, **options)
+
+
+def whole(keras, **options):
+    """keras.applications' own classifier."""
+    return base(keras, **{"include_top": True, "classes": 5} | options)
+
+
+def theirs(model, images):
+    return np.asarray(model(images.astype(np.float32), training=False), np.float32)
+
+
+def same(ours, original, tolerance=FLOAT):
+    assert ours.shape == original.shape
+    scale = np.abs(original).max()
+    assert np.ptp(original, 0).max() > 0.01 * scale, "the same for all images"
+    assert np.abs(ours - original).max() <= tolerance * scale
+
+
+def check(port, model, source, images=None, **options):
+    images = pixels() if images is None else images
+    same(port(source, images, **options), theirs(model, images))
+
+
+def saved(model, path):
+    model.save(path)
+    return path
+
+
+# Preprocessing
+
+
+def scaled(keras, layer):
+    """A classifier behind ``layer``, whose own preprocessing is off."""
+    image = keras.Input((SIDE, SIDE, 3))
+    return filled(whole(keras, include_preprocessing=False, input_tensor=layer(image), input_shape=None))
+
+
+@pytest.mark.parametrize("given", ["unit", "adapted", *slow("each", "numbers", "torchvision")])
+def test_scaling_of_the_users_own(keras, port, tmp_path, given):
+    layers = keras.layers
+    if given == "adapted":
+        layer = layers.Normalization()
+        layer.adapt(pixels(8).astype("f"))
+    else:
+        layer = {
+            "unit": lambda: layers.Rescaling(1 / 255),
+            "each": lambda: layers.Rescaling([0.01, 0.008, 0.007], [-1, -1.2, -0.5]),
+            "numbers": lambda: layers.Normalization(mean=[120.0, 115, 100], variance=[3400.0, 3300, 3500]),
+            "torchvision": lambda: keras.Sequential(
+                [
+                    layers.Rescaling(1 / 255),
+                    layers.Normalization(mean=[0.485, 0.456, 0.406], variance=[0.229**2, 0.224**2, 0.225**2]),
+                ]
+            ),
+        }[given]()
+    model = scaled(keras, layer)
+    check(port, model, saved(model, tmp_path / "m.keras"))
+
+
+def test_scaling_of_keras(keras, port, tmp_path):
+    model = filled(whole(keras, include_preprocessing=True, minimalistic=False))
+    check(port, model, saved(model, tmp_path / "m.keras"))
+
+
+# Heads
+
+
+HEADS = {
+    "dense": lambda layers: [layers.GlobalAveragePooling2D(), layers.Dropout(0.2), layers.Dense(5, "softmax")],
+    "sigmoid": lambda layers: [layers.GlobalMaxPooling2D(), layers.Dense(4, activation="sigmoid")],
+    "one": lambda layers: [layers.GlobalAveragePooling2D(keepdims=True), layers.Flatten(), layers.Dense(1, "sigmoid")],
+    "flat": lambda layers: [layers.Flatten(), layers.Dense(6, "relu", use_bias=False), layers.Dense(3, "softmax")],
+    "norms": lambda layers: [
+        *(layers.GlobalAveragePooling2D(), layers.BatchNormalization(scale=False), layers.Dense(8)),
+        *(layers.BatchNormalization(center=False, epsilon=1e-5), layers.Activation("swish"), layers.Dropout(0.5)),
+        *(layers.Dense(6, "tanh"), layers.BatchNormalization(), layers.Dense(3), layers.Softmax()),
+    ],
+    "functions": lambda layers: [
+        *(layers.GlobalMaxPooling2D(), layers.Dense(8, activation="elu"), layers.Dense(7, activation="relu6")),
+        *(layers.ReLU(), layers.Dense(6, activation="hard_silu"), layers.Dense(3), layers.Activation("softmax")),
+    ],
+}
+
+
+@pytest.mark.parametrize("head", ["norms", "flat", *slow("dense", "sigmoid", "one", "functions")])
+def test_heads_behind_a_base_in_the_model(keras, port, tmp_path, head):
+    model = filled(keras.Sequential([base(keras), *HEADS[head](keras.layers)]))
+    check(port, model, saved(model, tmp_path / "m.keras"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["norms", "flat"])
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_heads_behind_layers_of_one_model(keras, port, tmp_path, head, suffix):
+    trunk = base(keras)
+    x = trunk.output
+    for layer in HEADS[head](keras.layers):
+        x = layer(x)
+    model = filled(keras.Model(trunk.input, x))
+    check(port, model, saved(model, tmp_path / f"m{suffix}"))
+
+
+def test_augmentation_scaling_and_squeeze_excite(keras, port, tmp_path):
+    """As Keras's guide to fine-tuning has it."""
+    layers = keras.layers
+    image = keras.Input((SIDE, SIDE, 3))
+    x = layers.RandomRotation(0.1)(layers.RandomFlip("horizontal")(image))
+    x = base(keras, minimalistic=False)(x, training=False)
+    x = layers.Dropout(0.2)(layers.GlobalAveragePooling2D()(x))
+    model = filled(keras.Model(image, layers.Dense(5)(x)))
+    check(port, model, saved(model, tmp_path / "m.keras"), what="logits")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pooling": "max", "classifier_activation": "sigmoid"},
+        *slow({"pooling": "max"}, {"classifier_activation": None}),
+    ],
+)
+def test_what_keras_applications_lets_one_choose(keras, port, tmp_path, options):
+    model = filled(whole(keras, **options))
+    what = "logits" if options.get("classifier_activation", "") is None else "predictions"
+    check(port, model, saved(model, tmp_path / "m.keras"), what=what)
+
+
+# Containers
+
+
+def nested(keras):
+    return filled(keras.Sequential([base(keras, pooling="avg"), *HEADS["norms"](keras.layers)[1:]]))
+
+
+def trained(keras, model):
+    model.compile("adam", "mse")
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def of_weights(model, folder):
+    model.save_weights(folder / "m.weights.h5")
+    (folder / "m.json").write_text(model.to_json())
+    return folder / "m.weights.h5"
+
+
+def as_folder(model, folder):
+    model.save(folder / "m", zipped=False)
+    return folder / "m"
+
+
+def as_shards(model, folder):
+    model.save_weights(folder / "m.weights.json", max_shard_size=0.003)
+    (folder / "m.json").write_text(model.to_json())
+    return folder / "m.weights.json"
+
+
+def as_checkpoint(model, folder):
+    import tensorflow as tf
+
+    return tf.train.Checkpoint(model=model, optimizer=model.optimizer).save(folder / "c")
+
+
+def as_saved_model(model, folder):
+    model.export(folder / "m", verbose=False)
+    return folder / "m"
+
+
+CONTAINERS = {
+    "h5": lambda model, folder: saved(model, folder / "m.h5"),
+    "weights": of_weights,
+    "folder": as_folder,
+    "shards": as_shards,
+    "checkpoint": as_checkpoint,
+    "SavedModel": as_saved_model,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "container"),
+    [
+        *(("nested", "h5"), ("nested", "weights"), ("whole", "checkpoint"), ("nested", "shards"), ("whole", "folder")),
+        *slow(("nested", "SavedModel"), ("whole", "SavedModel"), ("whole", "h5"), ("whole", "weights")),
+        *slow(("whole", "shards"), ("nested", "folder")),
+    ],
+)
+def test_containers(keras, port, tmp_path, container, kind):
+    model = trained(keras, filled(whole(keras)) if kind == "whole" else nested(keras))
+    check(port, model, CONTAINERS[container](model, tmp_path))
+
+
+def test_a_checkpoint_says_nothing_of_what_is_between_its_layers(keras, tmp_path):
+    path = as_checkpoint(trained(keras, nested(keras)), tmp_path)
+    with pytest.raises(MappingError, match="170 of its 186 variables use backbone=True"):
+        porter.convert(path, tmp_path / "p.pth")
+
+
+@pytest.mark.parametrize("kind", ["nested", *slow("whole")])
+def test_h5_of_keras_2(keras2, port, tmp_path, kind):
+    model = filled(whole(keras2)) if kind == "whole" else nested(keras2)
+    check(port, model, saved(model, tmp_path / "m.h5"))
+
+
+def test_one_shard_is_refused(keras, tmp_path):
+    as_shards(filled(whole(keras)), tmp_path)
+    with pytest.raises(CheckpointError, match=r"one shard .* m\.weights\.json"):
+        porter.convert(tmp_path / "m_00000.weights.h5", tmp_path / "p.pth")
+    (tmp_path / "m_00001.weights.h5").unlink()
+    with pytest.raises(CheckpointError, match=r"m_00001\.weights\.h5"):
+        porter.convert(tmp_path / "m.weights.json", tmp_path / "p.pth")
+
+
+def test_bfloat16(keras, port, tmp_path):
+    """The weights lie in the file as float32; Keras computes in bfloat16, and here for comparison in float32."""
+    model = filled(whole(keras))
+    keras.config.set_dtype_policy("bfloat16")
+    try:
+        halved = whole(keras)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    halved.set_weights(model.get_weights())
+    model.set_weights([np.asarray(value, np.float32) for value in halved.get_weights()])
+    check(port, model, saved(halved, tmp_path / "m.keras"))
+
+
+# Sizes, and networks inside a model
+
+
+def test_another_multiplier_is_found(keras, port, tmp_path):
+    model = filled(whole(keras, alpha=0.5))
+    check(port, model, saved(model, tmp_path / "m.keras"))
+
+
+def test_one_channel(keras, port, tmp_path):
+    grey = pixels(channels=1)
+    model = filled(whole(keras, input_shape=(SIDE, SIDE, 1)), pixels(8, 1))
+    check(port, model, saved(model, tmp_path / "m.keras"), grey)
+
+
+def renamed(trunk, prefix):
+    for layer in trunk.layers:
+        layer.name = prefix + layer.name
+    return trunk
+
+
+def test_layers_with_names_of_the_users_own(keras, port, tmp_path):
+    """The gate is Keras's 1/6, though the names are not Keras's."""
+    trunk = renamed(base(keras, minimalistic=False), "rgb_")
+    image = keras.Input((SIDE, SIDE, 3))
+    model = filled(keras.Model(image, keras.layers.Conv2D(3, 1, name="mask")(trunk(image))))
+    path = saved(model, tmp_path / "m.keras")
+    same(port(path, pixels(), "map", backbone=True), theirs(trunk, pixels()))
+    assert porter.convert(path, tmp_path / "p.pth", backbone=True)[1].network.gate == 1 / 6
+
+
+def test_two_networks_are_named_and_ported_one_at_a_time(keras, port, tmp_path):
+    image = keras.Input((SIDE, SIDE, 3))
+    trunks = [base(keras, name=name) for name in ("first", "second")]
+    maps = keras.layers.Concatenate()([trunk(image) for trunk in trunks])
+    model = filled(keras.Model(image, keras.layers.Dense(5)(keras.layers.GlobalAveragePooling2D()(maps))))
+    path = saved(model, tmp_path / "m.keras")
+    for backbone in (False, True):
+        with pytest.raises(MappingError, match=r"holds 2 \w+, \w*\s?first(,| and) second"):
+            porter.convert(path, tmp_path / "p.pth", backbone=backbone)
+    for trunk in trunks:
+        mapping = tmp_path / f"{trunk.name}.yaml"
+        mapping.write_text(f"base: [small_minimal_100.yaml, keras.yaml]\nscope: {trunk.name}\ntop: none\n")
+        same(port(path, pixels(), "map", mapping=mapping), theirs(trunk, pixels()))
+
+
+# What no port can be
+
+
+def strided(keras):
+    """A stride of 3, which no output stride gives."""
+    config = whole(keras).get_config()
+    [layer] = [one for one in config["layers"] if one["config"]["name"] == "expanded_conv_3_depthwise"]
+    layer["config"] |= {"strides": 3, "padding": "same"}
+    return keras.Model.from_config(config)
+
+
+def lambda_first(keras):
+    image = keras.Input((SIDE, SIDE, 3))
+    return whole(keras, input_tensor=keras.layers.Lambda(lambda x: x / 2)(image), input_shape=None)
+
+
+def attention_behind(keras):
+    trunk = base(keras)
+    x = keras.layers.Reshape((-1, 576))(trunk.output)
+    x = keras.layers.MultiHeadAttention(2, 4, name="attend")(x, x)
+    return keras.Model(trunk.input, keras.layers.Dense(5)(keras.layers.GlobalAveragePooling1D()(x)))
+
+
+def pooled_twice(keras):
+    trunk = base(keras)
+    x = keras.layers.Conv2D(8, 1, name="more")(trunk.output)
+    return keras.Model(trunk.input, keras.layers.Dense(5)(keras.layers.GlobalAveragePooling2D()(x)))
+
+
+def symmetric(keras):
+    """As PyTorch pads: the layer before the first strided convolution adds a zero on all sides."""
+    image = keras.Input((SIDE, SIDE, 3))
+    model = whole(
+        keras, include_preprocessing=False, input_tensor=keras.layers.ZeroPadding2D(1)(image), input_shape=None
+    )
+    config = model.get_config()
+    next(layer for layer in config["layers"] if layer["config"]["name"] == "conv")["config"]["padding"] = "valid"
+    return keras.Model.from_config(config)
+
+
+def two_gates(keras):
+    """The squeeze-excite of one block multiplies by 0.2."""
+    config = whole(keras, minimalistic=False).get_config()
+    layers = {layer["config"]["name"]: layer for layer in config["layers"]}
+    [node] = layers["expanded_conv_squeeze_excite_mul"]["inbound_nodes"]
+    gate = node["args"][0][1]["config"]["keras_history"][0]
+    [node] = layers[gate]["inbound_nodes"]
+    node["args"] = (node["args"][0], 0.2)
+    return keras.Model.from_config(config)
+
+
+REFUSED = {
+    "gates": (two_gates, r"squeeze-excite gate: 0\.16666\d*, 0\.2; the network has one for all"),
+    "Lambda": (lambda_first, r"lambda\w*: Lambda before the first convolution"),
+    "attention": (attention_behind, r"attend.*behind the trunk.*backbone=True"),
+    "convolution": (pooled_twice, r"more.*behind the trunk.*backbone=True"),
+    "padding": (symmetric, r"conv: pads by 1, 1 and 1, 1, SAME padding of the network is 0, 1"),
+    "strides": (strided, r"expanded_conv_3_depthwise: stride 3x3, the network has 2x2"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_is_refused(keras, tmp_path, what):
+    build, message = REFUSED[what]
+    with pytest.raises(MappingError, match=rf"(?s){message}"):
+        porter.convert(saved(build(keras), tmp_path / "m.keras"), tmp_path / "p.pth")
+    assert not (tmp_path / "p.pth").exists()
+
+
+# TensorFlow Lite
+
+
+@pytest.fixture(scope="module")
+def lite_model(keras):
+    """A fine-tuned classifier with a head of its own, and its scaling inside; it gives logits."""
+    layers = keras.layers
+    head = [layers.GlobalAveragePooling2D(), layers.Dense(8, activation="relu"), layers.Dense(5)]
+    return filled(keras.Sequential([base(keras), *head]))
+
+
+def as_lite(tf, model, kind):
+    converter = tf.lite.TFLiteConverter.from_keras_model(model)
+    if kind != "float":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if kind == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    if kind == "int8":
+        batch = pixels(8).astype(np.float32)
+        converter.representative_dataset = lambda: ([image[None]] for image in batch)
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        converter.inference_input_type, converter.inference_output_type = tf.uint8, tf.int8
+    return converter.convert()
+
+
+def interpreted(content, images):
+    """What TensorFlow Lite's own kernels make of images, one after the other."""
+    from ai_edge_litert import interpreter as lite
+
+    kind = lite.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    runner = lite.Interpreter(model_content=content, experimental_op_resolver_type=kind)
+    runner.allocate_tensors()
+    [given], [output] = runner.get_input_details(), runner.get_output_details()
+    found = []
+    for image in images:
+        runner.set_tensor(given["index"], image[None].astype(given["dtype"]))
+        runner.invoke()
+        found.append(runner.get_tensor(output["index"])[0].astype(np.float64))
+    scale, zero = output["quantization"]
+    return np.stack(found) if not scale else (np.stack(found) - zero) * scale, scale
+
+
+@pytest.mark.parametrize("kind", slow("float", "float16"))
+def test_float_lite(tf, port, lite_model, tmp_path, kind):
+    path = tmp_path / "m.tflite"
+    path.write_bytes(as_lite(tf, lite_model, kind))
+    same(port(path, pixels(), "logits"), interpreted(path.read_bytes(), pixels())[0])
+
+
+@pytest.mark.slow
+def test_dynamic_range_lite(tf, port, lite_model, tmp_path):
+    """The interpreter rounds activations as well, and the port only has the rounded weights."""
+    path = tmp_path / "m.tflite"
+    path.write_bytes(as_lite(tf, lite_model, "dynamic"))
+    ours = port(path, pixels(), "logits")
+    same(ours, theirs(lite_model, pixels()), 0.1)
+    assert np.abs(ours - theirs(lite_model, pixels())).max() > 1e-4
+
+
+@pytest.mark.slow
+def test_int8_lite(tf, port, lite_model, tmp_path):
+    path = tmp_path / "m.tflite"
+    path.write_bytes(as_lite(tf, lite_model, "int8"))
+    expected, step = interpreted(path.read_bytes(), pixels(20))
+    assert len(np.unique(expected)) > 20
+    assert np.abs(port(path, pixels(20), "logits") - expected).max() < 1e-3 * step
+
+
+# slim
+
+
+@pytest.fixture(scope="module")
+def slim():
+    """Variables of a small classifier, as slim names them."""
+    return demo_variables("small_minimal_100", classes=21)
+
+
+def written(folder, variables):
+    write_bundle(folder / "model-1", variables)
+    return folder / "model-1"
+
+
+TRAINING = {
+    "LARS": lambda trained: {f"{name}/LARSOptimizer": value for name, value in trained.items()},
+    "Adagrad": lambda trained: {f"{name}/Adagrad": value for name, value in trained.items()},
+    "replicas": lambda trained: {f"{name}/replica_1": value for name, value in trained.items()},
+    "biased": lambda trained: {f"{name}/MobilenetV3/{name}/biased": value for name, value in trained.items()},
+    "numbers": lambda _: {
+        **{"current_loss_scale": np.float32(1), "good_steps": np.int64(1), "learning_rate": np.float32(0.1)},
+        **{"signal_early_stopping/STOP": np.bool_(False), "sync_rep_local_step": np.int64(1)},
+        "train/beta1_power": np.float32(1),
+    },
+}
+
+
+@pytest.mark.parametrize("kind", TRAINING)
+def test_training_state(slim, tmp_path, run, kind):
+    more = TRAINING[kind]({name: value for name, value in slim.items() if name.startswith("MobilenetV3/")})
+    ran = run(
+        "convert", written(tmp_path, slim | {n: np.asarray(v) for n, v in more.items()}), "-o", tmp_path / "a.pth"
+    )
+    assert ran.code == 0, ran.err
+    assert f"none left over; {len(more) + 1} ignored (training state, training step counter)" in ran.out
+    (tmp_path / "plain").mkdir()
+    porter.convert(written(tmp_path / "plain", slim), tmp_path / "plain.pth")
+    assert same_weights(tmp_path / "a.pth", tmp_path / "plain.pth")
+
+
+def same_weights(one, other):
+    a, b = (torch.load(path, weights_only=True) for path in (one, other))
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_another_scope_keeps_the_classifier(slim, tmp_path):
+    porter.convert(written(tmp_path, {f"clone_0/{n}": v for n, v in slim.items() if "/" in n}), tmp_path / "a.pth")
+    (tmp_path / "plain").mkdir()
+    porter.convert(written(tmp_path / "plain", slim), tmp_path / "b.pth")
+    assert same_weights(tmp_path / "a.pth", tmp_path / "b.pth")
+
+
+def test_a_feature_vector_keeps_its_features(slim, tmp_path):
+    porter.convert(written(tmp_path, slim), tmp_path / "whole.pth")
+    (tmp_path / "vector").mkdir()
+    without = {name: value for name, value in slim.items() if "/Logits/" not in name}
+    porter.convert(written(tmp_path / "vector", without), tmp_path / "vector.pth")
+    x = torch.rand(2, 3, SIDE, SIDE) * 2 - 1
+    model = porter.create_model(tmp_path / "whole.pth")
+    with torch.no_grad():
+        features = model.forward_head(model.forward_features(x), pre_logits=True)
+        assert features.shape == (2, 1024)
+        assert torch.equal(porter.create_model(tmp_path / "vector.pth")(x), features)
+
+
+# Words
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("MobilenetV2/expanded_conv_3/expand/weights", "a MobileNetV2 of TF/Models, not a MobileNetV3"),
+        ("block_3_expand/kernel", "a MobileNetV2 of Keras"),
+        ("block3a_expand_conv/kernel", "an EfficientNet, not"),
+        ("quant_expanded_conv_project/kernel", "tfmot's wrappers"),
+        ("prune_low_magnitude_conv/kernel", "tfmot's wrappers"),
+    ],
+)
+def test_other_networks_are_called_by_their_names(tmp_path, run, name, what):
+    ran = run("convert", written(tmp_path, {name: np.zeros((1, 1, 8, 48), np.float32)}), "-o", tmp_path / "a.pth")
+    assert ran.code == 2
+    assert what in ran.err
+    assert len(ran.err.splitlines()) == 1
+
+
+def test_core_ml(tmp_path, run):
+    for name, write in (("m.mlmodel", lambda path: path.write_bytes(b"\x08\x04\x12")), ("m.mlpackage", Path.mkdir)):
+        write(tmp_path / name)
+        assert "a Core ML model" in run("convert", tmp_path / name, "-o", tmp_path / "a.pth").err
+
+
+def test_few_problems_are_listed(slim, tmp_path, run):
+    few = {name: value for name, value in slim.items() if "/Logits/" in name or "expanded_conv_1/" in name}
+    ran = run("convert", written(tmp_path, few), "--variant", "small_minimal_100", "-o", tmp_path / "a.pth")
+    assert ran.code == 2
+    assert "problems):" in ran.err
+    assert len(ran.err.splitlines()) == 22
+    assert ran.err.splitlines()[-1].strip().startswith("and ")
