@@ -11,6 +11,8 @@ from porter.network.node import Size
 from porter.network.spec import Input
 from porter.photos.images import find_photos, normalized, read_image, resized
 
+HALF = [0.5, 0.5, 0.5]  # mean and std of [-1, 1]
+
 
 class Sample(NamedTuple):
     """A batch to run: ``images`` is (N, H, W, 3)."""
@@ -40,9 +42,9 @@ def structured(size: Size) -> Sample:
 
 
 def photos(path: Path, size: Size, spec: Input, limit: int = 32) -> list[Sample]:
-    """An image file, or the first ``limit`` of a folder, preprocessed as model cards say. Raises PorterError."""
+    """An image file, or the first ``limit`` of a folder, cropped as model cards say, in [-1, 1]. Raises PorterError."""
     found = []
     for file in find_photos(path)[:limit] if path.is_dir() else [path]:
         pixels = resized(read_image(file), size, spec.crop, "card")
-        found.append(Sample(f"{file.name} {size[0]}x{size[1]}", normalized(pixels, spec.mean, spec.std)[None]))
+        found.append(Sample(f"{file.name} {size[0]}x{size[1]}", normalized(pixels, HALF, HALF)[None]))
     return found

@@ -36,7 +36,8 @@ class Verdict:
     endpoints that the reference does not hold. ``unmatched``: endpoints for which a foreign port has no output of that
     shape. ``changed``: state-dict entries that differ from the checkpoint's; ``variables``: their names in the
     checkpoint. ``causes`` explain a failure, if they were looked for. ``fake_quant``: True if 8 bits were compared.
-    ``dequantized``: True if the source has 8 bits and its float network was compared.
+    ``dequantized``: True if the source has 8 bits and its float network was compared. ``received`` says which values
+    each side got. ``assumed`` are facts that neither the source nor the reference states (porter.mapping.stated.FACTS).
     """
 
     variant: str
@@ -59,6 +60,8 @@ class Verdict:
     changed: list[str] = field(default_factory=list)
     variables: dict[str, str] = field(default_factory=dict)
     causes: list[Cause] = field(default_factory=list)
+    received: str = ""
+    assumed: list[str] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:

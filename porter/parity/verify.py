@@ -53,6 +53,8 @@ ASKED: dict[Dtype, frozenset[Question]] = {
     "float32": frozenset(("rounding",)),
 }
 
+# If the network sees fewer distinct values than a 4-bit photo has, it does not see the image that was asked for
+FEWEST_VALUES = 16
 FEW = 5  # up to this many changed entries explain a difference; every known mistake with weights changes more
 
 # Compared besides the training size if the reference takes any: odd, and non-square with odd and even sides.
@@ -199,7 +201,7 @@ def open_check(
     if artifact is not None and not os.fspath(artifact).startswith("timm:"):
         named = find_artifact(artifact) or artifact
     if port.plan.ranges and options.fake_quant is None and named is not None and not _has_ranges(named):
-        port = plan_opened(port.checkpoint, port.mapping, replace(options, fake_quant=False))
+        port = plan_opened(port.checkpoint, port.chosen, replace(options, fake_quant=False))
     reference = open_reference(against.reference, port, against.inputs.sizes)
     if port.plan.ranges:
         source = port.checkpoint if named is None else named
@@ -220,10 +222,17 @@ def open_check(
         rounded_weights=candidate.rounded_weights,
         missing=[name for name in endpoint_names(port.network, port.classes) if name in reference.missing],
         changed=list(candidate.changed),
+        assumed=_assumed(port, reference),
         variables={step.target: step.source for step in port.plan.steps if step.target in candidate.changed},
     )
     questions = asked(against.dtype, candidate, reference)
     return Check(port, port.mapping, port.network, candidate, reference, questions, verdict)
+
+
+def _assumed(port: Port, reference: Reference) -> list[str]:
+    """The facts that both sides have from the mapping: a graph of the source's own states the others."""
+    shared = reference.name.startswith("tf.nn")
+    return [fact for fact in port.assumed if shared or fact == "scaling"]
 
 
 def _has_ranges(named: PathLike | ArtifactFile) -> bool:
@@ -270,7 +279,10 @@ def check_sample(
     """
     _, mapping, network, candidate, reference, questions, verdict = check
     names = endpoint_names(network, classes=1)
-    outputs = candidate.run(reference.prepare(sample.images), questions)
+    given = reference.prepare(sample.images)
+    if not verdict.received:
+        verdict.received = _received(check, sample.images, given)
+    outputs = candidate.run(given, questions)
     inherited, logits_noise = NO_NOISE, NO_NOISE
     found = matched(outputs, candidate.foreign, names, reference.keep)
     for name, values in reference.run(sample.images, names):
@@ -302,6 +314,15 @@ def check_sample(
             _count(verdict, row, sample, shown, theirs.values, None if reference.keep else evidence)
         del theirs, ours, shown  # free them before the next endpoint
     found.close()
+
+
+def _received(check: Check, images: np.ndarray, given: np.ndarray) -> str:
+    """What each side gets, in words. Raises ParityError where that is no image any more."""
+    values = len(np.unique(given[:1]))
+    if values < min(FEWEST_VALUES, len(np.unique(images[:1]))):
+        raise ParityError(f"{check.verdict.checkpoint}: its network gets {values} different values from an image")
+    port = f"{given.min():.4g} to {given.max():.4g}, {given.dtype}"
+    return f"reference: {check.reference.takes or 'the same'}; port: {port}"
 
 
 def _count(

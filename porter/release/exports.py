@@ -20,6 +20,7 @@ from porter.exports.deploy import model_program
 from porter.exports.files import export_bytes, onnx_bytes
 from porter.exports.plain import Plain
 from porter.mapping.options import PathLike, PortOptions
+from porter.mapping.ranges import levels as levels_of
 from porter.models.build import Whole
 from porter.models.create import OpenedModel, open_model
 from porter.network.node import IMAGE
@@ -183,6 +184,11 @@ def write_tflite(exported: ExportInputs) -> Run:
 
     def run(batch: np.ndarray) -> list[np.ndarray]:
         images = np.ascontiguousarray(batch.transpose(0, 2, 3, 1))
+        if opened.fake_quant:  # levels of the network's input, which the file takes as pixels
+            assert artifact.metadata is not None
+            scale, zero = levels_of(artifact.metadata.ranges["input"])
+            pixels = np.clip(np.round(images / scale) + zero, 0, 255)
+            images = (pixels / 127.5 - 1).astype(np.float32)
         return [dict(reference.run(images, ["Logits"]))["Logits"].values]
 
     return run

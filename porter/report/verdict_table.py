@@ -14,7 +14,7 @@ from porter.report.console import console
 from porter.text import listed, printable
 
 NOT_ASKED = "-"
-FURTHEST = 5  # endpoints in a summary
+FURTHEST = 4  # endpoints in a summary, which has ten lines
 
 
 class Column(NamedTuple):
@@ -34,7 +34,7 @@ class Column(NamedTuple):
 def print_verdict(verdict: Verdict, verbose: bool = False) -> None:
     """Print both answers, agreement of the classes, and known causes.
 
-    Also the five endpoints closest to their limits or, if ``verbose``, all in the order of computation; each on the
+    Also the four endpoints closest to their limits or, if ``verbose``, all in the order of computation; each on the
     sample where it is furthest off.
     """
     out = console()
@@ -46,6 +46,8 @@ def print_verdict(verdict: Verdict, verbose: bool = False) -> None:
     if verbose:
         out.print()
     out.print(f"reference  {verdict.reference}", markup=False, soft_wrap=True)
+    if verdict.received and not verdict.received.startswith("reference: the same"):
+        out.print(f"received   {verdict.received}", markup=False, soft_wrap=True)
     changed = [f"{n} ({verdict.variables[n]})" if n in verdict.variables else n for n in verdict.changed]
     for what, names in (("not in it", verdict.missing), ("no output", verdict.unmatched), ("changed", changed)):
         if names:
@@ -61,9 +63,10 @@ def print_verdict(verdict: Verdict, verbose: bool = False) -> None:
 def outcome_lines(verdict: Verdict) -> list[str]:
     """Parity or not, and why, in rich's markup."""
     said = escape(printable(f"{verdict.variant}: {verdict.sentence()}"))
+    assumed = [f"assumed    {', '.join(verdict.assumed)}: neither side states them"] if verdict.assumed else []
     if verdict.passed:
-        return [f"[bold green]PARITY[/]     {said}; {len(verdict.worst_rows())} endpoints"]
-    lines = [f"[bold red]NO PARITY[/]  {said}"]
+        return [*assumed, f"[bold green]PARITY[/]     {said}; {len(verdict.worst_rows())} endpoints"]
+    lines = [*assumed, f"[bold red]NO PARITY[/]  {said}"]
     first = verdict.first_divergence()
     if first is not None:
         theirs = f" = {first.port_name}" if first.port_name else ""

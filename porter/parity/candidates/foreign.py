@@ -96,7 +96,7 @@ def module(name: str, model: nn.Module, port: Port) -> Candidate:
     def run(images: np.ndarray, questions: frozenset[Question]) -> Outputs:
         inputs = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
         doubles = _hook_modules(exact, inputs.double(), name) if "function" in questions else []
-        singles = _hook_modules(single, inputs, name) if "rounding" in questions else []
+        singles = _hook_modules(single, inputs.float(), name) if "rounding" in questions else []
         for position, (own_name, _) in enumerate(doubles or singles):
             exact_one, single_one = (side[position][1] if side else None for side in (doubles, singles))
             yield own_name, Output(exact_one, single_one)
@@ -159,7 +159,7 @@ def program(path: Path, sizes: Sequence[Size]) -> Candidate:
     runner = in_child(request)
 
     def run(images: np.ndarray, _questions: frozenset[Question]) -> Outputs:
-        for name, (values, _) in runner.run(images, CLASS_ENDPOINTS):
+        for name, (values, _) in runner.run(images.astype("float32"), CLASS_ENDPOINTS):
             yield name, Output(None, values)
 
     return Candidate(str(path), run, frozenset(("rounding",)), size=runner.size, digests={path.name: sha256(path)})
@@ -176,7 +176,9 @@ def tensorflow_source(path: str) -> Candidate:
     reference = open_reference("auto", port)
 
     def run(images: np.ndarray, _questions: frozenset[Question]) -> Outputs:
-        for name, (values, noise) in reference.run(images, endpoint_names(port.network, port.classes)):
+        for name, (values, noise) in reference.run(
+            images.astype("float32"), endpoint_names(port.network, port.classes)
+        ):
             if reference.precision == "float64":
                 yield name, Output(values, None, noise)
             else:

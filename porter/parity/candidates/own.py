@@ -18,7 +18,7 @@ from porter.exports.deploy import deploy
 from porter.mapping.apply import carry_out
 from porter.mapping.options import ArtifactLayout, PathLike, PortOptions
 from porter.mapping.plan import Plan
-from porter.models.build import Whole, build_model, capture
+from porter.models.build import Whole, build_model, capture, probabilities
 from porter.models.create import OpenedModel, open_model
 from porter.network.network import GATE_ENTRY, TIMM_GATE
 from porter.network.nodes import CLASS_ENDPOINTS, is_weight, nodes
@@ -88,7 +88,7 @@ def deployed(candidate: Candidate) -> Candidate:
         singles = fast.endpoints(inputs)
         if "Logits" in singles:  # the graph that users run has one output, and fuses differently
             singles["Logits"] = fast(inputs).numpy()
-            singles["Predictions"] = torch.from_numpy(singles["Logits"]).softmax(1).numpy()
+            singles["Predictions"] = probabilities(model.network, torch.from_numpy(singles["Logits"])).numpy()
         for name, output in candidate.run(images, questions):
             yield name, output._replace(single=_like_map(name, singles[name]))
 

@@ -39,6 +39,7 @@ class About(msgspec.Struct, frozen=True):
     precision: Precision
     size: Size | None
     missing: tuple[str, ...]
+    takes: str
     versions: dict[str, str]
 
 
@@ -130,14 +131,15 @@ def in_child(request: Request) -> Reference:
     """The reference, or program, that ``request`` asks for, in a process of its own. Raises ParityError."""
     child = Child(request)
     about = child.ready()
-    quantised = about.precision == "levels" or request.kind == "tflite"
+    prepares = about.precision == "levels" or request.kind in ("tflite", "keras")
     return Reference(
         name=about.name,
         run=child.run,
         precision=about.precision,
         size=about.size,
-        prepare=child.prepare if quantised else lambda images: images,
+        prepare=child.prepare if prepares else lambda images: images,
         missing=about.missing,
+        takes=about.takes,
         versions=about.versions,
     )
 

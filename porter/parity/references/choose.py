@@ -16,7 +16,7 @@ from porter.network.node import Size
 from porter.parity.references.child import in_child
 from porter.parity.references.live_tensorflow import OR_RECORDED
 from porter.parity.references.recorded import recorded
-from porter.parity.references.reference import Endpoints, Reference
+from porter.parity.references.reference import Endpoints, Reference, for_port
 from porter.parity.references.wire import Request
 from porter.port import Port
 from porter.sources import Checkpoint
@@ -67,12 +67,12 @@ def _first(port: Port, sizes: tuple[Size, ...] | None) -> str:
     checkpoint = port.checkpoint
     if checkpoint.format == "tflite":
         return "tflite"
+    own_size = all(size == (port.mapping.input.size,) * 2 for size in sizes or ())
     averaged = checkpoint.format == "graphdef" or checkpoint.weights.startswith("moving averages")
     if importlib.util.find_spec("tensorflow") is not None:
-        trained_size = all(size == (port.mapping.input.size,) * 2 for size in sizes or ())
-        # Keras cannot end a network between pooling and classes, nor load part of a model
         whole = (port.classes or not port.network.embedding) and not port.network.backbone
-        if checkpoint.format == "keras" and port.mapping.keras and trained_size and whole:
+        known = port.mapping.keras and not port.stated.multiplier and whole  # of keras.applications
+        if checkpoint.format == "keras" and (checkpoint.graph is not None or known) and own_size:
             return "keras"
         if averaged and _frozen_beside(checkpoint):
             return "frozen"
@@ -88,10 +88,6 @@ def _first(port: Port, sizes: tuple[Size, ...] | None) -> str:
 
 def _live(kind: str, port: Port, sizes: tuple[Size, ...]) -> Reference:
     checkpoint = port.checkpoint
-    if kind == "keras" and port.mapping.keras is None:
-        raise ParityError(
-            f"{checkpoint.given}: keras.applications has no {port.mapping.variant}; use the reference tf.nn"
-        )
     if kind != "tflite" and importlib.util.find_spec("tensorflow") is None:
         raise ParityError(f"this comparison needs TensorFlow: pip install 'mnv3-port[tensorflow]'{OR_RECORDED}")
     graph = _frozen_beside(checkpoint) if kind == "frozen" else None
@@ -112,7 +108,22 @@ def _live(kind: str, port: Port, sizes: tuple[Size, ...]) -> Reference:
         fake_quant=False if port.plan.dequantized else None,
     )
     reference = in_child(request)
+    if kind not in ("keras", "tflite") and port.white is not None:
+        reference = _from_pixels(reference, port)
     return reference if copy is None else replace(reference, run=_keep_copy(copy, reference))
+
+
+def _from_pixels(reference: Reference, port: Port) -> Reference:
+    """``reference``, which begins at the first convolution, on 8-bit pixels by the port's preprocessing."""
+    spec, white = port.mapping.input, port.white
+
+    def prepare(images: np.ndarray) -> np.ndarray:
+        return for_port(images, spec, white, np.float32)
+
+    def run(images: np.ndarray, names: Sequence[str]) -> Endpoints:
+        return reference.run(prepare(images), names)
+
+    return replace(reference, run=run, prepare=prepare, takes="what the port gets")
 
 
 def memory_for(files: Iterable[Path], sizes: Iterable[Size]) -> int:

@@ -13,7 +13,16 @@ from porter.errors import ParityError
 from porter.mapping.rules import module_outputs
 from porter.network.nodes import endpoint_modules
 from porter.parity.references.live_tensorflow import tensorflow, tflite_package
-from porter.parity.references.reference import Endpoints, Reference, Values, noise_between
+from porter.parity.references.reference import (
+    Endpoints,
+    Reference,
+    Values,
+    as_pixels,
+    for_port,
+    noise_between,
+    told_pixels,
+)
+from porter.photos.images import normalized
 from porter.port import Port
 from porter.sources.tflite import constant, output_tensors, values_of
 from porter.sources.tflite_graph import Graph, read_graph
@@ -54,7 +63,7 @@ def interpreter(port: Port) -> Reference:
         if found is not None:
             tensors[endpoint] = found
     has_softmax = any(operator.kind == "softmax" for operator in graph.operators)
-    quantised = bool(port.plan.ranges)
+    quantised, spec = bool(port.plan.ranges), port.mapping.input
     if has_softmax and port.classes and not quantised:  # the port's softmax is not quantised
         tensors["Predictions"] = graph.outputs[0]
     stem = next(operator.inputs[0] for operator in graph.operators if operator.kind == "conv_2d")
@@ -66,17 +75,20 @@ def interpreter(port: Port) -> Reference:
         return _dequantize(runner.get_tensor(stem), graph, stem)
 
     def given(images: np.ndarray) -> np.ndarray:
-        """The file's input for ``images`` in [-1, 1]: before its own preprocessing, in levels if it takes 8 bits."""
-        before = (images - preprocessing.offset) / preprocessing.factor
-        if details["dtype"] == np.float32:
-            return before.astype(np.float32)
-        (scale, zero), limits = details["quantization"], np.iinfo(details["dtype"])
-        return np.clip(np.round(before / scale) + zero, limits.min, limits.max).astype(details["dtype"])
+        """The file's input for ``images`` in [-1, 1]: the pixels themselves if it takes 8 bits."""
+        if details["dtype"] != np.float32:
+            return (as_pixels(images).astype(np.int32) + np.iinfo(details["dtype"]).min).astype(details["dtype"])
+        seen = for_port(images, spec, port.white, np.float64)  # before its own preprocessing:
+        return ((seen - preprocessing.offset) / preprocessing.factor).astype(np.float32)
 
     def prepare(images: np.ndarray) -> np.ndarray:
         """``images`` as the first convolution gets them, after the file's own preprocessing."""
         prepared = np.concatenate([at_stem(image) for image in given(images)])
-        _check_values(prepared, images, preprocessing.step, path)
+        ours = for_port(images, spec, port.white, np.float64)
+        _check_values(prepared, ours, preprocessing.step, path)
+        if spec.levels is not None and quantised:
+            ours = normalized(as_pixels(images), spec.mean, spec.std, spec.levels)
+            _check_values(prepared, ours, FLOAT_STEP, path)
         return prepared
 
     def computed(interpreter: Any, image: np.ndarray, names: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
@@ -108,6 +120,7 @@ def interpreter(port: Port) -> Reference:
         size=(int(height), int(width)),
         prepare=prepare,
         missing=tuple(name for name in endpoint_modules(port.network, port.classes) if name not in tensors),
+        takes=told_pixels(port.white if details["dtype"] == np.float32 else 255),
         versions={"litert": litert_version()},
     )
 

@@ -1,94 +1,300 @@
-"""keras.applications.MobileNetV3* running the file, loaded by Keras itself."""
+"""The file's own Keras model, built by Keras from the file's configuration, from 8-bit pixels on."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import re
+import tempfile
+import zipfile
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from porter.errors import ParityError
 from porter.mapping.files import load_variant
-from porter.mapping.rules import expected_variables, layer_scopes
-from porter.mapping.schema import Keras
-from porter.network.nodes import LOGITS, nodes
+from porter.mapping.rules import expected_variables
+from porter.network.nodes import CLASS_ENDPOINTS, LOGITS, nodes
 from porter.parity.references.live_tensorflow import tensorflow
-from porter.parity.references.reference import Endpoints, Reference, Values, noise_between
+from porter.parity.references.reference import (
+    Endpoints,
+    Reference,
+    Values,
+    for_file,
+    for_port,
+    noise_between,
+    told_pixels,
+)
 from porter.port import Port
+from porter.sources.keras import WEIGHTS_MEMBER, read_config
+from porter.sources.keras_config import KNOWN, MODELS, Config, stored_graph
+from porter.sources.stored_graph import StoredGraph
+
+# Keras rounds the constants of its preprocessing to float32, an error of 2^-24 each: of scale, offset, mean, variance
+PREPROCESSING = 2.0**-21
+MOST_DEPTH = 64  # of a configuration; a model in a model in a model takes 30
+TENSOR = "__keras_tensor__"
+# Where Keras 3 and Keras 2 keep layers and operations; other modules hold functions that could do anything
+MODULES = re.compile(
+    r"keras(\.(layers|models))?|keras\.src\.(models|ops|layers)(\.\w+)*|tf_keras\.src\.(layers|engine)(\.\w+)*"
+)
+# Functions of TensorFlow that Keras 2 writes for arithmetic on tensors
+FUNCTIONS = (
+    *(f"__operators__.{name}" for name in ("add", "sub", "mul", "truediv")),
+    *(f"math.{name}" for name in ("add", "subtract", "multiply", "divide", "truediv", "sigmoid")),
+    *(f"nn.{name}" for name in ("relu", "relu6", "softmax", "sigmoid")),
+)
+LEFT_OUT = ("_initializer", "_regularizer", "_constraint", "build_config", "compile_config")
 
 
 def keras_model(port: Port) -> Reference:
-    """Keras's model of the port's variant with the port's file in it; images in [-1, 1] at the training size.
+    """Keras's own model of the port's file, in float64 and float32, on the same pixels as the port.
 
-    Raises ParityError if Keras has no such model or refuses the file.
+    Raises ParityError if its configuration names anything but Keras's own layers, or Keras refuses it.
     """
     tensorflow()  # Keras's back end; says how to install it
-    import keras
-
-    path, spec, size = port.checkpoint.path, port.mapping.keras, port.mapping.input.size
-    if spec is None:
-        raise ParityError(f"{path}: keras.applications has no {port.mapping.variant}; use the reference tf.nn")
-    top = port.classes > 0
-    taps = {}
-    for dtype in ("float64", "float32"):
-        taps[dtype] = _tap(keras, port, spec, size, dtype)
+    path = port.checkpoint.path
+    config, graph = read_config(path), port.checkpoint.graph
+    sources = {step.target: step.source for step in port.plan.steps}
+    if config is None or graph is None:
+        config, graph, sources = _application(port)
+    library = _library(config, path)
+    models = {dtype: _load(library, config, path, dtype) for dtype in ("float64", "float32")}
+    places = _places(port, graph, sources)
+    before_stem = _before_stem(graph, sources)
+    spec, white = port.mapping.input, port.white
 
     def run(images: np.ndarray, names: Sequence[str]) -> Endpoints:
-        exact, single = (
-            dict(zip(taps[dtype][0], taps[dtype][1](images.astype(dtype), training=False), strict=True))
-            for dtype in ("float64", "float32")
-        )
-        for name in names:
-            if name in exact:
-                double = np.asarray(exact.pop(name))
-                yield name, Values(double, noise_between(np.asarray(single.pop(name)), double))
+        given = for_file(images, white)
+        wanted = {name: places[name] for name in names if name in places}
+        if not wanted:
+            return
+        exact, single = (_values(library, models[dtype], given.astype(dtype), wanted) for dtype in models)
+        for name in wanted:
+            double, rounded = exact.pop(name), single.pop(name)
+            if name in CLASS_ENDPOINTS:
+                double, rounded = (values.reshape(len(values), -1) for values in (double, rounded))
+            yield name, Values(double, noise_between(rounded, double))
 
-    missing = () if top else ("Logits", "Predictions")
-    return Reference(f"Keras {keras.__version__} ({path.name})", run, size=(size, size), missing=missing)
+    def prepare(images: np.ndarray) -> np.ndarray:
+        """What the first convolution gets, by the file's own preprocessing, which must be the port's."""
+        given, ours = for_file(images, white), for_port(images, spec, white, np.float64)
+        if before_stem is None:
+            return given
+        theirs = _values(library, models["float64"], given, {"": before_stem})[""]
+        scale = np.abs(ours).max() + np.abs(np.array(spec.mean) / spec.std).max()
+        if not np.abs(theirs - ours).max() <= PREPROCESSING * scale:
+            raise ParityError(
+                f"{path}: its own preprocessing gives its network {theirs.min():.4g} to {theirs.max():.4g}, "
+                f"the port's gives {ours.min():.4g} to {ours.max():.4g}"
+            )
+        return theirs
+
+    missing = tuple(e for node in nodes(port.network, port.classes) for e in node.endpoints if e not in places)
+    name = f"Keras {library.__version__} ({path.name})"
+    return Reference(
+        name,
+        run,
+        size=(spec.size, spec.size),
+        missing=missing,
+        prepare=prepare,
+        takes=told_pixels(white),
+    )
 
 
-def _tap(keras: Any, port: Port, spec: Keras, size: int, dtype: str) -> tuple[list[str], Any]:
-    """Endpoint names, and the model that gives them in ``dtype``."""
-    path, top = port.checkpoint.path, port.classes > 0
-    before = keras.config.dtype_policy()
+def _library(config: Config, path: Path) -> Any:
+    """Keras 3, or Keras 2 for what it wrote: there, the uses of layers are lists."""
+    if not _of_keras_2(config):
+        import keras
+
+        return keras
     try:
-        keras.config.set_dtype_policy(dtype)
-        model = getattr(keras.applications, spec.model)(
-            input_shape=(size, size, port.network.channels),
-            alpha=spec.alpha,
-            minimalistic=spec.minimalistic,
-            include_top=top,
-            weights=None,
-            classes=port.classes or 1,
-            include_preprocessing=False,
-        )
-        model.load_weights(str(path))  # only weights: a stored configuration may hold code
+        import tf_keras  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise ParityError(
+            f"{path}: was written by Keras 2, which is not installed (pip install tf_keras); use the reference tf.nn"
+        ) from error
+    return tf_keras
+
+
+def _of_keras_2(config: Config) -> bool:
+    layers = config["config"]["layers"]
+    return any(
+        _of_keras_2(layer) if "layers" in layer["config"] else isinstance((layer.get("inbound_nodes") or [{}])[0], list)
+        for layer in layers
+    )
+
+
+def _plain(found: Any, dtype: str, path: Path, depth: int = 0) -> Any:
+    """A configuration that computes in ``dtype`` and holds nothing but Keras's own layers, tensors and numbers.
+
+    What only training or new weights need is left out. Raises ParityError for any other object: loading it could run
+    code.
+    """
+    if depth > MOST_DEPTH:
+        raise ParityError(f"{path}: its configuration is nested without end")
+    if isinstance(found, list):
+        return [_plain(value, dtype, path, depth + 1) for value in found]
+    if not isinstance(found, dict):
+        return found
+    kind, module, config = (found.get(key) for key in ("class_name", "module", "config"))
+    if kind == "function" and isinstance(config, str):  # an activation
+        return config
+    if kind is not None:
+        function = config.get("function") if isinstance(config, dict) else None
+        own = module is None or (isinstance(module, str) and MODULES.fullmatch(module) is not None)
+        registered = found.get("registered_name") in (None, kind)
+        if (
+            not own
+            or not registered
+            or kind not in (*KNOWN, TENSOR)
+            or (kind == "TFOpLambda" and function not in FUNCTIONS)
+        ):
+            what = f"{kind} of {module}" if function is None else f"{kind} {function}"
+            raise ParityError(f"{path}: its configuration has {what[:80]!r}, which is not run; use the reference tf.nn")
+    return {
+        key: dtype if key == "dtype" else _plain(value, dtype, path, depth + 1)
+        for key, value in found.items()
+        if not str(key).endswith(LEFT_OUT)
+    }
+
+
+def _with_modules(found: Any) -> Any:
+    """A configuration with the modules of its classes, which Keras 3 leaves out in an ``.h5``.
+
+    Without them it takes the operation in ``x + 3`` for the layer Add, and cannot load it. A layer says whether it is
+    trainable; an operation does not.
+    """
+    if isinstance(found, list):
+        return [_with_modules(value) for value in found]
+    if not isinstance(found, dict):
+        return found
+    made = {key: _with_modules(value) for key, value in found.items()}
+    kind = found.get("class_name")
+    if kind not in KNOWN or found.get("module") is not None:
+        return made
+    layer = kind == "InputLayer" or "trainable" in found["config"]
+    module = "keras.layers" if layer else "keras.src.ops.numpy"
+    if kind in MODELS:
+        module, made["class_name"] = "keras", kind.replace("Model", "Functional")
+        module = module if kind == "Sequential" else "keras.src.models.functional"
+    return made | {"module": module, "registered_name": None}
+
+
+def _load(library: Any, config: Config, path: Path, dtype: str) -> Any:
+    """The model that ``config`` describes, in ``dtype``, with the file's weights."""
+    plain = _plain(config, dtype, path)
+    if not _of_keras_2(config):
+        plain = _with_modules(plain)
+    before = library.mixed_precision.global_policy() if hasattr(library, "mixed_precision") else None
+    try:
+        model = library.models.model_from_json(json.dumps(plain))
+        with tempfile.TemporaryDirectory(prefix="mnv3-port-") as folder:
+            weights = path
+            if zipfile.is_zipfile(path):
+                weights = Path(folder) / WEIGHTS_MEMBER
+                with zipfile.ZipFile(path) as archive:
+                    weights.write_bytes(archive.read(WEIGHTS_MEMBER))
+            model.load_weights(str(weights))
     except Exception as error:  # Keras raises any exception
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ParityError(f"{path}: Keras cannot load it ({reason}); use the reference tf.nn") from error
     finally:
-        keras.config.set_dtype_policy(before)
-    outputs = dict(_endpoints(model, port, top))
-    return list(outputs), keras.Model(model.input, list(outputs.values()))
+        if before is not None:
+            library.mixed_precision.set_global_policy(before)
+    return model
 
 
-def _endpoints(model: Any, port: Port, top: bool) -> list[tuple[str, Any]]:
-    """Endpoint -> Keras tensor, by the layer names in ``mappings/keras.yaml``.
+def _application(port: Port) -> tuple[Config, StoredGraph, dict[str, str]]:
+    """keras.applications' network for a file of weights alone, as configuration, graph, and variables by entry."""
+    import keras
 
-    Activations and additions have no names there: they follow a batch norm.
-    """
+    path, spec, top = port.checkpoint.path, port.mapping.keras, port.classes > 0
+    if spec is None or (port.network.embedding and not top) or port.network.backbone:
+        raise ParityError(f"{path}: keras.applications has no such network; use the reference tf.nn")
+    size = port.mapping.input.size
+    model = getattr(keras.applications, spec.model)(
+        input_shape=(size, size, port.network.channels),
+        alpha=spec.alpha,
+        minimalistic=spec.minimalistic,
+        include_top=top,
+        weights=None,
+        classes=port.classes or 1,
+        include_preprocessing=False,
+    )
+    config = json.loads(model.to_json())
     named = load_variant(port.mapping.variant, "keras")
-    scopes = layer_scopes(expected_variables(named, port.network, classes=1))
-    found: list[tuple[str, Any]] = []
-    at = ""
-    for node in nodes(port.network, classes=1):
-        at = scopes[node.norm or node.layer] if node.layer else at
-        if node.operation == "mean" or (not top and node.operation in ("dense", "softmax")):
+    expected = expected_variables(named, port.network, port.classes)
+    sources = {want.target: want.source for want in expected}
+    names: Any = dict.fromkeys(sources.values())  # a graph needs no more of variables
+    return config, stored_graph(config, names), sources
+
+
+def _before_stem(graph: StoredGraph, sources: Mapping[str, str]) -> str | None:
+    """The layer that gives what the first convolution gets, before padding; None where that is the image."""
+    [stem] = (one for one in graph.layers() if one.weights["weight"] == sources["conv_stem.weight"])
+    path = [one for one in graph.path(stem) if one.kind != "pad"]
+    return path[-1].name if len(path) > 1 else None
+
+
+def _places(port: Port, graph: StoredGraph, sources: Mapping[str, str]) -> dict[str, str]:
+    """Endpoint -> the path of the layer that gives it; empty for the whole model's output."""
+    by_weight = {operation.weights["weight"]: operation for operation in graph.layers()}
+    found: dict[str, str] = {}
+    value = ""
+    for node in nodes(port.network, port.classes):
+        if node.layer:
+            operation = by_weight.get(sources.get(f"{node.layer}.weight", ""))
+            if operation is None:
+                continue
+            behind = graph.behind(operation)
+            if node.name == LOGITS or not node.activation:
+                behind = [one for one in behind if one.kind in ("bias", "batch_norm")]
+            value = (behind or [operation])[-1].name
+        elif node.operation == "batch_norm" or node.operation in ("softmax", "mean", "max", "flatten", "multiply"):
             continue
-        layer = None if node.operation == "softmax" else model.get_layer(at)
-        follows = node.activation or node.operation == "add" or node.name == LOGITS  # a reshape, of the logits
-        output = model.output if layer is None else layer.output
-        if layer is not None and follows:
-            output = layer._outbound_nodes[0].operation.output
-        found += [(endpoint, output) for endpoint in node.endpoints if endpoint != "global_pool"]
+        elif node.operation == "add":
+            value = next((user.name for user in graph.users.get(value, []) if user.kind == "add"), "")
+        if value and ":" not in value:
+            found |= dict.fromkeys(node.endpoints, value)
+    if port.classes and graph.outputs and graph.operations[graph.outputs[0]].kind in ("softmax", "sigmoid"):
+        found["Predictions"] = ""
+    elif port.classes:
+        found["Logits"] = ""
     return found
+
+
+def _values(library: Any, model: Any, given: Any, wanted: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """The values of layers by name; ``wanted`` are paths of layers, empty for the model's output.
+
+    Models in the model run on what they get in it.
+    """
+    layers = {layer.name: layer for layer in model.layers}
+    direct: dict[str, Any] = {}
+    inner: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    for name, path in wanted.items():
+        if not path or path in layers:
+            direct[name] = layers[path].output if path else model.outputs[0]
+            continue
+        outer = next((one for one in layers if path.startswith(f"{one}/")), None)
+        if outer is None:
+            raise ParityError(f"Keras's model has no layer {path}")
+        inner[outer][name] = path.removeprefix(f"{outer}/")
+    tap = library.Model(model.inputs, [*direct.values(), *(_entry(layers[name]) for name in inner)])
+    computed = [np.asarray(one) for one in _listed(tap(given, training=False))]
+    found = dict(zip(direct, computed, strict=False))
+    for (name, within), value in zip(inner.items(), computed[len(direct) :], strict=True):
+        found |= _values(library, layers[name], value, within)
+    return found
+
+
+def _entry(layer: Any) -> Any:
+    """What a model gets where it is used in another."""
+    node = layer._inbound_nodes[-1]
+    return node.input_tensors[0] if isinstance(node.input_tensors, (list, tuple)) else node.input_tensors
+
+
+def _listed(values: Any) -> list[Any]:
+    return list(values) if isinstance(values, (list, tuple)) else [values]

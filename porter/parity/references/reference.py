@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from porter.network.node import Size
+from porter.network.spec import Input
 from porter.parity.samples import Sample
+from porter.photos.images import normalized
 
 Precision = Literal["float64", "float32", "levels"]
 
@@ -44,8 +46,8 @@ class Reference:
     has, one at a time, so that memory need hold only one. ``precision``: of the values; ``levels`` are 8-bit numbers,
     which a port matches exactly or not at all. ``size``: the only image size that it takes, None for any. ``samples``:
     its own inputs, if it can run no others. ``prepare`` turns such images into what its network sees, and the port
-    should see. ``keep``: values recorded per image, 0 for all. ``missing``: endpoints of the network that the graph
-    does not hold. ``versions``: of the packages that compute.
+    should see. ``takes`` says in words what the reference itself gets. ``keep``: values recorded per image, 0 for all.
+    ``missing``: endpoints of the network that the graph does not hold. ``versions``: of the packages that compute.
     """
 
     name: str
@@ -56,7 +58,31 @@ class Reference:
     keep: int = 0
     prepare: Callable[[np.ndarray], np.ndarray] = lambda images: images
     missing: tuple[str, ...] = ()
+    takes: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+
+
+def as_pixels(images: np.ndarray) -> np.ndarray:
+    """Images in [-1, 1] as the nearest 8-bit ones."""
+    return np.round((images + 1) * 127.5).clip(0, 255).astype(np.uint8)
+
+
+def for_port(images: np.ndarray, spec: Input, white: float | None, dtype: type[np.floating[Any]]) -> np.ndarray:
+    """Images in [-1, 1] as the port gets them: 8-bit pixels by its preprocessing, computed in ``dtype``.
+
+    A file that states no scaling (``white`` is None) takes the numbers themselves.
+    """
+    return images if white is None else normalized(as_pixels(images), spec.mean, spec.std, dtype=dtype)
+
+
+def for_file(images: np.ndarray, white: float | None) -> np.ndarray:
+    """Images in [-1, 1] as a file takes them that has the number ``white``, 255 or 1, for a white pixel; float64."""
+    return images if white is None else as_pixels(images) * (white / 255)
+
+
+def told_pixels(white: float | None) -> str:
+    """What a file gets, in words."""
+    return "what the port gets" if white is None else f"8-bit pixels as numbers from 0 to {white:g}"
 
 
 def noise_between(single: np.ndarray, exact: np.ndarray) -> Noise:

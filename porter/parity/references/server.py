@@ -78,6 +78,7 @@ def _serve(connection: socket.socket) -> None:
             "precision": reference.precision,
             "size": reference.size,
             "missing": reference.missing,
+            "takes": reference.takes,
             "versions": reference.versions or _versions(),
         }
         send(connection, Header("ready", about=about))

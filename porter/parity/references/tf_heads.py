@@ -12,7 +12,7 @@ from typing import Any
 from porter.network.detection import Detection
 from porter.network.network import Head, Network
 from porter.network.segmentation import Segmentation
-from porter.network.spec import Activation
+from porter.network.spec import TailActivation
 from porter.parity.references.live_tensorflow import tensorflow
 
 DOUBLE = 2  # DT_DOUBLE of tensorflow/core/framework/types.proto
@@ -59,12 +59,16 @@ Convolved = Callable[..., Any]
 Pair = Callable[[str, str], tuple[Any, Any]]
 
 
-def activated(tf: Any, kind: Activation, x: Any) -> Any:
+def activated(tf: Any, kind: TailActivation, x: Any) -> Any:
     """``x`` after the activation ``kind``. Raises KeyError if the table has no such activation."""
-    functions: dict[Activation, Callable[[Any], Any]] = {
+    functions: dict[TailActivation, Callable[[Any], Any]] = {
         "relu": tf.nn.relu,
         "relu6": tf.nn.relu6,
         "hard_swish": lambda x: x * tf.nn.relu6(x + 3.0) * (1.0 / 6.0),
+        "tanh": tf.nn.tanh,
+        "sigmoid": tf.nn.sigmoid,
+        "silu": lambda x: x * tf.nn.sigmoid(x),
+        "elu": tf.nn.elu,
     }
     return functions[kind](x)
 

@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 
 from porter.errors import ParityError
+from porter.mapping.axes import to_target
 from porter.mapping.files import list_variants, load_variant
 from porter.mapping.rules import expected_variables
 from porter.network.network import Block, Network
@@ -30,11 +31,12 @@ Quantize = Callable[[str, Any], Any]  # (module or entry, tensor) -> tensor
 
 
 class _Net(NamedTuple):
-    """TensorFlow, the network to compute, and whether it ends in a classifier."""
+    """TensorFlow, the network to compute, whether it ends in a classifier, and the entries of a tail by name."""
 
     tf: Any
     network: Network
     classifier: bool
+    entry: Fetch
 
 
 def tf_nn(port: Port) -> Reference:
@@ -95,8 +97,20 @@ def graph(port: Port, dtype: str) -> Callable[[Any], Layers]:
         return tf.cast(tf.quantization.fake_quant_with_min_max_vars(tf.cast(x, tf.float32), low, high), x.dtype)
 
     forward = _forward_folded if fake_quant else _forward
-    net = _Net(tf, network, port.classes > 0)
+    net = _Net(tf, network, port.classes > 0, _entries(tf, port, stored, "float64" if fake_quant else dtype))
     return lambda x: forward(net, fetch, quantize, x)
+
+
+def _entries(tf: Any, port: Port, stored: Callable[[str], np.ndarray], dtype: str) -> Fetch:
+    """Entries of the state dict from the source, or the numbers that it leaves out: those of a tail have no scopes."""
+    wanted = {want.target: want for want in expected_variables(port.mapping, port.network, port.classes)}
+
+    def entry(name: str) -> Any:
+        if name in port.mapping.constants:
+            return tf.constant(port.mapping.constants[name], dtype)
+        return tf.constant(to_target(wanted[name].axes, stored(wanted[name].source)).astype(dtype))
+
+    return entry
 
 
 def _of_biases(tf: Any, port: Port, dtype: str) -> Callable[[Any], Layers]:
@@ -121,7 +135,7 @@ def _of_biases(tf: Any, port: Port, dtype: str) -> Callable[[Any], Layers]:
             return _depthwise(tf, x, kernel, stride, rate) + bias
         return tf.nn.conv2d(x, kernel, stride, "SAME") + bias
 
-    net = _Net(tf, network, port.classes > 0)
+    net = _Net(tf, network, port.classes > 0, _entries(tf, port, stored_values(checkpoint), dtype))
     return lambda x: _layers(net, pair, lambda _at, y: y, convolved, x)
 
 
@@ -185,7 +199,7 @@ def _layers(
     ``pair`` gives weights (HWIO) and bias of a convolution without batch norm.
     """
 
-    tf, network, _ = net
+    tf, network = net.tf, net.network
 
     def activate(kind: Activation, module: str, x: Any) -> Any:
         return quantize(module, activated(tf, kind, x))
@@ -240,20 +254,47 @@ def _layers(
 
 def _after_blocks(net: _Net, convolved: Any, biased: Any, activate: Any, quantize: Quantize, x: Any) -> Layers:
     """Last convolution, pooling, head and classifier, as far as the network has them."""
-    tf, network, classifier = net
+    tf, network, classifier, _ = net
     after = network.endpoint_after_blocks
     if network.last:
         x = convolved("Conv_1", network.last_conv, network.last_norm, x)
         x = activate(network.last_activation, network.last_act, x)
         yield after(0), x
     pooled = after(1) if network.pools_in_layers else "global_pool"
-    x = quantize("global_pool", tf.reduce_mean(x, [1, 2], keepdims=True))
-    yield pooled, x
+    if network.pooling == "none":
+        x = tf.reshape(x, [tf.shape(x)[0], 1, 1, -1])
+    else:
+        reduce = tf.reduce_max if network.pooling == "max" else tf.reduce_mean
+        x = quantize("global_pool", reduce(x, [1, 2], keepdims=True))
+        yield pooled, x
     if network.embedding:
         x = activate(network.embedding_activation, "act2", biased("Conv_2", "conv_head", x))
         yield after(2), x
         yield "global_pool", x
     if classifier:
-        x = tf.squeeze(biased("Logits/Conv2d_1c_1x1", "classifier", x), [1, 2])
+        x = (
+            _tail(net, quantize, tf.squeeze(x, [1, 2]))
+            if network.tail
+            else tf.squeeze(biased("Logits/Conv2d_1c_1x1", "classifier", x), [1, 2])
+        )
         yield "Logits", x
-        yield "Predictions", tf.nn.softmax(x)
+        yield "Predictions", tf.nn.sigmoid(x) if network.predictions == "sigmoid" else tf.nn.softmax(x)
+
+
+def _tail(net: _Net, quantize: Quantize, x: Any) -> Any:
+    """(N, features) -> (N, classes), through a classifier of several layers."""
+    tf, network, entry = net.tf, net.network, net.entry
+    for number, layer in enumerate(network.tail):
+        at = network.tail_layer(number)
+        if layer.kind == "dense":
+            weights = quantize(f"{at}.weight", entry(f"{at}.weight"))
+            x = quantize(at, tf.linalg.matmul(x, weights, transpose_b=True) + entry(f"{at}.bias"))
+        elif layer.kind == "batch_norm":
+            mean, variance, beta, gamma = (
+                entry(f"{at}.{part}") for part in ("running_mean", "running_var", "bias", "weight")
+            )
+            x = tf.nn.batch_normalization(x, mean, variance, beta, gamma, layer.epsilon)
+        else:
+            assert layer.activation is not None
+            x = quantize(at, activated(tf, layer.activation, x))
+    return x
