@@ -23,9 +23,7 @@ folder = parser.parse_args().real
 source = folder / "v3-small_224_1.0_uint8.tflite"
 port = plan_port(source)
 reference = interpreter(port)
-images = reference.prepare(
-    np.concatenate([s.images for s in photos(folder / "images", (224, 224), port.mapping.input, limit=1000)])
-)
+images = np.concatenate([s.images for s in photos(folder / "images", (224, 224), port.mapping.input, limit=1000)])
 quantised, plain = (
     porter.create_model("small_100", source, keep_background=True, fake_quant=on) for on in (True, False)
 )
@@ -33,7 +31,7 @@ agreeing = {"fake quantisation": 0, "dequantised": 0}
 equal: dict[str, bool] = {}
 for start in range(0, len(images), 25):
     batch = images[start : start + 25]
-    inputs = torch.from_numpy(batch).permute(0, 3, 1, 2)
+    inputs = torch.from_numpy(reference.prepare(batch)).permute(0, 3, 1, 2)
     found = endpoints(quantised, inputs)
     expected = dict(reference.run(batch, list(found)))
     for name, (theirs, _) in expected.items():

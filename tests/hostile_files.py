@@ -30,6 +30,30 @@ def graph(shape, **fields):
     return definition.SerializeToString()
 
 
+def calls(functions):
+    """A SavedModel whose functions each call the next twice, and the last the first."""
+    model = protos.SavedModel()
+    meta = model.meta_graphs.add()
+
+    def call(nodes, name, number, given):
+        made = nodes.add(name=name, op=b"PartitionedCall", input=[given])
+        made.attr.add(key=b"f").value.func.name = b"f%d" % (number % functions)
+
+    meta.graph_def.node.add(name=b"x", op=b"Placeholder")
+    call(meta.graph_def.node, b"y", 0, b"x")
+    for number in range(functions):
+        function = meta.graph_def.library.function.add()
+        function.signature.name = b"f%d" % number
+        function.signature.input_arg.add(name=b"x")
+        function.signature.output_arg.add(name=b"z")
+        call(function.node_def, b"a", number + 1, b"x")
+        call(function.node_def, b"b", number + 1, b"a:output:0")
+        function.ret.add(key=b"z", value=b"b:output:0")
+    signature = meta.signature_def.add(key=b"serving_default").value
+    signature.outputs.add(key=b"y").value.name = b"y:0"
+    return model.SerializeToString()
+
+
 def index_bytes(entries, make=table_bytes):
     """The index of a bundle with these ``entries`` (key -> BundleEntryProto) and one shard."""
     header = protos.BundleHeaderProto(num_shards=1)

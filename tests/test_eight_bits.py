@@ -96,7 +96,7 @@ def test_a_range_without_its_end(trained, tmp_path, run):
 @pytest.mark.tensorflow
 @pytest.mark.skipif(not EIGHT_BIT.exists(), reason=f"no real files at {REAL}")
 def test_the_authors_8_bit_classifier(tf, tmp_path, run):
-    """Its release names the interpreter's classes: 83.2 % of 125 photos, where the dequantised one has 77.6 %."""
+    """Its release names the interpreter's classes: 81.6 % of 125 photos, where the dequantised one has 77.6 %."""
     found = {}
     for how, options in (("8bit", []), ("dequantized", ["--no-fake-quant"])):
         ran = run("release", EIGHT_BIT, "--out", tmp_path / how, *options)
@@ -106,6 +106,6 @@ def test_the_authors_8_bit_classifier(tf, tmp_path, run):
         found[how] = json.loads(ran.out)["results"][0]["top1"]["hits"]
         config = json.loads((tmp_path / how / "config.json").read_text())
         assert "pretrained_cfg" not in config  # folded batch norms: timm would not load it
-    assert found == {"8bit": 104, "dequantized": 97}
+    assert found == {"8bit": 102, "dequantized": 97}
     ran = run("evaluate", f"tf:{EIGHT_BIT}", REAL / "images", "--json", "--workers", 0)
-    assert json.loads(ran.out)["results"][0]["top1"]["hits"] == 104
+    assert json.loads(ran.out)["results"][0]["top1"]["hits"] == 102

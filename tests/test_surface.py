@@ -195,7 +195,7 @@ def test_the_summary_fits_a_terminal(demo_folder, run, monkeypatch):
         assert all(len(line) <= width for line in lines[1:7])
         assert "…" not in ran.out
         every = run("verify", demo_folder, "--reference", demo_folder / "expected.npz", "-v").out.splitlines()
-        assert len(every) == 50 + 5
+        assert len(every) == 50 + 6
         assert every[1].split()[0] == "layer_1"
         assert all(len(line) <= width for line in every[:51])
 

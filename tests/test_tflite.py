@@ -203,9 +203,9 @@ def test_real_eight_bit_level_for_level(real, count):
     """With fake quantisation on, every layer is the interpreter's, on photos: the levels themselves."""
     port = plan_port(EIGHT_BIT)
     reference = interpreter(port)
-    images = reference.prepare(batch_of_photos(real, port, count))
+    images = batch_of_photos(real, port, count)
     model = porter.create_model("small_100", EIGHT_BIT, fake_quant=True, keep_background=True)
-    found = endpoints(model, torch.from_numpy(images).permute(0, 3, 1, 2))
+    found = endpoints(model, torch.from_numpy(reference.prepare(images)).permute(0, 3, 1, 2))
     expected = dict(reference.run(images, list(found)))
     assert len(expected) >= 49
     for name, (theirs, _) in expected.items():
@@ -301,15 +301,14 @@ def test_pixels_become_levels_inside(tf, tmp_path, run, scale, offset):
     path.write_bytes(eight_bits(tf, converter, 0, whole=True, taken="uint8"))
     assert read_graph(path).operators[0].kind == "quantize"
     ran = run("verify", path)
-    if offset == 0:  # the port is documented for [-1, 1]
-        assert ran.code == 2
-        assert "its own preprocessing gives its network values from 0 to 1 for images from -1 to 1" in ran.err
-        return
-    assert ran.code == 0, ran.out
-    reference = open_check(path, None, PortOptions()).reference
+    assert ran.code == 0, ran.out + ran.err
+    check = open_check(path, None, PortOptions())
+    reference, spec = check.reference, check.mapping.input
+    # The converter moves a factor without an offset into the first convolution's weights
+    assert (spec.mean[0], spec.std[0]) == pytest.approx((0.5, 0.5) if offset else (0, 1 / 255), abs=0.01)
     for images in (noise((224, 224), 0).images, structured((224, 224)).images):
         given = reference.prepare(images)
-        assert np.abs(given - images).max() < 2 / 128
+        assert np.abs(given * spec.std + spec.mean - (images + 1) / 2).max() < 2 / 255
         assert len(np.unique(given)) > 100
 
 
@@ -343,3 +342,42 @@ def test_the_authors_eight_bits(real, run, name):
     ran = run("verify", real / name, "--images", real / "images")
     assert ran.code == 0, ran.out
     assert "top-1 32/32, top-5 32/32" in ran.out
+
+
+def side_branch(between):
+    """Three convolutions 1x1 in a row, of 1, 2 and 3; one of 9 leaves the first, and is added behind the third.
+
+    ``between``: the file has it between the first and the second.
+    """
+    from porter.sources.tflite_writer import NewOperator, NewTensor, tflite_bytes
+
+    image, values = (1, 4, 4, 1), (1, 2, 3, 9)
+    kernels = [NewTensor(f"w{v}", (1, 1, 1, 1), "float32", np.full((1, 1, 1, 1), v, "f")) for v in values]
+    tensors = [*kernels, *(NewTensor(f"t{n}", image, "float32") for n in range(6))]
+    options = {"padding": 0, "stride_w": 1, "stride_h": 1, "dilation_w": 1, "dilation_h": 1}
+    trunk = [NewOperator("conv_2d", [4 + n, n], [5 + n], options) for n in range(3)]
+    side = NewOperator("conv_2d", [5, 3], [8], options)
+    last = NewOperator("add", [8, 7], [9], {})
+    steps = [trunk[0], side, *trunk[1:], last] if between else [*trunk, side, last]
+    return tflite_bytes(tensors, steps, 4, [9])
+
+
+def test_numbers_follow_the_graph(tmp_path):
+    """A decoder's convolution between two of the trunk's shifted all numbers behind it."""
+    for between in (False, True):
+        path = tmp_path / "m.tflite"
+        path.write_bytes(side_branch(between))
+        opened = open_checkpoint(path)
+        assert [float(opened[f"{n}/weights"].read().item()) for n in range(4)] == [1, 2, 3, 9]
+
+
+def test_real_decoder_between_the_trunk(real):
+    """A user's LR-ASPP as float .tflite, against the same network's frozen graph."""
+    from porter.port import carry_out_port
+
+    options = PortOptions(backbone=True, fold_bn=True)
+    expected = carry_out_port(plan_port(real / "lraspp_small_user.pb", options)).arrays
+    found = carry_out_port(plan_port(real / "lraspp_user" / "seg_graph_f.tflite", PortOptions(backbone=True))).arrays
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        assert np.abs(found[name] - value).max() <= 3e-7 * np.abs(value).max(), name
