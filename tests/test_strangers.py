@@ -1,6 +1,7 @@
 """Files as strangers bring them: from raw pixels on, the port gives what the original does in its own runtime."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,16 @@ import pytest
 import torch
 
 import porter
-from porter.errors import CheckpointError, MappingError
+from porter.errors import CheckpointError, MappingError, NotTheNetworkError
+from porter.mapping.files import load_variant
+from porter.mapping.stated import as_stated
 from porter.models.build import probabilities
 from porter.models.create import open_model
 from porter.parity.demo import demo_variables
 from porter.photos.images import normalized
+from porter.sources import open_checkpoint
 from porter.sources.bundle_writer import write_bundle
+from porter.sources.stored_graph import StoredGraph, StoredOperation
 
 pytestmark = pytest.mark.tensorflow
 SIDE = 64  # the last map has 2 x 2 positions
@@ -594,3 +599,25 @@ def test_few_problems_are_listed(slim, tmp_path, run):
     assert "problems):" in ran.err
     assert len(ran.err.splitlines()) == 22
     assert ran.err.splitlines()[-1].strip().startswith("and ")
+
+
+@pytest.mark.parametrize(
+    ("kind", "weights"),
+    [("bias", {"bias": "x"}), ("batch_norm", {"gamma": "x"}), ("dense", {"weight": "nowhere"})],
+)
+def test_an_odd_operation_behind_the_pooling_is_named(keras, tmp_path, kind, weights):
+    """Graphs hold operations in any order, and weights that are no variables of the file."""
+    base = keras.applications.MobileNetV3Small(weights=None, input_shape=(64, 64, 3), include_top=False, pooling="avg")
+    base.save(tmp_path / "a.keras")
+    opened = open_checkpoint(tmp_path / "a.keras")
+    odd = StoredOperation("odd", kind, opened.graph.outputs, weights)
+    graph = StoredGraph([*opened.graph.operations.values(), odd], ["odd"])
+    with pytest.raises(NotTheNetworkError, match=rf"odd \({kind}\) behind the trunk"):
+        as_stated(load_variant("small_100", "keras"), replace(opened, read_graph=lambda: graph))
+
+
+def test_operations_in_a_circle_end():
+    convolution = StoredOperation("conv", "convolution", ("image",), {"weight": "w"})
+    circle = [StoredOperation("a", "quantize", ("conv", "b")), StoredOperation("b", "quantize", ("a",))]
+    graph = StoredGraph([StoredOperation("image", "image"), convolution, *circle], ["b"])
+    assert {one.name for one in graph.behind(convolution)} == {"a", "b"}

@@ -11,11 +11,12 @@ from msgspec import Struct
 from msgspec.structs import replace as replace_struct
 
 from porter.errors import NotTheNetworkError, Option
+from porter.mapping.files import list_variants, load_variant
 from porter.mapping.gate import GATE_ROUNDING
 from porter.mapping.plan import ignore_reason
 from porter.mapping.rules import expected_variables
 from porter.mapping.schema import VariantMapping
-from porter.network.network import TIMM_GATE, Network, build_network, with_output_stride
+from porter.network.network import TIMM_GATE, Network, build_network, tail_layer, with_output_stride
 from porter.network.node import Node, map_sizes, same_padding
 from porter.network.nodes import nodes
 from porter.network.spec import TAIL_ACTIVATIONS, Input, Pooling, Predictions, Stem, TailLayer
@@ -121,7 +122,12 @@ def as_stated(mapping: VariantMapping, checkpoint: Checkpoint) -> Function:
     epsilons = {one.epsilon for layer in layers for one in layer.behind if one.kind == "batch_norm" and one.epsilon}
     epsilon = _one("batch norm epsilon", epsilons, [network.epsilon], problems)
     slopes = {one.slope for layer in layers for one in layer.behind if one.kind == "hard_sigmoid"}
-    gate = _one("squeeze-excite gate", slopes, [network.gate, TIMM_GATE, 0.16667], problems)
+    gate = _one(
+        "squeeze-excite gate",
+        slopes,
+        [network.gate, TIMM_GATE, load_variant(list_variants()[0]).definition.gate],
+        problems,
+    )
     if len(problems) == 1:
         raise NotTheNetworkError(f"{checkpoint.given}: is not the network of {mapping.variant}: {problems[0]}")
     if problems:
@@ -335,16 +341,16 @@ def _with_tail(
             raise _not_taken(checkpoint, operation)
         elif kind in WITH_WEIGHTS and known.get(weights["weight"]) == "conv_head" and not found:
             embedded = True
-        elif kind in ("convolution", "dense"):
+        elif kind in ("convolution", "dense") and weights["weight"] in checkpoint:
             if known.get(weights["weight"]) == "classifier":
                 weights["known"] = ""
             shape = checkpoint[weights["weight"]].shape
             out = shape[0] if checkpoint.format == "tflite" else shape[-1]
             found.append((TailLayer("dense", out=out), weights))
-        elif kind == "bias":
+        elif kind == "bias" and (embedded or (found and found[-1][0].kind == "dense")):
             if not embedded:
                 found[-1][1].update(bias=weights["bias"])
-        elif kind == "batch_norm":
+        elif kind == "batch_norm" and {"mean", "variance"} <= weights.keys():
             found.append((TailLayer("batch_norm", epsilon=operation.epsilon), weights))
         elif kind == "softmax" and found:
             softmax = True
@@ -394,7 +400,7 @@ def _named(
     }
     left_out = {"gamma": ("weight", 1.0), "beta": ("bias", 0.0), "bias": ("bias", 0.0)}
     for number, (layer, weights) in enumerate(found):
-        at = "classifier" if len(found) == 1 else f"classifier.{number}"
+        at = tail_layer(number, len(found))
         for role, local in roles[layer.kind].items():
             if role in weights:
                 variables[f"{at}/{local}"] = weights[role]
@@ -406,10 +412,13 @@ def _named(
 
 def _steps(graph: StoredGraph, value: str) -> Iterator[StoredOperation]:
     """The operations behind ``value``, one after the other, up to the first value that is not used once."""
-    while len(users := graph.users.get(value, [])) == 1:
+    for _ in graph.operations:  # at most: operations may go in a circle
+        users = graph.users.get(value, [])
+        if len(users) != 1:
+            break
         yield users[0]
         value = users[0].name
-    if users:
+    if len(users) > 1:
         yield StoredOperation(f"{users[0].name} and {users[1].name}", "two operations on one value", (value,))
 
 

@@ -183,8 +183,8 @@ class Network:
         return [self.tail_layer(dense[-1]) if dense else "classifier"]
 
     def tail_layer(self, number: int) -> str:
-        """The module of a layer of the tail: timm's ``classifier``, or one of several below it."""
-        return "classifier" if len(self.tail) == 1 else f"classifier.{number}"
+        """The module of a layer of the tail."""
+        return tail_layer(number, len(self.tail))
 
     def endpoint_after_blocks(self, position: int) -> str:
         """``layer_N`` of what follows the blocks: 0 last convolution, 1 pooling, 2 the embedding's convolution."""
@@ -314,6 +314,11 @@ def _check_tail(table: Table) -> None:
                 raise ValueError(f"{key}.{part}: {'is missing' if value is None else 'is not wanted'}; {what}")
     if table.tail and not dense:
         raise ValueError("network.tail: has no dense layer, whose outputs are the classes")
+
+
+def tail_layer(number: int, count: int) -> str:
+    """The module of a layer of a tail of ``count``: timm's ``classifier``, or one of several below it."""
+    return "classifier" if count == 1 else f"classifier.{number}"
 
 
 def with_output_stride(network: Network, output_stride: int) -> Network:

@@ -39,7 +39,7 @@ from porter.parity.compare import (
 from porter.parity.diagnosis import Target, diagnose
 from porter.parity.evidence import Evidence
 from porter.parity.references.choose import open_reference
-from porter.parity.references.reference import Noise, Reference, Values, larger, noise_of_softmax
+from porter.parity.references.reference import FEWEST_VALUES, Noise, Reference, Values, larger, noise_of_softmax
 from porter.parity.samples import Sample, noise, photos, structured
 from porter.parity.verdict import Cause, Verdict
 from porter.port import Port, plan_opened, plan_port
@@ -53,8 +53,6 @@ ASKED: dict[Dtype, frozenset[Question]] = {
     "float32": frozenset(("rounding",)),
 }
 
-# If the network sees fewer distinct values than a 4-bit photo has, it does not see the image that was asked for
-FEWEST_VALUES = 16
 FEW = 5  # up to this many changed entries explain a difference; every known mistake with weights changes more
 
 # Compared besides the training size if the reference takes any: odd, and non-square with odd and even sides.

@@ -115,7 +115,10 @@ class StoredGraph:
         """Bias, batch norm, rounding and one activation, as far as nothing else uses the values between."""
         found: list[StoredOperation] = []
         activated = False
-        while len(users := self.users.get((found or [operation])[-1].name, [])) == 1:
+        for _ in self.operations:  # at most: operations may go in a circle
+            users = self.users.get((found or [operation])[-1].name, [])
+            if len(users) != 1:
+                break
             [user] = users
             own = user.kind in ("bias", "batch_norm") or (user.constant and len(user.inputs) == 1)
             if user.kind != "quantize" and (activated or not (own or user.kind in ACTIVATIONS)):

@@ -14,6 +14,7 @@ from porter.mapping.rules import module_outputs
 from porter.network.nodes import endpoint_modules
 from porter.parity.references.live_tensorflow import tensorflow, tflite_package
 from porter.parity.references.reference import (
+    FEWEST_VALUES,
     Endpoints,
     Reference,
     Values,
@@ -27,8 +28,6 @@ from porter.port import Port
 from porter.sources.tflite import constant, output_tensors, values_of
 from porter.sources.tflite_graph import Graph, read_graph
 
-# If the network sees fewer distinct values than a 4-bit photo has, it does not see the image that was asked for
-FEWEST_VALUES = 16
 # Preprocessing in float32 rounds numbers up to 255 by about 1e-5, then divides them by 127.5
 FLOAT_STEP = 1e-5
 ROUNDS = ("quantize", "dequantize")  # operators that only round

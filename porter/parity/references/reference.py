@@ -13,6 +13,8 @@ from porter.network.spec import Input
 from porter.parity.samples import Sample
 from porter.photos.images import normalized
 
+# If the network sees fewer distinct values than a 4-bit photo has, it does not see the image that was asked for
+FEWEST_VALUES = 16
 Precision = Literal["float64", "float32", "levels"]
 
 
