@@ -10,7 +10,7 @@ import msgspec
 from porter.mapping.axes import AXES
 from porter.mapping.by_graph import by_graph
 from porter.mapping.files import Names, list_variants, list_with_head, load_variant
-from porter.mapping.plan import fit
+from porter.mapping.plan import fit, followed_by
 from porter.mapping.rules import Expected, expected_variables
 from porter.mapping.schema import VariantMapping
 from porter.network.network import build_network
@@ -20,7 +20,7 @@ from porter.sources import Checkpoint
 # Naming schemes to try by format; formats not listed hold TensorFlow's variables
 NAMES: dict[str, tuple[Names, ...]] = {
     "tflite": ("tflite",),
-    "keras": ("keras", "keras2", "keras_unnamed"),
+    "keras": ("keras", "keras2", "keras_unnamed", "slim"),  # slim's inside a layer of TensorFlow Hub
     "tfjs": ("tfjs", "keras2", "keras", "slim"),
 }
 # Multipliers that people train with besides the published ones, and channels of images
@@ -87,7 +87,7 @@ def _below_scopes(checkpoint: Checkpoint, variants: Sequence[str] | None) -> Ite
 
 def _without_classes(checkpoint: Checkpoint, variants: Sequence[str] | None) -> Iterator[VariantMapping]:
     """slim's networks that end in their embedding, in any scope: feature vectors."""
-    if checkpoint.format in NAMES:
+    if "slim" not in NAMES.get(checkpoint.format, TENSORFLOW_NAMES):
         return
     for variant in variants or list_variants():
         mapping = load_variant(variant)
@@ -114,7 +114,7 @@ def _other_sizes(checkpoint: Checkpoint, variants: Sequence[str] | None) -> Iter
             if channels != spec.channels:
                 mean, std = spec.mean[:1] * channels, spec.std[:1] * channels
                 spec = msgspec.structs.replace(spec, channels=channels, mean=mean, std=std)
-            if head and embedding:
+            if head and embedding and followed_by(checkpoint, every["conv_head.weight"].source, head.activation):
                 head = msgspec.structs.replace(head, out=embedding[0])
             for multiplier in MULTIPLIERS:
                 table = msgspec.structs.replace(mapping.network, multiplier=multiplier, head=head)

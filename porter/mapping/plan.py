@@ -7,7 +7,7 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from porter.errors import MappingError
+from porter.errors import MappingError, Option
 from porter.mapping.axes import AXES
 from porter.mapping.gate import GATE_ROUNDING, GATE_SHIFT
 from porter.mapping.options import ArtifactLayout, PortOptions
@@ -119,6 +119,14 @@ def make_plan(mapping: VariantMapping, fitted: Fit, checkpoint: Checkpoint, opti
         )
     if options.fake_quant and not ranges:
         raise MappingError(f"{checkpoint.given}: holds no ranges of fake quantisation; it was not trained for 8 bits")
+    operations = checkpoint.graph.operations.values() if checkpoint.graph else ()
+    rounded = [one for one in operations if one.kind == "fake_quant"]
+    if rounded and not ranges and options.fake_quant is None:
+        raise MappingError(
+            f"{checkpoint.given}: rounds {len(rounded)} values to 8 bits in float ({rounded[0].name}), the port does "
+            "not. The checkpoint or the 8-bit .tflite of this training keeps them; for the float network use",
+            option=Option("fake_quant", value=False),
+        )
     bn_folded = options.fold_bn or network.bn_folded
     norms_to_fold = options.fold_bn and not network.bn_folded
     return Plan(
@@ -138,7 +146,7 @@ def make_plan(mapping: VariantMapping, fitted: Fit, checkpoint: Checkpoint, opti
             if node.layer and node.norm and norms_to_fold
         },
         ranges={} if options.fake_quant is False else ranges,
-        dequantized=options.fake_quant is False and bool(ranges),
+        dequantized=options.fake_quant is False and bool(ranges or rounded),
         constants={
             name: (value, state_dict_shapes(network, kept)[name][0]) for name, value in mapping.constants.items()
         },
@@ -224,11 +232,11 @@ def fit(mapping: VariantMapping, checkpoint: Checkpoint) -> Fit:
         return _fit_backbone(mapping, network, checkpoint)
     each = 1 if network.head is None else network.head.VALUES_PER_CLASS
     bare = replace(network, embedding=0)
-    if mapping.network.tail and any(
-        _misfit(want, checkpoint)
-        for want in set(expected_variables(mapping, network, 0)) - set(expected_variables(mapping, bare, 0))
-    ):
+    of_embedding = set(expected_variables(mapping, network, 0)) - set(expected_variables(mapping, bare, 0))
+    if mapping.network.tail and any(_misfit(want, checkpoint) for want in of_embedding):
         network = bare
+    if not all(followed_by(checkpoint, want.source, network.embedding_activation) for want in of_embedding):
+        network = bare  # another layer of the user's own, of whatever shape
     for want in expected_variables(mapping, network, classes=1):
         if want.target.rpartition(".")[0] == network.class_layers[0] and want.source in checkpoint:
             axis, shape = AXES[want.axes].order[0], checkpoint[want.source].shape
@@ -243,6 +251,13 @@ def fit(mapping: VariantMapping, checkpoint: Checkpoint) -> Fit:
     if any(_misfit(want, checkpoint) is None for want in set(with_embedding) - set(without)):
         return Fit(network, 0, with_embedding)
     return Fit(bare, 0, without)
+
+
+def followed_by(checkpoint: Checkpoint, weight: str, activation: str) -> bool:
+    """Whether the file has ``activation`` behind the layer whose variable is ``weight``, or does not say."""
+    graph = checkpoint.graph
+    layer = graph.by_weight.get(weight) if graph else None
+    return graph is None or layer is None or any(one.kind == activation for one in graph.behind(layer))
 
 
 def _fit_backbone(mapping: VariantMapping, network: Network, checkpoint: Checkpoint) -> Fit:

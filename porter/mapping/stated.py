@@ -21,7 +21,7 @@ from porter.network.node import Node, map_sizes, same_padding
 from porter.network.nodes import nodes
 from porter.network.spec import TAIL_ACTIVATIONS, Input, Pooling, Predictions, Stem, TailLayer
 from porter.sources import Checkpoint
-from porter.sources.stored_graph import ACTIVATIONS, WITH_WEIGHTS, StoredGraph, StoredOperation
+from porter.sources.stored_graph import ACTIVATIONS, ROUNDING, WITH_WEIGHTS, StoredGraph, StoredOperation
 
 # A network takes numbers of about -1 to 1. A factor above this one, half-way between 1 / 255 and 1, is of values from 0
 # to 1, one below it of pixels from 0 to 255
@@ -102,10 +102,12 @@ def as_stated(mapping: VariantMapping, checkpoint: Checkpoint) -> Function:
     """
     graph, stem = checkpoint.graph, mapping.network.stem if mapping.network.stem.fixed else None
     layers = [] if graph is None else _layers(mapping, graph)
-    if graph is None or not layers:
-        return Function(mapping, Stated(stem=stem), FACTS)
     problems: list[str] = []
     network = build_network(mapping)
+    if graph is not None and not layers and (hub := graph.operations.get(mapping.scope.partition("/")[0])):
+        return _of_hub(Stated(stem=stem), mapping, network, graph, hub, checkpoint)
+    if graph is None or not layers:
+        return Function(mapping, Stated(stem=stem), FACTS)
     output_stride = _output_stride(network, layers, problems)
     image, white = _input(mapping.input, graph, layers[0].operation, checkpoint, problems)
     size = _image_size(graph, layers[0].operation)
@@ -158,15 +160,33 @@ def as_stated(mapping: VariantMapping, checkpoint: Checkpoint) -> Function:
     return Function(stated.applied(mapping), stated, tuple(assumed), white)
 
 
+def _of_hub(
+    stated: Stated,
+    mapping: VariantMapping,
+    network: Network,
+    graph: StoredGraph,
+    hub: StoredOperation,
+    checkpoint: Checkpoint,
+) -> Function:
+    """What a model states whose network is one layer: TensorFlow Hub's, of pooled features, for values from 0 to 1."""
+    problems: list[str] = []
+    image, white = _input(mapping.input, graph, hub, checkpoint, problems)
+    if white is not None and (set(image.mean), set(image.std)) != ({0.0}, {1.0}):
+        problems.append(f"{hub.name}: takes values from 0 to 1, and gets pixels minus {image.mean} over {image.std}")
+    if problems:
+        raise NotTheNetworkError(f"{checkpoint.given}: is not the network of {mapping.variant}: {problems[0]}")
+    stated, mapping = _with_tail(stated, mapping, network, graph, hub.name, checkpoint, None, pooled=True)
+    return Function(stated.applied(mapping), stated, FACTS, white)
+
+
 def _layers(mapping: VariantMapping, graph: StoredGraph) -> list[_Layer]:
     """The trunk's layers in the file; empty where some are not there."""
     network = replace(build_network(mapping), backbone=True)
-    by_weight = {operation.weights["weight"]: operation for operation in graph.layers() if operation.weights}
     sources = {want.target: want.source for want in expected_variables(mapping, network, classes=0)}
     found = []
     for node in nodes(network, classes=0):
         if node.layer:
-            operation = by_weight.get(sources.get(f"{node.layer}.weight", ""))
+            operation = graph.by_weight.get(sources.get(f"{node.layer}.weight", ""))
             if operation is None and node.layer == network.last_conv and mapping.top == "none":
                 break  # of a backbone that ends before it
             if operation is None:
@@ -257,7 +277,7 @@ def _input(
     own = replace_struct(own, size=size or own.size)
     factor, offset = [1.0] * own.channels, [0.0] * own.channels
     for operation in others:
-        if operation.kind in ("quantize", "pad", "Pad", "resize", "flatten"):  # Pad: by edges that the graph computes
+        if operation.kind in (*ROUNDING, "pad", "Pad", "resize", "flatten"):  # Pad: by edges that the graph computes
             continue
         numbers = list(operation.constant) * (own.channels if len(operation.constant) == 1 else 1)
         if len(numbers) != own.channels or operation.kind not in ("add", "subtract", "multiply", "divide"):
@@ -308,8 +328,9 @@ def _with_tail(
     end: str,
     checkpoint: Checkpoint,
     size: int | None,
+    pooled: bool = False,
 ) -> tuple[Stated, VariantMapping]:
-    """``stated`` and ``mapping`` with what follows the trunk's last map, whose value is ``end``.
+    """``stated`` and ``mapping`` with what follows ``end``, the trunk's last map or, ``pooled``, its mean.
 
     Raises NotTheNetworkError where that is no classifier.
     """
@@ -322,12 +343,12 @@ def _with_tail(
     }
     trunk, side = nodes(replace(network, backbone=True), classes=0), size or mapping.input.size
     last_map = map_sizes(trunk, side, side)[trunk[-1].name]
-    pooling: Pooling | None = None
+    pooling: Pooling | None = "average" if pooled else None
     found: list[tuple[TailLayer, dict[str, str]]] = []
     embedded = softmax = False  # the operation before was the embedding's; there was a softmax
     for operation in _steps(graph, end):
         kind, weights = operation.kind, dict(operation.weights)
-        if kind == "quantize" or (pooling and kind in NOTHING_AT_ONE_POSITION):
+        if kind in ROUNDING or (pooling and kind in NOTHING_AT_ONE_POSITION):
             continue
         if softmax:  # its class probabilities are computed with
             raise _not_taken(checkpoint, operation)
@@ -376,8 +397,8 @@ def _with_tail(
     dense = [number for number, (layer, _) in enumerate(found) if layer.kind == "dense"]
     if not found or (len(found) == 1 and "known" in found[0][1]):
         return stated, mapping
-    strange = next((weights["weight"] for _, weights in found if "known" in weights), None)
-    if not dense or strange:
+    named = any("known" in weights for _, weights in found) and checkpoint.format != "tflite"  # whose names are numbers
+    if not dense or named:
         listed = ", ".join(layer.activation or layer.kind for layer, _ in found)
         raise NotTheNetworkError(
             f"{checkpoint.given}: the layers behind its pooling ({listed}) are not those of a classifier that can be "
