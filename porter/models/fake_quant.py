@@ -27,6 +27,7 @@ def fake_quantize(model: nn.Module, ranges: Mapping[str, Range]) -> None:
     """
     model.register_buffer(EIGHT_BITS_ENTRY, torch.tensor(True))
     model.register_load_state_dict_pre_hook(_check_entry)  # type: ignore[no-untyped-call]
+    model.ranges = dict(ranges)  # type: ignore[assignment]
     model.double()
     for module in model.modules():
         if hasattr(module, "inplace"):  # an activation
