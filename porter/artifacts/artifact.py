@@ -24,6 +24,7 @@ from porter.errors import ArtifactError, CheckpointError, PorterNote
 from porter.mapping.gate import GATE_IN_16_BITS
 from porter.mapping.options import PathLike
 from porter.network.network import GATE_ENTRY, TIMM_GATE
+from porter.network.nodes import is_weight
 from porter.network.spec import MOST
 from porter.sources.checkpoint import sha256
 from porter.sources.dtypes import as_decimal
@@ -262,6 +263,19 @@ def _array(path: Path, name: str, value: Tensor) -> np.ndarray:
         raise ArtifactError(f"{path}: tensor {name}: is {kind}, not an ordinary dense tensor")
     found: np.ndarray = (value.float() if str(value.dtype) in WITHOUT_NUMPY else value).numpy()
     return found
+
+
+def checksum(arrays: Mapping[str, np.ndarray]) -> str:
+    """CRC-32C of the weights in a state dict, with their names, types and shapes: shows that they were changed."""
+    import crc32c
+    import numpy as np
+
+    found = 0
+    for name in sorted(filter(is_weight, arrays)):
+        values = np.asarray(arrays[name], order="C")
+        found = crc32c.crc32c(f"{name} {values.dtype} {values.shape};".encode(), found)
+        found = crc32c.crc32c(values.reshape(-1).view(np.uint8).data, found)
+    return f"{found:08x}"
 
 
 def gate_of(entries: Mapping[str, Any], metadata: Metadata | None, source: str = "state dict") -> float:

@@ -1,0 +1,168 @@
+"""An artifact as a source: a port that was trained further becomes everything that a checkpoint becomes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from quantized_checkpoint import VARIANT
+from safetensors.torch import save_file
+
+import porter
+from porter.artifacts.artifact import load_artifact, save_artifact
+from porter.errors import ArtifactError
+from porter.network.nodes import is_weight
+
+REAL = Path(__file__).parents[2] / "shared" / "real"
+
+
+def images(size=64):
+    return torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def logits(path, variant="small_075"):
+    with torch.no_grad():
+        return porter.create_model(variant, path)(images(224)).numpy()
+
+
+@pytest.fixture(scope="module")
+def tuned(demo_folder, tmp_path_factory):
+    """The state dict of a model of 7 classes after two steps of training, as users save it."""
+    torch.manual_seed(0)
+    model = porter.create_model("small_075", demo_folder, num_classes=7).train()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    for _ in range(2):
+        torch.nn.functional.cross_entropy(model(torch.randn(4, 3, 64, 64)), torch.arange(4)).backward()
+        optimizer.step()
+    path = tmp_path_factory.mktemp("tuned") / "tuned.pth"
+    torch.save(model.state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize("output", ["b.safetensors", "b.onnx", "b.tflite"])
+@pytest.mark.parametrize("options", [{}, {"layout": "slim", "keep_background": True}, {"fold_bn": True}])
+def test_as_from_the_checkpoint(tmp_path, demo_folder, output, options):
+    """Whatever the artifact on the way was: the same bytes."""
+    direct, _ = porter.convert(demo_folder, tmp_path / f"direct_{output}", **options)
+    for layout in ("timm", "slim"):
+        artifact, _ = porter.convert(demo_folder, tmp_path / f"{layout}.pth", layout=layout)
+        found, port = porter.convert(artifact, tmp_path / f"{layout}_{output}", **options)
+        assert found.read_bytes() == direct.read_bytes()
+        assert port.mapping.variant == "small_075"
+
+
+@pytest.mark.parametrize("ending", ["onnx", "tflite", "safetensors", "pth"])
+def test_a_bare_state_dict(tmp_path, run, tuned, ending):
+    assert "name the variant" in run("convert", tuned, "-o", tmp_path / f"x.{ending}").err
+    ran = run("convert", tuned, "-o", tmp_path / f"x.{ending}", "--variant", "small_075")
+    assert ran.code == 0, ran.err
+    assert "classes   7\n" in ran.out
+    expected = logits(tuned)
+    if ending == "onnx":
+        session = pytest.importorskip("onnxruntime").InferenceSession(str(tmp_path / "x.onnx"))
+        found = session.run(None, {"image": images(224).numpy()})[0]
+    elif ending == "tflite":
+        from porter.parity.references.interpreter import run_file
+
+        [found] = run_file(tmp_path / "x.tflite", np.ascontiguousarray(images(224).numpy().transpose(0, 2, 3, 1)))
+    else:
+        found = logits(tmp_path / f"x.{ending}")
+        arrays = load_artifact(tuned).arrays
+        stored = load_artifact(tmp_path / f"x.{ending}")
+        weights = filter(is_weight, arrays)  # counters of batches, which nothing computes with, start at 0
+        assert all(np.array_equal(arrays[name], stored.arrays[name]) for name in weights)
+        assert stored.metadata.sources.keys() == {"tuned.pth"}
+        assert not stored.metadata.changed
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_weights_that_differ_from_the_source(tmp_path, demo_folder):
+    """Metadata outlives training where the file is written with it; what is made of that says both."""
+    path, _ = porter.convert(demo_folder, tmp_path / "a.safetensors")
+    artifact = load_artifact(path)
+    artifact.arrays["blocks.0.0.conv_pw.weight"] = artifact.arrays["blocks.0.0.conv_pw.weight"] * np.float32(1.01)
+    save_artifact(tmp_path / "b.pth", artifact)
+    metadata = artifact.metadata
+    for given, name in (("b.pth", "c.pth"), ("c.pth", "d.safetensors")):
+        porter.convert(tmp_path / given, tmp_path / name)
+        found = load_artifact(tmp_path / name)
+        assert all(np.array_equal(artifact.arrays[entry], values) for entry, values in found.arrays.items())
+        assert found.metadata.changed
+        assert found.metadata.sources.items() >= metadata.sources.items()
+        assert found.metadata.sources.keys() - metadata.sources.keys() == {"b.pth"}
+        assert found.metadata.step == metadata.step == 1000
+
+
+def test_8_bits(tmp_path, trained, run):
+    """Ranges travel; of a source that has integers, they become the same .tflite."""
+    sources = [(trained, VARIANT)]
+    if (file := REAL / "v3-small_224_1.0_uint8.tflite").exists():
+        sources.append((file, "small_100"))
+    for source, _ in sources:
+        artifact, _ = porter.convert(source, tmp_path / "a.pth", force=True)
+        again, _ = porter.convert(artifact, tmp_path / "b.pth", force=True)
+        one, other = load_artifact(artifact), load_artifact(again)
+        assert one.metadata == other.metadata
+        assert one.metadata.ranges
+        assert all(np.array_equal(one.arrays[name], other.arrays[name]) for name in one.arrays)
+    direct, _ = porter.convert(source, tmp_path / "direct.tflite")
+    found, _ = porter.convert(artifact, tmp_path / "found.tflite")
+    assert direct.read_bytes() == found.read_bytes()
+
+
+def test_heads(tmp_path, three_kinds):
+    for source in three_kinds:
+        for ending in ("safetensors", "onnx", "tflite"):
+            artifact, _ = porter.convert(source, tmp_path / "a.pth", force=True)
+            direct, _ = porter.convert(source, tmp_path / f"direct.{ending}", force=True)
+            found, _ = porter.convert(artifact, tmp_path / f"found.{ending}", force=True)
+            assert direct.read_bytes() == found.read_bytes()
+
+
+@pytest.fixture
+def three_kinds(unpacked):
+    """A segmenter, a detector and a feature vector."""
+    embedder = REAL / "mobilenet_v3_small_075_224_embedder.tflite"
+    return [unpacked("deeplab_v3_small")[0], unpacked("ssd_v3_small")[0], *([embedder] if embedder.exists() else [])]
+
+
+def test_refusals(tmp_path, run, tuned, demo_folder):
+    def refused(name, *options):
+        ran = run("convert", tmp_path / name, "-o", tmp_path / "x.pth", *options)
+        assert ran.code == 2
+        assert not (tmp_path / "x.pth").exists()
+        return ran.err
+
+    state = torch.load(tuned, weights_only=True)
+    save_file({name: value for name, value in state.items() if name != "conv_head.bias"}, tmp_path / "a.safetensors")
+    named = ("--variant", "small_075")
+    assert "conv_head.bias: missing, expected [1024]" in refused("a.safetensors", *named)
+    save_file(state | {"extra.weight": torch.zeros(2)}, tmp_path / "a.safetensors")
+    assert "extra.weight: the network has no such entry" in refused("a.safetensors", *named)
+    save_file(state, tmp_path / "a.safetensors")
+    assert "is a port, whose backbone create_model takes" in refused("a.safetensors", *named, "--backbone")
+    assert "the classifier has 7 classes, not 8" in refused("a.safetensors", *named, "--num-classes", 8)
+    assert "large_100 state dict" in refused("a.safetensors", "--variant", "large_100")
+    porter.convert(demo_folder, tmp_path / "folded.pth", fold_bn=True)
+    (tmp_path / "own.yaml").write_text("base: small_075.yaml\n")
+    assert "its batch norms are folded away, and those" in refused("folded.pth", "--mapping", tmp_path / "own.yaml")
+    (tmp_path / "cut.pth").write_bytes(tuned.read_bytes()[:1000])
+    assert "not a readable PyTorch weights file" in refused("cut.pth", *named)
+
+
+@pytest.mark.tensorflow
+def test_verdict(tf, tuned, tmp_path, run):
+    """TensorFlow computes the variables that export-tf writes."""
+    ran = run("verify", tuned, "--variant", "small_075", "--size", "65x80")
+    assert ran.code == 0, ran.err
+    assert "same function" in ran.out
+    porter.convert(tuned, tmp_path / "x.onnx", "small_075")
+    ran = run("verify", tuned, tmp_path / "x.onnx", "--variant", "small_075")
+    assert ran.code == 0, ran.err
+    assert json.loads(run("verify", tuned, "--variant", "small_075", "--size", "65x80", "--json").out)["passed"]
+
+
+def test_errors_name_what_was_given(tmp_path):
+    with pytest.raises(ArtifactError, match=r"none\.pth: no such file"):
+        porter.convert(tmp_path / "none.pth", tmp_path / "x.onnx")
