@@ -13,6 +13,7 @@ import porter
 from porter.artifacts.artifact import load_artifact, save_artifact
 from porter.errors import ArtifactError
 from porter.network.nodes import is_weight
+from porter.sources.checkpoint import sha256
 
 REAL = Path(__file__).parents[2] / "shared" / "real"
 
@@ -161,6 +162,56 @@ def test_verdict(tf, tuned, tmp_path, run):
     ran = run("verify", tuned, tmp_path / "x.onnx", "--variant", "small_075")
     assert ran.code == 0, ran.err
     assert json.loads(run("verify", tuned, "--variant", "small_075", "--size", "65x80", "--json").out)["passed"]
+
+
+@pytest.mark.tensorflow
+def test_release(tf, tuned, demo_folder, tmp_path, run):
+    """A fine-tune: its card says of what, and against what it was verified; --check knows it without TensorFlow."""
+    out, names = tmp_path / "dist", tmp_path / "names.txt"
+    names.write_text("".join(f"class {number}\n" for number in range(7)))
+    ran = run("release", tuned, "--variant", "small_075", "--out", out, "--class-names", names, "--onnx")
+    assert ran.code == 0, ran.err
+    assert "50 endpoints, same function" in ran.out
+    card = (out / "README.md").read_text()
+    assert "written from a PyTorch state dict by" in card
+    assert "Compared with tf.nn graph at 50 endpoints" in card
+    assert "TensorFlow computed the weights of this folder, written as a checkpoint" in card
+    assert "| licence | not stated" in card
+    assert f"| tuned.pth | `{sha256(tuned)}` |" in card
+    assert run("release", "--check", out).code == 0
+    [path] = out.glob("*.pth")
+    assert np.array_equal(logits(path), logits(tuned))
+    # And from that release, after another change: its source is named by digest
+    artifact = load_artifact(path)
+    artifact.arrays["classifier.bias"] = artifact.arrays["classifier.bias"] + np.float32(1)
+    save_artifact(tmp_path / "more.safetensors", artifact)
+    ran = run("release", tmp_path / "more.safetensors", "--out", tmp_path / "more")
+    assert ran.code == 0, ran.err
+    card = (tmp_path / "more" / "README.md").read_text()
+    assert "**This is a fine-tune**, or another change, of a port" in card
+    assert f"| tuned.pth | `{sha256(tuned)}` |" in card
+    assert f"| more.safetensors | `{sha256(tmp_path / 'more.safetensors')}` |" in card
+    assert json.loads((tmp_path / "more" / "config.json").read_text())["label_names"][0] == "class 0"
+
+
+@pytest.mark.tensorflow
+def test_release_of_a_variant_of_ones_own(tf, tuned, tmp_path, run):
+    (tmp_path / "mine.yaml").write_text("base: small_075.yaml\nvariant: mine\ntimm: null\nurl: null\n")
+    ran = run("release", tuned, "--mapping", tmp_path / "mine.yaml", "--out", tmp_path / "dist")
+    assert ran.code == 0, ran.err
+    ran = run("release", tmp_path / "dist", "--out", tmp_path / "again")
+    assert ran.code == 0, ran.err
+    assert run("release", "--check", tmp_path / "again").code == 0
+
+
+def test_8_bits_are_released_from_their_source(tmp_path, run):
+    file = REAL / "v3-small_224_1.0_uint8.tflite"
+    if not file.exists():
+        pytest.skip(f"no real files at {REAL}")
+    porter.convert(file, tmp_path / "a.pth")
+    ran = run("release", tmp_path / "a.pth", "--out", tmp_path / "dist")
+    assert ran.code == 2
+    assert "computes 8 bits in integers, which only its source's interpreter can judge" in ran.err
 
 
 def test_errors_name_what_was_given(tmp_path):

@@ -62,7 +62,8 @@ def convert(
 ) -> None:
     """Port CHECKPOINT to PyTorch; several at once into a folder (-o).
 
-    Several files of one checkpoint, e.g. from the shell pattern run/model-*, count as one.
+    A port is a source, too: a .pth or .safetensors that you trained further becomes an .onnx, say. Several files of one
+    checkpoint, e.g. from the shell pattern run/model-*, count as one.
     """
     claim_outputs(output)
     into_folder = _into_folder(checkpoint, output)

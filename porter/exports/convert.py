@@ -1,4 +1,4 @@
-"""``convert``: a TensorFlow checkpoint in, an artifact out."""
+"""``convert``: a TensorFlow checkpoint, or a port of one, in; an artifact out."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def convert(
     boxes: bool = False,
     force: bool = False,
 ) -> tuple[Path, Port]:
-    """Port a TensorFlow checkpoint and write an artifact.
+    """Port a TensorFlow checkpoint, or take a port of one further, and write an artifact.
 
     Args:
-        checkpoint: What ``open_checkpoint`` takes.
+        checkpoint: What ``open_checkpoint`` takes; or a port, e.g. a ``.pth`` that was trained further.
         output: A ``.pth``, ``.safetensors``, ``.onnx`` or ``.tflite``; ``<variant>.pth`` when left out.
         variant: Found from the shapes when left out.
         mapping: A mapping file of your own.
