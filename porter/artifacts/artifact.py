@@ -167,20 +167,26 @@ def save_artifact(path: Path, artifact: Artifact, force: bool = False) -> None:
 
 
 def _save_safetensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: Metadata, force: bool) -> None:
-    import numpy as np
-    from safetensors.numpy import save
+    """The format of https://github.com/huggingface/safetensors, as its library writes it, but for two things.
 
-    contiguous = {name: np.asarray(values, order="C") for name, values in arrays.items()}
-    data = save(contiguous, {"format": "pt", KEY: encode(metadata)})
-    # The library writes the metadata keys in random order; sorted, the same input gives the same bytes.
-    size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + size])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    The library has the metadata's keys in random order, and copies the weights twice.
+    """
+    import numpy as np
+
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", KEY: encode(metadata)}}
+    ordered = sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0]))  # so that all are aligned
+    end = 0
+    for name, values in ordered:
+        kind = {"f": "F", "i": "I", "u": "U", "b": "BOOL"}[values.dtype.kind]
+        begin, end = end, end + values.nbytes
+        dtype = kind if kind == "BOOL" else f"{kind}{8 * values.itemsize}"
+        header[name] = {"dtype": dtype, "shape": values.shape, "data_offsets": (begin, end)}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     padded = text + b" " * (-len(text) % 8)
     with atomic_write(path, force) as file:
         file.write(len(padded).to_bytes(8, "little") + padded)
-        file.write(memoryview(data)[8 + size :])  # without another copy of the weights
+        for _, values in ordered:
+            file.write(np.asarray(values, order="C").reshape(-1).view(np.uint8).data)
 
 
 def _load_safetensors(path: Path) -> Artifact:
@@ -273,7 +279,7 @@ def checksum(arrays: Mapping[str, np.ndarray]) -> str:
     found = 0
     for name in sorted(filter(is_weight, arrays)):
         values = np.asarray(arrays[name], order="C")
-        found = crc32c.crc32c(f"{name} {values.dtype} {values.shape};".encode(), found)
+        found = crc32c.crc32c(f"{name} {values.dtype.str} {values.shape};".encode(), found)
         found = crc32c.crc32c(values.reshape(-1).view(np.uint8).data, found)
     return f"{found:08x}"
 
