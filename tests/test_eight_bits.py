@@ -118,6 +118,7 @@ def test_deployed_as_integers():
     found = fast(images)
     assert torch.equal(found, logits(opened.whole, images))
     assert np.array_equal(fast(images.numpy()), found.numpy())
+    assert fast(images[:0]).shape == (0, 1000)
     embedding = porter.create_model("small_100", EIGHT_BIT, num_classes=0)
     assert torch.equal(porter.deploy(embedding)(images[:1]), logits(embedding, images[:1]))
     small = images[:1, :, ::2, ::2][..., :99]

@@ -16,10 +16,10 @@ from porter.exports.program import Program, program
 from porter.exports.runtime import LiteSession, Session
 from porter.exports.tflite_model import tflite_model
 from porter.mapping.options import PathLike
-from porter.mapping.ranges import Range
+from porter.mapping.ranges import Range, levels
 from porter.models.build import Whole
 from porter.models.create import open_model
-from porter.models.fake_quant import EIGHT_BITS_ENTRY, INPUT, nudged, quantized
+from porter.models.fake_quant import EIGHT_BITS_ENTRY, INPUT, nearest_levels
 from porter.models.mobilenet_v3 import MobileNetV3, MobileNetV3Features, check_images
 from porter.network.network import TIMM_GATE
 from porter.network.node import Size
@@ -132,10 +132,16 @@ class DeployedEightBits(nn.Module):
         _check_size(size, self.size)
         if size != self._session.size:
             self._session = self._session_for(size)
-        low, scale = nudged(self._ranges[INPUT])
-        levels = ((quantized(given.detach().cpu().double(), self._ranges[INPUT]) - low) / scale).round()
-        found = self._session.run(levels.permute(0, 2, 3, 1).numpy())
+        # One image at a time stays in the cache, where a batch in float64 takes as long as the network
+        rows = [self._session.run(self._levels(image)) for image in given.detach().cpu()]
+        found = np.array(rows, np.float64).reshape(len(given), self._session.classes)
         return torch.from_numpy(found) if isinstance(x, Tensor) else found
+
+    def _levels(self, image: Tensor) -> np.ndarray:
+        """(channels, H, W) -> (H, W, channels), the levels of the network's input, from 0 to 255."""
+        _, zero = levels(self._ranges[INPUT])
+        found: np.ndarray = (nearest_levels(image.double(), self._ranges[INPUT]) + zero).numpy()
+        return found.transpose(1, 2, 0)
 
 
 def fastest(model: nn.Module, size: int) -> nn.Module:

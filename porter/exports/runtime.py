@@ -84,16 +84,14 @@ class LiteSession:
         )
         [given], [self._output] = self._interpreter.get_input_details(), self._interpreter.get_output_details()
         self._given, self._dtype = given["index"], given["dtype"]
+        self.classes = int(self._output["shape"][-1])
         self._interpreter.resize_tensor_input(self._given, (1, *size, given["shape"][3]))
         self._interpreter.allocate_tensors()
 
-    def run(self, images: np.ndarray) -> np.ndarray:
-        """(N, H, W, channels) levels from 0 to 255 -> (N, classes) float64, what the output's levels stand for."""
-        lowest = np.iinfo(self._dtype).min
+    def run(self, image: np.ndarray) -> np.ndarray:
+        """(H, W, channels) levels from 0 to 255 -> (classes,) float64, what the output's levels stand for."""
+        self._interpreter.set_tensor(self._given, (image + np.iinfo(self._dtype).min).astype(self._dtype)[None])
+        self._interpreter.invoke()
         scale, zero = self._output["quantization"]
-        found = np.empty((len(images), self._output["shape"][1]))
-        for row, image in zip(found, images, strict=True):
-            self._interpreter.set_tensor(self._given, (image + lowest).astype(self._dtype)[None])
-            self._interpreter.invoke()
-            row[:] = (self._interpreter.get_tensor(self._output["index"])[0].astype(np.float64) - zero) * scale
+        found: np.ndarray = (self._interpreter.get_tensor(self._output["index"])[0].astype(np.float64) - zero) * scale
         return found

@@ -74,13 +74,17 @@ def quantized(x: Tensor, limits: Range) -> Tensor:
     low, scale = nudged(limits)
     high = low + 255 * scale
     if limits.unit is None or limits.multiplier is None:
-        exact = x if limits.scale is not None else x.float()  # as TensorFlow does, whose ranges have no scale
-        zero = round(-low / scale)
-        levels = torch.floor((torch.clamp(exact, low, high) - low) / scale - zero + 0.5)
-        return (levels * scale).to(x.dtype)
+        return (nearest_levels(x, limits) * scale).to(x.dtype)
     unit, multiplier = (_by_channel(value, x) for value in (limits.unit, limits.multiplier))
     levels = _requantize(torch.round(x / unit).long(), multiplier, int(limits.ties_away))
     return torch.clamp(levels.double() * scale, low, high)
+
+
+def nearest_levels(x: Tensor, limits: Range) -> Tensor:
+    """The numbers of the levels nearest to ``x``, counted from that of 0, as floats."""
+    low, scale = nudged(limits)
+    exact = x if limits.scale is not None else x.float()  # as TensorFlow does, whose ranges have no scale
+    return torch.floor((torch.clamp(exact, low, low + 255 * scale) - low) / scale - round(-low / scale) + 0.5)
 
 
 def _requantize(total: Tensor, multiplier: Tensor, ties_away: int) -> Tensor:
