@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 from quantized_checkpoint import VARIANT
 from safetensors.torch import save_file
 
@@ -150,6 +151,28 @@ def test_refusals(tmp_path, run, tuned, demo_folder):
     assert "its batch norms are folded away, and those" in refused("folded.pth", "--mapping", tmp_path / "own.yaml")
     (tmp_path / "cut.pth").write_bytes(tuned.read_bytes()[:1000])
     assert "not a readable PyTorch weights file" in refused("cut.pth", *named)
+
+
+def test_hostile_metadata(tmp_path, run, demo_folder, unpacked):
+    """One line and exit code 2, or what is wrong does not count."""
+    path, _ = porter.convert(demo_folder, tmp_path / "a.safetensors")
+    artifact = load_artifact(path)
+    for name, background in (("b.pth", b"abc"), ("c.pth", b"\0" * 4096)):
+        metadata = replace(artifact.metadata, background=background)
+        save_artifact(tmp_path / name, artifact._replace(metadata=metadata))
+        ran = run("convert", tmp_path / name, "-o", tmp_path / "x.pth", "--keep-background", "--force")
+        assert ran.code == 0, ran.err
+        assert "classes   1000\n" in ran.out
+        assert "written as zeros" in run("export-tf", tmp_path / name, tmp_path / "tf", "--force").err
+    save_artifact(tmp_path / "b.pth", artifact._replace(metadata=replace(metadata, num_classes=-1)), force=True)
+    assert run("convert", tmp_path / "b.pth", "-o", tmp_path / "c.onnx").code == 0
+    path, _ = porter.convert(unpacked("deeplab_v3_small")[0], tmp_path / "seg.pth")
+    artifact = load_artifact(path)
+    head = replace(artifact.metadata.segmentation, low="layer_99/expansion_output")
+    save_artifact(path, artifact._replace(metadata=replace(artifact.metadata, segmentation=head)), force=True)
+    ran = run("convert", path, "-o", tmp_path / "x.onnx")
+    assert ran.code == 2
+    assert "its metadata states an impossible network" in ran.err
 
 
 @pytest.mark.tensorflow

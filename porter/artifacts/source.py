@@ -115,11 +115,13 @@ def with_background(artifact: Artifact, mapping: VariantMapping, zeros: bool = F
     weight, bias = (arrays.get(f"classifier.{part}") for part in ("weight", "bias"))
     if weight is None or bias is None or classes.background is None or len(bias) + 1 != classes.background_of:
         return arrays
-    row = np.frombuffer(metadata.background if metadata else b"", "<f4")
-    if row.size != weight[0].size + 1:
-        if not zeros:
-            return arrays
-        row = np.zeros(weight[0].size + 1, np.float32)
+    size = weight[0].size + 1
+    if metadata and len(metadata.background) == 4 * size:
+        row = np.frombuffer(metadata.background, "<f4")
+    elif zeros:
+        row = np.zeros(size, np.float32)
+    else:
+        return arrays
     return arrays | {
         "classifier.weight": np.insert(weight, classes.background, row[:-1], axis=0),
         "classifier.bias": np.insert(bias, classes.background, row[-1]),
@@ -141,7 +143,12 @@ def _of_network(
     top = mapping.top
     if not class_count(artifact.arrays):
         top = "optional" if network.embedding else "none"
-    return replace_struct(mapping, top=top, definition=replace_struct(mapping.definition, gate=network.gate))
+    found = replace_struct(mapping, top=top, definition=replace_struct(mapping.definition, gate=network.gate))
+    try:
+        build_network(found)
+    except ValueError as error:
+        raise ArtifactError(f"{source}: its metadata states an impossible network: {error}") from error
+    return found
 
 
 def _ranges(

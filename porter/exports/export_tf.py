@@ -72,10 +72,11 @@ def export_tf(
         raise ArtifactError(f"{source}: its batch norms are folded away, and slim's graph has them; convert it without")
     network = network_as_stored(build_network(chosen), loaded.arrays, metadata, loaded.gate)
     plain = relayout(loaded, "slim", build_network(chosen))
-    arrays = with_background(plain, chosen, zeros=True)
+    known = with_background(plain, chosen)
+    arrays = known if known is not plain.arrays else with_background(plain, chosen, zeros=True)
     classes, wanted = class_count(arrays), chosen.classes.background_of
     values = as_variables(arrays, chosen, network, source)
-    if arrays is not plain.arrays and not (metadata and metadata.background):
+    if arrays is not known:
         warnings.warn(f"{source}: without its background class, which is written as zeros", PorterNote, stacklevel=2)
     if wanted is not None and classes != wanted:
         told = f"{source}: has {classes} classes; the released graph has {wanted} and does not restore it"
