@@ -146,6 +146,9 @@ def test_refusals(tmp_path, run, tuned, demo_folder):
     assert "is a port, whose backbone create_model takes" in refused("a.safetensors", *named, "--backbone")
     assert "the classifier has 7 classes, not 8" in refused("a.safetensors", *named, "--num-classes", 8)
     assert "large_100 state dict" in refused("a.safetensors", "--variant", "large_100")
+    ran = run("convert", tuned, demo_folder, "-o", tmp_path, "--format", "onnx")
+    assert (ran.code, ran.err.count("\n")) == (2, 1)
+    assert "is a port, no checkpoint; convert ports one by one" in ran.err
     porter.convert(demo_folder, tmp_path / "folded.pth", fold_bn=True)
     (tmp_path / "own.yaml").write_text("base: small_075.yaml\n")
     assert "its batch norms are folded away, and those" in refused("folded.pth", "--mapping", tmp_path / "own.yaml")

@@ -11,7 +11,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from porter.artifacts.artifact import ARTIFACT_SUFFIXES, Artifact, save_artifact
+from porter.artifacts.artifact import ARTIFACT_SUFFIXES, Artifact, find_artifact, save_artifact
 from porter.atomic import check_folder, check_output, make_folder, refuse_existing, write_bytes
 from porter.errors import PorterError
 from porter.exports import files
@@ -162,6 +162,8 @@ def one_each(checkpoints: Sequence[str], weights: Weights = "auto") -> dict[str,
             opened = given if given.endswith(".meta") and not {prefix, f"{prefix}.index"} & {*checkpoints} else prefix
             found.setdefault(("", opened), (opened, Path(opened).name))
             continue
+        if find_artifact(given):
+            raise PorterError(f"{given}: is a port, no checkpoint; convert ports one by one")
         source = locate(Path(given), weights)
         opened = given
         if source.path.parent == Path(given).parent:  # a file of it; else a folder, after which the output is named
