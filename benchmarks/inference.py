@@ -108,6 +108,23 @@ def ours_compiled(setting: Setting) -> Run:
     return _torch_run(torch.compile(_ours(setting)), setting.images)
 
 
+def ours_folded(setting: Setting) -> Run:
+    """``porter.create_model`` with ``fold_bn``."""
+    import porter
+
+    return _torch_run(porter.create_model(setting.variant, setting.artifact, fold_bn=True), setting.images)
+
+
+def ours_folded_compiled(setting: Setting) -> Run:
+    """The same under torch.compile."""
+    import torch
+
+    import porter
+
+    model = porter.create_model(setting.variant, setting.artifact, fold_bn=True)
+    return _torch_run(torch.compile(model), setting.images)
+
+
 def ours_deployed(setting: Setting) -> Run:
     """``porter.deploy``, given arrays, as ONNX Runtime is."""
     import porter
@@ -236,6 +253,8 @@ FORMS: dict[str, Callable[[Setting], Run | None]] = {
     "timm torch.compile": timm_compiled,
     "ours eager": ours_eager,
     "ours torch.compile": ours_compiled,
+    "ours folded": ours_folded,
+    "ours folded, torch.compile": ours_folded_compiled,
     "ours deployed": ours_deployed,
     "ONNX Runtime": onnx_runtime,
     "OpenVINO": openvino,
@@ -245,7 +264,7 @@ FORMS: dict[str, Callable[[Setting], Run | None]] = {
     "onnx2torch": frozen_in_onnx2torch,
     "TensorFlow": tensorflow,
 }
-COMPILED = ("timm torch.compile", "ours torch.compile")
+COMPILED = ("timm torch.compile", "ours torch.compile", "ours folded, torch.compile")
 
 
 def answer(form: str, variant: str, artifact: Path, batch: int, threads: int) -> None:
@@ -320,6 +339,8 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 32])
     parser.add_argument("--rounds", type=int, default=0, help="20 at batch 1, 10 at others when left out")
     parser.add_argument("--no-compile", action="store_true", help="leave out what takes a minute to compile")
+    parser.add_argument("--forms", nargs="+", choices=list(FORMS), help="only these, timm eager among them")
+    parser.add_argument("--name", default="inference", help="of the results")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--form", choices=list(FORMS), help=argparse.SUPPRESS)
     parser.add_argument("--artifact", type=Path, help=argparse.SUPPRESS)
@@ -329,7 +350,7 @@ def main() -> None:
         return
     from porter.exports.convert import convert
 
-    forms = [form for form in FORMS if not (given.no_compile and form in COMPILED)]
+    forms = given.forms or [form for form in FORMS if not (given.no_compile and form in COMPILED)]
     everything = []
     with tempfile.TemporaryDirectory() as folder:
         for variant in given.variants:
@@ -340,7 +361,7 @@ def main() -> None:
                     rows = measure(variant, artifact, batch, threads, rounds, forms)
                     everything += rows
                     print(f"\n{variant}, {threads} thread(s), batch {batch}\n\n{shown(rows)}", flush=True)
-                    write_result("inference", everything, given.results)
+                    write_result(given.name, everything, given.results)
 
 
 def shown(rows: list[dict[str, Any]]) -> str:

@@ -1,6 +1,6 @@
 """Exact ports of TF/Models MobileNetV3 checkpoints to PyTorch.
 
-``convert`` writes an artifact, ``create_model`` builds the network and loads one, ``deploy`` makes it fast,
+``convert`` writes an artifact, ``create_model`` builds the network and loads one, ``deploy`` and ``fold`` make it fast,
 ``verify`` proves parity, ``open_checkpoint`` reads TensorFlow's files, ``export_tf`` writes one from an artifact,
 ``list_variants`` names what can be ported, ``PorterError`` is what all of them raise. Each is imported on first use, so
 that reading a checkpoint needs neither torch nor tensorflow.
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from porter.exports.export_tf import export_tf
     from porter.mapping.files import list_variants
     from porter.models.create import create_model
+    from porter.models.fold import fold
     from porter.parity.verify import verify
     from porter.sources import open_checkpoint
 
@@ -30,6 +31,7 @@ __all__ = [
     "create_model",
     "deploy",
     "export_tf",
+    "fold",
     "list_variants",
     "open_checkpoint",
     "verify",
@@ -40,6 +42,7 @@ _HOMES = {
     "list_variants": "porter.mapping.files",
     "convert": "porter.exports.convert",
     "create_model": "porter.models.create",
+    "fold": "porter.models.fold",
     "deploy": "porter.exports.deploy",
     "export_tf": "porter.exports.export_tf",
     "open_checkpoint": "porter.sources",

@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec.structs import replace as replace_struct
 
-from porter.artifacts.artifact import Artifact
+from porter.artifacts.artifact import Artifact, checksum, find_artifact
 from porter.artifacts.metadata import Metadata
-from porter.errors import MappingError, NotTheNetworkError, Option
+from porter.artifacts.source import StoredPort, as_source
+from porter.errors import ArtifactError, MappingError, NotTheNetworkError, Option
 from porter.mapping.backbone import ONE_OF_TWO, as_backbone, by_other_names, find_backbone, hint
 from porter.mapping.files import list_networks, load_mapping, load_variant, mapping_digest
 from porter.mapping.identify import match_variants
 from porter.mapping.options import DEFAULT_OPTIONS, PathLike, PortOptions
 from porter.mapping.plan import Plan, fit, make_plan
 from porter.mapping.schema import VariantMapping
-from porter.mapping.stated import Stated, as_stated
+from porter.mapping.stated import FACTS, Stated, as_stated
 from porter.network.network import Network
 from porter.sources import Checkpoint, open_checkpoint
 
@@ -51,11 +52,16 @@ class Port(NamedTuple):
 
 
 def plan_port(checkpoint: PathLike | Checkpoint, options: PortOptions = DEFAULT_OPTIONS) -> Port:
-    """Open ``checkpoint``, choose its mapping and plan the port. Reads no tensor values.
+    """Open ``checkpoint``, or an artifact, choose its mapping and plan the port. Reads no values of a checkpoint.
 
-    Raises CheckpointError or MappingError.
+    Raises CheckpointError, ArtifactError or MappingError.
     """
-    opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint, options.weights)
+    opened = checkpoint if isinstance(checkpoint, Checkpoint) else _opened(checkpoint, options)
+    if isinstance(opened, StoredPort):
+        if options.backbone:
+            raise ArtifactError(f"{opened.given}: is a port, whose backbone create_model takes (features_only=True)")
+        assert opened.mapping is not None
+        return plan_opened(opened, opened.mapping, options)
     if options.backbone:
         return plan_opened(opened, choose_backbone(opened, options.variant, options.mapping), options)
     try:
@@ -71,11 +77,20 @@ def plan_port(checkpoint: PathLike | Checkpoint, options: PortOptions = DEFAULT_
         raise
 
 
+def _opened(source: PathLike, options: PortOptions) -> Checkpoint:
+    file = find_artifact(source)
+    return open_checkpoint(source, options.weights) if file is None else as_source(file, options)
+
+
 def plan_opened(opened: Checkpoint, mapping: VariantMapping, options: PortOptions = DEFAULT_OPTIONS) -> Port:
     """Plan the port of ``opened`` by ``mapping``. Raises MappingError."""
     chosen = mapping
-    mapping, stated, assumed, white = as_stated(chosen, opened)
-    stated = _beside_variant(stated, mapping)
+    assumed: tuple[str, ...] = FACTS
+    if isinstance(opened, StoredPort):  # its mapping is of what its source stated
+        stated, white = opened.origin.stated if opened.origin else Stated(), None
+    else:
+        mapping, stated, assumed, white = as_stated(chosen, opened)
+        stated = _beside_variant(stated, mapping)
     fitted = fit(mapping, opened)
     plan = make_plan(mapping, fitted, opened, options)
     return Port(opened, chosen, mapping, stated, assumed, white, fitted.network, fitted.classes, plan)
@@ -121,8 +136,29 @@ def _describe(port: Port, ported: Ported) -> Metadata:
         bn_folded=plan.bn_folded,
         ranges=ported.ranges,
         stated=port.stated,
+        checksum=checksum(ported.arrays),
+        background=ported.background,
     )
+    if isinstance(port.checkpoint, StoredPort):
+        described = _of_origin(described, port.checkpoint)
     return described if head is None else replace_struct(described, **{head.KEY: head})
+
+
+def _of_origin(described: Metadata, stored: StoredPort) -> Metadata:
+    """What an artifact says of its source, for what is made of it."""
+    origin = stored.origin
+    if origin is None:
+        return described
+    return replace_struct(
+        described,
+        weights=origin.weights,
+        step=origin.step,
+        sources=origin.sources | (described.sources if stored.changed and not origin.changed else {}),
+        mapping=origin.mapping,
+        class_names=origin.class_names if len(origin.class_names) == described.num_classes else [],
+        background_dropped=described.background_dropped or (origin.background_dropped and not stored.restored),
+        changed=stored.changed,
+    )
 
 
 @cache

@@ -24,6 +24,11 @@ def slim_layout():
     return plain("slim")
 
 
+def folded():
+    """Its batch norms folded, its kernels padded."""
+    return plain(fold_bn=True)
+
+
 class Front(nn.Module):
     """A network behind something that is done to its images."""
 

@@ -45,11 +45,19 @@ def test_evaluating(tmp_path):
 
 
 @pytest.mark.slow
+def test_eight_bits(tmp_path):
+    if not (SHARED.parent / "real").is_dir():
+        pytest.skip(f"no real files beside {SHARED} (set MNV3_CHECKPOINTS)")
+    found = bench("eight_bits", tmp_path, "--rounds", 1)
+    assert found["same_top1"]["mnv3-port evaluate"] == found["images"] == 500
+
+
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_inference(tmp_path, shared):
     options = ("--variants", "small_075", "--threads", 1, "--batches", 1, "--rounds", 1, "--no-compile")
     rows = bench("inference", tmp_path, *options)
-    assert {"timm eager", "ours eager", "ours deployed", "ONNX Runtime", "TensorFlow", "LiteRT"} <= {
+    assert {"timm eager", "ours eager", "ours folded", "ours deployed", "ONNX Runtime", "TensorFlow", "LiteRT"} <= {
         r["form"] for r in rows
     }
     assert all(row["logits_error"] <= 1e-5 for row in rows if row["logits_error"] is not None)

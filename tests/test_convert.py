@@ -59,6 +59,34 @@ def test_fold_is_undone_bit_for_bit(released, tmp_path, suffix):
     assert all(same_bits(again[name].numpy(), value.numpy()) for name, value in load_artifact(folded).tensors.items())
 
 
+def test_safetensors_as_its_library_writes_it(tmp_path, demo_folder):
+    from safetensors.numpy import load, save
+
+    from porter.artifacts.artifact import Artifact, load_artifact, save_artifact
+
+    path, _ = convert(demo_folder, tmp_path / "a.safetensors")
+    odd = {
+        "half": np.ones((2, 3), "f2"),
+        "none": np.ones((0, 4), "f"),
+        "flag": np.array(True),
+        "long": np.ones(3, "i8"),
+    }
+    save_artifact(tmp_path / "odd.safetensors", Artifact(odd, load_artifact(path).metadata))
+    for name in ("a", "odd"):
+        data = (tmp_path / f"{name}.safetensors").read_bytes()
+        arrays = load(data)
+        library = save({entry: values.copy() for entry, values in arrays.items()})
+
+        def parts(data):
+            size = int.from_bytes(data[:8], "little")
+            header = json.loads(data[8 : 8 + size])
+            return {key: one for key, one in header.items() if key != "__metadata__"}, data[8 + size :], size % 8
+
+        assert parts(data) == parts(library)
+        assert list(parts(data)[0]) == list(parts(library)[0])
+    assert all(np.array_equal(arrays[entry], values) for entry, values in odd.items())
+
+
 @pytest.mark.parametrize("suffix", [pytest.param(".pth", marks=pytest.mark.slow), ".safetensors"])
 def test_same_input_same_bytes_in_another_process(demo_folder, tmp_path, suffix):
     first, _ = convert(demo_folder, tmp_path / f"first{suffix}")

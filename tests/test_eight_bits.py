@@ -1,6 +1,7 @@
 """8-bit ports: verify, release, predict, evaluate, the card and create_model are about one model, and say which."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -92,9 +93,73 @@ def test_a_range_without_its_end(trained, tmp_path, run):
     assert f"{name}: missing, but {name.removesuffix('max')}min is there" in ran.err
 
 
+REAL_FILE = pytest.mark.skipif(not EIGHT_BIT.exists(), reason=f"no real files at {REAL}")
+
+
+def some_photos(opened, count):
+    """(count, 3, 224, 224) photos as the network takes them."""
+    from porter.parity.samples import photos
+    from porter.photos.images import normalized
+
+    samples = photos(REAL / "images", (224, 224), opened.input, limit=count)
+    pixels = np.round((np.concatenate([sample.images for sample in samples]) + 1) * 127.5).astype(np.uint8)
+    spec = opened.input
+    return torch.from_numpy(normalized(pixels, spec.mean, spec.std, spec.levels)).permute(0, 3, 1, 2)
+
+
+@REAL_FILE
+def test_deployed_as_integers():
+    """Level for level what PyTorch computes, with another number of outputs and at another size as well."""
+    pytest.importorskip("ai_edge_litert")
+    from porter.models.create import open_model
+
+    opened = open_model(EIGHT_BIT)
+    fast, images = porter.deploy(opened.whole, threads=1), some_photos(opened, 3)
+    found = fast(images)
+    assert torch.equal(found, logits(opened.whole, images))
+    assert np.array_equal(fast(images.numpy()), found.numpy())
+    assert fast(images[:0]).shape == (0, 1000)
+    embedding = porter.create_model("small_100", EIGHT_BIT, num_classes=0)
+    assert torch.equal(porter.deploy(embedding)(images[:1]), logits(embedding, images[:1]))
+    small = images[:1, :, ::2, ::2][..., :99]
+    assert torch.equal(fast(small), logits(opened.whole, small))
+    with pytest.raises(ValueError, match="deployed for 224x224 images, not 112x99"):
+        porter.deploy(opened.whole, 224)(small)
+    with pytest.raises(PorterError, match="MobileNetV3Features that computes 8 bits cannot be deployed"):
+        porter.deploy(porter.create_model("small_100", EIGHT_BIT, features_only=True))
+
+
+@REAL_FILE
+@pytest.mark.parametrize("there", [True, False])
+def test_without_litert_pytorch_computes_the_same(run, monkeypatch, there):
+    photo = sorted((REAL / "images").iterdir())[0]
+    if not there:
+        monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
+    ran = run("predict", EIGHT_BIT, photo, "--json")
+    assert ran.code == 0, ran.err
+    assert ("note      8 bits are computed by PyTorch, which is slow: needs pip install" in ran.err) != there
+    best = json.loads(ran.out)["classes"][0]
+    assert (best["number"], round(best["probability"], 6)) == (3, 0.918539)
+    if there:
+        ran = run("evaluate", EIGHT_BIT, photo.parent, "--json", "--workers", 0)
+        assert json.loads(ran.out)["results"][0]["top1"]["hits"] == 102
+
+
+def test_ranges_of_training_alone(trained, run, tmp_path):
+    """Integer kernels would round otherwise than fake quantisation."""
+    with pytest.raises(PorterError, match="state no integer arithmetic to deploy"):
+        porter.deploy(porter.create_model(VARIANT, trained))
+    from PIL import Image
+
+    Image.new("RGB", (96, 96), (200, 30, 60)).save(tmp_path / "a.png")
+    ran = run("predict", trained, tmp_path / "a.png")
+    assert ran.code == 0, ran.err
+    assert "note      8 bits are computed by PyTorch, which is slow: ranges of training" in ran.err
+
+
 @pytest.mark.slow
 @pytest.mark.tensorflow
-@pytest.mark.skipif(not EIGHT_BIT.exists(), reason=f"no real files at {REAL}")
+@REAL_FILE
 def test_the_authors_8_bit_classifier(tf, tmp_path, run):
     """Its release names the interpreter's classes: 81.6 % of 125 photos, where the dequantised one has 77.6 %."""
     found = {}

@@ -45,22 +45,23 @@ def test_there_and_back_is_bit_identical(released, tmp_path, layout, keep_backgr
     _, folder = released
     first, _ = convert(folder, tmp_path / "a.pth", layout=layout, keep_background=keep_background)
     exported = export_tf(first, tmp_path / "out")
-    second, port = convert(exported.prefix, tmp_path / "b.pth", layout=layout, keep_background=True)
-    assert port.plan.num_classes == exported.classes == 1000 + keep_background
+    second, port = convert(exported.prefix, tmp_path / "b.pth", layout=layout, keep_background=keep_background)
+    assert port.plan.num_classes == 1000 + keep_background
+    assert exported.classes == 1001
     a, b = load_artifact(first).tensors, load_artifact(second).tensors
     assert all(same_bits(a[name].numpy(), b[name].numpy()) for name in a)
     original, again = open_checkpoint(folder), open_checkpoint(exported.prefix)
     assert set(original) == set(again)
     for name in original:
-        if keep_background or "Logits" not in name:
-            assert same_bits(original[name].read(), again[name].read()), name
+        assert same_bits(original[name].read(), again[name].read()), name
 
 
 @pytest.mark.tensorflow
-def test_slims_graph_restores_it(tf, shared, tmp_path):
-    """The original ``.meta`` graph with our checkpoint in it gives the recorded logits."""
+@pytest.mark.parametrize("keep_background", [False, True])
+def test_slims_graph_restores_it(tf, shared, tmp_path, keep_background):
+    """The original ``.meta`` graph with our checkpoint in it gives the recorded logits, of a port of 1,000 too."""
     folder = shared / FOLDERS["small_075"]
-    artifact, _ = convert(folder, tmp_path / "a.safetensors", keep_background=True)
+    artifact, _ = convert(folder, tmp_path / "a.safetensors", keep_background=keep_background)
     exported = export_tf(artifact, tmp_path / "out", averages=True)
     v1 = tf.compat.v1
     with tf.Graph().as_default(), v1.Session() as session:
@@ -79,7 +80,13 @@ def test_state_dict_of_another_tool(run, demo_folder, tmp_path):
     torch.save(dict(model.state_dict()), tmp_path / "timm.pth")
     assert "name the variant" in run("export-tf", tmp_path / "timm.pth", tmp_path / "out").err
     ran = run("export-tf", tmp_path / "timm.pth", tmp_path / "out", "--variant", "small_075")
-    assert "211 variables, 1000 classes" in ran.out
+    assert "211 variables, 1001 classes" in ran.out
+    assert "note      " in ran.err
+    assert "without its background class, which is written as zeros" in ran.err
+    other = porter.create_model("small_075", demo_folder, num_classes=7)
+    torch.save(dict(other.state_dict()), tmp_path / "seven.pth")
+    ran = run("export-tf", tmp_path / "seven.pth", tmp_path / "seven", "--variant", "small_075")
+    assert "has 7 classes; the released graph has 1001 and does not restore it" in ran.err
     images = torch.rand(1, 3, 64, 64)
     torch.testing.assert_close(
         porter.create_model("small_075", tmp_path / "out")(images), model(images), rtol=1e-4, atol=1e-4
@@ -111,4 +118,4 @@ def test_inspect_knows_it(run, demo_folder, tmp_path):
     path, _ = convert(demo_folder, tmp_path / "a.pth")
     export_tf(path, tmp_path / "out")
     found = json.loads(run("inspect", tmp_path / "out", "--json").out)
-    assert (found["variant"], found["step"], found["closest"]["classes"]) == ("small_075", 1000, 1000)
+    assert (found["variant"], found["step"], found["closest"]["classes"]) == ("small_075", 1000, 1001)

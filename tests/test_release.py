@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -206,9 +207,17 @@ def test_the_card_shows_texts_as_they_are(tmp_path, run, demo_folder):
     text = (tmp_path / "dist" / "README.md").read_text().split("---\n", 2)[2]
     lines = shown(text)
     assert "a._b_.c" in lines
-    assert lines.count(nasty) == 2
+    assert lines.count(f"{nasty}, as stated by whoever released this port") == 2
     assert f"{prefix.name}.index" in lines
     assert any("as exact as TensorFlow's" in line for line in lines)
+
+
+def packed(folder, place):
+    """``folder`` as a tarball in ``place``, and its digest."""
+    tarball = place / "v3.tgz"
+    with tarfile.open(tarball, "w:gz") as archive:
+        archive.add(folder, "v3")
+    return tarball, hashlib.sha256(tarball.read_bytes()).hexdigest()
 
 
 def test_the_cards_comment_is_not_ended_by_a_mapping(tmp_path, run, demo_folder):
@@ -217,8 +226,9 @@ def test_the_cards_comment_is_not_ended_by_a_mapping(tmp_path, run, demo_folder)
         "base: small_075.yaml\nurl: 'https://x) <b>'\ntraining: {lr: 1, dropout: 0, weight_decay: 0, momentum: 0, batch_size: 1, "
         "rmsprop_decay: 0, resources: '--> <script>', step: 1000}\n"
     )
-    options = ("--reference", demo_folder / "expected.npz", "--mapping", tmp_path / "own.yaml")
-    ran = run("release", demo_folder, "--out", tmp_path / "dist", *options)
+    tarball, digest = packed(demo_folder, tmp_path)
+    options = ("--reference", demo_folder / "expected.npz", "--mapping", tmp_path / "own.yaml", "--sha256", digest)
+    ran = run("release", tarball, "--out", tmp_path / "dist", *options)
     assert ran.code == 0, ran.err
     text = (tmp_path / "dist" / "README.md").read_text().split("---\n", 2)[2]
     assert "<script>" in text
@@ -428,14 +438,12 @@ def test_all_six_in_timm(timm, shared, tmp_path):
             assert np.abs(model(images).numpy() - logits).max() <= 1e-5 * np.abs(logits).max()
 
 
-def googles(folder, step=497500, classes=1001, change=None):
+def googles(folder, step=497500, classes=1001):
     """A checkpoint that looks like Google's small 0.75 but for its values."""
     from porter.parity.demo import demo_variables
     from porter.sources.bundle_writer import write_bundle
 
     variables = demo_variables("small_075", classes=classes)
-    if change:
-        change(variables)
     (folder / "ema").mkdir(parents=True)
     write_bundle(folder / "ema" / f"model-{step}", variables)
     return folder
@@ -443,8 +451,19 @@ def googles(folder, step=497500, classes=1001, change=None):
 
 @pytest.mark.tensorflow
 def test_claims_for_googles_checkpoints(tmp_path, run, tf):
+    """Only of a tarball whose digest is told: what is in it looks the same for anybody's weights."""
     hub = pytest.importorskip("huggingface_hub")
-    ran = run("release", googles(tmp_path / "v3"), "--out", tmp_path / "dist")
+    folder = googles(tmp_path / "v3")
+    tarball, digest = packed(folder, tmp_path)
+    for source, told, why in (
+        (tarball, "0" * 64, f"its SHA-256 is {digest}, not 000"),
+        (folder, digest, "is no tarball"),
+    ):
+        ran = run("release", source, "--out", tmp_path / "dist", "--sha256", told)
+        assert ran.code == 2
+        assert why in ran.err
+    assert "--sha256 is of one tarball" in run("release", tmp_path, "--all", "--out", tmp_path, "--sha256", "0").err
+    ran = run("release", tarball, "--out", tmp_path / "dist", "--sha256", digest.upper())
     assert ran.code == 0, ran.err
     [path] = (tmp_path / "dist").glob("*.pth")
     assert path.name.startswith("tf_mobilenetv3_small_075-")
@@ -452,17 +471,16 @@ def test_claims_for_googles_checkpoints(tmp_path, run, tf):
     assert (card.data.license, card.data.datasets) == ("apache-2.0", ["imagenet-1k"])
     assert "LR: 0.045" in card.text
     assert "v3-small_224_0.75_float.tgz](https://storage.googleapis.com/mobilenet_v3" in card.text
+    assert f"that whoever released this port gave, `{digest}`" in card.text
 
 
 @pytest.mark.tensorflow
 @pytest.mark.parametrize(
     "source",
     [
-        {"step": 497501},
-        *(
-            pytest.param(source, marks=pytest.mark.slow)
-            for source in ({"classes": 38}, {"change": lambda v: v.update({"x/RMSProp": np.ones(1, "f")})})
-        ),
+        {},  # the released step says nothing of weights
+        pytest.param({"step": 497501}, marks=pytest.mark.slow),
+        pytest.param({"classes": 38}, marks=pytest.mark.slow),
     ],
 )
 def test_no_claims_for_others(tmp_path, run, tf, source):
@@ -470,9 +488,6 @@ def test_no_claims_for_others(tmp_path, run, tf, source):
     ran = run("release", folder, "--out", tmp_path / "dist")
     assert ran.code == 0, ran.err
     card = (tmp_path / "dist" / "README.md").read_text()
-    if "change" in source:  # slots beside the variables do not make it another checkpoint
-        assert "license: apache-2.0" in card
-        return
     [path] = (tmp_path / "dist").glob("*.pth")
     assert path.name.startswith("mobilenetv3_small_075-")
     for claim in ("apache", "imagenet-1k", "RMSProp", "4x4 TPU"):
@@ -503,6 +518,7 @@ def test_what_the_owner_says(tmp_path, run, tf):
     card = (tmp_path / "dist" / "README.md").read_text()
     assert card.startswith("---\ntags:")
     assert "license: mit" in card
+    assert "| licence | mit, as stated by whoever released this port |" in card
     assert "# flowers" in card
     assert json.loads((tmp_path / "dist" / "config.json").read_text())["label_names"][0] == "rose"
     assert run("release", "--check", tmp_path / "dist").code == 0
@@ -525,7 +541,7 @@ def test_a_variant_of_ones_own(tmp_path, run, tf):
     options = ("--mapping", mapping, "--torchscript", "--evaluate", tmp_path / "photos")
     ran = run("release", googles(tmp_path / "v3"), "--out", tmp_path / "dist", *options)
     assert ran.code == 0, ran.err
-    assert "1 labelled images" in (tmp_path / "dist" / "README.md").read_text()
+    assert "photos (1 labelled images)" in (tmp_path / "dist" / "README.md").read_text()
     mapping.unlink()
     ran = run("release", "--check", tmp_path / "dist")
     assert ran.code == 0, ran.err

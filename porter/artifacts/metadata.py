@@ -22,7 +22,10 @@ class Metadata(HeadConstants, frozen=True, omit_defaults=True):
     ``ranges`` are those that the source was quantised to, by module or entry: an artifact with ranges computes 8 bits.
     ``sources`` are SHA-256 digests by file name. ``parity`` are the figures that a release was checked with,
     ``class_names`` the classes' names where they are not ImageNet's. ``stated`` is what the source states of its
-    network otherwise than the variant's mapping. A head has its constants as the source has them. No paths, no time:
+    network otherwise than the variant's mapping. ``checksum`` is that of the entries as they were written (see
+    porter.artifacts.artifact), and ``changed`` is true where they are not known to be what ``sources`` give: of a
+    port that was trained further, say. ``background`` has the class that was dropped, weights and bias as little-endian
+    float32, so that it can come back. A head has its constants as the source has them. No paths, no time:
     the same input gives the same bytes.
     """
 
@@ -43,6 +46,9 @@ class Metadata(HeadConstants, frozen=True, omit_defaults=True):
     ranges: dict[str, Range] = {}  # noqa: RUF012 - msgspec copies it
     parity: dict[str, str] = {}  # noqa: RUF012
     class_names: list[str] = []  # noqa: RUF012
+    checksum: str = ""
+    changed: bool = False
+    background: bytes = b""
     format: int = FORMAT
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import msgspec
-import numpy as np
 
 from porter.artifacts.artifact import Artifact
 from porter.artifacts.variant import class_count
@@ -16,6 +16,9 @@ from porter.network.network import GATE_ENTRY, TIMM_GATE, Network
 from porter.network.node import behind_gates
 from porter.network.nodes import nodes
 
+if TYPE_CHECKING:
+    import numpy as np
+
 
 def relayout(artifact: Artifact, layout: ArtifactLayout, network: Network) -> Artifact:
     """The same port for the other gate: ``slim`` undoes the fold, ``timm`` folds.
@@ -23,6 +26,8 @@ def relayout(artifact: Artifact, layout: ArtifactLayout, network: Network) -> Ar
     The fold is undone bit for bit where metadata has what rounding took. The gate of ``network`` is slim's constant,
     for a file that does not say it.
     """
+    import numpy as np
+
     metadata, gate, slim_gate = artifact.metadata, artifact.gate, network.gate
     folding = [f"{layer}.weight" for layer in behind_gates(nodes(network, classes=1))]
     gate_folded = [name for name in folding if name in artifact.arrays]

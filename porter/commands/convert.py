@@ -62,7 +62,8 @@ def convert(
 ) -> None:
     """Port CHECKPOINT to PyTorch; several at once into a folder (-o).
 
-    Several files of one checkpoint, e.g. from the shell pattern run/model-*, count as one.
+    A port is a source, too: a .pth or .safetensors that you trained further becomes an .onnx, say. Several files of one
+    checkpoint, e.g. from the shell pattern run/model-*, count as one.
     """
     claim_outputs(output)
     into_folder = _into_folder(checkpoint, output)
@@ -150,7 +151,11 @@ def draft(checkpoint: str, to: str, output: Path | None, force: bool) -> None:
 @click.option("--averages", is_flag=True, help="Write every variable under its moving-average name as well.")
 @click.option("--force", is_flag=True, help="Overwrite a checkpoint in FOLDER.")
 def export_tf(artifact: str, folder: Path, **options: Any) -> None:
-    """Write ARTIFACT into FOLDER as a TensorFlow checkpoint that slim's graph restores."""
+    """Write ARTIFACT into FOLDER as a TensorFlow checkpoint that slim's graph restores.
+
+    The released graph has 1,001 classes: a port of 1,000 gets its background class back. A port with another number of
+    classes needs a graph of that number.
+    """
     from porter.exports.export_tf import export_tf
 
     exported = export_tf(artifact, folder, **options)

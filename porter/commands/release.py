@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("path", metavar="CHECKPOINT|FOLDER")
+@click.argument("path", metavar="CHECKPOINT|ARTIFACT|FOLDER")
 @click.option("--out", type=FILE, metavar="FOLDER", help="Write the release here; with --all, each below it.")
 @click.option("--all", "every", is_flag=True, help="Release every tarball and folder in FOLDER.")
 @click.option("--check", is_flag=True, help="Check FOLDER, a release, instead of making one.")
@@ -27,9 +27,14 @@ if TYPE_CHECKING:
 @fake_quant_option
 @click.option("--keep-background", is_flag=True, help="Keep class 0 of slim's 1001 classes.")
 @click.option("--reference", default="auto", show_default=True, metavar="KIND", help="As for verify.")
-@click.option("--name", metavar="NAME", help="The release's name. Default for Google's checkpoints: timm's name.")
-@click.option("--license", metavar="ID", help="The weights' licence. Default for Google's checkpoints: apache-2.0.")
-@click.option("--dataset", metavar="ID", help="The training data. Default for Google's checkpoints: imagenet-1k.")
+@click.option("--name", metavar="NAME", help="The release's name. With --sha256: timm's name.")
+@click.option("--license", metavar="ID", help="The weights' licence. With --sha256: apache-2.0.")
+@click.option("--dataset", metavar="ID", help="The training data. With --sha256: imagenet-1k.")
+@click.option(
+    "--sha256",
+    metavar="HEX",
+    help="The digest of CHECKPOINT, Google's tarball, from a place that you trust: the card says that it is Google's.",
+)
 @class_names_option
 @click.option("--evaluate", "evaluate_on", type=FILE, metavar="DATA", help="Put the accuracy on DATA in the card.")
 @click.option("--onnx", is_flag=True, help="Also write an ONNX model (batch of any size).")
@@ -41,7 +46,11 @@ if TYPE_CHECKING:
 def release(
     path: str, out: Path | None, every: bool, check: bool, against: str | None, jobs: int | None, **options: Any
 ) -> None:
-    """Convert and verify CHECKPOINT and, on parity, write a folder to publish: weights, card, checksums, report."""
+    """Convert and verify CHECKPOINT and, on parity, write a folder to publish: weights, card, checksums, report.
+
+    ARTIFACT is a port, one that you trained further, say: a .pth or .safetensors, or a release. TensorFlow then
+    computes its weights as export-tf writes them.
+    """
     if check:
         if out is not None:
             raise click.UsageError("--check writes nothing; leave out --out")
@@ -65,6 +74,7 @@ def release(
         dataset=options.pop("dataset"),
         class_names=read_class_names(names) if names else (),
         evaluate_on=options.pop("evaluate_on"),
+        sha256=options.pop("sha256"),
         exports=tuple(kind for kind in get_args(Export) if options.pop(kind)),
     )
     if every:
@@ -83,6 +93,8 @@ def _release_all(folder: Path, out: Path, jobs: int | None, options: dict[str, A
     publication = options["publication"]
     if options.pop("variant") or options["mapping"] or publication.evaluate_on or publication.name:
         raise click.UsageError("--all finds the variants itself; leave out --variant, --mapping, --name and --evaluate")
+    if publication.sha256:
+        raise click.UsageError("--sha256 is of one tarball; leave out --all")
     console, code = progress_console(), 0
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("release", total=None)

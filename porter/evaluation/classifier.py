@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from porter.errors import PorterError
-from porter.exports.deploy import deploy
+from porter.exports.deploy import fastest
 from porter.mapping.options import DEFAULT_OPTIONS, PortOptions
 from porter.models.create import OpenedModel, open_model
 from porter.models.timm_import import import_timm
@@ -54,8 +54,7 @@ def open_classifier(
     opened = opened or open_model(source, options)
     model, mapping = opened.classifier, opened.mapping
     background = mapping.classes.background if model.num_classes == mapping.classes.background_of else None
-    # Rounding to levels happens in hooks, which are not part of the graph for inference
-    fast = deploy(model, mapping.input.size) if device == "cpu" and not opened.fake_quant else model
+    fast = fastest(model, mapping.input.size) if device == "cpu" else model
     names = opened.metadata.class_names if opened.metadata else []
     return _check_classes(
         Classifier(

@@ -1,4 +1,4 @@
-"""``convert``: a TensorFlow checkpoint in, an artifact out."""
+"""``convert``: a TensorFlow checkpoint, or a port of one, in; an artifact out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from porter.artifacts.artifact import ARTIFACT_SUFFIXES, Artifact, save_artifact
+from porter.artifacts.artifact import ARTIFACT_SUFFIXES, Artifact, find_artifact, save_artifact
 from porter.atomic import check_folder, check_output, make_folder, refuse_existing, write_bytes
 from porter.errors import PorterError
 from porter.exports import files
@@ -44,10 +44,10 @@ def convert(
     boxes: bool = False,
     force: bool = False,
 ) -> tuple[Path, Port]:
-    """Port a TensorFlow checkpoint and write an artifact.
+    """Port a TensorFlow checkpoint, or take a port of one further, and write an artifact.
 
     Args:
-        checkpoint: What ``open_checkpoint`` takes.
+        checkpoint: What ``open_checkpoint`` takes; or a port, e.g. a ``.pth`` that was trained further.
         output: A ``.pth``, ``.safetensors``, ``.onnx`` or ``.tflite``; ``<variant>.pth`` when left out.
         variant: Found from the shapes when left out.
         mapping: A mapping file of your own.
@@ -162,6 +162,8 @@ def one_each(checkpoints: Sequence[str], weights: Weights = "auto") -> dict[str,
             opened = given if given.endswith(".meta") and not {prefix, f"{prefix}.index"} & {*checkpoints} else prefix
             found.setdefault(("", opened), (opened, Path(opened).name))
             continue
+        if find_artifact(given):
+            raise PorterError(f"{given}: is a port, no checkpoint; convert ports one by one")
         source = locate(Path(given), weights)
         opened = given
         if source.path.parent == Path(given).parent:  # a file of it; else a folder, after which the output is named

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,14 +10,12 @@ import numpy as np
 
 from porter.artifacts.artifact import find_artifact, load_artifact
 from porter.artifacts.relayout import relayout
+from porter.artifacts.source import as_variables, with_background
 from porter.artifacts.variant import class_count, mapping_of, network_as_stored
 from porter.atomic import check_folder, make_folder
-from porter.errors import ArtifactError
-from porter.mapping.axes import to_source
+from porter.errors import ArtifactError, PorterNote
 from porter.mapping.options import PathLike, PortOptions
-from porter.mapping.rules import expected_variables
 from porter.network.network import build_network
-from porter.network.nodes import state_dict_shapes
 from porter.sources.bundle_writer import write_bundle
 from porter.sources.weights import AVERAGE_SUFFIX
 
@@ -40,8 +39,9 @@ def export_tf(
 ) -> Exported:
     """Write an artifact as a TensorFlow V2 checkpoint under slim's names, the gate fold undone.
 
-    A background class that was dropped does not come back. Converting the checkpoint again gives the same state dict,
-    bit for bit.
+    Converting it again gives the same state dict, bit for bit. A background class that was dropped comes back, from the
+    artifact or as zeros, so that the released graph of 1,001 classes restores the checkpoint. A PorterNote tells of
+    zeros, and of another number of classes, which that graph does not restore.
 
     Args:
         artifact: A ``.pth`` or ``.safetensors``, a release's folder, or the URL of either.
@@ -71,24 +71,22 @@ def export_tf(
     if metadata and metadata.bn_folded:
         raise ArtifactError(f"{source}: its batch norms are folded away, and slim's graph has them; convert it without")
     network = network_as_stored(build_network(chosen), loaded.arrays, metadata, loaded.gate)
-    classes = class_count(loaded.arrays)
-    expected, shapes = expected_variables(chosen, network, classes), state_dict_shapes(network, classes)
-    problems = [
-        f"{want.target}: {'missing' if found is None else f'shape {list(found.shape)}'}, expected {list(shape)}"
-        for want in expected
-        for found, shape in [(loaded.arrays.get(want.target), shapes[want.target])]
-        if found is None or tuple(found.shape) != shape
-    ]
-    if problems:
-        raise ArtifactError(f"{source}: is no {chosen.variant} state dict ({len(problems)} problems):", problems[:20])
     plain = relayout(loaded, "slim", build_network(chosen))
+    known = with_background(plain, chosen)
+    arrays = known if known is not plain.arrays else with_background(plain, chosen, zeros=True)
+    classes, wanted = class_count(arrays), chosen.classes.background_of
+    values = as_variables(arrays, chosen, network, source)
+    if arrays is not known:
+        warnings.warn(f"{source}: without its background class, which is written as zeros", PorterNote, stacklevel=2)
+    if wanted is not None and classes != wanted:
+        told = f"{source}: has {classes} classes; the released graph has {wanted} and does not restore it"
+        warnings.warn(told, PorterNote, stacklevel=2)
     step = (metadata.step if metadata else None) or 0
     variables: dict[str, np.ndarray] = {"global_step": np.array(step, np.int64)}
-    for want in expected:
-        values = to_source(want.axes, plain.arrays[want.target].astype(np.float32, copy=False))
-        variables[want.source] = values
+    for name, entry in values.items():
+        variables[name] = entry.astype(np.float32, copy=False)
         if averages:
-            variables[want.source + AVERAGE_SUFFIX] = values
+            variables[name + AVERAGE_SUFFIX] = variables[name]
     make_folder(out)
     write_bundle(out / f"model-{step}", variables, force=force)
     return Exported(out / f"model-{step}", len(variables), classes)

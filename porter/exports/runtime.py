@@ -1,4 +1,4 @@
-"""Programs in ONNX Runtime, on the CPU."""
+"""Programs in ONNX Runtime, and those of 8 bits in LiteRT, on the CPU."""
 
 from __future__ import annotations
 
@@ -64,3 +64,34 @@ class Session:
             return found
         by_name = dict(zip(self._names, found, strict=True))
         return [by_name[name] for name in self._asked]
+
+
+class LiteSession:
+    """Runs an integer ``.tflite`` of one input and one output on images of ``size``, by LiteRT's own kernels.
+
+    Raises ArtifactError where the package is missing.
+    """
+
+    def __init__(self, content: bytes, size: Size, threads: int) -> None:
+        try:
+            from ai_edge_litert.interpreter import Interpreter, OpResolverType
+        except ImportError as error:
+            raise ArtifactError(f"needs pip install 'mnv3-port[tflite]' ({error})") from error
+        kernels = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        self.size = size
+        self._interpreter = Interpreter(
+            model_content=content, num_threads=threads, experimental_op_resolver_type=kernels
+        )
+        [given], [self._output] = self._interpreter.get_input_details(), self._interpreter.get_output_details()
+        self._given, self._dtype = given["index"], given["dtype"]
+        self.classes = int(self._output["shape"][-1])
+        self._interpreter.resize_tensor_input(self._given, (1, *size, given["shape"][3]))
+        self._interpreter.allocate_tensors()
+
+    def run(self, image: np.ndarray) -> np.ndarray:
+        """(H, W, channels) levels from 0 to 255 -> (classes,) float64, what the output's levels stand for."""
+        self._interpreter.set_tensor(self._given, (image + np.iinfo(self._dtype).min).astype(self._dtype)[None])
+        self._interpreter.invoke()
+        scale, zero = self._output["quantization"]
+        found: np.ndarray = (self._interpreter.get_tensor(self._output["index"])[0].astype(np.float64) - zero) * scale
+        return found

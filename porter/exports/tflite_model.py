@@ -24,18 +24,20 @@ def tflite_model(
     ranges: Mapping[str, Range] | None = None,
     gate: float = TIMM_GATE,
     boxes: bool = False,
+    logits: bool = False,
 ) -> bytes:
     """The program as a file: images (N, H, W, channels) float32 -> its outputs; maps are NHWC.
 
     With ``ranges``, by module or entry of the state dict, a classifier computes 8 bits as its source did: uint8 images
-    and predictions (N, classes), both in levels; ``gate`` is then the constant that it multiplies by. With ``boxes``, a
-    detector gives those of one image as TensorFlow Lite's own operation makes them: boxes (1, 100, 4), classes without
-    the background (1, 100), scores (1, 100), and their number (1,). Raises ArtifactError where a range is missing.
+    and predictions (N, classes), both in levels; ``gate`` is then the constant that it multiplies by. With ``logits``
+    it gives those instead of predictions. With ``boxes``, a detector gives those of one image as TensorFlow Lite's own
+    operation makes them: boxes (1, 100, 4), classes without the background (1, 100), scores (1, 100), and their number
+    (1,). Raises ArtifactError where a range is missing.
     """
     writer = _Writer(program, size, ranges or {}, gate, 1 if boxes else -1)
     for node in program.nodes:
         writer.node(node)
-    outputs = writer.boxes(size) if boxes else writer.outputs()
+    outputs = writer.boxes(size) if boxes else writer.outputs(logits)
     return tflite_bytes(writer.tensors, writer.steps, writer.at[IMAGE], outputs)
 
 
@@ -53,15 +55,15 @@ class _Writer:
         self.at: dict[str, int] = {}
         self.at[IMAGE] = self._computed(IMAGE, (batch, *size, program.channels), "input")
 
-    def outputs(self) -> list[int]:
-        """The program's outputs; of a quantised classifier, its predictions."""
+    def outputs(self, logits: bool) -> list[int]:
+        """The program's outputs; of a quantised classifier, its predictions, or ``logits``."""
         found = []
         for name in self.program.outputs:
             value = self.at[name]
             if self.tensors[value].shape[1:3] == (1, 1) and self.program.network.head is None:  # (N, classes)
                 value = self._reshaped(value, "output", (self.batch, self.tensors[value].shape[-1]))
             found.append(value)
-        if self.ranges:  # as the authors' files; the kernel asks for these levels
+        if self.ranges and not logits:  # as the authors' files; the kernel asks for these levels
             shape = self.tensors[found[0]].shape
             output = self._add(NewTensor("predictions", shape, self.dtype, None, (1 / 256,), (self.lowest,)))
             kind = "softmax" if self.program.network.predictions == "softmax" else "logistic"

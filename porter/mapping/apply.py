@@ -24,12 +24,14 @@ FLOAT32_MAX = 3.4028234663852886e38
 class Ported(NamedTuple):
     """State-dict values by entry, in the state dict's order; ``fold_nudges`` undo the gate fold (see gate.fold).
 
-    ``ranges``: the ranges of tensors that the source quantised to 8 bits, by module or entry.
+    ``ranges``: the ranges of tensors that the source quantised to 8 bits, by module or entry. ``background``: weights
+    and bias of the class that was dropped, little-endian float32.
     """
 
     arrays: dict[str, np.ndarray]
     fold_nudges: dict[str, list[int]]
     ranges: dict[str, Range]
+    background: bytes
 
 
 def carry_out(plan: Plan, checkpoint: Checkpoint, dtype: Literal["float32", "float64"] = "float32") -> Ported:
@@ -41,7 +43,8 @@ def carry_out(plan: Plan, checkpoint: Checkpoint, dtype: Literal["float32", "flo
     import numpy as np
 
     checkpoint.prefetch(step.source for step in plan.steps)
-    tensors = {step.target: _read(step, checkpoint, dtype) for step in plan.steps}
+    dropped: list[bytes] = []
+    tensors = {step.target: _read(step, checkpoint, dtype, dropped) for step in plan.steps}
     for name, (value, length) in plan.constants.items():
         tensors[name] = np.full(length, value, dtype)
     for module, (norm, epsilon) in plan.norms.items():
@@ -62,9 +65,9 @@ def carry_out(plan: Plan, checkpoint: Checkpoint, dtype: Literal["float32", "flo
                 f"{checkpoint.given}: entry {name}: folding gives values that are NaN or infinite; weights beyond "
                 "float32, or a variance below 0?"
             )
-    dropped = {step.target.rpartition(".")[0]: step.drop_class for step in plan.steps if step.drop_class is not None}
-    ranges = {at: _range(checkpoint, name, dropped.get(at)) for at, name in plan.ranges.items()}
-    return Ported(in_order, nudges, ranges)
+    classes = {step.target.rpartition(".")[0]: step.drop_class for step in plan.steps if step.drop_class is not None}
+    ranges = {at: _range(checkpoint, name, classes.get(at)) for at, name in plan.ranges.items()}
+    return Ported(in_order, nudges, ranges, b"".join(dropped))
 
 
 def _range(checkpoint: Checkpoint, name: str, drop_class: int | None) -> Range:
@@ -82,12 +85,14 @@ def _range(checkpoint: Checkpoint, name: str, drop_class: int | None) -> Range:
     return msgspec.convert(numbers, Range)
 
 
-def _read(step: Step, checkpoint: Checkpoint, dtype: str) -> np.ndarray:
+def _read(step: Step, checkpoint: Checkpoint, dtype: str, dropped: list[bytes]) -> np.ndarray:
+    """The values of ``step``; a class that it drops goes to ``dropped``."""
     import numpy as np
 
     variable = checkpoint[step.source]
     values = to_target(step.axes, variable.read())
     if step.drop_class is not None:
+        dropped.append(values[step.drop_class].astype("<f4").tobytes())
         # A view if possible: the classifier is the largest tensor
         values = values[1:] if step.drop_class == 0 else np.delete(values, step.drop_class, axis=0)
     values = np.array(values, dtype, order="C")

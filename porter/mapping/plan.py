@@ -180,6 +180,8 @@ def _step(want: Expected, shape: Shape, checkpoint: Checkpoint, drop: int | None
 
 def _ranges(mapping: VariantMapping, network: Network, classes: int, checkpoint: Checkpoint) -> dict[str, str]:
     """Module or entry -> the source's name of its quantisation range, if it has one."""
+    if not any(name.endswith("/min") for name in checkpoint):
+        return {}
     candidates = module_outputs(mapping, network, classes)
     return {at: name for at, names in candidates.items() for name in names[::-1] if f"{name}/min" in checkpoint}
 

@@ -23,6 +23,7 @@ from porter.mapping.schema import VariantMapping
 from porter.models.build import Whole, build_model
 from porter.models.fake_quant import EIGHT_BITS_ENTRY, fake_quantize
 from porter.models.feature_info import pyramid
+from porter.models.fold import fold
 from porter.models.mobilenet_v3 import MobileNetV3, MobileNetV3Features, initialize
 from porter.network.network import TIMM_GATE, Network, build_network, with_output_stride
 from porter.network.nodes import nodes
@@ -45,6 +46,7 @@ class Changes:
     features_only: bool = False
     out_indices: Sequence[int] | None = None
     output_stride: int | None = None
+    fold_bn: bool = False
 
 
 NO_CHANGES = Changes()
@@ -100,6 +102,7 @@ def create_model(
     keep_background: bool = False,
     fake_quant: bool | None = None,
     output_stride: int | None = None,
+    fold_bn: bool = False,
 ) -> MobileNetV3: ...
 
 
@@ -119,6 +122,7 @@ def create_model(
     keep_background: bool = False,
     fake_quant: bool | None = None,
     output_stride: int | None = None,
+    fold_bn: bool = False,
 ) -> MobileNetV3Features: ...
 
 
@@ -137,6 +141,7 @@ def create_model(
     keep_background: bool = False,
     fake_quant: bool | None = None,
     output_stride: int | None = None,
+    fold_bn: bool = False,
 ) -> nn.Module:
     """Build a MobileNetV3 and load weights into it.
 
@@ -157,6 +162,7 @@ def create_model(
         weights: ``ema`` or ``raw`` where both exist; ``auto`` prefers the averages.
         keep_background: Keep class 0 of slim's 1,001.
         fake_quant: Weights that were trained for 8 bits compute them, in float64; False opens them as a float network.
+        fold_bn: Fold the batch norms for inference, as ``porter.fold`` does.
 
     Returns:
         The model, in eval mode: (N, channels, H, W) RGB in [-1, 1] -> (N, num_classes) logits. State-dict keys are
@@ -174,7 +180,7 @@ def create_model(
         [16, 16, 24, 40, 432]
     """
     options = PortOptions(None, mapping, weights, "timm", keep_background, fake_quant=fake_quant)
-    changes = Changes(num_classes, in_chans, dropout, features_only, out_indices, output_stride)
+    changes = Changes(num_classes, in_chans, dropout, features_only, out_indices, output_stride, fold_bn)
     source = checkpoint
     name: str | None = str(variant)
     if checkpoint is None and mapping is None and variant_named(str(variant)) is None:
@@ -229,6 +235,8 @@ def open_model(
         new_head = changes.num_classes not in (None, class_count(artifact.arrays))
         fake_quantize(model, _ranges_of(model, ranges, new_head, name))
     model.pretrained_cfg = pretrained_cfg(mapping, getattr(model, "num_classes", 0), network.channels)
+    if changes.fold_bn:
+        model = fold(model)
     return OpenedModel(model.eval(), mapping, artifact.metadata if artifact else None, digests, fake_quant)
 
 

@@ -27,6 +27,7 @@ def fake_quantize(model: nn.Module, ranges: Mapping[str, Range]) -> None:
     """
     model.register_buffer(EIGHT_BITS_ENTRY, torch.tensor(True))
     model.register_load_state_dict_pre_hook(_check_entry)  # type: ignore[no-untyped-call]
+    model.ranges = dict(ranges)  # type: ignore[assignment]
     model.double()
     for module in model.modules():
         if hasattr(module, "inplace"):  # an activation
@@ -74,10 +75,7 @@ def quantized(x: Tensor, limits: Range) -> Tensor:
     low, scale = nudged(limits)
     high = low + 255 * scale
     if limits.unit is None or limits.multiplier is None:
-        exact = x if limits.scale is not None else x.float()  # as TensorFlow does, whose ranges have no scale
-        zero = round(-low / scale)
-        levels = torch.floor((torch.clamp(exact, low, high) - low) / scale - zero + 0.5)
-        return (levels * scale).to(x.dtype)
+        return (nearest_levels(x, limits) * scale).to(x.dtype)
     unit, multiplier = (_by_channel(value, x) for value in (limits.unit, limits.multiplier))
     levels = _requantize(_total(x, unit), multiplier, int(limits.ties_away))
     return torch.clamp(levels.double() * scale, low, high)
@@ -98,6 +96,13 @@ def _rounding_hook(limits: Range) -> Hook:
         return quantized(out, limits)
 
     return hook
+
+
+def nearest_levels(x: Tensor, limits: Range) -> Tensor:
+    """The numbers of the levels nearest to ``x``, counted from that of 0, as floats."""
+    low, scale = nudged(limits)
+    exact = x if limits.scale is not None else x.float()  # as TensorFlow does, whose ranges have no scale
+    return torch.floor((torch.clamp(exact, low, low + 255 * scale) - low) / scale - round(-low / scale) + 0.5)
 
 
 def _requantize(total: Tensor, multiplier: Tensor, ties_away: int) -> Tensor:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from porter.artifacts.metadata import Metadata
+from porter.artifacts.source import StoredPort
 from porter.evaluation.result import Evaluation
 from porter.models.create import pretrained_cfg
 from porter.models.feature_info import pyramid
@@ -19,7 +20,7 @@ from porter.network.nodes import nodes
 from porter.network.spec import ACTIVATIONS
 from porter.parity.verdict import Verdict
 from porter.port import Port
-from porter.release.naming import architecture, is_googles, why_not_timm
+from porter.release.naming import architecture, why_not_timm
 from porter.text import printable
 
 COLLECTION = "TF MobileNet V3"
@@ -28,7 +29,10 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # not learn
 
 @dataclass(frozen=True)
 class Card:
-    """The content of a card. ``license`` and ``dataset`` are claimed unless they are None."""
+    """The content of a card. ``license`` and ``dataset`` are claimed unless they are None.
+
+    ``sha256`` is the digest that Google's tarball was checked with, ``evaluated_on`` the name of the folder of images.
+    """
 
     name: str
     port: Port
@@ -41,11 +45,21 @@ class Card:
     license: str | None
     dataset: str | None
     own_mapping: bool
+    sha256: str | None = None
+    evaluated_on: str = ""
 
     @property
-    def googles(self) -> bool:
-        """Whether the weights are Google's own."""
-        return is_googles(self.port)
+    def origin(self) -> str:
+        """What the port was made from: ``checkpoint``, ``port``, or ``changed``, a port that was trained further."""
+        if not isinstance(self.port.checkpoint, StoredPort):
+            return "checkpoint"
+        return "changed" if self.metadata.changed else "port"
+
+    @property
+    def evaluated(self) -> str:
+        """The data of the accuracy."""
+        assert self.evaluation is not None
+        return f"{self.evaluated_on} ({len(self.evaluation.seen)} labelled images)"
 
     @property
     def head(self) -> Head | None:
@@ -146,7 +160,7 @@ def _front_matter(card: Card) -> dict[str, Any]:
             for k, accuracy in ((k, card.evaluation.accuracy(0, k)) for k in (1, 5))
         ]
         task = {"type": "image-classification", "name": "Image Classification"}
-        dataset = {"type": card.dataset or "other", "name": f"{len(card.evaluation.seen)} labelled images"}
+        dataset = {"type": "imagefolder", "name": card.evaluated}  # Hugging Face's word for a folder of images
         results = [{"task": task, "dataset": dataset, "metrics": metrics}]
         found["model-index"] = [{"name": card.name, "results": results}]
     return found
@@ -154,7 +168,7 @@ def _front_matter(card: Card) -> dict[str, Any]:
 
 def _model_index(card: Card, operations: int) -> dict[str, Any]:
     port, spec, evaluation = card.port, card.port.mapping.input, card.evaluation
-    training = port.mapping.training if card.googles else None
+    training = port.mapping.training if card.sha256 else None
     metadata: dict[str, Any] = {
         "FLOPs": operations,
         "Parameters": card.parameters,
@@ -187,8 +201,7 @@ def _model_index(card: Card, operations: int) -> dict[str, Any]:
     }
     if evaluation:
         metrics = {f"Top {k} Accuracy": f"{evaluation.accuracy(0, k).value:.2%}" for k in (1, 5)}
-        dataset = f"{len(evaluation.seen)} labelled images"
-        model["Results"] = [{"Task": "Image Classification", "Dataset": dataset, "Metrics": metrics}]
+        model["Results"] = [{"Task": "Image Classification", "Dataset": card.evaluated, "Metrics": metrics}]
     paper = {"Title": "Searching for MobileNetV3", "URL": "https://arxiv.org/abs/1905.02244"}
     return {"Type": "model-index", "Collections": [{"Name": COLLECTION, "Paper": paper}], "Models": [model]}
 

@@ -12,10 +12,10 @@ RELEASED_CLASSES = 1001
 Made = Metadata | Plan  # what is known of weights, after and before they are made
 
 
-def is_googles(port: Port) -> bool:
-    """Whether Google released the checkpoint: 1,001 classes, slim's plain names, the released step.
+def has_released_form(port: Port) -> bool:
+    """Whether a checkpoint looks like one that Google released: 1,001 classes, slim's plain names, the released step.
 
-    Only these get claims about training, data and licence.
+    Anybody's weights may look like that. Claims of training, data and licence need the tarball's SHA-256 as well.
     """
     training, names = port.mapping.training, port.mapping.names or port.mapping.variables
     if training is None or training.step is None or names or port.plan.ranges or port.plan.dequantized:

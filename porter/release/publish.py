@@ -23,12 +23,14 @@ from porter.artifacts.artifact import (
     REPORT,
     WEIGHTS,
     Artifact,
+    find_artifact,
     save_artifact,
 )
+from porter.artifacts.source import StoredPort
 from porter.errors import NoParityError, PorterError
 from porter.evaluation.result import Evaluation
 from porter.evaluation.run import evaluate
-from porter.mapping.files import PLAIN_NAME, standalone
+from porter.mapping.files import PLAIN_NAME, load_mapping, standalone
 from porter.mapping.options import PathLike, PortOptions
 from porter.network.nodes import endpoint_names
 from porter.parity.evidence import Evidence
@@ -40,8 +42,9 @@ from porter.port import Port, carry_out_port, plan_port
 from porter.release import folder as contents
 from porter.release.card import STATISTICS, Card, config, model_card
 from porter.release.exports import Export, write_exports
-from porter.release.naming import architecture, is_googles, plain_name
+from porter.release.naming import architecture, has_released_form, plain_name
 from porter.report.html import parity_html
+from porter.sources.checkpoint import sha256
 from porter.sources.weights import Weights
 
 KEEP = 1024  # values recorded per endpoint: more than the classes, so that logits stay whole
@@ -51,9 +54,9 @@ KEEP = 1024  # values recorded per endpoint: more than the classes, so that logi
 class Publication:
     """The name of a release and the statements that do not follow from the weights.
 
-    If left out, they are stated only for Google's own checkpoints (porter.release.naming). ``dataset`` and ``license``
-    are Hugging Face's identifiers. ``evaluate_on``: a folder of labelled images, for the accuracy in the card.
-    ``exports``: further formats.
+    If left out, they are stated only for Google's own checkpoints: of a tarball that has the digest ``sha256``, which
+    whoever releases it has from somewhere they trust. ``dataset`` and ``license`` are Hugging Face's identifiers.
+    ``evaluate_on``: a folder of labelled images, for the accuracy in the card. ``exports``: further formats.
     """
 
     name: str | None = None
@@ -62,6 +65,7 @@ class Publication:
     class_names: tuple[str, ...] = ()
     evaluate_on: Path | None = None
     exports: tuple[Export, ...] = ()
+    sha256: str | None = None
 
 
 DEFAULT_PUBLICATION = Publication()
@@ -90,23 +94,28 @@ def release(
     force: bool = False,
     progress: Progress | None = None,
 ) -> Released:
-    """Port ``checkpoint`` and write ``folder``: artifacts, card, configuration, checksums, parity.
+    """Port ``checkpoint``, or an artifact, and write ``folder``: artifacts, card, configuration, checksums, parity.
 
-    The verified port is the one written; a source trained for 8 bits gives 8 bits, unless ``fake_quant`` is False. Same
-    input, same bytes. Raises NoParityError, or PorterError on bad input, including NaN; then no folder is left behind.
+    The reference of an artifact is TensorFlow on its weights, as ``export_tf`` writes them. The verified port is the
+    one written; a source trained for 8 bits gives 8 bits, unless ``fake_quant`` is False. Same input, same bytes.
+    Raises NoParityError, or PorterError on bad input, including NaN; then no folder is left behind.
     """
+    file = find_artifact(checkpoint)
+    mapping = mapping or (file.mapping if file else None)
     options = PortOptions(variant, mapping, weights, "timm", keep_background, fake_quant=fake_quant)
     with contents.staged(folder, force) as stage, _one_thread():
         port = plan_port(checkpoint, options)
         _check(port, publication)
         arrays, metadata = carry_out_port(port)
         assert metadata is not None
-        metadata = msgspec.structs.replace(metadata, class_names=list(publication.class_names))
+        if publication.class_names:
+            metadata = msgspec.structs.replace(metadata, class_names=list(publication.class_names))
         path = stage / f"{release_name(port, publication)}.pth"
         save_artifact(path, Artifact(arrays, metadata))
         path = contents.add_hash(path)
         if mapping is not None:
-            (stage / MAPPING).write_bytes(standalone(port.mapping))
+            own = port.mapping if file is None else load_mapping(Path(mapping))  # without what the artifact states
+            (stage / MAPPING).write_bytes(standalone(own))
         check = open_check(checkpoint, path, options, Against(reference))
         evidence = Evidence()
         run_check(check, evidence=evidence, progress=progress)
@@ -130,9 +139,11 @@ def release(
             verdict=verdict,
             evaluation=evaluation,
             exports={kind: file.name for kind, (file, _) in exported.items()},
-            license=publication.license or ("apache-2.0" if is_googles(port) else None),
-            dataset=publication.dataset or ("imagenet-1k" if is_googles(port) else None),
+            license=publication.license or ("apache-2.0" if publication.sha256 else None),
+            dataset=publication.dataset or ("imagenet-1k" if publication.sha256 else None),
             own_mapping=mapping is not None,
+            sha256=publication.sha256,
+            evaluated_on=publication.evaluate_on.name if publication.evaluate_on else "",
         )
         (stage / CARD).write_bytes(model_card(card))
         errors = {kind: error for kind, (_, error) in exported.items()}
@@ -144,10 +155,10 @@ def release(
 
 
 def release_name(port: Port, publication: Publication = DEFAULT_PUBLICATION) -> str:
-    """The name asked for, else timm's for Google's checkpoints, else one that makes no claim."""
+    """The name asked for, else timm's for Google's checkpoints (see Publication), else one that makes no claim."""
     if publication.name is not None:
         return publication.name
-    if is_googles(port):
+    if publication.sha256:
         return architecture(port.mapping, port.plan)
     return plain_name(port.mapping, port.plan, port.plan.dequantized)
 
@@ -156,6 +167,20 @@ def _check(port: Port, publication: Publication) -> None:
     """Raise PorterError for an impossible publication, before any work."""
     if publication.name is not None and not PLAIN_NAME.fullmatch(publication.name):
         raise PorterError(f"name {publication.name[:60]!r}: is not a plain name (letters, digits, _ . -)")
+    if publication.sha256:
+        given = Path(port.checkpoint.given)
+        if not given.is_file() or port.checkpoint.format != "bundle":
+            raise PorterError(f"{given}: is no tarball; sha256 is the digest of one that Google released")
+        if (found := sha256(given)) != publication.sha256.lower():
+            raise PorterError(f"{given}: its SHA-256 is {found}, not {publication.sha256[:100]}")
+        if not has_released_form(port):
+            raise PorterError(f"{given}: holds no checkpoint as Google released them; leave sha256 out")
+    integers = isinstance(port.checkpoint, StoredPort) and port.network.bn_folded
+    if port.plan.ranges and integers:
+        raise PorterError(
+            f"{port.checkpoint.given}: computes 8 bits in integers, which only its source's interpreter can judge; "
+            "release the source, or leave out the 8 bits (fake_quant=False)"
+        )
     if publication.class_names and len(publication.class_names) != port.plan.num_classes:
         raise PorterError(
             f"{len(publication.class_names)} class names for {port.plan.num_classes} classes; one name for each"

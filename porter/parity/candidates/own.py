@@ -14,7 +14,7 @@ from torch import Tensor
 from porter.artifacts.artifact import Artifact, ArtifactFile, load_artifact
 from porter.artifacts.variant import class_count
 from porter.errors import ArtifactError
-from porter.exports.deploy import deploy
+from porter.exports.deploy import Deployed, deploy
 from porter.mapping.apply import carry_out
 from porter.mapping.options import ArtifactLayout, PathLike, PortOptions
 from porter.mapping.plan import Plan
@@ -84,6 +84,7 @@ def deployed(candidate: Candidate) -> Candidate:
 
     def run(images: np.ndarray, questions: frozenset[Question]) -> Outputs:
         fast = deploy(model, (images.shape[1], images.shape[2]))
+        assert isinstance(fast, Deployed)
         inputs = torch.from_numpy(images).permute(0, 3, 1, 2)
         singles = fast.endpoints(inputs)
         if "Logits" in singles:  # the graph that users run has one output, and fuses differently

@@ -1,0 +1,245 @@
+"""An artifact as a source: a port that was trained further becomes everything that a checkpoint becomes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from msgspec.structs import replace
+from quantized_checkpoint import VARIANT
+from safetensors.torch import save_file
+
+import porter
+from porter.artifacts.artifact import load_artifact, save_artifact
+from porter.errors import ArtifactError
+from porter.network.nodes import is_weight
+from porter.sources.checkpoint import sha256
+
+REAL = Path(__file__).parents[2] / "shared" / "real"
+
+
+def images(size=64):
+    return torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def logits(path, variant="small_075"):
+    with torch.no_grad():
+        return porter.create_model(variant, path)(images(224)).numpy()
+
+
+@pytest.fixture(scope="module")
+def tuned(demo_folder, tmp_path_factory):
+    """The state dict of a model of 7 classes after two steps of training, as users save it."""
+    torch.manual_seed(0)
+    model = porter.create_model("small_075", demo_folder, num_classes=7).train()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    for _ in range(2):
+        torch.nn.functional.cross_entropy(model(torch.randn(4, 3, 64, 64)), torch.arange(4)).backward()
+        optimizer.step()
+    path = tmp_path_factory.mktemp("tuned") / "tuned.pth"
+    torch.save(model.state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize("output", ["b.safetensors", "b.onnx", "b.tflite"])
+@pytest.mark.parametrize("options", [{}, {"layout": "slim", "keep_background": True}, {"fold_bn": True}])
+def test_as_from_the_checkpoint(tmp_path, demo_folder, output, options):
+    """Whatever the artifact on the way was: the same bytes."""
+    direct, _ = porter.convert(demo_folder, tmp_path / f"direct_{output}", **options)
+    for layout in ("timm", "slim"):
+        artifact, _ = porter.convert(demo_folder, tmp_path / f"{layout}.pth", layout=layout)
+        found, port = porter.convert(artifact, tmp_path / f"{layout}_{output}", **options)
+        assert found.read_bytes() == direct.read_bytes()
+        assert port.mapping.variant == "small_075"
+
+
+@pytest.mark.parametrize("ending", ["onnx", "tflite", "safetensors", "pth"])
+def test_a_bare_state_dict(tmp_path, run, tuned, ending):
+    assert "name the variant" in run("convert", tuned, "-o", tmp_path / f"x.{ending}").err
+    ran = run("convert", tuned, "-o", tmp_path / f"x.{ending}", "--variant", "small_075")
+    assert ran.code == 0, ran.err
+    assert "classes   7\n" in ran.out
+    expected = logits(tuned)
+    if ending == "onnx":
+        session = pytest.importorskip("onnxruntime").InferenceSession(str(tmp_path / "x.onnx"))
+        found = session.run(None, {"image": images(224).numpy()})[0]
+    elif ending == "tflite":
+        from porter.parity.references.interpreter import run_file
+
+        [found] = run_file(tmp_path / "x.tflite", np.ascontiguousarray(images(224).numpy().transpose(0, 2, 3, 1)))
+    else:
+        found = logits(tmp_path / f"x.{ending}")
+        arrays = load_artifact(tuned).arrays
+        stored = load_artifact(tmp_path / f"x.{ending}")
+        weights = filter(is_weight, arrays)  # counters of batches, which nothing computes with, start at 0
+        assert all(np.array_equal(arrays[name], stored.arrays[name]) for name in weights)
+        assert stored.metadata.sources.keys() == {"tuned.pth"}
+        assert not stored.metadata.changed
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_weights_that_differ_from_the_source(tmp_path, demo_folder):
+    """Metadata outlives training where the file is written with it; what is made of that says both."""
+    path, _ = porter.convert(demo_folder, tmp_path / "a.safetensors")
+    artifact = load_artifact(path)
+    artifact.arrays["blocks.0.0.conv_pw.weight"] = artifact.arrays["blocks.0.0.conv_pw.weight"] * np.float32(1.01)
+    save_artifact(tmp_path / "b.pth", artifact)
+    metadata = artifact.metadata
+    for given, name in (("b.pth", "c.pth"), ("c.pth", "d.safetensors")):
+        porter.convert(tmp_path / given, tmp_path / name)
+        found = load_artifact(tmp_path / name)
+        assert all(np.array_equal(artifact.arrays[entry], values) for entry, values in found.arrays.items())
+        assert found.metadata.changed
+        assert found.metadata.sources.items() >= metadata.sources.items()
+        assert found.metadata.sources.keys() - metadata.sources.keys() == {"b.pth"}
+        assert found.metadata.step == metadata.step == 1000
+
+
+def test_8_bits(tmp_path, trained, run):
+    """Ranges travel; of a source that has integers, they become the same .tflite."""
+    sources = [(trained, VARIANT)]
+    if (file := REAL / "v3-small_224_1.0_uint8.tflite").exists():
+        sources.append((file, "small_100"))
+    for source, _ in sources:
+        artifact, _ = porter.convert(source, tmp_path / "a.pth", force=True)
+        again, _ = porter.convert(artifact, tmp_path / "b.pth", force=True)
+        one, other = load_artifact(artifact), load_artifact(again)
+        assert one.metadata == other.metadata
+        assert one.metadata.ranges
+        assert all(np.array_equal(one.arrays[name], other.arrays[name]) for name in one.arrays)
+    direct, _ = porter.convert(source, tmp_path / "direct.tflite")
+    found, _ = porter.convert(artifact, tmp_path / "found.tflite")
+    assert direct.read_bytes() == found.read_bytes()
+
+
+def test_heads(tmp_path, three_kinds):
+    for source in three_kinds:
+        for ending in ("safetensors", "onnx", "tflite"):
+            artifact, _ = porter.convert(source, tmp_path / "a.pth", force=True)
+            direct, _ = porter.convert(source, tmp_path / f"direct.{ending}", force=True)
+            found, _ = porter.convert(artifact, tmp_path / f"found.{ending}", force=True)
+            assert direct.read_bytes() == found.read_bytes()
+
+
+@pytest.fixture
+def three_kinds(unpacked):
+    """A segmenter, a detector and a feature vector."""
+    embedder = REAL / "mobilenet_v3_small_075_224_embedder.tflite"
+    return [unpacked("deeplab_v3_small")[0], unpacked("ssd_v3_small")[0], *([embedder] if embedder.exists() else [])]
+
+
+def test_refusals(tmp_path, run, tuned, demo_folder):
+    def refused(name, *options):
+        ran = run("convert", tmp_path / name, "-o", tmp_path / "x.pth", *options)
+        assert ran.code == 2
+        assert not (tmp_path / "x.pth").exists()
+        return ran.err
+
+    state = torch.load(tuned, weights_only=True)
+    save_file({name: value for name, value in state.items() if name != "conv_head.bias"}, tmp_path / "a.safetensors")
+    named = ("--variant", "small_075")
+    assert "conv_head.bias: missing, expected [1024]" in refused("a.safetensors", *named)
+    save_file(state | {"extra.weight": torch.zeros(2)}, tmp_path / "a.safetensors")
+    assert "extra.weight: the network has no such entry" in refused("a.safetensors", *named)
+    save_file(state, tmp_path / "a.safetensors")
+    assert "is a port, whose backbone create_model takes" in refused("a.safetensors", *named, "--backbone")
+    assert "the classifier has 7 classes, not 8" in refused("a.safetensors", *named, "--num-classes", 8)
+    assert "large_100 state dict" in refused("a.safetensors", "--variant", "large_100")
+    ran = run("convert", tuned, demo_folder, "-o", tmp_path, "--format", "onnx")
+    assert (ran.code, ran.err.count("\n")) == (2, 1)
+    assert "is a port, no checkpoint; convert ports one by one" in ran.err
+    porter.convert(demo_folder, tmp_path / "folded.pth", fold_bn=True)
+    (tmp_path / "own.yaml").write_text("base: small_075.yaml\n")
+    assert "its batch norms are folded away, and those" in refused("folded.pth", "--mapping", tmp_path / "own.yaml")
+    (tmp_path / "cut.pth").write_bytes(tuned.read_bytes()[:1000])
+    assert "not a readable PyTorch weights file" in refused("cut.pth", *named)
+
+
+def test_hostile_metadata(tmp_path, run, demo_folder, unpacked):
+    """One line and exit code 2, or what is wrong does not count."""
+    path, _ = porter.convert(demo_folder, tmp_path / "a.safetensors")
+    artifact = load_artifact(path)
+    for name, background in (("b.pth", b"abc"), ("c.pth", b"\0" * 4096)):
+        metadata = replace(artifact.metadata, background=background)
+        save_artifact(tmp_path / name, artifact._replace(metadata=metadata))
+        ran = run("convert", tmp_path / name, "-o", tmp_path / "x.pth", "--keep-background", "--force")
+        assert ran.code == 0, ran.err
+        assert "classes   1000\n" in ran.out
+        assert "written as zeros" in run("export-tf", tmp_path / name, tmp_path / "tf", "--force").err
+    save_artifact(tmp_path / "b.pth", artifact._replace(metadata=replace(metadata, num_classes=-1)), force=True)
+    assert run("convert", tmp_path / "b.pth", "-o", tmp_path / "c.onnx").code == 0
+    path, _ = porter.convert(unpacked("deeplab_v3_small")[0], tmp_path / "seg.pth")
+    artifact = load_artifact(path)
+    head = replace(artifact.metadata.segmentation, low="layer_99/expansion_output")
+    save_artifact(path, artifact._replace(metadata=replace(artifact.metadata, segmentation=head)), force=True)
+    ran = run("convert", path, "-o", tmp_path / "x.onnx")
+    assert ran.code == 2
+    assert "its metadata states an impossible network" in ran.err
+
+
+@pytest.mark.tensorflow
+def test_verdict(tf, tuned, tmp_path, run):
+    """TensorFlow computes the variables that export-tf writes."""
+    ran = run("verify", tuned, "--variant", "small_075", "--size", "65x80")
+    assert ran.code == 0, ran.err
+    assert "same function" in ran.out
+    porter.convert(tuned, tmp_path / "x.onnx", "small_075")
+    ran = run("verify", tuned, tmp_path / "x.onnx", "--variant", "small_075")
+    assert ran.code == 0, ran.err
+    assert json.loads(run("verify", tuned, "--variant", "small_075", "--size", "65x80", "--json").out)["passed"]
+
+
+@pytest.mark.tensorflow
+def test_release(tf, tuned, demo_folder, tmp_path, run):
+    """A fine-tune: its card says of what, and against what it was verified; --check knows it without TensorFlow."""
+    out, names = tmp_path / "dist", tmp_path / "names.txt"
+    names.write_text("".join(f"class {number}\n" for number in range(7)))
+    ran = run("release", tuned, "--variant", "small_075", "--out", out, "--class-names", names, "--onnx")
+    assert ran.code == 0, ran.err
+    assert "50 endpoints, same function" in ran.out
+    card = (out / "README.md").read_text()
+    assert "written from a PyTorch state dict by" in card
+    assert "Compared with tf.nn graph at 50 endpoints" in card
+    assert "TensorFlow computed the weights of this folder, written as a checkpoint" in card
+    assert "| licence | not stated" in card
+    assert f"| tuned.pth | `{sha256(tuned)}` |" in card
+    assert run("release", "--check", out).code == 0
+    [path] = out.glob("*.pth")
+    assert np.array_equal(logits(path), logits(tuned))
+    # And from that release, after another change: its source is named by digest
+    artifact = load_artifact(path)
+    artifact.arrays["classifier.bias"] = artifact.arrays["classifier.bias"] + np.float32(1)
+    save_artifact(tmp_path / "more.safetensors", artifact)
+    ran = run("release", tmp_path / "more.safetensors", "--out", tmp_path / "more")
+    assert ran.code == 0, ran.err
+    card = (tmp_path / "more" / "README.md").read_text()
+    assert "**This is a fine-tune**, or another change, of a port" in card
+    assert f"| tuned.pth | `{sha256(tuned)}` |" in card
+    assert f"| more.safetensors | `{sha256(tmp_path / 'more.safetensors')}` |" in card
+    assert json.loads((tmp_path / "more" / "config.json").read_text())["label_names"][0] == "class 0"
+
+
+@pytest.mark.tensorflow
+def test_release_of_a_variant_of_ones_own(tf, tuned, tmp_path, run):
+    (tmp_path / "mine.yaml").write_text("base: small_075.yaml\nvariant: mine\ntimm: null\nurl: null\n")
+    ran = run("release", tuned, "--mapping", tmp_path / "mine.yaml", "--out", tmp_path / "dist")
+    assert ran.code == 0, ran.err
+    ran = run("release", tmp_path / "dist", "--out", tmp_path / "again")
+    assert ran.code == 0, ran.err
+    assert run("release", "--check", tmp_path / "again").code == 0
+
+
+def test_8_bits_are_released_from_their_source(tmp_path, run):
+    file = REAL / "v3-small_224_1.0_uint8.tflite"
+    if not file.exists():
+        pytest.skip(f"no real files at {REAL}")
+    porter.convert(file, tmp_path / "a.pth")
+    ran = run("release", tmp_path / "a.pth", "--out", tmp_path / "dist")
+    assert ran.code == 2
+    assert "computes 8 bits in integers, which only its source's interpreter can judge" in ran.err
+
+
+def test_errors_name_what_was_given(tmp_path):
+    with pytest.raises(ArtifactError, match=r"none\.pth: no such file"):
+        porter.convert(tmp_path / "none.pth", tmp_path / "x.onnx")
