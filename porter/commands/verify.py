@@ -39,6 +39,7 @@ from porter.text import json_text
     help="float64 asks whether it is the same function, float32 whether it is as exact as TensorFlow's float32.",
 )
 @click.option("--deploy", "deployed", is_flag=True, help="Compare the inference form, porter.deploy.")
+@click.option("--train", is_flag=True, help="Compare a step of training: statistics, outputs, loss, gradients.")
 @click.option("--size", "sizes", type=SizeType(), multiple=True, help="Image size; may be given several times.")
 @click.option(
     "--images",

@@ -361,7 +361,8 @@ def _classifier(network: Network, num_classes: int) -> nn.Module:
             layers.append(nn.Linear(inputs, width))
         elif layer.kind == "batch_norm":
             assert layer.epsilon is not None
-            layers.append(nn.BatchNorm1d(width, eps=layer.epsilon, momentum=1 - network.decay))
+            decay = network.decay if layer.decay is None else layer.decay
+            layers.append(nn.BatchNorm1d(width, eps=layer.epsilon, momentum=1 - decay))
         else:
             assert layer.activation is not None
             layers.append(activation(layer.activation))

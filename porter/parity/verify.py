@@ -38,9 +38,10 @@ from porter.parity.compare import (
 )
 from porter.parity.diagnosis import Target, diagnose
 from porter.parity.evidence import Evidence
-from porter.parity.references.choose import open_reference
+from porter.parity.references.choose import open_reference, training_reference
 from porter.parity.references.reference import FEWEST_VALUES, Noise, Reference, Values, larger, noise_of_softmax
 from porter.parity.samples import Sample, noise, photos, structured
+from porter.parity.training import BATCH, check_step, refuse_untrainable, step_size
 from porter.parity.verdict import Cause, Verdict
 from porter.port import Port, plan_opened, plan_port
 from porter.sources.weights import Weights
@@ -77,6 +78,7 @@ class Against(NamedTuple):
     dtype: Dtype = "both"
     inputs: Inputs = DEFAULT_INPUTS
     weights_file: PathLike | None = None
+    train: bool = False
 
 
 DEFAULT_COMPARISON = Against()
@@ -102,6 +104,7 @@ def verify(
     evidence: Evidence | None = None,
     deployed: bool = False,
     weights_file: PathLike | None = None,
+    train: bool = False,
     progress: Progress | None = None,
 ) -> Verdict:
     """Compare a port of ``checkpoint`` with TensorFlow, endpoint by endpoint: the same function, and as exact?
@@ -128,6 +131,7 @@ def verify(
         evidence: Filled with what a report shows.
         deployed: Compute the port's float32 with the inference form, ``porter.deploy``.
         weights_file: The state dict for ``timm:NAME``.
+        train: Compare a step of training instead: statistics of batch norms, outputs, loss and gradients.
         progress: ``progress(sample, endpoint)`` is called after each endpoint.
 
     Returns:
@@ -143,7 +147,13 @@ def verify(
     """
     options = PortOptions(variant, mapping, weights, layout, keep_background, None, fold_bn, fake_quant, backbone)
     inputs = Inputs(None if sizes is None else tuple(sizes), images, seed)
-    check = open_check(checkpoint, artifact, options, Against(reference, dtype, inputs, weights_file))
+    if train and (deployed or images is not None):
+        raise ParityError(f"{checkpoint}: a step of training is compared on noise, without deploy and images")
+    check = open_check(checkpoint, artifact, options, Against(reference, dtype, inputs, weights_file, train))
+    if train:
+        assert check.port is not None
+        check_step(check.port, check.candidate, check.reference, check.questions, check.verdict, inputs.sizes, seed)
+        return check.verdict
     if deployed:
         if check.candidate.model is None or check.verdict.fake_quant or dtype == "float64":
             raise ParityError(f"{checkpoint}: only our own port has an inference form, and only in float32")
@@ -200,7 +210,12 @@ def open_check(
         named = find_artifact(artifact) or artifact
     if port.plan.ranges and options.fake_quant is None and named is not None and not _has_ranges(named):
         port = plan_opened(port.checkpoint, port.chosen, replace(options, fake_quant=False))
-    reference = open_reference(against.reference, port, against.inputs.sizes)
+    if against.train:
+        refuse_untrainable(port)
+        size = step_size(port, against.inputs.sizes)
+        reference = training_reference(against.reference, port, (BATCH, size))
+    else:
+        reference = open_reference(against.reference, port, against.inputs.sizes)
     if port.plan.ranges:
         source = port.checkpoint if named is None else named
         candidate = quantised(open_model(source, replace(options, fake_quant=True)), artifact)
@@ -221,6 +236,7 @@ def open_check(
         missing=[name for name in endpoint_names(port.network, port.classes) if name in reference.missing],
         changed=list(candidate.changed),
         assumed=_assumed(port, reference),
+        training=against.train,
         variables={step.target: step.source for step in port.plan.steps if step.target in candidate.changed},
     )
     questions = asked(against.dtype, candidate, reference)

@@ -105,7 +105,7 @@ def module(name: str, model: nn.Module, port: Port) -> Candidate:
             exact_one, single_one = (None if values is None else _softmax(values) for values in last)
             yield SOFTMAX, Output(exact_one, single_one)
 
-    return Candidate(name, run, foreign=True, rounded_weights=unrounded is None)
+    return Candidate(name, run, foreign=True, rounded_weights=unrounded is None, modules=(single, exact))
 
 
 def _unrounded_state(model: nn.Module, port: Port) -> dict[str, Tensor] | None:

@@ -115,7 +115,7 @@ def in_both_precisions(name: str, single: Whole, exact: Whole) -> Candidate:
             outputs = {question: _nhwc(tensor) for question, (_, tensor) in zip(streams, together, strict=True)}
             yield together[0][0], Output(outputs.get("function"), outputs.get("rounding"))
 
-    return Candidate(name, run, model=single)
+    return Candidate(name, run, model=single, modules=(single, exact))
 
 
 def unrounded(artifact: Artifact, port: Port, layout: ArtifactLayout) -> tuple[dict[str, Tensor], list[str]]:
