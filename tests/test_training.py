@@ -1,5 +1,6 @@
 """A step of training: the port and TensorFlow, and that the verifier notices what it is there to notice."""
 
+import numpy as np
 import pytest
 import torch
 from conftest import FOLDERS, SOME
@@ -8,8 +9,12 @@ from random_networks import checkpoint_with_head
 import porter
 from porter.errors import PorterError
 from porter.exports.convert import convert
+from porter.mapping.axes import to_target
+from porter.mapping.options import PortOptions
 from porter.parity.demo import write_demo_checkpoint
 from porter.parity.references.training_step import GRADIENT
+from porter.port import plan_port
+from porter.sources.bundle_writer import write_bundle
 
 pytestmark = pytest.mark.tensorflow
 SMALL = {"train": True, "dtype": "float64", "sizes": [(32, 32)]}
@@ -192,3 +197,141 @@ def test_dropout_is_off(tf, small):
     assert porter.create_model("small_075").dropout > 0
     torch.manual_seed(0)
     assert porter.verify(small, **SMALL).passed
+
+
+RATE, DECAY_RATE, WEIGHT_DECAY, AVERAGE = 0.045, 0.98, 4e-5, 0.999
+
+
+def tensorflows_steps(tf, source, batches):
+    """Weights, and averages of them, after a step on each of ``batches``; TensorFlow's own optimizer and averages."""
+    from functools import partial
+
+    from porter.parity.references import training_step
+    from porter.parity.references.tf_nn import Net, forward, slim_names
+
+    checkpoint = porter.open_checkpoint(source, "raw")
+    port = plan_port(checkpoint)
+    names = slim_names(port)
+    variables = {want.source: tf.Variable(checkpoint[want.source].read().astype("float64")) for want in names.values()}
+    trained = {name: one for name, one in variables.items() if "moving" not in name}
+    squares, momenta = (
+        {name: tf.Variable(checkpoint[f"{name}/{slot}"].read().astype("float64")) for name in trained}
+        for slot in ("RMSProp", "RMSProp_1")
+    )
+    averages = {name: one.numpy() for name, one in variables.items()}
+    for number, images in enumerate(batches):
+        fetch = lambda local: variables[names[local].source]  # noqa: E731
+        with tf.GradientTape() as tape:
+            net = Net(tf, port.network, True, fetch, partial(training_step._trained, tf))
+            logits = dict(forward(net, fetch, lambda _at, x: x, tf.constant(images)))["Logits"]
+            labels = tf.range(len(images))
+            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits))
+            loss += sum(WEIGHT_DECAY * tf.nn.l2_loss(one) for name, one in trained.items() if name.endswith("weights"))
+        for name, gradient in tape.gradient(loss, trained).items():
+            # What tf.train.RMSPropOptimizer runs, which rounds its constants to float32
+            held = {"var": trained[name].handle, "ms": squares[name].handle, "mom": momenta[name].handle}
+            rate = RATE * DECAY_RATE**number
+            epsilon, decay = (tf.constant(value, tf.float64) for value in (1.0, 0.9))
+            tf.raw_ops.ResourceApplyRMSProp(
+                **held, lr=tf.constant(rate, tf.float64), rho=decay, momentum=decay, epsilon=epsilon, grad=gradient
+            )
+        averages = {name: AVERAGE * averages[name] + (1 - AVERAGE) * one.numpy() for name, one in variables.items()}
+    steps = {step.source: step for step in plan_port(checkpoint, PortOptions(keep_background=True)).plan.steps}
+    return [
+        {steps[name].target: to_target(steps[name].axes, np.asarray(value)) for name, value in found.items()}
+        for found in (variables, averages)
+    ]
+
+
+@pytest.fixture(scope="module")
+def slots(small, tmp_path_factory):
+    """A training checkpoint in the middle of its training: its slots say something."""
+    checkpoint, random = porter.open_checkpoint(small / "pristine", "raw"), np.random.default_rng(0)
+    values = {name: variable.read() for name, variable in checkpoint.items()}
+    for name, value in values.items():
+        if name.endswith("/RMSProp"):
+            values[name] = random.uniform(0.1, 1, value.shape).astype(np.float32)
+        elif name.endswith("/RMSProp_1"):
+            values[name] = random.normal(0, 1e-4, value.shape).astype(np.float32)
+    prefix = tmp_path_factory.mktemp("slots") / "model.ckpt-7"
+    write_bundle(prefix, values)
+    return prefix
+
+
+def optimizer_for(timm, model):
+    """timm's, with weight decay for weights alone, as slim has it."""
+    from timm.optim import RMSpropTF
+
+    decayed = [value for value in model.parameters() if value.ndim > 1]
+    others = [value for value in model.parameters() if value.ndim == 1]
+    groups = [{"params": others, "weight_decay": 0.0}, {"params": decayed, "weight_decay": WEIGHT_DECAY}]
+    return RMSpropTF(groups, lr=RATE, alpha=0.9, momentum=0.9, eps=1.0)
+
+
+@pytest.mark.slow
+def test_ten_steps_of_the_recipe(tf, timm, slots):
+    """The optimizer continues where TensorFlow's left off, and both go the same way in float64."""
+    from timm.utils import ModelEmaV3
+
+    random = np.random.default_rng(1)
+    batches = [random.uniform(-1, 1, (8, 64, 64, 3)) for _ in range(10)]
+    theirs, their_averages = tensorflows_steps(tf, slots, batches)
+    model = porter.create_model("small_075", slots, weights="raw", layout="slim", keep_background=True, dropout=0.0)
+    model = model.double().train()
+    optimizer, averages = optimizer_for(timm, model), ModelEmaV3(model, decay=AVERAGE)
+    optimizer.load_state_dict(porter.optimizer_state(slots, model, optimizer))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for number, images in enumerate(batches):
+        for group in optimizer.param_groups:
+            group["lr"] = RATE * DECAY_RATE**number
+        optimizer.zero_grad()
+        logits = model(torch.from_numpy(images).permute(0, 3, 1, 2))
+        torch.nn.functional.cross_entropy(logits, torch.arange(8)).backward()
+        optimizer.step()
+        averages.update(model)
+    for ours, expected in ((model, theirs), (averages.module, their_averages)):
+        for name, value in ours.state_dict().items():
+            if name in expected:
+                scale = np.abs(expected[name]).max()
+                assert np.abs(value.numpy() - expected[name]).max() < 1e-10 * scale, name
+    assert sum(not torch.equal(before[name], value) for name, value in model.state_dict().items()) > len(theirs)
+
+
+def test_slots_lie_where_the_weights_do(timm, slots, tmp_path):
+    checkpoint = porter.open_checkpoint(slots)
+    model = porter.create_model("small_075", slots)
+    optimizer = optimizer_for(timm, model)
+    found = porter.optimizer_state(slots, model, optimizer)
+    optimizer.load_state_dict(found)
+    scope = "MobilenetV3/expanded_conv_1"
+    depthwise = optimizer.state[model.blocks[1][0].conv_dw.weight]
+    stored = checkpoint[f"{scope}/depthwise/depthwise_weights/RMSProp"].read()
+    assert np.array_equal(depthwise["square_avg"].numpy(), stored.transpose(2, 3, 0, 1))
+    assert depthwise["step"] == 497500
+    classifier = optimizer.state[model.classifier.weight]["momentum_buffer"].numpy()
+    stored = checkpoint["MobilenetV3/Logits/Conv2d_1c_1x1/weights/RMSProp_1"].read()[0, 0].T
+    assert np.array_equal(classifier, stored[1:])
+    gated = optimizer.state[model.blocks[0][0].conv_pw.weight]
+    stored = [checkpoint[f"MobilenetV3/expanded_conv/project/weights/RMSProp{end}"].read() for end in ("", "_1")]
+    ratio = 0.16667 * 6
+    for key, value, power in (("square_avg", stored[0], -2), ("momentum_buffer", stored[1], 1)):
+        np.testing.assert_allclose(gated[key].numpy(), value.transpose(3, 2, 0, 1) * ratio**power, rtol=2e-7)
+    fresh = porter.create_model("small_075", slots, num_classes=3)
+    optimizer = optimizer_for(timm, fresh)
+    optimizer.load_state_dict(porter.optimizer_state(slots, fresh, optimizer))
+    assert not optimizer.state[fresh.classifier.weight]
+    assert optimizer.state[fresh.conv_stem.weight]
+
+
+@pytest.mark.parametrize(
+    ("variant", "source", "message"),
+    [
+        ("small_075", "ema", "holds no slots of RMSProp; use a training checkpoint, such as pristine/"),
+        ("large_075", "pristine", "is not a checkpoint of this model"),
+    ],
+)
+def test_no_slots(small, variant, source, message):
+    model = porter.create_model(variant)
+    optimizer = torch.optim.RMSprop(model.parameters())
+    with pytest.raises(PorterError, match=message):
+        porter.optimizer_state(small / source, model, optimizer)
