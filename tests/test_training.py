@@ -194,7 +194,7 @@ def test_other_names_are_refused(tf, small, tmp_path):
 
 def test_dropout_is_off(tf, small):
     """It would be another network at each step."""
-    assert porter.create_model("small_075").dropout > 0
+    assert porter.create_model("small_075").drop_rate > 0
     torch.manual_seed(0)
     assert porter.verify(small, **SMALL).passed
 
