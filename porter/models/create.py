@@ -170,7 +170,8 @@ def create_model(
 
     Returns:
         The model, in eval mode: (N, channels, H, W) RGB in [-1, 1] -> (N, num_classes) logits. State-dict keys are
-        timm's. A variant with another head gives an ``LRASPP``, with torchvision's keys, or an ``SSDLite``.
+        timm's. A variant with another head gives an ``LRASPP``, with torchvision's keys, or an ``SSDLite``. On CUDA,
+        PyTorch computes convolutions in TF32 unless ``torch.backends.cudnn.allow_tf32`` is False, three digits short.
 
     Raises:
         PorterError: On weights that do not fit, or an argument that is none of those allowed.

@@ -54,8 +54,8 @@ def check_step(
     verdict: Verdict,
     sizes: Sequence[Size] | None,
     seed: int,
-) -> None:
-    """Run the step on both sides and add a row for each value to ``verdict``, and a cause for a wrong momentum.
+) -> Verdict:
+    """Run the step on both sides and give ``verdict`` a row for each value, and a cause for a wrong momentum.
 
     Raises ParityError for a candidate that is no module with the port's entries.
     """
@@ -77,6 +77,7 @@ def check_step(
         verdict.rows = [min(row, best.get(row.endpoint, row), key=lambda one: one.excess) for row in rows]
         if verdict.passed or verdict.same_function is False:
             break
+    return verdict
 
 
 def _rows(
@@ -142,9 +143,9 @@ def _step(module: nn.Module, port: Port, images: np.ndarray) -> _Step:
         for name in DROPOUT:
             if isinstance(getattr(child, name, None), float):
                 setattr(child, name, 0.0)
-    dtype = next(module.parameters()).dtype
-    inputs = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().to(dtype)
-    before = {name: value.detach().numpy().copy() for name, value in module.state_dict().items()}
+    weight = next(module.parameters())
+    inputs = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().to(weight.device, weight.dtype)
+    before = {name: value.detach().cpu().numpy().copy() for name, value in module.state_dict().items()}
     outputs: dict[str, Tensor] = {}
     with _ExactHardSigmoid():
         if isinstance(module, Whole):
@@ -156,25 +157,25 @@ def _step(module: nn.Module, port: Port, images: np.ndarray) -> _Step:
     given = {name: outputs[name] for name in judged(port.network, classes)}
     loss = _loss(port.network, classes, given)
     loss.backward()  # type: ignore[no-untyped-call]
-    found = {name: _nhwc(values) for name, values in given.items()} | {LOSS: loss.detach().numpy().reshape(1)}
+    found = {name: _nhwc(values) for name, values in given.items()} | {LOSS: loss.detach().cpu().numpy().reshape(1)}
     for name, value in module.state_dict(keep_vars=True).items():
         if name.endswith(STATISTICS):
-            found[name] = value.detach().numpy()
+            found[name] = value.detach().cpu().numpy()
         elif value.requires_grad:
-            found[GRADIENT + name] = np.zeros(value.shape) if value.grad is None else value.grad.numpy()
+            found[GRADIENT + name] = np.zeros(value.shape) if value.grad is None else value.grad.cpu().numpy()
     return _Step(found, before)
 
 
 def _loss(network: Network, classes: int, given: dict[str, Tensor]) -> Tensor:
     """The reference's loss; see ``judged``."""
-    total = torch.zeros((), dtype=next(iter(given.values())).dtype)
+    total = next(iter(given.values())).new_zeros(())
     for name, count in judged(network, classes).items():
         values = given[name]
         if not count:
             total = total + values.square().mean() / 2
             continue
         rows = (values.permute(0, 2, 3, 1) if values.ndim == 4 else values).reshape(-1, count)
-        labels = torch.arange(len(rows)) % count
+        labels = torch.arange(len(rows), device=rows.device) % count
         if network.predictions == "sigmoid":
             wanted = F.one_hot(labels, count).to(rows.dtype)
             total = total + F.binary_cross_entropy_with_logits(rows, wanted)
@@ -184,7 +185,7 @@ def _loss(network: Network, classes: int, given: dict[str, Tensor]) -> Tensor:
 
 
 def _nhwc(values: Tensor) -> np.ndarray:
-    values = values.detach()
+    values = values.detach().cpu()
     found: np.ndarray = (values.permute(0, 2, 3, 1) if values.ndim == 4 else values).numpy()
     return found
 

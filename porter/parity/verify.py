@@ -36,6 +36,7 @@ from porter.parity.compare import (
     compare,
     top_k,
 )
+from porter.parity.device import on_device, tf32_cause
 from porter.parity.diagnosis import Target, diagnose
 from porter.parity.evidence import Evidence
 from porter.parity.references.choose import open_reference, training_reference
@@ -105,6 +106,7 @@ def verify(
     deployed: bool = False,
     weights_file: PathLike | None = None,
     train: bool = False,
+    device: str | None = None,
     progress: Progress | None = None,
 ) -> Verdict:
     """Compare a port of ``checkpoint`` with TensorFlow, endpoint by endpoint: the same function, and as exact?
@@ -132,6 +134,7 @@ def verify(
         deployed: Compute the port's float32 with the inference form, ``porter.deploy``.
         weights_file: The state dict for ``timm:NAME``.
         train: Compare a step of training instead: statistics of batch norms, outputs, loss and gradients.
+        device: Where the port runs, such as ``cuda``. None: on the CPU, as the reference does.
         progress: ``progress(sample, endpoint)`` is called after each endpoint.
 
     Returns:
@@ -150,18 +153,29 @@ def verify(
     if train and (deployed or images is not None):
         raise ParityError(f"{checkpoint}: a step of training is compared on noise, without deploy and images")
     check = open_check(checkpoint, artifact, options, Against(reference, dtype, inputs, weights_file, train))
-    if train:
-        assert check.port is not None
-        check_step(check.port, check.candidate, check.reference, check.questions, check.verdict, inputs.sizes, seed)
-        return check.verdict
     if deployed:
         if check.candidate.model is None or check.verdict.fake_quant or dtype == "float64":
             raise ParityError(f"{checkpoint}: only our own port has an inference form, and only in float32")
         check = check._replace(candidate=in_deployed_form(check.candidate))
-    run_check(check, inputs, evidence, progress)
-    if not check.verdict.passed and not check.verdict.fake_quant:
-        check.verdict.causes = _causes(check, inputs.sizes)
-    return check.verdict
+    if device is not None:
+        check = check._replace(candidate=on_device(check.candidate, device))
+        check.verdict.environment["device"] = device
+
+    def run(check: Check, evidence: Evidence | None = None, progress: Progress | None = None) -> Verdict:
+        if not train:
+            return run_check(check, inputs, evidence, progress)
+        assert check.port is not None
+        return check_step(
+            *(check.port, check.candidate, check.reference, check.questions, check.verdict, inputs.sizes, seed)
+        )
+
+    verdict = run(check, evidence, progress)
+    if device is not None:
+        again = replace(verdict, rows=[], images=0, top1_agree=0, top5_agree=0, unmatched=[], causes=[])
+        verdict.causes += tf32_cause(verdict, lambda: run(check._replace(verdict=again)))
+    if not (verdict.passed or verdict.fake_quant or verdict.causes or train):
+        verdict.causes = _causes(check, inputs.sizes)
+    return verdict
 
 
 def _causes(check: Check, sizes: Sequence[Size] | None) -> list[Cause]:

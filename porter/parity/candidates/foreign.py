@@ -136,7 +136,7 @@ def _hook_modules(model: nn.Module, inputs: Tensor, name: str) -> list[tuple[str
     handles = [child.register_forward_hook(keep(own_name)) for own_name, child in model.named_modules()]
     try:
         with torch.no_grad():
-            model(inputs)
+            model(inputs.to(next(model.parameters(), inputs).device))
     except Exception as error:  # it is somebody's code
         reason = " ".join(str(error).split())[:200]
         raise ParityError(f"{name}: does not run on images of {list(inputs.shape)} ({reason})") from error
