@@ -170,6 +170,11 @@ ExecuTorch takes one image at a time. OpenVINO is set to float32, because by def
 ({ours:.0f} and {theirs:.0f}), with the same top-1 on {evaluating["same_top1"]} of {evaluating["images"]}
 (`benchmarks/evaluating.py`: one process, one thread, the same decoder and the same pixels).
 
+## On a GPU
+
+`scripts/device_check.py cuda CHECKPOINTS` measures there, in at most 8 minutes: verdicts of the six with TF32 on and off, times over timm's at batch 1, 32 and 256 (float32, bfloat16
+autocast, channels_last, compiled, CUDA graphs), and the rate of an evaluation. It has not been run on an accelerator yet; tests run it on the CPU.
+
 ## Reading
 
 Reading a checkpoint of 1 GiB is {rates["read, no checksums"] / cat:.2f} x as fast as `cat file > /dev/null`, {rates["read, checksums"] / cat:.2f} x with checksums. Opening one and listing its

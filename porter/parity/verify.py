@@ -260,7 +260,9 @@ def open_check(
 def _assumed(port: Port, reference: Reference) -> list[str]:
     """The facts that both sides have from the mapping: a graph of the source's own states the others."""
     shared = reference.name.startswith("tf.nn")
-    return [fact for fact in port.assumed if shared or fact == "scaling"]
+    found = [fact for fact in port.assumed if shared or fact == "scaling"]
+    in_training = shared and reference.name.endswith("training mode") and port.checkpoint.format != "keras"
+    return [*found, "batch norm decay"] if in_training else found
 
 
 def _has_ranges(named: PathLike | ArtifactFile) -> bool:
