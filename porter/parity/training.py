@@ -6,6 +6,7 @@ Compared are statistics of batch norms after the step, outputs, loss and every g
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -105,7 +106,7 @@ def _rows(
         inherited = larger(inherited, row.reference or NO_NOISE)
         rows.append(row.with_rounded_weights() if candidate.rounded_weights else row)
     if "function" in steps:
-        verdict.causes = _momentum(port.network, steps["function"], theirs)
+        verdict.causes = _momentum(port.network, steps["function"], theirs, scales)
     return rows
 
 
@@ -212,7 +213,7 @@ def _as_ported(port: Port, gate: float, name: str, found: Values) -> Values:
 
 
 def _scales(theirs: dict[str, Values]) -> dict[str, float]:
-    """The largest of each value; of gradients, the largest of all of a layer's.
+    """The largest of each value; of gradients, the largest of all of a layer's; of means, the deviation if it is more.
 
     A shift before a batch norm has a gradient of 0: what is left is the rounding of sums that cancel, and the layer's
     other gradients are of the size of their terms. Where all of a layer's are 0, the network's largest has that part.
@@ -223,6 +224,10 @@ def _scales(theirs: dict[str, Values]) -> dict[str, float]:
         if name.startswith(GRADIENT):
             layer = name.rpartition(".")[0]
             layers[layer] = max(layers.get(layer, 0.0), value)
+    for name in largest:
+        if name.endswith("running_var"):
+            mean = f"{name.rpartition('.')[0]}.running_mean"
+            largest[mean] = max(largest[mean], math.sqrt(largest[name]))
     least = SMALLEST_GRADIENT * max(layers.values())
     return {
         name: max(layers[name.rpartition(".")[0]], least) if name.startswith(GRADIENT) else value
@@ -230,17 +235,16 @@ def _scales(theirs: dict[str, Values]) -> dict[str, float]:
     }
 
 
-def _momentum(network: Network, step: _Step, theirs: dict[str, Values]) -> list[Cause]:
+def _momentum(network: Network, step: _Step, theirs: dict[str, Values], scale: dict[str, float]) -> list[Cause]:
     """The momentum that the port's batch norms have, if it is another and explains their statistics."""
     moved = {name: theirs[name].values - step.before[name] for name in theirs if name.endswith(STATISTICS)}
     if not moved:
         return []
     own = {name: step.values[name] - step.before[name] for name in moved}
-    scale = {name: float(np.abs(theirs[name].values).max(initial=0.0)) or 1.0 for name in moved}
     squares = sum(float(np.square(values).sum()) for values in moved.values())
     ratio = sum(float((own[name] * moved[name]).sum()) for name in moved) / (squares or 1.0)
-    before = max(float(np.abs(own[name] - moved[name]).max()) / scale[name] for name in moved)
-    after = max(float(np.abs(own[name] - ratio * moved[name]).max()) / scale[name] for name in moved)
+    before = max(float(np.abs(own[name] - moved[name]).max()) / (scale[name] or 1.0) for name in moved)
+    after = max(float(np.abs(own[name] - ratio * moved[name]).max()) / (scale[name] or 1.0) for name in moved)
     if not before > SAME_FUNCTION or not after <= EXPLAINED * max(1.0, ratio) * max(1.0, before):
         return []
     momentum = ratio * (1 - network.decay)
