@@ -1,9 +1,9 @@
 """Exact ports of TF/Models MobileNetV3 checkpoints to PyTorch.
 
 ``convert`` writes an artifact, ``create_model`` builds the network and loads one, ``deploy`` and ``fold`` make it fast,
-``verify`` proves parity, ``open_checkpoint`` reads TensorFlow's files, ``export_tf`` writes one from an artifact,
-``list_variants`` names what can be ported, ``PorterError`` is what all of them raise. Each is imported on first use, so
-that reading a checkpoint needs neither torch nor tensorflow.
+``optimizer_state`` continues a training run, ``verify`` proves parity, ``open_checkpoint`` reads TensorFlow's files,
+``export_tf`` writes one from an artifact, ``list_variants`` names what can be ported, ``PorterError`` is what all of
+them raise. Each is imported on first use, so that reading a checkpoint needs neither torch nor tensorflow.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from porter.mapping.files import list_variants
     from porter.models.create import create_model
     from porter.models.fold import fold
+    from porter.models.optimizer import optimizer_state
     from porter.parity.verify import verify
     from porter.sources import open_checkpoint
 
@@ -34,6 +35,7 @@ __all__ = [
     "fold",
     "list_variants",
     "open_checkpoint",
+    "optimizer_state",
     "verify",
 ]
 
@@ -46,6 +48,7 @@ _HOMES = {
     "deploy": "porter.exports.deploy",
     "export_tf": "porter.exports.export_tf",
     "open_checkpoint": "porter.sources",
+    "optimizer_state": "porter.models.optimizer",
     "verify": "porter.parity.verify",
 }
 

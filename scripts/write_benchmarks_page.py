@@ -213,6 +213,11 @@ The table is from a run of its own, when other programs kept both cores busy.
 
 `evaluate` runs the interpreter's own kernels, whose levels are the port's. XNNPACK's round otherwise.
 
+## On a GPU
+
+`scripts/device_check.py cuda CHECKPOINTS` measures there, in at most 8 minutes: verdicts of the six with TF32 on and off, times over timm's at batch 1, 32 and 256 (float32, bfloat16
+autocast, channels_last, compiled, CUDA graphs), and the rate of an evaluation. It has not been run on an accelerator yet.
+
 ## Reading
 
 Reading a checkpoint of 1 GiB is {rates["read, no checksums"] / cat:.2f} x as fast as `cat file > /dev/null`, {rates["read, checksums"] / cat:.2f} x with checksums. Opening one and listing its

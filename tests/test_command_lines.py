@@ -24,7 +24,14 @@ ELSEWHERE = {
     "mnv3-port download": "needs the network; test_wheel.py downloads from a server of its own",
     "tar xf": "of what was downloaded",
 }
-COUNTED = {"README.md": 11, "CONTRIBUTING.md": 8, "adding-a-network.md": 2, "ci.md": 2, "index.md": 18}
+COUNTED = {
+    "README.md": 11,
+    "CONTRIBUTING.md": 8,
+    "adding-a-network.md": 2,
+    "ci.md": 2,
+    "fine-tuning.md": 1,
+    "index.md": 18,
+}
 
 
 def lines(page):

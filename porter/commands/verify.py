@@ -13,6 +13,7 @@ from porter.commands.options import (
     OUTPUT,
     SizeType,
     check_outputs,
+    device_option,
     port_options,
     source_options,
 )
@@ -39,6 +40,8 @@ from porter.text import json_text
     help="float64 asks whether it is the same function, float32 whether it is as exact as TensorFlow's float32.",
 )
 @click.option("--deploy", "deployed", is_flag=True, help="Compare the inference form, porter.deploy.")
+@device_option
+@click.option("--train", is_flag=True, help="Compare a step of training: statistics, outputs, loss, gradients.")
 @click.option("--size", "sizes", type=SizeType(), multiple=True, help="Image size; may be given several times.")
 @click.option(
     "--images",

@@ -40,6 +40,7 @@ class Stated(Struct, frozen=True, omit_defaults=True):
     embedding: int | None = None
     input: Input | None = None
     epsilon: float | None = None
+    decay: float | None = None
     output_stride: int | None = None
     pooling: Pooling | None = None
     flat: list[int] | None = None
@@ -53,7 +54,12 @@ class Stated(Struct, frozen=True, omit_defaults=True):
             mapping,
             input=self.input or mapping.input,
             definition=replace_struct(
-                mapping.definition, batch_norm=replace_struct(norm, epsilon=self.epsilon or norm.epsilon)
+                mapping.definition,
+                batch_norm=replace_struct(
+                    norm,
+                    epsilon=self.epsilon or norm.epsilon,
+                    decay=norm.decay if self.decay is None else self.decay,
+                ),
             ),
             network=replace_struct(
                 table,
@@ -123,6 +129,10 @@ def as_stated(mapping: VariantMapping, checkpoint: Checkpoint) -> Function:
         problems.append(f"hard swish: multiplies relu6(x + 3) by {swish:.9g}, the network by 1/6")
     epsilons = {one.epsilon for layer in layers for one in layer.behind if one.kind == "batch_norm" and one.epsilon}
     epsilon = _one("batch norm epsilon", epsilons, [network.epsilon], problems)
+    # Of use in training alone, so several are no reason to refuse the file
+    decays = [
+        one.decay for layer in layers for one in layer.behind if one.kind == "batch_norm" and one.decay is not None
+    ]
     slopes = {one.slope for layer in layers for one in layer.behind if one.kind == "hard_sigmoid"}
     gate = _one(
         "squeeze-excite gate",
@@ -142,6 +152,7 @@ def as_stated(mapping: VariantMapping, checkpoint: Checkpoint) -> Function:
         stem=stem,
         input=None if image == mapping.input else image,
         epsilon=None if epsilon == network.epsilon else epsilon,
+        decay=next((one for one in decays if one != network.decay), None),
         output_stride=output_stride,
     )
     assumed = ["scaling"] if white is None else []
@@ -372,7 +383,9 @@ def _with_tail(
             if not embedded:
                 found[-1][1].update(bias=weights["bias"])
         elif kind == "batch_norm" and {"mean", "variance"} <= weights.keys():
-            found.append((TailLayer("batch_norm", epsilon=operation.epsilon), weights))
+            known_decay = network.decay if stated.decay is None else stated.decay
+            decay = None if operation.decay == known_decay else operation.decay
+            found.append((TailLayer("batch_norm", epsilon=operation.epsilon, decay=decay), weights))
         elif kind == "softmax" and found:
             softmax = True
         elif kind in TAIL_ACTIVATIONS:

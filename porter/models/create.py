@@ -24,7 +24,7 @@ from porter.models.build import Whole, build_model
 from porter.models.fake_quant import EIGHT_BITS_ENTRY, fake_quantize
 from porter.models.feature_info import pyramid
 from porter.models.fold import fold
-from porter.models.mobilenet_v3 import MobileNetV3, MobileNetV3Features, initialize
+from porter.models.mobilenet_v3 import MobileNetV3, MobileNetV3Features, Trunk, initialize
 from porter.network.network import TIMM_GATE, Network, build_network, with_output_stride
 from porter.network.nodes import nodes
 from porter.network.spec import Input
@@ -43,6 +43,8 @@ class Changes:
     num_classes: int | None = None
     in_chans: int | None = None
     dropout: float | None = None
+    drop_path_rate: float = 0.0
+    global_pool: str | None = None
     features_only: bool = False
     out_indices: Sequence[int] | None = None
     output_stride: int | None = None
@@ -95,6 +97,8 @@ def create_model(
     num_classes: int | None = None,
     in_chans: int | None = None,
     dropout: float | None = None,
+    drop_path_rate: float = 0.0,
+    global_pool: str | None = None,
     features_only: Literal[False] = False,
     out_indices: None = None,
     layout: ArtifactLayout | None = None,
@@ -115,6 +119,8 @@ def create_model(
     num_classes: int | None = None,
     in_chans: int | None = None,
     dropout: float | None = None,
+    drop_path_rate: float = 0.0,
+    global_pool: str | None = None,
     features_only: Literal[True],
     out_indices: Sequence[int] | None = None,
     layout: ArtifactLayout | None = None,
@@ -134,6 +140,8 @@ def create_model(
     num_classes: int | None = None,
     in_chans: int | None = None,
     dropout: float | None = None,
+    drop_path_rate: float = 0.0,
+    global_pool: str | None = None,
     features_only: bool = False,
     out_indices: Sequence[int] | None = None,
     layout: ArtifactLayout | None = None,
@@ -153,8 +161,10 @@ def create_model(
         num_classes: Another number than the checkpoint's gives a new classifier, 0 the (N, features) embedding.
         in_chans: Channels of the images; the first convolution is adapted.
         dropout: Probability before the classifier, in training mode only.
+        drop_path_rate: Probability of dropping the last block's path, in training mode only; earlier ones have less.
+        global_pool: timm's word for the pooling: ``avg``, ``max``, or ``""`` for a map of ``num_classes=0``.
         features_only: Give the feature pyramid, a list of (N, C, H / r, W / r) maps.
-        out_indices: Some maps of the pyramid, in this order.
+        out_indices: Some maps of the pyramid, in this order; negative ones count from the end.
         output_stride: How many pixels a position of the last map stands for, 8 or 16: dilations instead of strides.
         layout: By default ``timm``, whatever the source: gate 1/6, and slim's 0.16667 folded into the weights. ``slim``
             keeps that gate and the weights; its state dict has an entry more, which says so, and no other class
@@ -166,7 +176,8 @@ def create_model(
 
     Returns:
         The model, in eval mode: (N, channels, H, W) RGB in [-1, 1] -> (N, num_classes) logits. State-dict keys are
-        timm's. A variant with another head gives an ``LRASPP``, with torchvision's keys, or an ``SSDLite``.
+        timm's. A variant with another head gives an ``LRASPP``, with torchvision's keys, or an ``SSDLite``. On CUDA,
+        PyTorch computes convolutions in TF32 unless ``torch.backends.cudnn.allow_tf32`` is False, three digits short.
 
     Raises:
         PorterError: On weights that do not fit, or an argument that is none of those allowed.
@@ -180,7 +191,10 @@ def create_model(
         [16, 16, 24, 40, 432]
     """
     options = PortOptions(None, mapping, weights, "timm", keep_background, fake_quant=fake_quant)
-    changes = Changes(num_classes, in_chans, dropout, features_only, out_indices, output_stride, fold_bn)
+    changes = Changes(
+        *(num_classes, in_chans, dropout, drop_path_rate, global_pool, features_only, out_indices, output_stride),
+        fold_bn,
+    )
     source = checkpoint
     name: str | None = str(variant)
     if checkpoint is None and mapping is None and variant_named(str(variant)) is None:
@@ -226,6 +240,8 @@ def open_model(
             strides = ", ".join(str(tap.reduction) for tap in pyramid(network))
             raise PorterError(f"output_stride={changes.output_stride!r}: use one of {strides}") from None
     model = _built(network, artifact, changes)
+    if isinstance(model, Trunk):
+        model.set_drop_path(changes.drop_path_rate)
     if artifact is None:
         initialize(model)
     else:
@@ -252,8 +268,9 @@ def _check(options: PortOptions, layout: object, changes: Changes) -> None:
     for name, number, least in (("num_classes", changes.num_classes, 0), ("in_chans", changes.in_chans, 1)):
         if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < least):
             raise PorterError(f"{name}={number!r}: use a whole number from {least} on")
-    if changes.dropout is not None and not 0 <= changes.dropout <= 1:
-        raise PorterError(f"dropout={changes.dropout!r}: use a probability, from 0 to 1")
+    for name, rate in (("dropout", changes.dropout), ("drop_path_rate", changes.drop_path_rate)):
+        if rate is not None and not 0 <= rate <= 1:
+            raise PorterError(f"{name}={rate!r}: use a probability, from 0 to 1")
     if changes.out_indices is not None and not changes.features_only:
         raise PorterError("out_indices: only with features_only=True")
 
@@ -310,16 +327,26 @@ def _built(network: Network, artifact: Artifact | None, changes: Changes) -> Who
         )
     if changes.features_only:
         count = len(pyramid(network))
-        wrong = [i for i in changes.out_indices or () if isinstance(i, bool) or i not in range(count)]
+        wrong = [i for i in changes.out_indices or () if isinstance(i, bool) or i not in range(-count, count)]
         if wrong:
-            raise PorterError(f"out_indices: {wrong[0]!r} is none of 0 to {count - 1}")
+            raise PorterError(f"out_indices: {wrong[0]!r} is none of 0 to {count - 1}, or -{count} to -1")
         return MobileNetV3Features(network, changes.out_indices)
     if changes.num_classes == 0 and network.head is not None:
         raise PorterError(f"num_classes=0: only a classifier gives an embedding; a {network.head.KIND} needs 1 or more")
     classes = 0 if network.backbone else 1000
     if artifact is not None:
         classes = class_count(artifact.arrays)
-    return build_model(network, classes if changes.num_classes is None else changes.num_classes, changes.dropout)
+    if changes.num_classes is not None:
+        classes = changes.num_classes
+    model = build_model(network, classes, changes.dropout)
+    if changes.global_pool is not None:
+        if not isinstance(model, MobileNetV3):
+            raise PorterError("global_pool: only a classifier pools")
+        try:
+            model.reset_classifier(classes, changes.global_pool)
+        except ValueError as error:
+            raise PorterError(str(error)) from error
+    return model
 
 
 def _ranges_of(model: nn.Module, ranges: dict[str, Range], new_head: bool, source: str) -> dict[str, Range]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from porter.network.network import Network
@@ -28,8 +28,18 @@ class Tap(NamedTuple):
 class FeatureInfo(list[dict[str, int | str]]):
     """timm's description of feature maps: a list of ``num_chs``, ``reduction``, ``module``, and its three readers."""
 
-    def __init__(self, taps: Iterable[Tap]) -> None:
+    def __init__(self, taps: Sequence[Tap], out_indices: Sequence[int] | None = None) -> None:
         super().__init__({"num_chs": t.channels, "reduction": t.reduction, "module": t.module} for t in taps)
+        self.out_indices = tuple(range(len(taps)) if out_indices is None else out_indices)
+
+    def get_dicts(
+        self, keys: Sequence[str] | None = None, idx: int | Sequence[int] | None = None
+    ) -> list[dict[str, int | str]] | dict[str, int | str]:
+        """Every map's description, one's, or some maps'; of some ``keys`` only."""
+        of_keys = [{key: one[key] for key in keys or one} for one in self]
+        return (
+            of_keys[idx] if isinstance(idx, int) else [of_keys[i] for i in (range(len(self)) if idx is None else idx)]
+        )
 
     def channels(self, idx: int | Sequence[int] | None = None) -> list[int] | int:
         """Channels of every map, of one, or of some."""
@@ -47,6 +57,17 @@ class FeatureInfo(list[dict[str, int | str]]):
         if isinstance(idx, int):
             return self[idx][key]
         return [self[i][key] for i in (range(len(self)) if idx is None else idx)]
+
+
+def map_indices(count: int, indices: int | Sequence[int] | None) -> list[int]:
+    """``indices`` of ``count`` maps, from 0 on: negative ones count from the end, and a number n is the last n.
+
+    Raises IndexError if there is no such map.
+    """
+    if indices is None:
+        return list(range(count))
+    chosen = range(-indices, 0) if isinstance(indices, int) else indices
+    return [range(count)[index] for index in chosen]
 
 
 def pyramid(network: Network) -> list[Tap]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +17,26 @@ import torch
 import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._jit_internal import is_scripting  # torch.jit does not export it to type checkers
+from torch.utils.checkpoint import checkpoint
 
 from porter.mapping.gate import GATE_IN_16_BITS
-from porter.models.feature_info import FeatureInfo, pyramid
+from porter.models.feature_info import FeatureInfo, map_indices, pyramid
 from porter.network.network import GATE_ENTRY, TIMM_GATE, Block, Network
 from porter.network.node import behind_gates, same_padding
 from porter.network.nodes import endpoint_modules, nodes, torchvision_names
-from porter.network.spec import TAIL_ACTIVATIONS, TailActivation
+from porter.network.spec import TAIL_ACTIVATIONS, Pooling, TailActivation
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+def watched(x: object) -> bool:
+    """Whether a compiler or tracer looks on: it chooses for itself, and wants a convolution's own kernel."""
+    if torch.compiler.is_compiling() or isinstance(x, torch.fx.Proxy):
+        return True
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[no-untyped-call, attr-defined]
+    return tracing
 
 
 class SameConv2d(nn.Conv2d):
@@ -58,10 +69,11 @@ class SameConv2d(nn.Conv2d):
             return self._conv_forward(input, self.weight, self.bias)
         top, bottom = self._padding(input, 0)
         left, right = self._padding(input, 1)
-        if self.dilation == (1, 1) and not torch.compiler.is_compiling():
-            weight = F.pad(self.weight, (right - left, 0, bottom - top, 0))
-            return F.conv2d(input, weight, self.bias, self.stride, (bottom, right), 1, self.groups)
-        input = F.pad(input, (left, right, top, bottom))
+        if not is_scripting():  # noqa: SIM102 - TorchScript leaves out what is below, and would compile a condition
+            if self.dilation == (1, 1) and not watched(input):
+                weight = F.pad(self.weight, (right - left, 0, bottom - top, 0))
+                return F.conv2d(input, weight, self.bias, self.stride, (bottom, right), 1, self.groups)
+        input = F.pad(input, [left, right, top, bottom])
         return self._conv_forward(input, self.weight, self.bias)
 
     def _padding(self, input: Tensor, axis: int) -> tuple[int, int]:
@@ -69,13 +81,19 @@ class SameConv2d(nn.Conv2d):
 
 
 class VectorConv2d(nn.Conv2d):
-    """A 1x1 convolution of (N, C, 1, 1), what pooling leaves: computed as the matrix product that it is."""
+    """A 1x1 convolution of (N, C, 1, 1), what pooling leaves: computed as the matrix product that it is.
+
+    With ``of_map`` it takes a map that was not pooled.
+    """
 
     def __init__(self, channels_in: int, out: int) -> None:
         super().__init__(channels_in, out, 1)
+        self.of_map = False
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, channels_in, 1, 1) -> (N, out, 1, 1)."""
+        if self.of_map:
+            return self._conv_forward(input, self.weight, self.bias)
         return F.linear(input.flatten(1), self.weight.flatten(1), self.bias)[:, :, None, None]
 
 
@@ -159,16 +177,35 @@ class InvertedResidual(nn.Sequential):
         members[f"bn{number + 1}"] = batch_norm(block.out, network)
         super().__init__(members)
         self.residual = block.residual
+        self.drop_prob = 0.0
 
-    def forward(self, x: Tensor, member: str = "") -> Tensor | tuple[Tensor, Tensor]:
-        """(N, C, H, W) -> (N, out, H / stride, W / stride); with ``member``, what that gives on the way as well."""
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, out, H / stride, W / stride)."""
+        out = x
+        for module in self:
+            out = module(out)
+        return self.joined(out, x)
+
+    def with_member(self, x: Tensor, member: str) -> tuple[Tensor, Tensor]:
+        """The block's output, and that of one of its modules."""
         out = inner = x
         for name, module in self.named_children():
             out = module(out)
             if name == member:
                 inner = out
-        out = out + x if self.residual else out
-        return (out, inner) if member else out
+        return self.joined(out, x), inner
+
+    def joined(self, out: Tensor, x: Tensor) -> Tensor:
+        """What the layers make of ``x``, and ``x`` itself in a residual block."""
+        return drop_path(out, self.drop_prob, self.training) + x if self.residual else out
+
+
+def drop_path(x: Tensor, probability: float, training: bool) -> Tensor:
+    """``x`` without some of its rows in training, the rest scaled up for them (arXiv 1603.09382)."""
+    if not training or probability == 0.0:
+        return x
+    kept = torch.empty((x.shape[0], 1, 1, 1), dtype=x.dtype, device=x.device).bernoulli_(1 - probability)
+    return x * kept / (1 - probability)
 
 
 class ConvNormAct(nn.Module):
@@ -196,15 +233,16 @@ def check_images(x: Tensor | np.ndarray, channels: int) -> None:
 
 
 @torch.fx.wrap  # torch.fx treats it as a leaf
-def made_ready(x: Tensor, channels: int) -> Tensor:
-    """``x`` in the fastest memory layout. Raises TypeError or ValueError if it is not a batch of images."""
+def made_ready(x: Tensor, channels: int, training: bool) -> Tensor:
+    """``x`` in the layout that is fastest at inference. Raises TypeError or ValueError if it is no batch of images."""
     if torch.compiler.is_compiling():  # a compiler chooses for itself
         return x
     if not isinstance(x, Tensor):
         raise TypeError(f"the network takes a tensor of (N, {channels}, H, W), not {type(x).__name__}")
     check_images(x, channels)
-    # Every layer follows the layout that it is given; convolutions on CPU are faster in this one
-    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
+    # Every layer follows the layout that it is given; convolutions on CPU are faster in this one. Gradients follow it
+    # as well, and DistributedDataParallel copies and warns if they lie otherwise than the weights
+    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" and not training else x
 
 
 def state_gate(model: nn.Module, network: Network) -> None:
@@ -256,6 +294,26 @@ class Trunk(nn.Module):
         if self.last_in_blocks:
             stages.append([ConvNormAct(network.blocks[-1].out, network.last, network.last_activation, network)])
         self.blocks = nn.Sequential(*(nn.Sequential(*stage) for stage in stages))
+        self.grad_checkpointing = False
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute the insides of each stage again for its gradients, instead of keeping them in memory."""
+        self.grad_checkpointing = enable
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """timm's patterns of parameters that belong together, for a learning rate of each layer."""
+        return {"stem": r"^conv_stem|bn1", "blocks": r"^blocks\.(\d+)" if coarse else r"^blocks\.(\d+)\.(\d+)"}
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that take no weight decay, beside biases and batch norms: none."""
+        return set()
+
+    def set_drop_path(self, rate: float) -> None:
+        """Drop paths with a probability that grows from block to block, nearly to ``rate``, as timm's networks do."""
+        blocks = [block for stage in self.blocks for block in stage.children()]
+        for number, block in enumerate(blocks):
+            if isinstance(block, InvertedResidual):
+                block.drop_prob = rate * number / len(blocks)
 
     def add_last(self) -> None:
         """The last convolution, where timm keeps it behind the blocks; identities where there is none."""
@@ -270,11 +328,41 @@ class Trunk(nn.Module):
 
     def forward_stem(self, x: Tensor) -> Tensor:
         """(N, channels, H, W) -> (N, stem, H / 2, W / 2)."""
-        return self.act1(self.bn1(self.conv_stem(made_ready(x, self.network.channels))))
+        if not is_scripting():
+            x = made_ready(x, self.network.channels, self.training)
+        return self.act1(self.bn1(self.conv_stem(x)))
+
+    def forward_blocks(self, x: Tensor) -> Tensor:
+        """What the blocks make of images."""
+        x = self.forward_stem(x)
+        if self.grad_checkpointing and not is_scripting():
+            for stage in self.blocks:
+                x = recomputed(stage, x)
+            return x
+        return self.blocks(x)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """What the blocks make of images."""
-        return self.blocks(self.forward_stem(x))
+        """The last feature map."""
+        return self.forward_blocks(x)
+
+
+def recomputed(stage: nn.Module, x: Tensor) -> Tensor:
+    """``stage(x)``, computed again for the gradients; batch norms count the batch once."""
+
+    @contextmanager
+    def without_statistics() -> Iterator[None]:
+        norms = [(norm, norm.momentum) for norm in stage.modules() if isinstance(norm, nn.BatchNorm2d)]
+        for norm, _ in norms:
+            norm.momentum = 0.0
+        try:
+            yield
+        finally:
+            for norm, momentum in norms:
+                norm.momentum = momentum
+
+    contexts = lambda: (nullcontext(), without_statistics())  # noqa: E731 - of the two computations
+    found: Tensor = checkpoint(stage, x, use_reentrant=False, context_fn=contexts)
+    return found
 
 
 class MobileNetV3(Trunk):
@@ -285,21 +373,20 @@ class MobileNetV3(Trunk):
     PyTorch's defaults; ``initialize`` gives slim's.
     """
 
+    __jit_unused_properties__ = ("default_cfg",)
+
     def __init__(self, network: Network, num_classes: int = 1000, dropout: float | None = None) -> None:
         super().__init__(network)
         self.pretrained_cfg: dict[str, Any] = {}  # timm's description; create_model fills it in
         state_gate(self, network)
         self.num_classes = num_classes
-        self.dropout = network.dropout if dropout is None else dropout
-        self.global_pool: nn.Module = {
-            "average": nn.AdaptiveAvgPool2d(1),
-            "max": nn.AdaptiveMaxPool2d(1),
-            "none": MapToRow(),
-        }[network.pooling]
+        self.drop_rate = network.dropout if dropout is None else dropout
+        self.global_pool = POOLINGS[network.pooling]()
         self.add_last()
         if network.embedding:
             self.conv_head = VectorConv2d(network.last, network.embedding)
             self.act2 = activation(network.embedding_activation)
+        self.pooled = True
         self.classifier = _classifier(network, num_classes)
         self.num_features, self.head_hidden_size = network.map_channels, network.features
         self.feature_info = FeatureInfo(pyramid(network))
@@ -313,17 +400,32 @@ class MobileNetV3(Trunk):
         """The last layer; an identity where there are no classes."""
         return self.classifier
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """Put a new, untrained classifier in place of the last layer; 0 leaves the embedding."""
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Put a new, untrained classifier in place of the last layer; 0 leaves the embedding.
+
+        ``global_pool`` is ``avg`` or ``max``; without one, ``""``, there can be no classes. None leaves it.
+        """
+        if global_pool is not None:
+            self._pool_by(global_pool, num_classes)
         self.num_classes = num_classes
         was = next(self.parameters())
         self.classifier = _classifier(replace(self.network, tail=()), num_classes)
         initialize(self.classifier)
-        self.classifier.to(was.device, was.dtype)
+        self.classifier.to(was.device, was.dtype).train(self.training)
+
+    def _pool_by(self, kind: str, num_classes: int) -> None:
+        if kind not in TIMM_POOLINGS or (not kind and num_classes) or self.network.pooling == "none":
+            raise ValueError(f"global_pool={kind!r}: use avg, max, or '' for no pooling and no classes")
+        if kind:
+            self.network = replace(self.network, pooling=TIMM_POOLINGS[kind])
+        self.global_pool = POOLINGS[self.network.pooling]() if kind else nn.Identity()
+        self.pooled = bool(kind)
+        if isinstance(self.conv_head, VectorConv2d):
+            self.conv_head.of_map = not kind
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The last feature map, before pooling."""
-        x = super().forward_features(x)
+        x = self.forward_blocks(x)
         return x if self.last_in_blocks else self.act2(self.bn2(self.conv_head(x)))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -331,13 +433,47 @@ class MobileNetV3(Trunk):
         x = self.global_pool(x)
         if self.last_in_blocks:
             x = self.act2(self.conv_head(x))
-        x = x.flatten(1)
-        x = F.dropout(x, self.dropout, self.training)
+        if self.pooled:
+            x = x.flatten(1)
+        x = F.dropout(x, self.drop_rate, self.training)
         return x if pre_logits else self.classifier(x)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels, H, W) -> (N, num_classes)."""
         return self.forward_head(self.forward_features(x))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+        extra_blocks: bool = False,
+    ) -> Any:
+        """The last feature map, and the maps of the pyramid that ``indices`` choose, the last n for a number n.
+
+        With ``extra_blocks`` the indices are of the stem and all stages. ``intermediates_only`` leaves out the last
+        map, and ``stop_early`` its computation. ``norm`` has no meaning here. See timm.
+        """
+        if norm or output_fmt != "NCHW" or (stop_early and not intermediates_only):
+            raise ValueError("norm is for transformers, output_fmt is NCHW, and stop_early needs intermediates_only")
+        stages = [tap.stage for tap in pyramid(self.network)]
+        stages = list(range(-1, len(self.blocks))) if extra_blocks else stages
+        wanted = [stages[index] for index in map_indices(len(stages), indices)]
+        found = {-1: self.forward_stem(x)}
+        x = found[-1]
+        for number, stage in enumerate(self.blocks):
+            if stop_early and number > max(wanted):
+                break
+            x = recomputed(stage, x) if self.grad_checkpointing else stage(x)
+            if number in wanted:
+                found[number] = x
+        maps = [found[number] for number in sorted(wanted)]
+        if intermediates_only:
+            return maps
+        return x if self.last_in_blocks else self.act2(self.bn2(self.conv_head(x))), maps
 
 
 class MapToRow(nn.Module):
@@ -345,6 +481,15 @@ class MapToRow(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.permute(0, 2, 3, 1).flatten(1)[:, :, None, None]
+
+
+# Both give (N, features, 1, 1)
+POOLINGS: dict[Pooling, Callable[[], nn.Module]] = {
+    "average": lambda: nn.AdaptiveAvgPool2d(1),
+    "max": lambda: nn.AdaptiveMaxPool2d(1),
+    "none": MapToRow,
+}
+TIMM_POOLINGS: dict[str, Pooling] = {"avg": "average", "max": "max", "": "average"}
 
 
 def _classifier(network: Network, num_classes: int) -> nn.Module:
@@ -361,7 +506,8 @@ def _classifier(network: Network, num_classes: int) -> nn.Module:
             layers.append(nn.Linear(inputs, width))
         elif layer.kind == "batch_norm":
             assert layer.epsilon is not None
-            layers.append(nn.BatchNorm1d(width, eps=layer.epsilon, momentum=1 - network.decay))
+            decay = network.decay if layer.decay is None else layer.decay
+            layers.append(nn.BatchNorm1d(width, eps=layer.epsilon, momentum=1 - decay))
         else:
             assert layer.activation is not None
             layers.append(activation(layer.activation))
@@ -379,13 +525,13 @@ class MobileNetV3Features(Trunk):
         self.pretrained_cfg: dict[str, Any] = {}
         state_gate(self, network)
         taps = pyramid(network)
-        indices = range(len(taps)) if out_indices is None else out_indices
+        indices = map_indices(len(taps), out_indices)
         chosen = [taps[index] for index in indices]
         self.stages = [tap.stage for tap in chosen]
         self.endpoints = [tap.endpoint for tap in chosen]  # TensorFlow's names of the maps
         self.channels = [tap.channels for tap in chosen]
         self.reductions = [tap.reduction for tap in chosen]
-        self.feature_info = FeatureInfo(chosen)
+        self.feature_info = FeatureInfo(chosen, indices)
 
     @property
     def default_cfg(self) -> dict[str, Any]:
@@ -397,7 +543,7 @@ class MobileNetV3Features(Trunk):
         x = self.forward_stem(x)
         maps = {-1: x}
         for number, stage in enumerate(self.blocks):
-            x = stage(x)
+            x = recomputed(stage, x) if self.grad_checkpointing else stage(x)
             if number in self.stages:
                 maps[number] = x
         return [maps[stage] for stage in self.stages]
@@ -427,7 +573,8 @@ class Backbone(Trunk):
         for number, stage in enumerate(self.blocks):
             for position, block in enumerate(stage.children()):
                 if f"blocks.{number}.{position}" == self.tapped:
-                    x, inner = block(x, self.member)
+                    assert isinstance(block, InvertedResidual)
+                    x, inner = block.with_member(x, self.member)
                 else:
                     x = block(x)
         return (x if self.last_in_blocks else self.act2(self.bn2(self.conv_head(x)))), inner

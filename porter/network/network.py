@@ -305,6 +305,8 @@ def _check_tail(table: Table) -> None:
     dense = [number for number, layer in enumerate(table.tail) if layer.kind == "dense"]
     for number, layer in enumerate(table.tail):
         key = f"network.tail[{number}]"
+        if layer.decay is not None and layer.kind != "batch_norm":
+            raise ValueError(f"{key}.decay: is not wanted; it is a {layer.kind}")
         has = {"out": layer.out, "epsilon": layer.epsilon, "activation": layer.activation}
         last = number == dense[-1] if dense else False
         needed = {"dense": "" if last else "out", "batch_norm": "epsilon", "activation": "activation"}[layer.kind]

@@ -138,12 +138,13 @@ class TailLayer(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
     """One layer of a classifier of several, on (N, features).
 
     A ``dense`` one has ``out`` features, and the last as many as there are classes (None). A ``batch_norm`` has its
-    ``epsilon``, an ``activation`` its name.
+    ``epsilon``, and its ``decay`` where that is not the network's; an ``activation`` its name.
     """
 
     kind: Literal["dense", "batch_norm", "activation"]
     out: Count | None = None
     epsilon: Positive | None = None
+    decay: Share | None = None
     activation: TailActivation | None = None
 
 

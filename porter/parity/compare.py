@@ -146,18 +146,20 @@ def compare(
     port_output: Output,
     function_limit: float = SAME_FUNCTION,
     inherited: Noise = NO_NOISE,
+    scale: float | None = None,
 ) -> Row:
     """Measure a port against ``reference`` at one endpoint (same shape, NHWC).
 
     Fields of ``port_output`` that are None are not compared. ``inherited`` is the reference's largest float32 error,
-    over the scale, at an earlier endpoint: this one is computed from it. Raises ValueError if the shapes differ.
+    over the scale, at an earlier endpoint: this one is computed from it. ``scale`` is by default the largest
+    |reference|. Raises ValueError if the shapes differ.
     """
     values, noise = reference.values.astype(np.float64), reference.noise
     exact, single, _ = port_output
     for ours in (exact, single):
         if ours is not None and ours.shape != values.shape:
             raise ValueError(f"{endpoint}: shape {ours.shape}, the reference has {values.shape}")
-    scale = float(np.abs(values).max(initial=0.0))
+    scale = float(np.abs(values).max(initial=0.0)) if scale is None else scale
     unit = scale or 1.0  # an endpoint of zeros: the difference itself
     function = port = theirs = allowed = None
     worst = 0

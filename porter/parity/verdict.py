@@ -14,13 +14,14 @@ from porter.text import listed
 class Cause(NamedTuple):
     """Known mistakes that explain a difference; ``names`` are from porter.parity.diagnosis.
 
-    ``before`` and ``after``: distance of the logits, over their scale, without and with the same mistakes in our
-    network.
+    ``before`` and ``after``: distance of the logits, or of other ``values``, over their scale, without and with the
+    same mistakes in our network.
     """
 
     names: tuple[str, ...]
     before: float
     after: float
+    values: str = "the logits'"
 
     @property
     def what(self) -> str:
@@ -38,6 +39,7 @@ class Verdict:
     checkpoint. ``causes`` explain a failure, if they were looked for. ``fake_quant``: True if 8 bits were compared.
     ``dequantized``: True if the source has 8 bits and its float network was compared. ``received`` says which values
     each side got. ``assumed`` are facts that neither the source nor the reference states (porter.mapping.stated.FACTS).
+    ``training``: True if a step of training was compared; rows are then its values.
     """
 
     variant: str
@@ -62,6 +64,7 @@ class Verdict:
     causes: list[Cause] = field(default_factory=list)
     received: str = ""
     assumed: list[str] = field(default_factory=list)
+    training: bool = False
 
     @property
     def passed(self) -> bool:
@@ -107,9 +110,9 @@ class Verdict:
 
     def sentence(self) -> str:
         """Both answers in one sentence; only the first if it is another function."""
-        if self.same_function is False:
-            return self._about_function()
-        return "; ".join(filter(None, (self._about_function(), self._about_rounding()))) or "nothing compared"
+        rounding = "" if self.same_function is False else self._about_rounding()
+        said = "; ".join(filter(None, (self._about_function(), rounding))) or "nothing compared"
+        return f"in training, {said}" if self.training else said
 
     def _about_function(self) -> str:
         distance = self.function_distance()

@@ -36,11 +36,13 @@ from porter.parity.compare import (
     compare,
     top_k,
 )
+from porter.parity.device import on_device, tf32_cause
 from porter.parity.diagnosis import Target, diagnose
 from porter.parity.evidence import Evidence
-from porter.parity.references.choose import open_reference
+from porter.parity.references.choose import open_reference, training_reference
 from porter.parity.references.reference import FEWEST_VALUES, Noise, Reference, Values, larger, noise_of_softmax
 from porter.parity.samples import Sample, noise, photos, structured
+from porter.parity.training import BATCH, check_step, refuse_untrainable, step_size
 from porter.parity.verdict import Cause, Verdict
 from porter.port import Port, plan_opened, plan_port
 from porter.sources.weights import Weights
@@ -77,6 +79,7 @@ class Against(NamedTuple):
     dtype: Dtype = "both"
     inputs: Inputs = DEFAULT_INPUTS
     weights_file: PathLike | None = None
+    train: bool = False
 
 
 DEFAULT_COMPARISON = Against()
@@ -102,6 +105,8 @@ def verify(
     evidence: Evidence | None = None,
     deployed: bool = False,
     weights_file: PathLike | None = None,
+    train: bool = False,
+    device: str | None = None,
     progress: Progress | None = None,
 ) -> Verdict:
     """Compare a port of ``checkpoint`` with TensorFlow, endpoint by endpoint: the same function, and as exact?
@@ -128,6 +133,8 @@ def verify(
         evidence: Filled with what a report shows.
         deployed: Compute the port's float32 with the inference form, ``porter.deploy``.
         weights_file: The state dict for ``timm:NAME``.
+        train: Compare a step of training instead: statistics of batch norms, outputs, loss and gradients.
+        device: Where the port runs, such as ``cuda``. None: on the CPU, as the reference does.
         progress: ``progress(sample, endpoint)`` is called after each endpoint.
 
     Returns:
@@ -143,15 +150,32 @@ def verify(
     """
     options = PortOptions(variant, mapping, weights, layout, keep_background, None, fold_bn, fake_quant, backbone)
     inputs = Inputs(None if sizes is None else tuple(sizes), images, seed)
-    check = open_check(checkpoint, artifact, options, Against(reference, dtype, inputs, weights_file))
+    if train and (deployed or images is not None):
+        raise ParityError(f"{checkpoint}: a step of training is compared on noise, without deploy and images")
+    check = open_check(checkpoint, artifact, options, Against(reference, dtype, inputs, weights_file, train))
     if deployed:
         if check.candidate.model is None or check.verdict.fake_quant or dtype == "float64":
             raise ParityError(f"{checkpoint}: only our own port has an inference form, and only in float32")
         check = check._replace(candidate=in_deployed_form(check.candidate))
-    run_check(check, inputs, evidence, progress)
-    if not check.verdict.passed and not check.verdict.fake_quant:
-        check.verdict.causes = _causes(check, inputs.sizes)
-    return check.verdict
+    if device is not None:
+        check = check._replace(candidate=on_device(check.candidate, device))
+        check.verdict.environment["device"] = device
+
+    def run(check: Check, evidence: Evidence | None = None, progress: Progress | None = None) -> Verdict:
+        if not train:
+            return run_check(check, inputs, evidence, progress)
+        assert check.port is not None
+        return check_step(
+            *(check.port, check.candidate, check.reference, check.questions, check.verdict, inputs.sizes, seed)
+        )
+
+    verdict = run(check, evidence, progress)
+    if device is not None:
+        again = replace(verdict, rows=[], images=0, top1_agree=0, top5_agree=0, unmatched=[], causes=[])
+        verdict.causes += tf32_cause(verdict, lambda: run(check._replace(verdict=again)))
+    if not (verdict.passed or verdict.fake_quant or verdict.causes or train):
+        verdict.causes = _causes(check, inputs.sizes)
+    return verdict
 
 
 def _causes(check: Check, sizes: Sequence[Size] | None) -> list[Cause]:
@@ -200,7 +224,12 @@ def open_check(
         named = find_artifact(artifact) or artifact
     if port.plan.ranges and options.fake_quant is None and named is not None and not _has_ranges(named):
         port = plan_opened(port.checkpoint, port.chosen, replace(options, fake_quant=False))
-    reference = open_reference(against.reference, port, against.inputs.sizes)
+    if against.train:
+        refuse_untrainable(port)
+        size = step_size(port, against.inputs.sizes)
+        reference = training_reference(against.reference, port, (BATCH, size))
+    else:
+        reference = open_reference(against.reference, port, against.inputs.sizes)
     if port.plan.ranges:
         source = port.checkpoint if named is None else named
         candidate = quantised(open_model(source, replace(options, fake_quant=True)), artifact)
@@ -221,6 +250,7 @@ def open_check(
         missing=[name for name in endpoint_names(port.network, port.classes) if name in reference.missing],
         changed=list(candidate.changed),
         assumed=_assumed(port, reference),
+        training=against.train,
         variables={step.target: step.source for step in port.plan.steps if step.target in candidate.changed},
     )
     questions = asked(against.dtype, candidate, reference)
@@ -230,7 +260,9 @@ def open_check(
 def _assumed(port: Port, reference: Reference) -> list[str]:
     """The facts that both sides have from the mapping: a graph of the source's own states the others."""
     shared = reference.name.startswith("tf.nn")
-    return [fact for fact in port.assumed if shared or fact == "scaling"]
+    found = [fact for fact in port.assumed if shared or fact == "scaling"]
+    in_training = shared and reference.name.endswith("training mode") and port.checkpoint.format != "keras"
+    return [*found, "batch norm decay"] if in_training else found
 
 
 def _has_ranges(named: PathLike | ArtifactFile) -> bool:

@@ -41,7 +41,9 @@ def print_verdict(verdict: Verdict, verbose: bool = False) -> None:
     rows = verdict.worst_rows()
     shown = rows if verbose else sorted(rows, key=lambda row: -row.excess)[:FURTHEST]
     if rows and not verbose:
-        out.print(f"closest to their limits, of {len(rows)} endpoints (-v shows all)", markup=False, soft_wrap=True)
+        out.print(
+            f"closest to their limits, of {len(rows)} {_what(verdict)} (-v shows all)", markup=False, soft_wrap=True
+        )
     _print_table(out, shown, foreign=any(row.port_name for row in rows))
     if verbose:
         out.print()
@@ -65,19 +67,24 @@ def outcome_lines(verdict: Verdict) -> list[str]:
     said = escape(printable(f"{verdict.variant}: {verdict.sentence()}"))
     assumed = [f"assumed    {', '.join(verdict.assumed)}: neither side states them"] if verdict.assumed else []
     if verdict.passed:
-        return [*assumed, f"[bold green]PARITY[/]     {said}; {len(verdict.worst_rows())} endpoints"]
+        return [*assumed, f"[bold green]PARITY[/]     {said}; {len(verdict.worst_rows())} {_what(verdict)}"]
     lines = [*assumed, f"[bold red]NO PARITY[/]  {said}"]
     first = verdict.first_divergence()
     if first is not None:
         theirs = f" = {first.port_name}" if first.port_name else ""
-        where = f"{first.endpoint}{theirs} on {first.sample}, worst at index {list(first.worst)} (N, H, W, C)"
+        axes = "" if verdict.training else " (N, H, W, C)"
+        where = f"{first.endpoint}{theirs} on {first.sample}, worst at index {list(first.worst)}{axes}"
         lines.append(f"first      {escape(printable(where))}")
     return lines + [f"cause      {escape(cause_text(cause))}" for cause in verdict.causes]
 
 
+def _what(verdict: Verdict) -> str:
+    return "values" if verdict.training else "endpoints"
+
+
 def cause_text(cause: Cause) -> str:
     """A cause with both distances."""
-    return f"{cause.what}: with it, the logits' difference is {cause.after:.1e}, without {cause.before:.1e}"
+    return f"{cause.what}: with it, {cause.values} difference is {cause.after:.1e}, without {cause.before:.1e}"
 
 
 def _print_table(out: Console, rows: list[Row], foreign: bool) -> None:

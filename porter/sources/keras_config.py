@@ -197,7 +197,8 @@ class _Reader:
             return self._with_weights(kind, layer, name, inputs)
         if kind == "BatchNormalization":
             weights = {role: f"{name}/{local}" for role, local in _norm_weights(config).items()}
-            return self.add(name, "batch_norm", inputs, weights=weights, epsilon=float(config["epsilon"]))
+            epsilon, decay = float(config["epsilon"]), float(config["momentum"])
+            return self.add(name, "batch_norm", inputs, weights=weights, epsilon=epsilon, decay=decay)
         if kind in ("ReLU", "LeakyReLU", "ELU", "Softmax", "Activation"):
             return self._activation(name, _activation_of(kind, layer), inputs)
         if kind == "Rescaling":

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import numpy as np
+from torch import nn
 
 from porter.models.build import Whole
 from porter.network.node import Size
@@ -44,7 +45,8 @@ class Candidate:
     names are TensorFlow's endpoints, or the candidate's own if ``foreign``. ``answers``: the questions that it can
     answer. ``rounded_weights``: True if its float64 values include the float32 rounding of folded weights. ``changed``:
     state-dict entries that differ from the source's. ``planned``: True if there are none and the network is ours.
-    ``deployed``: True for the inference form, in float32. ``model``: our own network, if it is one.
+    ``deployed``: True for the inference form, in float32. ``model``: our own network, if it is one. ``modules``: what
+    computes in float32 and in float64, if modules do.
     """
 
     name: str
@@ -57,4 +59,5 @@ class Candidate:
     deployed: bool = False
     size: Size | None = None
     model: Whole | None = None
+    modules: tuple[nn.Module, nn.Module] | None = None
     digests: dict[str, str] = field(default_factory=dict)

@@ -105,7 +105,7 @@ def module(name: str, model: nn.Module, port: Port) -> Candidate:
             exact_one, single_one = (None if values is None else _softmax(values) for values in last)
             yield SOFTMAX, Output(exact_one, single_one)
 
-    return Candidate(name, run, foreign=True, rounded_weights=unrounded is None)
+    return Candidate(name, run, foreign=True, rounded_weights=unrounded is None, modules=(single, exact))
 
 
 def _unrounded_state(model: nn.Module, port: Port) -> dict[str, Tensor] | None:
@@ -136,7 +136,7 @@ def _hook_modules(model: nn.Module, inputs: Tensor, name: str) -> list[tuple[str
     handles = [child.register_forward_hook(keep(own_name)) for own_name, child in model.named_modules()]
     try:
         with torch.no_grad():
-            model(inputs)
+            model(inputs.to(next(model.parameters(), inputs).device))
     except Exception as error:  # it is somebody's code
         reason = " ".join(str(error).split())[:200]
         raise ParityError(f"{name}: does not run on images of {list(inputs.shape)} ({reason})") from error

@@ -116,7 +116,7 @@ def in_both_precisions(name: str, single: Whole, exact: Whole) -> Candidate:
             outputs = {question: _nhwc(tensor) for question, (_, tensor) in zip(streams, together, strict=True)}
             yield together[0][0], Output(outputs.get("function"), outputs.get("rounding"))
 
-    return Candidate(name, run, model=single)
+    return Candidate(name, run, model=single, modules=(single, exact))
 
 
 def unrounded(artifact: Artifact, port: Port, layout: ArtifactLayout) -> tuple[dict[str, Tensor], list[str]]:
@@ -166,11 +166,11 @@ def _refuse_others(found: Mapping[str, np.ndarray], planned: Mapping[str, np.nda
 
 def _computation(model: Whole, images: np.ndarray) -> Callable[[Callable[[tuple[str, Tensor]], None]], None]:
     inputs = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-    dtype = next(model.parameters()).dtype
+    weight = next(model.parameters())
 
     def produce(give: Callable[[tuple[str, Tensor]], None]) -> None:
         with torch.no_grad(), capture(model, lambda name, tensor: give((name, tensor))):
-            model(inputs.to(dtype))
+            model(inputs.to(weight.device, weight.dtype))
 
     return produce
 
@@ -183,5 +183,5 @@ def _like_map(endpoint: str, values: np.ndarray) -> np.ndarray:
 
 
 def _nhwc(tensor: Tensor) -> np.ndarray:
-    found: np.ndarray = (tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor).numpy()
+    found: np.ndarray = (tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor).cpu().numpy()
     return found

@@ -49,6 +49,7 @@ class Child:
     def __init__(self, request: Request) -> None:
         self.given = request.given
         self.unread = 0
+        self.weights = request.memory if request.train else 0  # a gradient is as large as its weight
         self.advice = "" if request.kind in PROGRAMS else " compare with another reference"
         with_tensorflow = request.kind not in ("tflite", *PROGRAMS)
         try:
@@ -95,7 +96,7 @@ class Child:
 
     def run(self, images: np.ndarray, names: Sequence[str]) -> Endpoints:
         self._ask(Header("run", names=list(names), dtype=str(images.dtype), shape=list(images.shape)), images)
-        self.unread = 8 * LARGEST_ENDPOINT * images.size + SMALL
+        self.unread = 8 * LARGEST_ENDPOINT * images.size + SMALL + self.weights
         while answer := self._next():
             yield answer
 

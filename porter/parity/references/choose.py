@@ -32,6 +32,7 @@ COPY = "model"
 # threads and kernels of a session; 5 x the file for weights in two precisions and their protocol buffers; 4 KiB per
 # pixel for all endpoints of one image in two precisions. Each limit is two to four times that.
 MEMORY, MEMORY_OF_FILE, MEMORY_OF_PIXEL = 1 << 30, 16, 16 << 10
+TRAINING = 4  # times as much for each pixel: batch norms, activations and convolutions each keep what they got
 
 
 def open_reference(asked: str, port: Port, sizes: tuple[Size, ...] | None = None) -> Reference:
@@ -64,6 +65,22 @@ def open_reference(asked: str, port: Port, sizes: tuple[Size, ...] | None = None
     return _live(asked, port, sizes or ((port.mapping.input.size,) * 2,))
 
 
+def training_reference(asked: str, port: Port, images: tuple[int, Size]) -> Reference:
+    """The reference ``asked`` for a step of training: ``tf.nn``, ``keras``, or ``auto`` for the latter if it can run.
+
+    ``images`` are the number and size of those to come. Raises ParityError if there is no such reference.
+    """
+    count, (height, width) = images
+    if asked == "auto":
+        asked = "keras" if port.checkpoint.format == "keras" and _first(port, None) == "keras" else "tf.nn"
+    if asked not in ("keras", "tf.nn") or (asked == "keras" and port.checkpoint.format != "keras"):
+        raise ParityError(
+            f"{port.checkpoint.given}: a step of training is compared with tf.nn, or with a Keras file's own model"
+        )
+    # The gradients need all endpoints of all images at once
+    return _live(asked, port, ((height * count * TRAINING, width),), train=True)
+
+
 def _first(port: Port, sizes: tuple[Size, ...] | None) -> str:
     checkpoint = port.checkpoint
     if checkpoint.format == "tflite":
@@ -88,7 +105,7 @@ def _first(port: Port, sizes: tuple[Size, ...] | None) -> str:
     return str(file)
 
 
-def _live(kind: str, port: Port, sizes: tuple[Size, ...]) -> Reference:
+def _live(kind: str, port: Port, sizes: tuple[Size, ...], train: bool = False) -> Reference:
     checkpoint = port.checkpoint
     if kind != "tflite" and importlib.util.find_spec("tensorflow") is None:
         raise ParityError(f"this comparison needs TensorFlow: pip install 'mnv3-port[tensorflow]'{OR_RECORDED}")
@@ -108,6 +125,8 @@ def _live(kind: str, port: Port, sizes: tuple[Size, ...]) -> Reference:
         memory=memory,
         graph=os.fsencode(graph.absolute()) if graph else None,
         fake_quant=False if port.plan.dequantized else None,
+        train=train,
+        drop_class=port.mapping.classes.background if port.plan.background_dropped else None,
     )
     reference = in_child(request)
     if kind not in ("keras", "tflite") and port.white is not None:

@@ -9,7 +9,7 @@ import zipfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -49,8 +49,17 @@ FUNCTIONS = (
 LEFT_OUT = ("_initializer", "_regularizer", "_constraint", "build_config", "compile_config")
 
 
-def keras_model(port: Port) -> Reference:
-    """Keras's own model of the port's file, in float64 and float32, on the same pixels as the port.
+class Opened(NamedTuple):
+    """Keras, the file's model in float64 and float32, its graph, and the graph's variables by entry."""
+
+    library: Any
+    models: dict[str, Any]
+    graph: StoredGraph
+    sources: dict[str, str]
+
+
+def open_keras(port: Port) -> Opened:
+    """Keras's own model of the port's file.
 
     Raises ParityError if its configuration names anything but Keras's own layers, or Keras refuses it.
     """
@@ -62,7 +71,19 @@ def keras_model(port: Port) -> Reference:
         config, graph, sources = _application(port)
     library = _library(config, path)
     models = {dtype: _load(library, config, path, dtype) for dtype in ("float64", "float32")}
-    places = _places(port, graph, sources)
+    return Opened(library, models, graph, sources)
+
+
+def keras_model(port: Port) -> Reference:
+    """Keras's own model, in float64 and float32, on the same pixels as the port. Raises as ``open_keras`` does."""
+    return of_model(port, open_keras(port))
+
+
+def of_model(port: Port, opened: Opened) -> Reference:
+    """The reference that ``opened`` is."""
+    library, models, graph, sources = opened
+    path = port.checkpoint.path
+    places = places_of(port, graph, sources)
     before_stem = _before_stem(graph, sources)
     spec, white = port.mapping.input, port.white
 
@@ -71,9 +92,9 @@ def keras_model(port: Port) -> Reference:
         wanted = {name: places[name] for name in names if name in places}
         if not wanted:
             return
-        exact, single = (_values(library, models[dtype], given.astype(dtype), wanted) for dtype in models)
+        exact, single = (values_at(library, models[dtype], given.astype(dtype), wanted) for dtype in models)
         for name in wanted:
-            double, rounded = exact.pop(name), single.pop(name)
+            double, rounded = np.asarray(exact.pop(name)), np.asarray(single.pop(name))
             if name in CLASS_ENDPOINTS:
                 double, rounded = (values.reshape(len(values), -1) for values in (double, rounded))
             yield name, Values(double, noise_between(rounded, double))
@@ -83,7 +104,7 @@ def keras_model(port: Port) -> Reference:
         given, ours = for_file(images, white), for_port(images, spec, white, np.float64)
         if before_stem is None:
             return given
-        theirs = _values(library, models["float64"], given, {"": before_stem})[""]
+        theirs = np.asarray(values_at(library, models["float64"], given, {"": before_stem})[""])
         scale = np.abs(ours).max() + np.abs(np.array(spec.mean) / spec.std).max()
         if not np.abs(theirs - ours).max() <= PREPROCESSING * scale:
             raise ParityError(
@@ -239,7 +260,7 @@ def _before_stem(graph: StoredGraph, sources: Mapping[str, str]) -> str | None:
     return path[-1].name if len(path) > 1 else None
 
 
-def _places(port: Port, graph: StoredGraph, sources: Mapping[str, str]) -> dict[str, str]:
+def places_of(port: Port, graph: StoredGraph, sources: Mapping[str, str]) -> dict[str, str]:
     """Endpoint -> the path of the layer that gives it; empty for the whole model's output."""
     by_weight = {operation.weights["weight"]: operation for operation in graph.layers()}
     found: dict[str, str] = {}
@@ -266,8 +287,10 @@ def _places(port: Port, graph: StoredGraph, sources: Mapping[str, str]) -> dict[
     return found
 
 
-def _values(library: Any, model: Any, given: Any, wanted: Mapping[str, str]) -> dict[str, np.ndarray]:
-    """The values of layers by name; ``wanted`` are paths of layers, empty for the model's output.
+def values_at(
+    library: Any, model: Any, given: Any, wanted: Mapping[str, str], training: bool = False
+) -> dict[str, Any]:
+    """The tensors that layers give by name; ``wanted`` are paths of layers, empty for the model's output.
 
     Models in the model run on what they get in it.
     """
@@ -283,10 +306,10 @@ def _values(library: Any, model: Any, given: Any, wanted: Mapping[str, str]) -> 
             raise ParityError(f"Keras's model has no layer {path}")
         inner[outer][name] = path.removeprefix(f"{outer}/")
     tap = library.Model(model.inputs, [*direct.values(), *(_entry(layers[name]) for name in inner)])
-    computed = [np.asarray(one) for one in _listed(tap(given, training=False))]
+    computed = _listed(tap(given, training=training))
     found = dict(zip(direct, computed, strict=False))
     for (name, within), value in zip(inner.items(), computed[len(direct) :], strict=True):
-        found |= _values(library, layers[name], value, within)
+        found |= values_at(library, layers[name], value, within, training)
     return found
 
 

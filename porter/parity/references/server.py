@@ -114,6 +114,14 @@ def build(request: Request) -> Reference:
     if request.kind in PROGRAMS:
         return onnx_program(path) if request.kind == "onnx" else exported_program(path)
     port = _port(request)
+    if request.train and request.kind == "keras":
+        from porter.parity.references.keras_training import keras_training
+
+        return keras_training(port, request.drop_class)
+    if request.train:
+        from porter.parity.references.training_step import tf_nn_training
+
+        return tf_nn_training(port, request.drop_class)
     if request.kind == "keras":
         from porter.parity.references.keras_model import keras_model
 

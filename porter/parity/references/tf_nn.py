@@ -16,7 +16,7 @@ import numpy as np
 from porter.errors import ParityError
 from porter.mapping.axes import to_target
 from porter.mapping.files import list_variants, load_variant
-from porter.mapping.rules import expected_variables
+from porter.mapping.rules import Expected, expected_variables
 from porter.network.network import Block, Network
 from porter.network.spec import Activation
 from porter.parity.references.live_tensorflow import stored_values, tensorflow
@@ -30,13 +30,17 @@ Layers = Iterator[tuple[str, Any]]  # endpoint, TensorFlow tensor NHWC
 Quantize = Callable[[str, Any], Any]  # (module or entry, tensor) -> tensor
 
 
-class _Net(NamedTuple):
-    """TensorFlow, the network to compute, whether it ends in a classifier, and the entries of a tail by name."""
+class Net(NamedTuple):
+    """TensorFlow, the network to compute, whether it ends in a classifier, and the entries of a tail by name.
+
+    ``normalize(x, mean, variance, beta, gamma, epsilon, decay)`` is a batch norm.
+    """
 
     tf: Any
     network: Network
     classifier: bool
     entry: Fetch
+    normalize: Callable[..., Any]
 
 
 def tf_nn(port: Port) -> Reference:
@@ -73,22 +77,17 @@ def graph(port: Port, dtype: str) -> Callable[[Any], Layers]:
     FakeQuantWithMinMaxVars rounds weights and activations between them. Raises ParityError for the levels of a .tflite,
     whose integer kernels compute differently.
     """
-    checkpoint, network, mapping = port.checkpoint, port.network, port.mapping
+    checkpoint, network = port.checkpoint, port.network
     fake_quant = bool(port.plan.ranges)
     if network.bn_folded and fake_quant:
         raise ParityError(f"{checkpoint.given}: has integer kernels of its own; use the reference tflite")
     tf = tensorflow()
     if network.bn_folded:
         return _of_biases(tf, port, dtype)
-    # Another tool's names for slim's variables: both become the same entries
-    rules = load_variant(list_variants()[0])
-    slim = msgspec.structs.replace(mapping, names={}, variables={}, rules=rules.rules, batch_norm=rules.batch_norm)
-    own = {want.target: want.source for want in expected_variables(mapping, network, port.classes)}
-    names = {want.local: own[want.target] for want in expected_variables(slim, network, port.classes)}
-    stored = stored_values(checkpoint)
+    names, stored = slim_names(port), stored_values(checkpoint)
 
     def fetch(name: str) -> Any:
-        return tf.constant(stored(names[name]).astype("float64" if fake_quant else dtype))
+        return tf.constant(stored(names[name].source).astype("float64" if fake_quant else dtype))
 
     def quantize(at: str, x: Any) -> Any:
         if not fake_quant or at not in port.plan.ranges:
@@ -96,9 +95,21 @@ def graph(port: Port, dtype: str) -> Callable[[Any], Layers]:
         low, high = (stored(f"{port.plan.ranges[at]}/{end}") for end in ("min", "max"))
         return tf.cast(tf.quantization.fake_quant_with_min_max_vars(tf.cast(x, tf.float32), low, high), x.dtype)
 
-    forward = _forward_folded if fake_quant else _forward
-    net = _Net(tf, network, port.classes > 0, _entries(tf, port, stored, "float64" if fake_quant else dtype))
-    return lambda x: forward(net, fetch, quantize, x)
+    run = _forward_folded if fake_quant else forward
+    net = Net(
+        *(tf, network, port.classes > 0, _entries(tf, port, stored, "float64" if fake_quant else dtype)),
+        lambda *norm: tf.nn.batch_normalization(*norm[:-1]),  # decay is for training
+    )
+    return lambda x: run(net, fetch, quantize, x)
+
+
+def slim_names(port: Port) -> dict[str, Expected]:
+    """The port's variables by slim's names, without scope; another tool's names become the same entries."""
+    mapping, network = port.mapping, port.network
+    rules = load_variant(list_variants()[0])
+    slim = msgspec.structs.replace(mapping, names={}, variables={}, rules=rules.rules, batch_norm=rules.batch_norm)
+    own = {want.target: want for want in expected_variables(mapping, network, port.classes)}
+    return {want.local: own[want.target] for want in expected_variables(slim, network, port.classes)}
 
 
 def _entries(tf: Any, port: Port, stored: Callable[[str], np.ndarray], dtype: str) -> Fetch:
@@ -135,11 +146,14 @@ def _of_biases(tf: Any, port: Port, dtype: str) -> Callable[[Any], Layers]:
             return _depthwise(tf, x, kernel, stride, rate) + bias
         return tf.nn.conv2d(x, kernel, stride, "SAME") + bias
 
-    net = _Net(tf, network, port.classes > 0, _entries(tf, port, stored_values(checkpoint), dtype))
+    net = Net(
+        *(tf, network, port.classes > 0, _entries(tf, port, stored_values(checkpoint), dtype)),
+        lambda *norm: tf.nn.batch_normalization(*norm[:-1]),  # decay is for training
+    )
     return lambda x: _layers(net, pair, lambda _at, y: y, convolved, x)
 
 
-def _forward(net: _Net, fetch: Fetch, quantize: Quantize, x: Any) -> Layers:
+def forward(net: Net, fetch: Fetch, quantize: Quantize, x: Any) -> Layers:
     tf, network = net.tf, net.network
 
     def convolved(
@@ -152,7 +166,7 @@ def _forward(net: _Net, fetch: Fetch, quantize: Quantize, x: Any) -> Layers:
             x = _depthwise(tf, x, fetch(f"{scope}/depthwise_weights"), stride, rate)
         else:
             x = tf.nn.conv2d(x, fetch(f"{scope}/weights"), stride, "SAME")
-        return tf.nn.batch_normalization(x, mean, variance, beta, gamma, epsilon)
+        return net.normalize(x, mean, variance, beta, gamma, epsilon, network.decay)
 
     return _layers(net, _slim_pair(fetch), quantize, convolved, x)
 
@@ -161,7 +175,7 @@ def _slim_pair(fetch: Fetch) -> Pair:
     return lambda scope, _module: (fetch(f"{scope}/weights"), fetch(f"{scope}/biases"))
 
 
-def _forward_folded(net: _Net, fetch: Fetch, quantize: Quantize, x: Any) -> Layers:
+def _forward_folded(net: Net, fetch: Fetch, quantize: Quantize, x: Any) -> Layers:
     tf, network = net.tf, net.network
 
     def convolved(scope: str, module: str, norm: str, x: Any, stride: int = 1, rate: int = 1) -> Any:
@@ -188,7 +202,7 @@ def _depthwise(tf: Any, x: Any, kernel: Any, stride: int, rate: int) -> Any:
 
 
 def _layers(
-    net: _Net,
+    net: Net,
     pair: Pair,
     quantize: Quantize,
     convolved: Callable[..., Any],
@@ -252,9 +266,9 @@ def _layers(
         yield from _after_blocks(net, convolved, biased, activate, quantize, x)
 
 
-def _after_blocks(net: _Net, convolved: Any, biased: Any, activate: Any, quantize: Quantize, x: Any) -> Layers:
+def _after_blocks(net: Net, convolved: Any, biased: Any, activate: Any, quantize: Quantize, x: Any) -> Layers:
     """Last convolution, pooling, head and classifier, as far as the network has them."""
-    tf, network, classifier, _ = net
+    tf, network, classifier, _, _ = net
     after = network.endpoint_after_blocks
     if network.last:
         x = convolved("Conv_1", network.last_conv, network.last_norm, x)
@@ -281,7 +295,7 @@ def _after_blocks(net: _Net, convolved: Any, biased: Any, activate: Any, quantiz
         yield "Predictions", tf.nn.sigmoid(x) if network.predictions == "sigmoid" else tf.nn.softmax(x)
 
 
-def _tail(net: _Net, quantize: Quantize, x: Any) -> Any:
+def _tail(net: Net, quantize: Quantize, x: Any) -> Any:
     """(N, features) -> (N, classes), through a classifier of several layers."""
     tf, network, entry = net.tf, net.network, net.entry
     for number, layer in enumerate(network.tail):
@@ -293,7 +307,8 @@ def _tail(net: _Net, quantize: Quantize, x: Any) -> Any:
             mean, variance, beta, gamma = (
                 entry(f"{at}.{part}") for part in ("running_mean", "running_var", "bias", "weight")
             )
-            x = tf.nn.batch_normalization(x, mean, variance, beta, gamma, layer.epsilon)
+            decay = net.network.decay if layer.decay is None else layer.decay
+            x = net.normalize(x, mean, variance, beta, gamma, layer.epsilon, decay)
         else:
             assert layer.activation is not None
             x = quantize(at, activated(tf, layer.activation, x))

@@ -22,7 +22,8 @@ class Request(msgspec.Struct, frozen=True):
 
     ``kind`` is one of choose.KINDS and ``path`` the checkpoint, read with ``mapping``; or ``kind`` is one of PROGRAMS
     and ``path`` the program. ``given``: its name in messages. ``graph``: the frozen graph to run, if the checkpoint is
-    another file. ``memory``: bytes that the process may take beyond its memory at the start.
+    another file. ``memory``: bytes that the process may take beyond its memory at the start. ``train``: run a step of
+    training, with ``drop_class`` left out of the loss.
     """
 
     kind: str
@@ -33,6 +34,8 @@ class Request(msgspec.Struct, frozen=True):
     mapping: VariantMapping | None = None
     graph: bytes | None = None
     fake_quant: bool | None = None
+    train: bool = False
+    drop_class: int | None = None
 
 
 class Header(msgspec.Struct, frozen=True, omit_defaults=True):
