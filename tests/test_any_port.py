@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import functional_port
 import numpy as np
 import pytest
 import torch
@@ -14,6 +15,7 @@ from porter.artifacts.artifact import load_artifact, save_artifact
 from porter.exports.convert import convert
 
 PORTS = Path(__file__).parent / "ports.py"
+FOREIGN = PORTS.with_name("functional_port.py")
 
 
 @pytest.fixture(params=["three_blocks", pytest.param("small_075", marks=pytest.mark.slow)])
@@ -74,10 +76,72 @@ CAUSES = {
 def test_the_cause_is_named(run, subject, port):
     ran = verified(run, subject, port)
     assert ran.code == 1, ran.err
-    found = re.search(r"cause +(.*): with it, the logits' difference is (\S+), without (\S+)", ran.out)
+    found = re.search(r"cause +(.*): (with it, the logits' difference is (\S+), without (\S+)|.*weight)", ran.out)
     assert found, ran.out[-600:]
     assert found[1] == CAUSES[port]
-    assert float(found[2]) < 1e-6 < float(found[3])
+    assert found[3] is None or float(found[3]) < 1e-6 < float(found[4])
+
+
+@pytest.fixture
+def foreign(run, three_blocks, monkeypatch):
+    """``verify`` of a port in tests/functional_port.py."""
+    for name, value in (("VARIANT", three_blocks.variant), ("SOURCE", three_blocks.source)):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("MAPPING", str(three_blocks.mapping))
+    monkeypatch.syspath_prepend(str(FOREIGN.parent))
+
+    def verify(port, *options):
+        options = options or ("--reference", three_blocks.recorded)
+        return run("verify", three_blocks.source, f"{FOREIGN}:{port}", *three_blocks.own, *options)
+
+    return verify
+
+
+@pytest.mark.parametrize("port", [*functional_port.RIGHT, "embedding", "scripted", "exported"])
+def test_a_right_port_in_functions(foreign, port):
+    """Nothing in it is a module, but every layer is found, and what it returns is counted."""
+    ran = foreign(port)
+    assert ran.code == 0, ran.out + ran.err
+    assert "layer_" not in ran.out.partition("not matched")[2]
+    assert "top-1 1/1" in ran.out or port == "embedding"
+
+
+@pytest.mark.parametrize("port", functional_port.WRONG)
+def test_what_is_returned_decides(foreign, port):
+    ran = foreign(port)
+    assert ran.code == 1, ran.out + ran.err
+    assert functional_port.WRONG[port][1] in ran.out
+    assert "cause" not in ran.out or port == "clamped"
+    assert ran.out.startswith("furthest beyond their limits")
+
+
+@pytest.mark.parametrize(
+    ("port", "code", "said"),
+    [
+        ("rolled_embedding", 1, "what it returns is its layer_7 rolled by 5"),
+        ("normalised_embedding", 1, "what it returns is its layer_7 divided by their length"),
+        ("few_classes", 2, "returns its output [1, 7], which no output of the source's network fits"),
+        ("half", 1, "its output is float16 for images in float32"),
+        ("Autocast", 1, "its output is bfloat16 for images in float32"),
+        ("Trains", 1, "in training mode in spite of eval(): itself"),
+        ("Trains", 1, "not deterministic"),
+        ("Mutates", 1, "it changes the images that it is given"),
+        ("Single", 0, "not compared in float64"),
+        ("Exits", 2, "does not run on 1x3x51x40 float32 (SystemExit: 3)"),
+        ("exits", 2, "SystemExit: 3"),
+    ],
+)
+def test_odd_runs_are_named(foreign, port, code, said):
+    ran = foreign(port)
+    assert (ran.code, said in ran.out + ran.err) == (code, True), ran.out + ran.err
+
+
+def test_the_first_layer_that_differs(foreign):
+    """The last endpoint that matches by value, and what comes behind it; later ones are not matched, not different."""
+    found = json.loads(foreign("OneSwish", "--reference", "tf.nn", "--size", "51x40", "--json").out)
+    assert found["first_divergence"] == "layer_4/expansion_output"
+    assert "layer_4/output" in found["unmatched"]
+    assert {row["endpoint"] for row in found["rows"] if row["passed"]} >= {"layer_1", "layer_3/output"}
 
 
 @pytest.mark.slow
