@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from porter.artifacts.artifact import Artifact, ArtifactFile, load_artifact
-from porter.artifacts.variant import class_count
+from porter.artifacts.variant import class_count, network_as_stored
 from porter.errors import ArtifactError
 from porter.exports.deploy import deploy
 from porter.mapping.apply import carry_out
@@ -46,8 +46,13 @@ def artifact(file: ArtifactFile, port: Port, mapping: PathLike | None) -> Candid
     """
     stored = load_artifact(file)
     layout: ArtifactLayout = "timm" if stored.gate == TIMM_GATE else "slim"
-    single = open_model(file, PortOptions(port.mapping.variant, mapping, fake_quant=False), layout).whole
     exact_tensors, changed = unrounded(stored, port, layout)
+    if stored.metadata is None:  # it does not say what its source states of the network, such as a pooling window
+        network = network_as_stored(port.network, stored.arrays, None, stored.gate)
+        single = build_model(network, class_count(stored.arrays)).eval()
+        single.load_state_dict(stored.tensors, strict=False)  # its entries and shapes were checked
+    else:
+        single = open_model(file, PortOptions(port.mapping.variant, mapping, fake_quant=False), layout).whole
     exact = build_model(single.network, single.num_classes).double()
     exact.load_state_dict(single.state_dict() | exact_tensors)
     found = in_both_precisions(file.given, single, exact.eval())
