@@ -115,12 +115,20 @@ def exits():
     raise SystemExit(3)
 
 
-def scripted():
-    return torch.jit.trace(Functional().eval(), torch.zeros(1, 3, 51, 40))
+def scripted(size=(51, 40)):
+    return torch.jit.trace(Functional().eval(), torch.zeros(1, 3, *size))
 
 
-def exported():
-    return torch.export.export(Functional().eval(), (torch.zeros(1, 3, 51, 40),)).module()
+def exported(size=(51, 40)):
+    return torch.export.export(Functional().eval(), (torch.zeros(1, 3, *size),)).module()
+
+
+def scripted_48():
+    return scripted((48, 48))
+
+
+def exported_48():
+    return exported((48, 48))
 
 
 Both = namedtuple("Both", "logits label")

@@ -144,6 +144,86 @@ def test_the_first_layer_that_differs(foreign):
     assert {row["endpoint"] for row in found["rows"] if row["passed"]} >= {"layer_1", "layer_3/output"}
 
 
+def _classes_shifted(three_blocks, tensors):
+    whole = porter.create_model(
+        three_blocks.variant, three_blocks.source, mapping=three_blocks.mapping, keep_background=True
+    ).state_dict()
+    return tensors | {name: whole[name][:-1] for name in ("classifier.weight", "classifier.bias")}
+
+
+DAMAGES = {
+    "weights rounded to bfloat16": lambda _, t: {n: v.bfloat16() if v.ndim else v for n, v in t.items()},
+    "weights rounded to float16": lambda _, t: {n: v.half() if v.ndim else v for n, v in t.items()},
+    "BGR: the first convolution's input channels are reversed": lambda _, t: (
+        t | {"conv_stem.weight": t["conv_stem.weight"].flip(1)}
+    ),
+    "classes shifted by one": _classes_shifted,
+    "kernels flipped, left and right": lambda _, t: (
+        t | {"blocks.1.0.conv_dw.weight": t["blocks.1.0.conv_dw.weight"].flip(3)}
+    ),
+    "weights times 0.5": lambda _, t: t | {"conv_head.weight": t["conv_head.weight"] * 0.5},
+    "outputs in another order": lambda _, t: t | {"conv_head.bias": t["conv_head.bias"].flip(0)},
+}
+
+
+@pytest.mark.parametrize("cause", DAMAGES)
+def test_the_weights_tell_the_cause(run, three_blocks, tmp_path, cause):
+    """Of few tensors and of many, in the layout in which they are stored, and without a run."""
+    model = porter.create_model(three_blocks.variant, three_blocks.source, mapping=three_blocks.mapping)
+    torch.save(DAMAGES[cause](three_blocks, dict(model.state_dict())), tmp_path / "a.pth")
+    ran = run("verify", three_blocks.source, tmp_path / "a.pth", *three_blocks.options)
+    assert ran.code == 1, ran.out + ran.err
+    assert f"cause      {cause}: " in ran.out
+    assert ran.out.count("cause") == 1
+
+
+@pytest.mark.tensorflow
+def test_another_checkpoints_weights(run, tf, tmp_path):
+    """Of a step that lies beside the checkpoint."""
+    from three_blocks import MAPPING
+
+    from porter.mapping.files import load_mapping
+    from porter.parity.demo import random_variables
+    from porter.sources.bundle_writer import write_bundle
+
+    (tmp_path / "three.yaml").write_text(MAPPING)
+    for step in (1, 2):
+        write_bundle(tmp_path / f"model-{step}", random_variables(load_mapping(tmp_path / "three.yaml"), seed=step))
+    options = ("--mapping", tmp_path / "three.yaml")
+    assert run("convert", tmp_path / "model-1", *options, "-o", tmp_path / "a.pth").code == 0
+    ran = run("verify", tmp_path / "model-2", tmp_path / "a.pth", *options, "--size", "48")
+    assert ran.code == 1, ran.out + ran.err
+    assert "cause      the weights of another checkpoint, model-1: " in ran.out
+
+
+def test_a_program_that_returns_something_else(run, three_blocks, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from porter.exports.files import export_bytes
+    from porter.mapping.options import PortOptions
+    from porter.models.create import open_model
+
+    path, _ = convert(three_blocks.source, tmp_path / "a.pth", mapping=three_blocks.mapping)
+    network = open_model(path, PortOptions(mapping=three_blocks.mapping)).whole.network
+    model = onnx.load_from_string(export_bytes(".onnx", network, load_artifact(path), 48))
+    model.graph.node.append(onnx.helper.make_node("LogSoftmax", ["logits"], ["changed"], axis=1))
+    model.graph.output[0].name = "changed"
+    onnx.save(model, tmp_path / "a.onnx")
+    options = (*three_blocks.own, "--reference", "tf.nn", "--size", "48")
+    ran = run("verify", three_blocks.source, tmp_path / "a.onnx", *options)
+    assert ran.code == 1, ran.out + ran.err
+    assert "the network is right; what it returns is the log-softmax of its logits" in ran.out
+    batch = torch.zeros(2, 3, 48, 48)
+    torch.export.save(
+        torch.export.export(open_model(path, PortOptions(mapping=three_blocks.mapping)).whole, (batch,)),
+        tmp_path / "a.pt2",
+    )
+    ran = run("verify", three_blocks.source, tmp_path / "a.pt2", *options)
+    assert ran.code == 2
+    assert "takes batches of 2 images only; export it with a free batch, or one of 1" in ran.err
+    assert ran.err.count("\n") == 1
+
+
 @pytest.mark.slow
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("port", ["nobody_knows", "one_weight"])
@@ -213,8 +293,8 @@ def test_first_difference_by_both_names(run, tf, subject):
     found = json.loads(ran.out)
     assert ran.code == 1
     assert found["first_divergence"] == "layer_1"
-    row = next(row for row in found["rows"] if row["endpoint"] == "layer_2/output")
-    assert row["port_name"] == "net.blocks.0"
+    row = next(row for row in found["rows"] if row["endpoint"] == "layer_1")
+    assert row["port_name"] == "net.act1"
     assert [cause["names"] for cause in found["causes"]] == [["h-swish as swish"]]
 
 

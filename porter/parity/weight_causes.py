@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -14,7 +15,9 @@ from porter.mapping.options import PortOptions
 from porter.parity.candidates.candidate import Weights
 from porter.parity.candidates.own import ROUNDED, plan_like
 from porter.parity.verdict import Cause
-from porter.port import Port, plan_opened, plan_port
+from porter.port import Port, plan_opened
+from porter.sources import open_checkpoint
+from porter.sources.weights import Weights as Choice
 from porter.text import listed
 
 MOST_STEPS = 8  # other checkpoints beside this one that are compared
@@ -112,16 +115,19 @@ def _other_weights(port: Port, stored: Weights) -> Iterator[tuple[str, Mapping[s
     reasons = list(checkpoint.set_aside.values())
     raw = any(reason.startswith("raw value") for reason in reasons)
     if raw or any(reason.startswith("moving average") for reason in reasons):
-        options = PortOptions(weights="raw" if raw else "ema", fake_quant=False)
         words = "raw weights instead of their averages" if raw else "averages instead of raw weights"
-        yield words, _arrays(plan_port(checkpoint.path, options), stored)
+        yield words, _arrays(_planned(port, checkpoint.path, "raw" if raw else "ema"), stored)
     own = checkpoint.path.name
     beside = sorted(path.with_suffix("") for path in checkpoint.path.parent.glob("*.index"))
     for path in [path for path in beside if path.name != own][:MOST_STEPS]:
         try:
-            yield f"the weights of another checkpoint, {path.name}", _arrays(plan_port(path), stored)
+            yield f"the weights of another checkpoint, {path.name}", _arrays(_planned(port, path), stored)
         except PorterError:  # another network's, or damaged: not where these weights come from
             continue
+
+
+def _planned(port: Port, path: Path, weights: Choice = "auto") -> Port:
+    return plan_opened(open_checkpoint(path, weights), port.mapping, PortOptions(fake_quant=False))
 
 
 def _arrays(port: Port, stored: Weights) -> Mapping[str, np.ndarray]:
