@@ -136,6 +136,20 @@ def test_odd_runs_are_named(foreign, port, code, said):
     assert (ran.code, said in ran.out + ran.err) == (code, True), ran.out + ran.err
 
 
+@pytest.mark.parametrize("precision", ["highest", "medium"])
+def test_a_setting_that_makes_float32_less_exact(foreign, precision):
+    """It is named only where it is set."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        ran = foreign("Autocast", "--reference", "tf.nn", "--size", "33")
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert ran.code == 1
+    assert "same function" in ran.out
+    assert ("torch.set_float32_matmul_precision is 'medium'" in ran.out) == (precision == "medium")
+
+
 def test_the_first_layer_that_differs(foreign):
     """The last endpoint that matches by value, and what comes behind it; later ones are not matched, not different."""
     found = json.loads(foreign("OneSwish", "--reference", "tf.nn", "--size", "51x40", "--json").out)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
+import torch
 
 from porter.artifacts.artifact import ArtifactFile, find_artifact
 from porter.errors import ParityError
@@ -53,7 +54,7 @@ from porter.parity.references.reference import (
 )
 from porter.parity.returned import Foreign, Returned
 from porter.parity.samples import Sample, noise, photos, structured
-from porter.parity.verdict import Verdict
+from porter.parity.verdict import Cause, Verdict
 from porter.parity.weight_causes import weight_causes
 from porter.port import Port, plan_opened, plan_port
 from porter.sources.weights import Weights
@@ -175,6 +176,10 @@ def _find_causes(check: Check, sizes: Sequence[Size] | None, seconds: float) -> 
     port, candidate, verdict = check.port, check.candidate, check.verdict
     if port is None or verdict.returned:
         return
+    if verdict.as_exact is False and verdict.same_function is not False:
+        verdict.causes = [Cause((words,)) for words in _reduced_precision(candidate.device)]
+        if verdict.causes:
+            return
     changed = candidate.changed or (candidate.weights.changed if candidate.weights else ())
     if changed and candidate.weights:
         verdict.causes, all_of_it = weight_causes(port, candidate.weights, changed)
@@ -186,6 +191,15 @@ def _find_causes(check: Check, sizes: Sequence[Size] | None, seconds: float) -> 
     if target is not None:
         found, verdict.untried = explained(port, *target, seconds)
         verdict.causes += found
+
+
+def _reduced_precision(device: str) -> Iterator[str]:
+    """The settings of PyTorch with which float32 on ``device`` is less exact."""
+    precision = torch.get_float32_matmul_precision()
+    if precision != "highest":
+        yield f"float32 products in fewer bits (torch.set_float32_matmul_precision is {precision!r})"
+    if device == "cuda" and torch.backends.cudnn.allow_tf32:
+        yield "TF32 in convolutions (torch.backends.cudnn.allow_tf32 is True)"
 
 
 def _target(check: Check, sizes: Sequence[Size] | None) -> tuple[Target, np.ndarray] | None:

@@ -92,7 +92,7 @@ class Candidate:
     answer. ``rounded_weights``: True if its float64 values include the float32 rounding of folded weights. ``changed``:
     state-dict entries that differ from the source's. ``planned``: True if there are none and the network is ours.
     ``deployed``: True for the inference form, in float32. ``model``: our own network, if it is one.
-    ``weights``: the state dict, if it has our entries.
+    ``weights``: the state dict, if it has our entries. ``device``: where PyTorch computes it.
     """
 
     name: str
@@ -106,4 +106,5 @@ class Candidate:
     size: Size | None = None
     model: Whole | None = None
     weights: Weights | None = None
+    device: str = "cpu"
     digests: dict[str, str] = field(default_factory=dict)

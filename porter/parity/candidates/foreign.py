@@ -97,15 +97,24 @@ def module(name: str, model: nn.Module, port: Port) -> Candidate:
     rounded = state is None or any(share > SOME for share in state.changed.values())
     exact = _in_float64(single, {} if state is None or rounded else state.exact)
 
+    device = next((one.device for one in model.parameters()), torch.device("cpu"))
+
     def record(images: np.ndarray, questions: frozenset[Question], keep: int) -> Recording:
-        inputs = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+        inputs = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().to(device)
         found = {"rounding": Run(name, single, inputs.float(), keep)} if "rounding" in questions else {}
         if "function" in questions and exact is not None:
             found["function"] = Run(name, exact, inputs.double(), keep)
         return recorded(name, found.get("function"), found.get("rounding"), remarks)
 
     answers = QUESTIONS if exact is not None else frozenset[Question](("rounding",))
-    return Candidate(name, record=record, answers=answers, rounded_weights=rounded, weights=state and state.weights)
+    return Candidate(
+        name,
+        record=record,
+        answers=answers,
+        rounded_weights=rounded,
+        weights=state and state.weights,
+        device=device.type,
+    )
 
 
 def _as_handed_over(model: nn.Module) -> list[str]:
@@ -138,7 +147,7 @@ def _unrounded_state(model: nn.Module, port: Port) -> _State | None:
     state = model.state_dict()
     stem = f"{nodes(port.network, classes=0)[0].layer}.weight"
     prefix = next((name.removesuffix(stem) for name in state if name.endswith(stem)), "")  # of a network inside another
-    arrays = {name.removeprefix(prefix): tensor.numpy() for name, tensor in state.items()}
+    arrays = {name.removeprefix(prefix): tensor.cpu().numpy() for name, tensor in state.items()}
     fitting = []
     for layout in LAYOUTS:
         try:

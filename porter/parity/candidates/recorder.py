@@ -168,7 +168,7 @@ def as_array(tensor: Tensor) -> np.ndarray:
 
 def _array(tensor: Tensor) -> np.ndarray:
     """NHWC, of the same memory where that can be."""
-    values = tensor.detach()
+    values = tensor.detach().cpu()
     values = values if values.dtype in (torch.float32, torch.float64) else values.float()
     found: np.ndarray = (values.permute(0, 2, 3, 1) if values.ndim == 4 else values).numpy()
     return found
