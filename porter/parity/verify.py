@@ -328,8 +328,8 @@ def check_sample(
 ) -> None:
     """Run both sides on ``sample`` and add a row per endpoint to the verdict.
 
-    They run side by side, one endpoint at a time, so memory holds one pair (but all outputs of a foreign port). Raises
-    ParityError if shapes differ.
+    They run side by side, one endpoint at a time, so memory holds one pair, and some values of each operation of a
+    foreign port. Raises ParityError if shapes differ.
     """
     network, reference, verdict = check.network, check.reference, check.verdict
     names = endpoint_names(network, classes=1)
