@@ -43,7 +43,8 @@ def demo(demo_folder, tmp_path):
 
 def verified(run, subject, port, *options):
     port = f"{PORTS}:{port}" if port.isidentifier() else port
-    return run("verify", subject.source, port, *subject.own, *(options or ("--reference", subject.recorded)))
+    options = options or ("--reference", subject.recorded)
+    return run("verify", subject.source, port, *subject.own, "--diagnose", "all", *options)
 
 
 PAIRS = ("two_at_once", "gate_first")  # for these all pairs of mistakes are tried, and triples
@@ -134,6 +135,15 @@ def test_what_is_returned_decides(foreign, port):
 def test_odd_runs_are_named(foreign, port, code, said):
     ran = foreign(port)
     assert (ran.code, said in ran.out + ran.err) == (code, True), ran.out + ran.err
+
+
+def test_a_diagnosis_says_what_it_did_not_try(foreign, monkeypatch):
+    from porter.parity import verify
+
+    monkeypatch.setattr(verify, "QUICKLY", 0.0)
+    ran = foreign("OneSwish")
+    assert ran.code == 1
+    assert "single mistakes and all combinations: --diagnose all" in ran.out
 
 
 @pytest.mark.parametrize("precision", ["highest", "medium"])
