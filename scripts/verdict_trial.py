@@ -2,15 +2,21 @@
 
 .venv/bin/python scripts/verdict_trial.py alarms [--seeds 50] [--shared ../shared]
 .venv/bin/python scripts/verdict_trial.py faults [--shared ../shared]
+.venv/bin/python scripts/verdict_trial.py forms
+.venv/bin/python scripts/verdict_trial.py returned
 
 ``alarms`` verifies every checkpoint of the shared folder on seeded noise, structured images and photos, at several
 sizes. ``faults`` makes one mistake at a time in trained networks. It counts the mistakes that no endpoint shows (a
 weight behind a gate that is saturated on these images), and those that the verdict misses; the verdict also compares
-the weights. Exits with 1 on a false alarm or a missed fault.
+the weights. ``forms`` verifies every form of right ports of odd networks of three blocks: classes, widths, dead
+channels, means far from 0, images down to 1 x 1. ``returned`` verifies modules that change what they return. Exits with
+1 on a false alarm or a missed fault.
 """
 
 import argparse
+import os
 import sys
+import tempfile
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -22,15 +28,23 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
+import functional_port
 from faults import faults, one_from, with_fault
+from three_blocks import MAPPING, write_three_blocks
 
-from porter.artifacts.artifact import Artifact
+from porter.artifacts.artifact import Artifact, load_artifact
+from porter.exports.convert import convert
+from porter.exports.files import export_bytes
+from porter.mapping.files import load_mapping
 from porter.mapping.options import PortOptions
+from porter.models.create import open_model
 from porter.network.nodes import endpoint_names
 from porter.parity.candidates.own import ported_model, unrounded
+from porter.parity.demo import random_variables
 from porter.parity.samples import noise, photos, structured
-from porter.parity.verify import Against, Check, check_sample, open_check
+from porter.parity.verify import Against, Check, check_sample, open_check, verify
 from porter.port import plan_port
+from porter.sources.bundle_writer import write_bundle
 
 SIZES = ((224, 224), (97, 130), (160, 193))
 SEGMENTATION = ROOT / "tests" / "data" / "lraspp_small.yaml"
@@ -167,13 +181,110 @@ def report(network: str, check: Check, samples: list, models: list, made: list) 
     return total
 
 
+WIDTHS = {"classes 1": (1, 1.0), "classes 2": (2, 1.0), "classes 5000": (5000, 1.0)}
+WIDTHS |= {f"width {width}": (11, width) for width in (0.35, 2.0)}
+FORM_SIZES = [(48, 48), (33, 1), (2, 3), (1, 1)]
+
+
+def odd_networks(folder: Path) -> dict[str, tuple[Path, Path]]:
+    """Name -> mapping and checkpoint of a network of three blocks."""
+    found = {}
+    for name, (classes, width) in [*WIDTHS.items(), ("dead channels", (11, 1.0)), ("means of 1e4 sigma", (11, 1.0))]:
+        at = folder / name.replace(" ", "_")
+        at.mkdir()
+        mapping = at / "three.yaml"
+        mapping.write_text(MAPPING.replace("network:\n", f"network:\n  multiplier: {width}\n"))
+        values = random_variables(load_mapping(mapping), classes)
+        for variable, array in values.items():
+            if name == "dead channels" and variable.endswith(("gamma", "beta")):
+                array[::3] = 0
+            if name == "means of 1e4 sigma" and variable.endswith("moving_mean"):
+                array[:] = 1e4 * np.sqrt(values[variable.replace("mean", "variance")])
+        write_bundle(at / "model-1", values)
+        found[name] = mapping, at / "model-1"
+    return found
+
+
+def forms_of(mapping: Path, source: Path, folder: Path) -> list[tuple[str, dict]]:
+    """Every form of a right port: what to verify, and how."""
+    found: list[tuple[str, dict]] = [("", {"size": size}) for size in FORM_SIZES]
+    for name, options in (("timm", {}), ("folded", {"fold_bn": True}), ("slim", {"layout": "slim"})):
+        path, _ = convert(source, folder / f"{name}.pth", mapping=mapping, **options)
+        found += [(str(path), {"size": size}) for size in FORM_SIZES]
+    path = folder / "timm.pth"
+    found += [(str(path), {"deployed": True, "size": size}) for size in FORM_SIZES]
+    opened = open_model(path, PortOptions(mapping=mapping))
+    (folder / "port.onnx").write_bytes(export_bytes(".onnx", opened.whole.network, load_artifact(path), 48))
+    found.append((str(folder / "port.onnx"), {"size": (48, 48)}))
+    batch = torch.zeros(2, 3, 48, 48)
+    program = torch.export.export(opened.whole, (batch,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.export.save(program, folder / "port.pt2")
+    found.append((str(folder / "port.pt2"), {"size": (48, 48)}))
+    os.environ.update(VARIANT="three_blocks", SOURCE=str(source), MAPPING=str(mapping))
+    modules = [("ports.py:plain", size) for size in FORM_SIZES]
+    modules += [("functional_port.py:logits", size) for size in FORM_SIZES]
+    modules += [("functional_port.py:exported_48", (48, 48)), ("functional_port.py:scripted_48", (48, 48))]
+    return found + [(str(ROOT / "tests" / name), {"size": size}) for name, size in modules]
+
+
+def forms() -> int:
+    """Print a row a network: how many verdicts on its forms, how close to the limits, how many alarms."""
+    print("| network of three blocks | verdicts | comparisons | closest | alarms |")
+    print("|---|---|---|---|---|")
+    total = 0
+    with tempfile.TemporaryDirectory() as place:
+        for name, (mapping, source) in odd_networks(Path(place)).items():
+            verdicts = []
+            for port, options in forms_of(mapping, source, source.parent):
+                size, deployed = options["size"], options.get("deployed", False)
+                verdict = verify(
+                    source, port or None, mapping=mapping, reference="tf.nn", deployed=deployed, sizes=[size]
+                )
+                verdicts.append(verdict)
+                if not verdict.passed:
+                    print(f"{name}, {port} {options}: {verdict.sentence()}", file=sys.stderr)
+            rows = [row for verdict in verdicts for row in verdict.rows]
+            failed = sum(not verdict.passed for verdict in verdicts)
+            total += failed
+            furthest = max(rows, key=lambda row: row.excess)
+            cells = (
+                name,
+                len(verdicts),
+                len(rows),
+                f"{furthest.excess:.2f} of the limit ({furthest.endpoint})",
+                failed,
+            )
+            print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+    print(f"\n{total} false alarms")
+    return 1 if total else 0
+
+
+def returned() -> int:
+    """Print a row a port that returns something else: what the verdict says of it."""
+    print("| what is returned | the verdict |")
+    print("|---|---|")
+    missed = 0
+    with tempfile.TemporaryDirectory() as place:
+        three = write_three_blocks(Path(place))
+        os.environ.update(VARIANT=three.variant, SOURCE=str(three.source), MAPPING=str(three.mapping))
+        for name in functional_port.WRONG:
+            port = f"{functional_port.__file__}:{name}"
+            verdict = verify(three.source, port, mapping=three.mapping, reference=str(three.recorded))
+            missed += verdict.passed
+            print(f"| {name} | {verdict.sentence()} |", flush=True)
+    print(f"\n{missed} missed")
+    return 1 if missed else 0
+
+
 def main() -> int:
     """Run what was asked for."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=["alarms", "faults"])
+    parser.add_argument("what", choices=["alarms", "faults", "forms", "returned"])
     parser.add_argument("--seeds", type=int, default=50)
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared")
     arguments = parser.parse_args()
+    if arguments.what in ("forms", "returned"):
+        return forms() if arguments.what == "forms" else returned()
     shared = arguments.shared.resolve()
     return alarms(shared, arguments.seeds) if arguments.what == "alarms" else injected(shared)
 

@@ -4,6 +4,7 @@ They load the weights that the environment names (VARIANT, SOURCE, MAPPING, SIDE
 timm's building blocks or on torch alone.
 """
 
+import functools
 import os
 
 import torch
@@ -83,13 +84,12 @@ class Hooked(nn.Module):
 
 
 def on(kind, replacement):
-    """Replace what modules of the class named ``kind`` give: ``replacement(module, inputs)``."""
+    """Replace what modules of the class named ``kind`` compute: ``replacement(module, inputs)``."""
 
     def change(net):
         for module in net.modules():
             if type(module).__name__ == kind:
-                module.inplace = False
-                module.register_forward_hook(lambda m, args, _out: replacement(m, args[0]))
+                module.forward = functools.partial(replacement, module)
 
     return change
 

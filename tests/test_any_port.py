@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import functional_port
 import numpy as np
 import pytest
 import torch
@@ -14,6 +15,7 @@ from porter.artifacts.artifact import load_artifact, save_artifact
 from porter.exports.convert import convert
 
 PORTS = Path(__file__).parent / "ports.py"
+FOREIGN = PORTS.with_name("functional_port.py")
 
 
 @pytest.fixture(params=["three_blocks", pytest.param("small_075", marks=pytest.mark.slow)])
@@ -41,7 +43,8 @@ def demo(demo_folder, tmp_path):
 
 def verified(run, subject, port, *options):
     port = f"{PORTS}:{port}" if port.isidentifier() else port
-    return run("verify", subject.source, port, *subject.own, *(options or ("--reference", subject.recorded)))
+    options = options or ("--reference", subject.recorded)
+    return run("verify", subject.source, port, *subject.own, "--diagnose", "all", *options)
 
 
 PAIRS = ("two_at_once", "gate_first")  # for these all pairs of mistakes are tried, and triples
@@ -74,10 +77,175 @@ CAUSES = {
 def test_the_cause_is_named(run, subject, port):
     ran = verified(run, subject, port)
     assert ran.code == 1, ran.err
-    found = re.search(r"cause +(.*): with it, the logits' difference is (\S+), without (\S+)", ran.out)
+    found = re.search(r"cause +(.*): (with it, the logits' difference is (\S+), without (\S+)|.*weight)", ran.out)
     assert found, ran.out[-600:]
     assert found[1] == CAUSES[port]
-    assert float(found[2]) < 1e-6 < float(found[3])
+    assert found[3] is None or float(found[3]) < 1e-6 < float(found[4])
+
+
+@pytest.fixture
+def foreign(run, three_blocks, monkeypatch):
+    """``verify`` of a port in tests/functional_port.py."""
+    for name, value in (("VARIANT", three_blocks.variant), ("SOURCE", three_blocks.source)):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("MAPPING", str(three_blocks.mapping))
+    monkeypatch.syspath_prepend(str(FOREIGN.parent))
+
+    def verify(port, *options):
+        options = options or ("--reference", three_blocks.recorded)
+        return run("verify", three_blocks.source, f"{FOREIGN}:{port}", *three_blocks.own, *options)
+
+    return verify
+
+
+@pytest.mark.parametrize("port", [*functional_port.RIGHT, "embedding", "scripted", "exported"])
+def test_a_right_port_in_functions(foreign, port):
+    """Nothing in it is a module, but every layer is found, and what it returns is counted."""
+    ran = foreign(port)
+    assert ran.code == 0, ran.out + ran.err
+    assert "layer_" not in ran.out.partition("not matched")[2]
+    assert "top-1 1/1" in ran.out or port == "embedding"
+
+
+@pytest.mark.parametrize("port", functional_port.WRONG)
+def test_what_is_returned_decides(foreign, port):
+    ran = foreign(port)
+    assert ran.code == 1, ran.out + ran.err
+    assert functional_port.WRONG[port][1] in ran.out
+    assert "cause" not in ran.out or port == "clamped"
+    assert ran.out.startswith("furthest beyond their limits")
+
+
+@pytest.mark.parametrize(
+    ("port", "code", "said"),
+    [
+        ("rolled_embedding", 1, "what it returns is its layer_7 rolled by 5"),
+        ("normalised_embedding", 1, "what it returns is its layer_7 divided by their length"),
+        ("few_classes", 2, "returns its output [1, 7], which no output of the source's network fits"),
+        ("half", 1, "its output is float16 for images in float32"),
+        ("Autocast", 1, "its output is bfloat16 for images in float32"),
+        ("Trains", 1, "in training mode in spite of eval(): itself"),
+        ("Trains", 1, "not deterministic"),
+        ("Mutates", 1, "it changes the images that it is given"),
+        ("Single", 0, "not compared in float64"),
+        ("Exits", 2, "does not run on 1x3x51x40 float32 (SystemExit: 3)"),
+        ("exits", 2, "SystemExit: 3"),
+    ],
+)
+def test_odd_runs_are_named(foreign, port, code, said):
+    ran = foreign(port)
+    assert (ran.code, said in ran.out + ran.err) == (code, True), ran.out + ran.err
+
+
+def test_a_diagnosis_says_what_it_did_not_try(foreign, monkeypatch):
+    from porter.parity import verify
+
+    monkeypatch.setattr(verify, "QUICKLY", 0.0)
+    ran = foreign("OneSwish")
+    assert ran.code == 1
+    assert "single mistakes and all combinations: --diagnose all" in ran.out
+
+
+@pytest.mark.parametrize("precision", ["highest", "medium"])
+def test_a_setting_that_makes_float32_less_exact(foreign, precision):
+    """It is named only where it is set."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        ran = foreign("Autocast", "--reference", "tf.nn", "--size", "33")
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert ran.code == 1
+    assert "same function" in ran.out
+    assert ("torch.set_float32_matmul_precision is 'medium'" in ran.out) == (precision == "medium")
+
+
+def test_the_first_layer_that_differs(foreign):
+    """The last endpoint that matches by value, and what comes behind it; later ones are not matched, not different."""
+    found = json.loads(foreign("OneSwish", "--reference", "tf.nn", "--size", "51x40", "--json").out)
+    assert found["first_divergence"] == "layer_4/expansion_output"
+    assert "layer_4/output" in found["unmatched"]
+    assert {row["endpoint"] for row in found["rows"] if row["passed"]} >= {"layer_1", "layer_3/output"}
+
+
+def _classes_shifted(three_blocks, tensors):
+    whole = porter.create_model(
+        three_blocks.variant, three_blocks.source, mapping=three_blocks.mapping, keep_background=True
+    ).state_dict()
+    return tensors | {name: whole[name][:-1] for name in ("classifier.weight", "classifier.bias")}
+
+
+DAMAGES = {
+    "weights rounded to bfloat16": lambda _, t: {n: v.bfloat16() if v.ndim else v for n, v in t.items()},
+    "weights rounded to float16": lambda _, t: {n: v.half() if v.ndim else v for n, v in t.items()},
+    "BGR: the first convolution's input channels are reversed": lambda _, t: (
+        t | {"conv_stem.weight": t["conv_stem.weight"].flip(1)}
+    ),
+    "classes shifted by one": _classes_shifted,
+    "kernels flipped, left and right": lambda _, t: (
+        t | {"blocks.1.0.conv_dw.weight": t["blocks.1.0.conv_dw.weight"].flip(3)}
+    ),
+    "weights times 0.5": lambda _, t: t | {"conv_head.weight": t["conv_head.weight"] * 0.5},
+    "outputs in another order": lambda _, t: t | {"conv_head.bias": t["conv_head.bias"].flip(0)},
+}
+
+
+@pytest.mark.parametrize("cause", DAMAGES)
+def test_the_weights_tell_the_cause(run, three_blocks, tmp_path, cause):
+    """Of few tensors and of many, in the layout in which they are stored, and without a run."""
+    model = porter.create_model(three_blocks.variant, three_blocks.source, mapping=three_blocks.mapping)
+    torch.save(DAMAGES[cause](three_blocks, dict(model.state_dict())), tmp_path / "a.pth")
+    ran = run("verify", three_blocks.source, tmp_path / "a.pth", *three_blocks.options)
+    assert ran.code == 1, ran.out + ran.err
+    assert f"cause      {cause}: " in ran.out
+    assert ran.out.count("cause") == 1
+
+
+@pytest.mark.tensorflow
+def test_another_checkpoints_weights(run, tf, tmp_path):
+    """Of a step that lies beside the checkpoint."""
+    from three_blocks import MAPPING
+
+    from porter.mapping.files import load_mapping
+    from porter.parity.demo import random_variables
+    from porter.sources.bundle_writer import write_bundle
+
+    (tmp_path / "three.yaml").write_text(MAPPING)
+    for step in (1, 2):
+        write_bundle(tmp_path / f"model-{step}", random_variables(load_mapping(tmp_path / "three.yaml"), seed=step))
+    options = ("--mapping", tmp_path / "three.yaml")
+    assert run("convert", tmp_path / "model-1", *options, "-o", tmp_path / "a.pth").code == 0
+    ran = run("verify", tmp_path / "model-2", tmp_path / "a.pth", *options, "--size", "48")
+    assert ran.code == 1, ran.out + ran.err
+    assert "cause      the weights of another checkpoint, model-1: " in ran.out
+
+
+def test_a_program_that_returns_something_else(run, three_blocks, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from porter.exports.files import export_bytes
+    from porter.mapping.options import PortOptions
+    from porter.models.create import open_model
+
+    path, _ = convert(three_blocks.source, tmp_path / "a.pth", mapping=three_blocks.mapping)
+    network = open_model(path, PortOptions(mapping=three_blocks.mapping)).whole.network
+    model = onnx.load_from_string(export_bytes(".onnx", network, load_artifact(path), 48))
+    model.graph.node.append(onnx.helper.make_node("LogSoftmax", ["logits"], ["changed"], axis=1))
+    model.graph.output[0].name = "changed"
+    onnx.save(model, tmp_path / "a.onnx")
+    options = (*three_blocks.own, "--reference", "tf.nn", "--size", "48")
+    ran = run("verify", three_blocks.source, tmp_path / "a.onnx", *options)
+    assert ran.code == 1, ran.out + ran.err
+    assert "the network is right; what it returns is the log-softmax of its logits" in ran.out
+    batch = torch.zeros(2, 3, 48, 48)
+    torch.export.save(
+        torch.export.export(open_model(path, PortOptions(mapping=three_blocks.mapping)).whole, (batch,)),
+        tmp_path / "a.pt2",
+    )
+    ran = run("verify", three_blocks.source, tmp_path / "a.pt2", *options)
+    assert ran.code == 2
+    assert "takes batches of 2 images only; export it with a free batch, or one of 1" in ran.err
+    assert ran.err.count("\n") == 1
 
 
 @pytest.mark.slow
@@ -149,8 +317,8 @@ def test_first_difference_by_both_names(run, tf, subject):
     found = json.loads(ran.out)
     assert ran.code == 1
     assert found["first_divergence"] == "layer_1"
-    row = next(row for row in found["rows"] if row["endpoint"] == "layer_2/output")
-    assert row["port_name"] == "net.blocks.0"
+    row = next(row for row in found["rows"] if row["endpoint"] == "layer_1")
+    assert row["port_name"] == "net.act1"
     assert [cause["names"] for cause in found["causes"]] == [["h-swish as swish"]]
 
 

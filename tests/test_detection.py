@@ -1,6 +1,7 @@
 """SSDLite: exact against the original code's graph and outputs, anchors, boxes, suppression, mean average precision."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from porter.network.network import build_network
 from porter.network.node import map_sizes
 from porter.network.nodes import anchors, groups, nodes
 from porter.sources.bundle_writer import write_bundle
+
+HEAD_PORTS = Path(__file__).parent / "head_ports.py"
 
 
 @pytest.fixture(scope="module")
@@ -292,3 +295,24 @@ def test_release(oracle, run, tmp_path):
     card = (tmp_path / "dist" / "README.md").read_text()
     assert "pipeline_tag: object-detection" in card
     assert "predict . photo.jpg -o boxes/" in card
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize(
+    ("port", "code", "said"),
+    [
+        pytest.param("own", 0, "same function", marks=pytest.mark.slow),
+        ("boxes_and_scores", 0, "same function"),
+        ("boxes_in_another_order", 1, "its encodings with the boxes in another order"),
+        ("x_before_y", 1, "its encodings in another order"),
+        pytest.param("softmax_of_boxes", 1, "the softmax of its logits", marks=pytest.mark.slow),
+    ],
+)
+def test_a_detector_as_a_module(made, tf, run, port, code, said, monkeypatch):
+    """Tuples and dicts of encodings or boxes, and of logits or scores."""
+    monkeypatch.setenv("VARIANT", "ssdlite_small")
+    monkeypatch.setenv("SOURCE", str(made))
+    monkeypatch.delenv("MAPPING", raising=False)
+    monkeypatch.syspath_prepend(str(HEAD_PORTS.parent))
+    ran = run("verify", made, f"{HEAD_PORTS}:{port}", "--size", "97x65")
+    assert (ran.code, said in ran.out) == (code, True), ran.out + ran.err

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import re
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -20,6 +21,7 @@ from porter.port import plan_port
 from porter.prediction.network import palette
 from porter.sources.bundle_writer import write_bundle
 
+HEAD_PORTS = Path(__file__).parent / "head_ports.py"
 USERS = SHARED.parent / "real" / "lraspp_small_user.pb"
 
 
@@ -112,11 +114,13 @@ def test_a_users_segmenter(run, tmp_path):
 @pytest.mark.tensorflow
 @pytest.mark.skipif(not USERS.is_file(), reason="no real files")
 def test_a_users_segmenter_verifies(run, tmp_path):
-    """At 513x1025, the only size of its graph."""
+    """At 513x1025, the only size of its graph; also its plain state dict, and in ONNX Runtime."""
     assert run("convert", USERS, "-o", tmp_path / "a.pth").code == 0
-    ran = run("verify", USERS, tmp_path / "a.pth")
-    assert ran.code == 0, ran.out + ran.err
-    assert "50 endpoints" in ran.out
+    torch.save(dict(porter.create_model("lraspp_small", tmp_path / "a.pth").state_dict()), tmp_path / "plain.pth")
+    for port, *options in (("a.pth",), ("plain.pth",), ("a.pth", "--deploy")):
+        ran = run("verify", USERS, tmp_path / port, *options)
+        assert ran.code == 0, ran.out + ran.err
+        assert "50 endpoints" in ran.out
 
 
 def test_names_are_torchvisions(timm):
@@ -358,3 +362,24 @@ def test_release(run, tmp_path):
     assert "pipeline_tag: image-segmentation" in card
     assert "predict . photo.jpg -o masks/" in card
     assert "Embeddings" not in card
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize(
+    ("port", "code", "said"),
+    [
+        ("own", 0, "51 endpoints"),
+        pytest.param("semantic", 0, "50 endpoints", marks=pytest.mark.slow),
+        pytest.param("channels_last", 0, "51 endpoints", marks=pytest.mark.slow),
+        ("without_align_corners", 1, "another function, from logits on"),
+        ("classes_rolled", 1, "what it returns is its logits rolled by 1"),
+    ],
+)
+def test_a_segmenter_as_a_module(made, tf, run, port, code, said, monkeypatch):
+    """Its block returns a tuple, and a residual sum is no module's output."""
+    monkeypatch.setenv("VARIANT", "lraspp_small")
+    monkeypatch.setenv("SOURCE", str(made))
+    monkeypatch.delenv("MAPPING", raising=False)
+    monkeypatch.syspath_prepend(str(HEAD_PORTS.parent))
+    ran = run("verify", made, f"{HEAD_PORTS}:{port}", "--size", "97x65")
+    assert (ran.code, said in ran.out) == (code, True), ran.out + ran.err

@@ -234,6 +234,23 @@ def test_nan_is_no_parity():
         assert row.worst == (0, 1)
 
 
+@pytest.mark.parametrize(
+    ("count", "apart", "passes"), [(1, 40, True), (16, 9, True), (16, 12, False), (4096, 5, False)]
+)
+def test_few_values_vary_more(count, apart, passes):
+    """The port's error is ``apart`` times the reference's: in a handful of values that is chance."""
+    values = Values(np.ones((1, count)), Noise(1e-6, 1e-6))
+    row = compare("x", "s", values, Output(None, np.full((1, count), 1 + apart * 1e-6)))
+    assert row.as_exact is passes
+
+
+@pytest.mark.parametrize(("noise", "limit"), [(1e-6, 1e-12), (1e-3, 2**-29 * 8e-3)])
+def test_where_the_network_cancels_float64_loses_digits_too(noise, limit):
+    """As many as float32 does; otherwise the limit is 1e-12."""
+    values = Values(np.ones((1, 10**6)), Noise(noise, noise))
+    assert compare("x", "s", values, Output(values.values, None)).function_limit == pytest.approx(limit, rel=1e-2)
+
+
 def test_human_table_and_junit(run, demo_folder, tmp_path):
     junit = tmp_path / "parity.xml"
     ran = run("verify", demo_folder, "--reference", demo_folder / "expected.npz", "--junit", junit)

@@ -50,6 +50,13 @@ from porter.text import json_text
     help="An image or a folder of them, instead of noise and structured images.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
+@click.option(
+    "--diagnose",
+    type=click.Choice(["quick", "all"]),
+    default="quick",
+    show_default=True,
+    help="How long to look for known mistakes if there is no parity: 10 seconds, or until all are tried.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Print every endpoint, not a summary.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
 @click.option("--junit", type=OUTPUT, metavar="FILE|-", help="Also write JUnit XML.")

@@ -24,6 +24,11 @@ RMS_MULTIPLE, LARGEST_MULTIPLE = 4.0, 8.0
 # (convolution, batch norm twice, activation, multiplication, addition).
 ULP = 2.0**-23
 RMS_FLOOR, LARGEST_FLOOR = 1 * ULP, 4 * ULP
+# The root mean square of n errors varies by 1 / sqrt(2n) of itself, and so the logarithm of the ratio of two by
+# 1 / sqrt(n). Limits have this many of these deviations more: 15 x for a pair of values, 1.1 x for a thousand
+DEVIATIONS = 4.0
+# Float64 rounds by this much of float32's rounding. What multiplies the one (cancellation) multiplies the other
+DOUBLE = 2.0**-29
 
 NO_NOISE = Noise(0.0, 0.0)
 
@@ -165,10 +170,13 @@ def compare(
     worst = 0
     if noise is not None:
         theirs = Noise(noise.rms / unit, noise.largest / unit)
+        few = math.exp(DEVIATIONS / math.sqrt(max(1, values.size)))
         allowed = Noise(
-            RMS_MULTIPLE * max(theirs.rms, inherited.rms, RMS_FLOOR),
-            LARGEST_MULTIPLE * max(theirs.largest, inherited.largest, LARGEST_FLOOR),
+            few * RMS_MULTIPLE * max(theirs.rms, inherited.rms, RMS_FLOOR),
+            few * LARGEST_MULTIPLE * max(theirs.largest, inherited.largest, LARGEST_FLOOR),
         )
+        if function_limit == SAME_FUNCTION:
+            function_limit = max(function_limit, DOUBLE * allowed.largest)
     if single is not None and noise is not None:
         difference = np.abs(single.astype(np.float64) - values)
         port = Noise(float(np.sqrt(np.mean(np.square(difference)))) / unit, _largest(difference) / unit)

@@ -28,7 +28,7 @@ def on_device(candidate: Candidate, name: str) -> Candidate:
     single.to(device)
     with suppress(TypeError):  # "the MPS framework doesn't support float64"
         exact.to(device)
-    return replace(candidate, name=f"{candidate.name or 'the port'} on {name}")
+    return replace(candidate, name=f"{candidate.name or 'the port'} on {name}", device=device.type)
 
 
 def tf32_cause(verdict: Verdict, again: Callable[[], Verdict]) -> list[Cause]:

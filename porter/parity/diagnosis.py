@@ -6,6 +6,7 @@ A mistake is named if our network with it gives the port's output, down to round
 from __future__ import annotations
 
 import copy
+import time
 import types
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ EXPLAINED = {"exact": (1e-12, 1e-6, 1e-2), "single": (2e-5, 2e-5, 1e-1)}
 
 MOST_AT_ONCE = 3  # timm's and torchvision's own classes make three of these mistakes, and no more
 EXTENDED = 12
+MORE = {1: " and all combinations", 2: " and those of 3", 3: ""}
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TF_CLASSES = 1001  # slim's, background first
@@ -51,11 +53,13 @@ class Target(NamedTuple):
     exact: bool
 
 
-def diagnose(port: Port, target: Target, images: np.ndarray) -> list[Cause]:
-    """At most three mistakes that make our network give ``target`` for ``images`` (N, H, W, C); empty if none do.
+def explained(port: Port, target: Target, images: np.ndarray, seconds: float) -> tuple[list[Cause], str]:
+    """At most three mistakes that make our network give ``target`` for ``images`` (N, H, W, C); none if none do.
 
-    Also empty if our network gives ``target`` without any.
+    Also none if our network gives ``target`` without any. Likely ones are tried first, for ``seconds``; with what was
+    not tried, in words.
     """
+    end = time.monotonic() + seconds
     plain = PortOptions(layout="slim", keep_background=True, fake_quant=False)
     whole = plan_opened(port.checkpoint, port.mapping, plain)
     inputs = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
@@ -92,22 +96,30 @@ def diagnose(port: Port, target: Target, images: np.ndarray) -> list[Cause]:
     rounding, limit, share = EXPLAINED["exact" if target.exact else "single"]
     before = distance((), "float64")
     if not before > rounding:
-        return []
+        return [], ""
     enough = min(limit, share * before)
     known = list(_mistakes(port, images.shape[1:3]))
     tried: list[tuple[Mistake, ...]] = [(mistake,) for mistake in known]
-    for _ in range(MOST_AT_ONCE):
+    for at_once in range(1, MOST_AT_ONCE + 1):
         # Screened in float32, which is faster; its rounding must not hide an explanation
-        ranked = sorted(((distance(mistakes, "float32"), number) for number, mistakes in enumerate(tried)))
+        ranked = []
+        for number, mistakes in enumerate(tried):
+            if time.monotonic() > end:
+                break
+            ranked.append((distance(mistakes, "float32"), number))
+        ranked.sort()
         found = [
             Cause(tuple(mistake.name for mistake in tried[number]), before, after)
             for rough, number in ranked[:5]
             if rough <= max(enough, EXPLAINED["single"][0]) and (after := distance(tried[number], "float64")) <= enough
         ]
         if found:
-            return [min(found, key=lambda cause: cause.after)]
+            return [min(found, key=lambda cause: cause.after or 0.0)], ""
+        if len(ranked) < len(tried):
+            of = "single mistakes" if at_once == 1 else f"combinations of {at_once}"
+            return [], f"{len(tried) - len(ranked)} of {len(tried)} {of}{MORE[at_once]}"
         tried = _one_more(known, [tried[number] for _, number in ranked])
-    return []
+    return [], ""
 
 
 def _one_more(known: list[Mistake], ranked: list[tuple[Mistake, ...]]) -> list[tuple[Mistake, ...]]:
@@ -163,7 +175,9 @@ def _input_mistakes(port: Port, size: tuple[int, ...]) -> Iterator[Mistake]:
     yield Mistake("input taken for [0, 1], ImageNet mean and std", images=lambda x: (x - mean) / std)
     yield Mistake("BGR", images=lambda x: x.flip(1))
     trained: Size = (port.mapping.input.size,) * 2
-    if tuple(size) != trained:
+    if tuple(size) != trained and max(size) <= trained[0]:  # enlarged: antialiasing changes nothing
+        yield Mistake("bilinear resize", images=lambda x: _resize(x, trained, False))
+    elif tuple(size) != trained:
         yield Mistake("bilinear resize without antialiasing", images=lambda x: _resize(x, trained, False))
         yield Mistake("bilinear resize with antialiasing", images=lambda x: _resize(x, trained, True))
 

@@ -15,12 +15,12 @@ class Cause(NamedTuple):
     """Known mistakes that explain a difference; ``names`` are from porter.parity.diagnosis.
 
     ``before`` and ``after``: distance of the logits, or of other ``values``, over their scale, without and with the
-    same mistakes in our network.
+    same mistakes in our network; None if that was not run, as weights tell it.
     """
 
     names: tuple[str, ...]
-    before: float
-    after: float
+    before: float | None = None
+    after: float | None = None
     values: str = "the logits'"
 
     @property
@@ -34,12 +34,15 @@ class Verdict:
     """Every compared endpoint on every sample, agreement of the top classes, and what was compared.
 
     ``artifact``: what was checked, None for the port in memory. ``precision``: of the reference's values. ``missing``:
-    endpoints that the reference does not hold. ``unmatched``: endpoints for which a foreign port has no output of that
-    shape. ``changed``: state-dict entries that differ from the checkpoint's; ``variables``: their names in the
+    endpoints that the reference does not hold. ``unmatched``: endpoints for which a foreign port has no operation of
+    these values. ``changed``: state-dict entries that differ from the checkpoint's; ``variables``: their names in the
     checkpoint. ``causes`` explain a failure, if they were looked for. ``fake_quant``: True if 8 bits were compared.
     ``dequantized``: True if the source has 8 bits and its float network was compared. ``received`` says which values
-    each side got. ``assumed`` are facts that neither the source nor the reference states (porter.mapping.stated.FACTS).
-    ``training``: True if a step of training was compared; rows are then its values.
+    each side got. ``returned``: what a foreign port returns of the right values, if it changes them in a known way.
+    ``right_up_to``: the last endpoint that it computes, if it returns something else. ``remarks``: what is odd about
+    its run. ``untried``: mistakes that were not looked for, for want of time. ``assumed`` are facts that neither the
+    source nor the reference states (porter.mapping.stated.FACTS). ``training``: True if a step of training was
+    compared; rows are then its values.
     """
 
     variant: str
@@ -63,6 +66,10 @@ class Verdict:
     variables: dict[str, str] = field(default_factory=dict)
     causes: list[Cause] = field(default_factory=list)
     received: str = ""
+    returned: list[str] = field(default_factory=list)
+    right_up_to: str = ""
+    remarks: list[str] = field(default_factory=list)
+    untried: str = ""
     assumed: list[str] = field(default_factory=list)
     training: bool = False
 
@@ -110,6 +117,8 @@ class Verdict:
 
     def sentence(self) -> str:
         """Both answers in one sentence; only the first if it is another function."""
+        if self.returned and not self.passed:
+            return f"the network is right; what it returns is {', or '.join(self.returned)}"
         rounding = "" if self.same_function is False else self._about_rounding()
         said = "; ".join(filter(None, (self._about_function(), rounding))) or "nothing compared"
         return f"in training, {said}" if self.training else said
@@ -130,7 +139,10 @@ class Verdict:
         first = next((row for row in self.worst_rows() if row.same_function is False), None)
         if first is None:
             return f"other weights ({listed(self.changed, 3)})"
-        return f"another function, from {first.endpoint} on ({first.function:.1e} of its scale)"
+        apart = f"({first.function:.1e} of its scale)"
+        if self.right_up_to:
+            return f"the network is right up to {self.right_up_to}; what it returns is something else {apart}"
+        return f"another function, from {first.endpoint} on {apart}"
 
     def _about_rounding(self) -> str:
         ratio = self.noise_ratio()

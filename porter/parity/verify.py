@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
+import torch
 
 from porter.artifacts.artifact import ArtifactFile, find_artifact
 from porter.errors import ParityError
+from porter.mapping.axes import to_target
 from porter.mapping.options import ArtifactLayout, PathLike, PortOptions
 from porter.mapping.schema import VariantMapping
 from porter.models.create import open_model
 from porter.network.network import Network
 from porter.network.node import Size
-from porter.network.nodes import endpoint_names
+from porter.network.nodes import CLASS_ENDPOINTS, endpoint_names
 from porter.network.spec import Input
 from porter.parity.candidates.candidate import QUESTIONS, Candidate, Output, Question
 from porter.parity.candidates.choose import open_candidate
-from porter.parity.candidates.match import matched
+from porter.parity.candidates.match import Found, Named
 from porter.parity.candidates.own import deployed as in_deployed_form
 from porter.parity.candidates.own import quantised
 from porter.parity.compare import (
@@ -37,17 +40,29 @@ from porter.parity.compare import (
     top_k,
 )
 from porter.parity.device import on_device, tf32_cause
-from porter.parity.diagnosis import Target, diagnose
+from porter.parity.diagnosis import Target, explained
 from porter.parity.evidence import Evidence
 from porter.parity.references.choose import open_reference, training_reference
-from porter.parity.references.reference import FEWEST_VALUES, Noise, Reference, Values, larger, noise_of_softmax
+from porter.parity.references.reference import (
+    FEWEST_VALUES,
+    Noise,
+    Reference,
+    Values,
+    larger,
+    noise_of_dense,
+    noise_of_softmax,
+    over_scale,
+)
+from porter.parity.returned import Foreign, Returned
 from porter.parity.samples import Sample, noise, photos, structured
 from porter.parity.training import BATCH, check_step, refuse_untrainable, step_size
 from porter.parity.verdict import Cause, Verdict
+from porter.parity.weight_causes import weight_causes
 from porter.port import Port, plan_opened, plan_port
 from porter.sources.weights import Weights
 
 Dtype = Literal["both", "float64", "float32"]
+Diagnose = Literal["quick", "all"]
 Progress = Callable[[str, str], None]  # the sample and the endpoint just compared
 ASKED: dict[Dtype, frozenset[Question]] = {
     "both": QUESTIONS,
@@ -55,7 +70,7 @@ ASKED: dict[Dtype, frozenset[Question]] = {
     "float32": frozenset(("rounding",)),
 }
 
-FEW = 5  # up to this many changed entries explain a difference; every known mistake with weights changes more
+QUICKLY = 10.0  # seconds that a diagnosis takes at most, unless all is asked for
 
 # Compared besides the training size if the reference takes any: odd, and non-square with odd and even sides.
 OTHER_SIZES: tuple[Size, ...] = ((225, 225), (160, 193))
@@ -107,6 +122,7 @@ def verify(
     weights_file: PathLike | None = None,
     train: bool = False,
     device: str | None = None,
+    diagnose: Diagnose = "quick",
     progress: Progress | None = None,
 ) -> Verdict:
     """Compare a port of ``checkpoint`` with TensorFlow, endpoint by endpoint: the same function, and as exact?
@@ -135,6 +151,7 @@ def verify(
         weights_file: The state dict for ``timm:NAME``.
         train: Compare a step of training instead: statistics of batch norms, outputs, loss and gradients.
         device: Where the port runs, such as ``cuda``. None: on the CPU, as the reference does.
+        diagnose: If there is no parity, look for known mistakes for 10 s (``quick``), or for all of them (``all``).
         progress: ``progress(sample, endpoint)`` is called after each endpoint.
 
     Returns:
@@ -171,32 +188,60 @@ def verify(
 
     verdict = run(check, evidence, progress)
     if device is not None:
-        again = replace(verdict, rows=[], images=0, top1_agree=0, top5_agree=0, unmatched=[], causes=[])
+        again = replace(verdict, rows=[], images=0, top1_agree=0, top5_agree=0, unmatched=[], causes=[], remarks=[])
         verdict.causes += tf32_cause(verdict, lambda: run(check._replace(verdict=again)))
     if not (verdict.passed or verdict.fake_quant or verdict.causes or train):
-        verdict.causes = _causes(check, inputs.sizes)
+        _find_causes(check, inputs.sizes, QUICKLY if diagnose == "quick" else math.inf)
     return verdict
 
 
-def _causes(check: Check, sizes: Sequence[Size] | None) -> list[Cause]:
-    """Causes of the difference in the port's logits, or in the reference's if the port is as planned."""
-    port, candidate, reference = check.port, check.candidate, check.reference
-    if port is None or not port.classes or port.network.head is not None or 0 < len(candidate.changed) <= FEW:
-        return []
-    size = reference.size or candidate.size or (sizes[0] if sizes else (port.mapping.input.size,) * 2)
+def _find_causes(check: Check, sizes: Sequence[Size] | None, seconds: float) -> None:
+    """Add to the verdict what explains the difference: in the weights, or else in what our network would compute."""
+    port, candidate, verdict = check.port, check.candidate, check.verdict
+    if port is None or verdict.returned:
+        return
+    if verdict.as_exact is False and verdict.same_function is not False:
+        verdict.causes = [Cause((words,)) for words in _reduced_precision(candidate.device)]
+        if verdict.causes:
+            return
+    changed = candidate.changed or (candidate.weights.changed if candidate.weights else ())
+    if changed and candidate.weights:
+        verdict.causes, all_of_it = weight_causes(port, candidate.weights, changed)
+        if all_of_it:
+            return
+    if not port.classes or port.network.head is not None:
+        return
+    target = _target(check, sizes)
+    if target is not None:
+        found, verdict.untried = explained(port, *target, seconds)
+        verdict.causes += found
+
+
+def _reduced_precision(device: str) -> Iterator[str]:
+    """The settings of PyTorch with which float32 on ``device`` is less exact."""
+    precision = torch.get_float32_matmul_precision()
+    if precision != "highest":
+        yield f"float32 products in fewer bits (torch.set_float32_matmul_precision is {precision!r})"
+    if device == "cuda" and torch.backends.cudnn.allow_tf32:
+        yield "TF32 in convolutions (torch.backends.cudnn.allow_tf32 is True)"
+
+
+def _target(check: Check, sizes: Sequence[Size] | None) -> tuple[Target, np.ndarray] | None:
+    """Logits to explain, the port's, or the reference's if the port is as planned, and the images that it got."""
+    candidate, reference = check.candidate, check.reference
+    size = reference.size or candidate.size or (sizes[0] if sizes else (check.mapping.input.size,) * 2)
     images = reference.samples[0].images if reference.samples else noise(size, seed=0).images
     given = reference.prepare(images)
-    target = None
     if candidate.planned:
         values = dict(reference.run(images, ["Logits"])).get("Logits")
-        target = values and Target(values.values, exact=reference.precision == "float64")
-    else:
-        outputs = [output for name, output in candidate.run(given, candidate.answers) if name in ("", "Logits")]
-        if outputs and outputs[-1].exact is not None:
-            target = Target(outputs[-1].exact, exact=True)
-        elif outputs and outputs[-1].single is not None:
-            target = Target(outputs[-1].single, exact=False)
-    return diagnose(port, target, given) if target and target.logits.ndim == 2 else []
+        if values is None or values.values.ndim != 2:
+            return None
+        return Target(values.values, exact=reference.precision == "float64"), given
+    found = candidate.run(given, candidate.answers)
+    if candidate.record is not None:
+        found = iter(candidate.record(given, candidate.answers, 0).returned)
+    outputs = [one for name, one in found if one.best.ndim == 2 and (candidate.record or name == "Logits")]
+    return (Target(outputs[-1].best, exact=outputs[-1].exact is not None), given) if outputs else None
 
 
 class Check(NamedTuple):
@@ -212,6 +257,7 @@ class Check(NamedTuple):
     reference: Reference
     questions: frozenset[Question]
     verdict: Verdict
+    weight_lengths: np.ndarray | None = None  # of each class's weights
 
 
 def open_check(
@@ -254,7 +300,17 @@ def open_check(
         variables={step.target: step.source for step in port.plan.steps if step.target in candidate.changed},
     )
     questions = asked(against.dtype, candidate, reference)
-    return Check(port, port.mapping, port.network, candidate, reference, questions, verdict)
+    return Check(port, port.mapping, port.network, candidate, reference, questions, verdict, _weight_lengths(port))
+
+
+def _weight_lengths(port: Port) -> np.ndarray | None:
+    """The length of each class's weights in a classifier of one layer; None if the port has another."""
+    step = next((step for step in port.plan.steps if step.target == "classifier.weight"), None)
+    if step is None:
+        return None
+    weights = to_target(step.axes, port.checkpoint[step.source].read()).astype(np.float64)
+    lengths: np.ndarray = np.linalg.norm(weights.reshape(len(weights), -1), axis=1)
+    return lengths
 
 
 def _assumed(port: Port, reference: Reference) -> list[str]:
@@ -304,46 +360,85 @@ def check_sample(
 ) -> None:
     """Run both sides on ``sample`` and add a row per endpoint to the verdict.
 
-    They run side by side, one endpoint at a time, so memory holds one pair (but all outputs of a foreign port). Raises
-    ParityError if shapes differ.
+    They run side by side, one endpoint at a time, so memory holds one pair, and some values of each operation of a
+    foreign port. Raises ParityError if shapes differ.
     """
-    _, mapping, network, candidate, reference, questions, verdict = check
+    network, reference, verdict = check.network, check.reference, check.verdict
     names = endpoint_names(network, classes=1)
     given = reference.prepare(sample.images)
     if not verdict.received:
         verdict.received = _received(check, sample.images, given)
-    outputs = candidate.run(given, questions)
-    inherited, logits_noise = NO_NOISE, NO_NOISE
-    found = matched(outputs, candidate.foreign, names, reference.keep)
-    for name, values in reference.run(sample.images, names):
-        fitting = found.at(name, values, mapping.classes.background)
-        if fitting is None:
-            if name not in verdict.unmatched:
-                verdict.unmatched.append(name)
-            continue
-        theirs, ours, port_name = fitting
-        if name == "Logits":
-            logits_noise = theirs.noise or NO_NOISE
-        elif name == "Predictions" and theirs.noise is not None:
-            expected = noise_of_softmax(theirs.values, logits_noise)
-            theirs = theirs._replace(noise=larger(theirs.noise, expected))
-        if reference.keep:
-            ours = ours.thinned(reference.keep)
+    inherited, before = NO_NOISE, NO_NOISE
+
+    def judge(name: str, theirs: Values, ours: Output) -> Row:
         try:
-            row = _row(check, name, sample.label, theirs, ours, inherited)
+            return _row(check, name, sample.label, theirs, ours, inherited)
         except ValueError as error:
             raise ParityError(f"{verdict.checkpoint}: {error}") from error
-        row = row._replace(port_name=port_name)
-        inherited = larger(inherited, row.reference or NO_NOISE)
-        verdict.rows.append(row)
-        if progress is not None:
-            progress(sample.label, name)
-        del values, fitting
-        shown = ours.exact if ours.single is None or row.same_function is False else ours.single
-        if shown is not None:
-            _count(verdict, row, sample, shown, theirs.values, None if reference.keep else evidence)
-        del theirs, ours, shown  # free them before the next endpoint
-    found.close()
+
+    side = _side(check, given, names)
+    counted = Counted(check, sample, None if reference.keep else evidence, progress)
+    for name, theirs in reference.run(sample.images, names):
+        theirs = _with_expected_noise(check, name, theirs, before)
+        found = side.at(name, theirs, judge)
+        counted.add(found)
+        if not found and name not in verdict.unmatched:
+            verdict.unmatched.append(name)
+        before, inherited = theirs.noise or NO_NOISE, larger(inherited, over_scale(theirs))
+        del theirs, found  # free them before the next endpoint
+    counted.add(side.rest(judge, verdict))
+    side.close()
+
+
+def _side(check: Check, given: np.ndarray, names: Sequence[str]) -> Named | Foreign:
+    """The candidate's outputs for the images ``given``, to be asked for by endpoint."""
+    candidate, background, keep = check.candidate, check.mapping.classes.background, check.reference.keep
+    if candidate.record is None:
+        return Named(candidate.run(given, check.questions), names, background, keep)
+    assert check.port is not None
+    recording = candidate.record(given, check.questions, keep)
+    returned = Returned(recording.returned, check.network, check.port.classes, background, keep)
+    return Foreign(candidate.name, recording, returned, (given.shape[1], given.shape[2]))
+
+
+def _with_expected_noise(check: Check, name: str, values: Values, before: Noise) -> Values:
+    """``values`` of classes with at least the float32 error that follows from that of the endpoint before."""
+    if values.noise is None or name not in CLASS_ENDPOINTS:
+        return values
+    if name == "Predictions":
+        return values._replace(noise=larger(values.noise, noise_of_softmax(values.values, before)))
+    lengths = check.weight_lengths
+    return values if lengths is None else values._replace(noise=larger(values.noise, noise_of_dense(lengths, before)))
+
+
+class Counted:
+    """Adds the rows of one sample to a verdict, and what they say of the classes."""
+
+    def __init__(self, check: Check, sample: Sample, evidence: Evidence | None, progress: Progress | None) -> None:
+        self.verdict, self.sample, self.evidence, self.progress = check.verdict, sample, evidence, progress
+        self.classified = False
+
+    def add(self, found: Iterable[Found]) -> None:
+        """Add a row for each of ``found``; classes are counted once, of what a caller gets."""
+        for row, output, reference, returned in found:
+            self.verdict.rows.append(row)
+            if self.progress is not None:
+                self.progress(self.sample.label, row.endpoint)
+            ours = output.exact if output.single is None or row.same_function is False else output.single
+            if ours is None:
+                continue
+            if self.evidence is not None:
+                self.evidence.compared(row, ours, reference)
+            if returned and row.endpoint in CLASS_ENDPOINTS and not self.classified:
+                self.classified = True
+                self._classes(row, ours, reference)
+
+    def _classes(self, row: Row, ours: np.ndarray, theirs: np.ndarray) -> None:
+        if self.evidence is not None and row.endpoint == "Logits":
+            self.evidence.classified(self.sample.label, self.sample.images, ours, theirs)
+        self.verdict.images += len(ours)
+        self.verdict.top1_agree += _count_agreeing(ours, theirs, 1)
+        self.verdict.top5_agree += _count_agreeing(ours, theirs, 5)
 
 
 def _received(check: Check, images: np.ndarray, given: np.ndarray) -> str:
@@ -353,21 +448,6 @@ def _received(check: Check, images: np.ndarray, given: np.ndarray) -> str:
         raise ParityError(f"{check.verdict.checkpoint}: its network gets {values} different values from an image")
     port = f"{given.min():.4g} to {given.max():.4g}, {given.dtype}"
     return f"reference: {check.reference.takes or 'the same'}; port: {port}"
-
-
-def _count(
-    verdict: Verdict, row: Row, sample: Sample, ours: np.ndarray, theirs: np.ndarray, evidence: Evidence | None
-) -> None:
-    """Record one endpoint's values: agreeing classes, and evidence for a report."""
-    if evidence is not None:
-        evidence.compared(row, ours, theirs)
-    if row.endpoint != "Logits":
-        return
-    if evidence is not None:
-        evidence.classified(sample.label, sample.images, ours, theirs)
-    verdict.images += len(ours)
-    verdict.top1_agree += _count_agreeing(ours, theirs, 1)
-    verdict.top5_agree += _count_agreeing(ours, theirs, 5)
 
 
 def _row(check: Check, name: str, label: str, theirs: Values, ours: Output, inherited: Noise) -> Row:

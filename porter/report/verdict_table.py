@@ -41,9 +41,8 @@ def print_verdict(verdict: Verdict, verbose: bool = False) -> None:
     rows = verdict.worst_rows()
     shown = rows if verbose else sorted(rows, key=lambda row: -row.excess)[:FURTHEST]
     if rows and not verbose:
-        out.print(
-            f"closest to their limits, of {len(rows)} {_what(verdict)} (-v shows all)", markup=False, soft_wrap=True
-        )
+        which = "closest to their limits" if all(row.passed for row in rows) else "furthest beyond their limits"
+        out.print(f"{which}, of {len(rows)} {_what(verdict)} (-v shows all)", markup=False, soft_wrap=True)
     _print_table(out, shown, foreign=any(row.port_name for row in rows))
     if verbose:
         out.print()
@@ -51,9 +50,11 @@ def print_verdict(verdict: Verdict, verbose: bool = False) -> None:
     if verdict.received and not verdict.received.startswith("reference: the same"):
         out.print(f"received   {verdict.received}", markup=False, soft_wrap=True)
     changed = [f"{n} ({verdict.variables[n]})" if n in verdict.variables else n for n in verdict.changed]
-    for what, names in (("not in it", verdict.missing), ("no output", verdict.unmatched), ("changed", changed)):
+    for what, names in (("not in it", verdict.missing), ("not matched", verdict.unmatched), ("changed", changed)):
         if names:
             out.print(f"{what:<10} {listed(names, 8)}", markup=False, soft_wrap=True)
+    for said in verdict.remarks:
+        out.print(f"remark     {printable(said)}", markup=False, soft_wrap=True)
     if verdict.images:
         out.print(
             f"agreement  top-1 {verdict.top1_agree}/{verdict.images}, top-5 {verdict.top5_agree}/{verdict.images}"
@@ -75,7 +76,8 @@ def outcome_lines(verdict: Verdict) -> list[str]:
         axes = "" if verdict.training else " (N, H, W, C)"
         where = f"{first.endpoint}{theirs} on {first.sample}, worst at index {list(first.worst)}{axes}"
         lines.append(f"first      {escape(printable(where))}")
-    return lines + [f"cause      {escape(cause_text(cause))}" for cause in verdict.causes]
+    lines += [f"cause      {escape(printable(cause_text(cause)))}" for cause in verdict.causes]
+    return lines + ([f"not tried  {escape(verdict.untried)}: --diagnose all"] if verdict.untried else [])
 
 
 def _what(verdict: Verdict) -> str:
@@ -83,7 +85,9 @@ def _what(verdict: Verdict) -> str:
 
 
 def cause_text(cause: Cause) -> str:
-    """A cause with both distances."""
+    """A cause, with both distances if its mistakes were made."""
+    if cause.after is None or cause.before is None:
+        return cause.what
     return f"{cause.what}: with it, {cause.values} difference is {cause.after:.1e}, without {cause.before:.1e}"
 
 

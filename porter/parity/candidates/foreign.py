@@ -6,10 +6,11 @@ import copy
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -20,10 +21,10 @@ from porter.errors import ArtifactError, ParityError, PorterError
 from porter.mapping.options import ArtifactLayout
 from porter.models.timm_import import import_timm
 from porter.network.node import Size
-from porter.network.nodes import CLASS_ENDPOINTS, endpoint_names
-from porter.parity.candidates.candidate import Candidate, Output, Outputs, Question
+from porter.network.nodes import endpoint_names, nodes
+from porter.parity.candidates.candidate import QUESTIONS, Candidate, Output, Outputs, Question, Recording, Weights
 from porter.parity.candidates.own import unrounded
-from porter.parity.candidates.programs import are_probabilities
+from porter.parity.candidates.recorder import Run, recorded
 from porter.parity.references.child import in_child
 from porter.parity.references.choose import memory_for, open_reference
 from porter.parity.references.wire import Request
@@ -32,7 +33,7 @@ from porter.sources.checkpoint import sha256
 from porter.text import printable
 
 LAYOUTS = get_args(ArtifactLayout)
-SOFTMAX = "softmax of its output"
+SOME = 0.5  # of a tensor's values
 
 
 def timm_model(name: str, weights_file: Path | None, port: Port) -> Candidate:
@@ -63,7 +64,7 @@ def called(name: str, port: Port) -> Candidate:
     try:
         make = getattr(_import_module(place), attribute)
         model = make()
-    except Exception as error:  # it is somebody's code
+    except (Exception, SystemExit) as error:  # it is somebody's code
         raise ParityError(f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(model, nn.Module):
         raise ParityError(f"{name}: gives {type(model).__name__}, not an nn.Module")
@@ -82,70 +83,85 @@ def _import_module(place: str) -> Any:
 
 
 def module(name: str, model: nn.Module, port: Port) -> Candidate:
-    """Any ``nn.Module`` that takes (N, 3, H, W) images, hooked at every submodule, in float32 and float64.
+    """Any ``nn.Module`` that takes (N, 3, H, W) images, in float32 and, where it runs in that, in float64.
 
-    If its state dict has the entries and values of a port of the source, float64 uses the source's unrounded weights.
-    Otherwise it uses the module's own, whose constants may be folded and rounded.
+    If its state dict has the entries of a port of the source, and most values, float64 uses the source's unrounded
+    weights where they are equal. Otherwise it uses the module's own, whose constants may be folded and rounded.
     """
-    single = model.eval().float()
-    unrounded = _unrounded_state(single, port)
-    exact = copy.deepcopy(single).double()
-    if unrounded is not None:
-        exact.load_state_dict(single.state_dict() | unrounded)
+    remarks = _as_handed_over(model)
+    with suppress(NotImplementedError):  # a module of torch.export has one mode
+        model.eval()
+    single = model.float()
+    state = _unrounded_state(single, port)
+    # Weights that were folded in another way were all rounded again; a few that differ were not
+    rounded = state is None or any(share > SOME for share in state.changed.values())
+    exact = _in_float64(single, {} if state is None or rounded else state.exact)
 
-    def run(images: np.ndarray, questions: frozenset[Question]) -> Outputs:
+    def record(images: np.ndarray, questions: frozenset[Question], keep: int) -> Recording:
         inputs = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-        doubles = _hook_modules(exact, inputs.double(), name) if "function" in questions else []
-        singles = _hook_modules(single, inputs.float(), name) if "rounding" in questions else []
-        for position, (own_name, _) in enumerate(doubles or singles):
-            exact_one, single_one = (side[position][1] if side else None for side in (doubles, singles))
-            yield own_name, Output(exact_one, single_one)
-        last = [side[-1][1] if side else None for side in (doubles, singles)]
-        if all(values is None or (values.ndim == 2 and not are_probabilities(values)) for values in last):
-            exact_one, single_one = (None if values is None else _softmax(values) for values in last)
-            yield SOFTMAX, Output(exact_one, single_one)
+        found = (
+            {"rounding": Run(name, single, inputs.float().to(_device(single)), keep)} if "rounding" in questions else {}
+        )
+        if "function" in questions and exact is not None:
+            found["function"] = Run(name, exact, inputs.double().to(_device(exact)), keep)
+        return recorded(name, found.get("function"), found.get("rounding"), remarks)
 
-    return Candidate(name, run, foreign=True, rounded_weights=unrounded is None, modules=(single, exact))
+    answers = QUESTIONS if exact is not None else frozenset[Question](("rounding",))
+    return Candidate(
+        name,
+        record=record,
+        answers=answers,
+        rounded_weights=rounded,
+        weights=state and state.weights,
+        device=_device(single).type,
+        modules=None if exact is None else (single, exact),
+    )
 
 
-def _unrounded_state(model: nn.Module, port: Port) -> dict[str, Tensor] | None:
-    arrays = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+def _device(model: nn.Module) -> torch.device:
+    return next((one.device for one in model.parameters()), torch.device("cpu"))
+
+
+def _as_handed_over(model: nn.Module) -> list[str]:
+    """What the callable gave, where that is not what is compared."""
+    dtypes = {str(one.dtype).removeprefix("torch.") for one in model.parameters() if one.is_floating_point()}
+    other = sorted(dtypes - {"float32"})
+    return [f"its weights are {' and '.join(other)}; compared as float32"] if other else []
+
+
+def _in_float64(model: nn.Module, unrounded: dict[str, Tensor]) -> nn.Module | None:
+    """A copy of ``model`` in float64; None where it cannot be copied or converted."""
+    try:
+        exact = copy.deepcopy(model).double()
+    except Exception:  # it is somebody's code
+        return None
+    exact.load_state_dict(model.state_dict() | unrounded)
+    return exact
+
+
+class _State(NamedTuple):
+    """A module's state dict in float64, by our names as well, and the share of each tensor that is not the source's."""
+
+    exact: dict[str, Tensor]
+    weights: Weights
+    changed: dict[str, float]
+
+
+def _unrounded_state(model: nn.Module, port: Port) -> _State | None:
+    """The module's state dict, if it is that of a port."""
+    state = model.state_dict()
+    stem = f"{nodes(port.network, classes=0)[0].layer}.weight"
+    prefix = next((name.removesuffix(stem) for name in state if name.endswith(stem)), "")  # of a network inside another
+    arrays = {name.removeprefix(prefix): tensor.cpu().numpy() for name, tensor in state.items()}
+    fitting = []
     for layout in LAYOUTS:
         try:
             found, changed = unrounded(Artifact(arrays, None), port, layout)
         except ArtifactError:  # another class, or another layout
             continue
-        if not changed:
-            return found
-    return None
-
-
-def _hook_modules(model: nn.Module, inputs: Tensor, name: str) -> list[tuple[str, np.ndarray]]:
-    """Outputs of all submodules, NHWC, in the order in which they finish; the module's own comes last, as ``""``."""
-    found: list[tuple[str, np.ndarray]] = []
-
-    def keep(own_name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.ndim in (2, 4):
-                # A copy: later operations may work in place
-                values = output.detach().permute(0, 2, 3, 1) if output.ndim == 4 else output.detach()
-                found.append((own_name, values.cpu().numpy().copy()))
-
-        return hook
-
-    handles = [child.register_forward_hook(keep(own_name)) for own_name, child in model.named_modules()]
-    try:
-        with torch.no_grad():
-            model(inputs.to(next(model.parameters(), inputs).device))
-    except Exception as error:  # it is somebody's code
-        reason = " ".join(str(error).split())[:200]
-        raise ParityError(f"{name}: does not run on images of {list(inputs.shape)} ({reason})") from error
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not found or found[-1][0] != "":
-        raise ParityError(f"{name}: does not give one tensor (N, classes) or (N, C, H, W)")
-    return found
+        own = {prefix + name: tensor for name, tensor in found.items()}
+        fitting.append(_State(own, Weights(arrays, layout, tuple(changed)), changed))
+    return min(fitting, key=lambda one: sum(one.changed.values()), default=None)
 
 
 def program(path: Path, sizes: Sequence[Size]) -> Candidate:
@@ -158,16 +174,13 @@ def program(path: Path, sizes: Sequence[Size]) -> Candidate:
     request = Request(path.suffix[1:], os.fsencode(path.absolute()), printable(str(path)), memory_for([path], sizes))
     runner = in_child(request)
 
-    def run(images: np.ndarray, _questions: frozenset[Question]) -> Outputs:
-        for name, (values, _) in runner.run(images.astype("float32"), CLASS_ENDPOINTS):
-            yield name, Output(None, values)
+    def record(images: np.ndarray, _questions: frozenset[Question], _keep: int) -> Recording:
+        found = runner.run(images.astype("float32"), ())
+        return Recording([(name, Output(None, values)) for name, (values, _) in found])
 
-    return Candidate(str(path), run, frozenset(("rounding",)), size=runner.size, digests={path.name: sha256(path)})
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    powers = np.exp(logits - logits.max(1, keepdims=True))
-    return powers / powers.sum(1, keepdims=True)
+    answers = frozenset[Question](("rounding",))
+    digests = {path.name: sha256(path)}
+    return Candidate(str(path), record=record, answers=answers, size=runner.size, digests=digests)
 
 
 def tensorflow_source(path: str) -> Candidate:
@@ -188,4 +201,4 @@ def tensorflow_source(path: str) -> Candidate:
     if reference.precision == "float64":
         answers |= {"function"}
     name = f"{path} ({reference.name})"
-    return Candidate(name, run, answers, size=reference.size, digests=port.checkpoint.digests())
+    return Candidate(name, run, answers=answers, size=reference.size, digests=port.checkpoint.digests())

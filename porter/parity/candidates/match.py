@@ -1,48 +1,77 @@
-"""Matching a candidate's outputs to endpoints: by name, or for foreign names by shape and value."""
+"""Matching a candidate's outputs to endpoints: by name, or for foreign ports by shape and value."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from porter.network.nodes import CLASS_ENDPOINTS
-from porter.parity.candidates.candidate import Output, Outputs
-from porter.parity.references.reference import Values
+from porter.parity.candidates.candidate import Operation, Output, Outputs, Recording
+from porter.parity.compare import Row
+from porter.parity.references.reference import Values, thin
+from porter.parity.verdict import Verdict
 
-# Outputs that differ by more than this, over the endpoint's scale, are not the same endpoint: the search for the next
-# one does not start after them
-ALIKE = 1e-2
+ALIKE = 1e-2  # of the scale: further apart, a few values tell that it is another operation
+FEW_VALUES = 512  # of an operation, kept to find it again
+
+# Each begins another layer: the last operation before the next of them is what a layer gives
+LAYERS = frozenset(
+    (
+        *("convolution", "_convolution", "mkldnn_convolution", "linear", "addmm", "mm", "bmm", "mean"),
+        *("_adaptive_avg_pool2d", "avg_pool2d", "max_pool2d_with_indices", "upsample_bilinear2d"),
+    )
+)
 
 
-class Fitting(NamedTuple):
-    """Values of one endpoint from both sides, in the same shape, and the candidate's own name for it."""
+Judge = Callable[[str, Values, Output], Row]  # compares an output with an endpoint, in one shape
 
-    reference: Values
+
+class Found(NamedTuple):
+    """An endpoint's row, the candidate's output, and the reference's values in its shape.
+
+    ``returned``: False for what lies inside a foreign port.
+    """
+
+    row: Row
     output: Output
-    port_name: str | None
+    reference: np.ndarray
+    returned: bool = True
 
 
 class Named:
-    """A candidate's outputs under TensorFlow's names. Endpoints must be asked for in the order of computation."""
+    """A candidate's outputs under TensorFlow's names. Endpoints must be asked for in the order of computation.
 
-    def __init__(self, outputs: Outputs, names: Sequence[str]) -> None:
-        self.outputs = outputs
+    ``background`` is the class that a port may have left out; ``keep`` as in a reference.
+    """
+
+    def __init__(self, outputs: Outputs, names: Sequence[str], background: int | None, keep: int) -> None:
+        self.outputs, self.background, self.keep = outputs, background, keep
         self.order = {name: position for position, name in enumerate(names)}
         self.upcoming: tuple[str, Output] | None = None
 
-    def at(self, name: str, reference: Values, background: int | None) -> Fitting | None:
-        """The output at the endpoint ``name``; None if the candidate has none."""
+    def at(self, name: str, reference: Values, judge: Judge) -> list[Found]:
+        """The output at the endpoint ``name``; none if the candidate has none."""
         while self.upcoming is None or self.order.get(self.upcoming[0], -1) < self.order[name]:
             self.upcoming = None  # holds only one at a time
             self.upcoming = next(self.outputs, None)
             if self.upcoming is None:
-                return None
+                return []
         if self.upcoming[0] != name:
-            return None
+            return []
         output, self.upcoming = self.upcoming[1], None
-        return _fit(name, reference, output, None, background)
+        shape = output.best.shape
+        if name in CLASS_ENDPOINTS and self.background is not None and reference.values.shape[1] == shape[1] + 1:
+            reference = without_class(reference, self.background, name == "Predictions")
+        if squeezed(shape) == squeezed(reference.values.shape):
+            output = output.reshaped(reference.values.shape)
+        output = output.thinned(self.keep) if self.keep else output
+        return [Found(judge(name, reference, output), output, reference.values)]
+
+    def rest(self, _judge: Judge, _verdict: Verdict) -> list[Found]:
+        """Nothing: every output is an endpoint."""
+        return []
 
     def close(self) -> None:
         """Stop the computation."""
@@ -50,62 +79,92 @@ class Named:
         self.outputs.close()  # type: ignore[attr-defined]  # a generator's
 
 
-class Foreign:
-    """A candidate's outputs under its own names, all kept in memory."""
+class _Left(NamedTuple):
+    name: str
+    reference: Values
 
-    def __init__(self, outputs: Outputs, keep: int) -> None:
-        self.outputs = [(name, output.thinned(keep) if keep else output) for name, output in outputs]
-        self.start = 0  # the first output that may be the next endpoint
 
-    def at(self, name: str, reference: Values, background: int | None) -> Fitting | None:
-        """The output most similar to ``reference`` among those after the last match; None if there is none."""
-        best: tuple[float, int, int] | None = None
-        found: Fitting | None = None
-        for position in range(self.start, len(self.outputs)):
-            own_name, output = self.outputs[position]
-            fitting = _fit(name, reference, output, own_name or "its output", background)
-            shown = fitting.output.exact if fitting.output.exact is not None else fitting.output.single
-            if shown is None or shown.shape != fitting.reference.values.shape:
-                continue
-            scale = np.abs(fitting.reference.values).max() or 1.0
-            distance = float(np.abs(shown - fitting.reference.values).max() / scale)
-            if not np.isfinite(distance):
-                distance = float("inf")
-            # A container and its last child give the same output: prefer the container, whose name says where
-            rank = (float(f"{distance:.3g}"), own_name.count(".") + 100 * (not own_name), position)
-            if best is None or rank < best:
-                best, found = rank, fitting
-        if best is not None and best[0] <= ALIKE:
-            self.start = best[2]
+class Operations:
+    """The operations of a foreign port, to be found by what they give.
+
+    An endpoint that has no operation of its values is not matched, which is no fault: a port may compute it in another
+    way, or not at all.
+    """
+
+    def __init__(self, recording: Recording, background: int | None) -> None:
+        self.recording, self.background = recording, background
+        self.start = -1  # the operation of the last match
+        self.matched: list[str] = []
+        self.left: _Left | None = None  # the first endpoint after the last match
+
+    def at(self, name: str, reference: Values, judge: Judge) -> Found | None:
+        """The operation with the values of ``reference``; the first after the last match, if several have."""
+        found = self._matching(name, reference, judge)
+        if found is None and name in CLASS_ENDPOINTS and self.background is not None:
+            found = self._matching(name, without_class(reference, self.background, name == "Predictions"), judge)
+        if found is None and self.left is None:
+            self.left = _Left(name, reference)
         return found
 
-    def close(self) -> None:
-        """Forget them."""
-        self.outputs.clear()
+    def _matching(self, name: str, reference: Values, judge: Judge) -> Found | None:
+        shape, sample = sampled(reference.values, keep=0)
+        best = None
+        for number, operation in enumerate(self.recording.operations):
+            if operation.shape == shape:
+                rank = (float(f"{apart(operation.sample, sample):.3g}"), number <= self.start, number)
+                best = rank if best is None else min(best, rank)
+        if best is not None and best[0] <= ALIKE:
+            found = self._judged(best[2], name, reference, judge)
+            if found.row.passed or found.row.same_function:
+                self.start, self.left = max(self.start, best[2]), None
+                self.matched.append(name)
+                return found
+        return None
+
+    def first_difference(self, judge: Judge) -> Found | None:
+        """The first endpoint behind the last match, and the layer of its shape that comes next; if there is one."""
+        if self.left is None:
+            return None
+        number, shape = None, squeezed(self.left.reference.values.shape)
+        for later in range(self.start + 1, len(self.recording.operations)):
+            operation = self.recording.operations[later]
+            if number is not None and operation.kind in LAYERS:
+                break
+            if operation.shape == shape:
+                number = later
+        return None if number is None else self._judged(number, *self.left, judge)
+
+    def _judged(self, number: int, name: str, reference: Values, judge: Judge) -> Found:
+        output = self.recording.values(number).reshaped(reference.values.shape)
+        row = judge(name, reference, output)._replace(port_name=self.recording.operations[number].place)
+        return Found(row, output, reference.values, returned=False)
 
 
-def matched(outputs: Outputs, foreign: bool, names: Sequence[str], keep: int) -> Named | Foreign:
-    """``outputs``, to be looked up by endpoint; ``names`` are all endpoints in the order of computation.
-
-    A foreign port's outputs are thinned as the reference is: to ``keep`` values per image, 0 for all.
-    """
-    return Foreign(outputs, keep) if foreign else Named(outputs, names)
-
-
-def _fit(name: str, reference: Values, output: Output, port_name: str | None, background: int | None) -> Fitting:
-    """Both in one shape: without the background class if the candidate lacks it, pooled vectors flattened."""
-    shown = output.exact if output.exact is not None else output.single
-    assert shown is not None
-    values = reference.values
-    if name in CLASS_ENDPOINTS and background is not None and shown.ndim == 2 and values.shape[1] == shown.shape[1] + 1:
-        values = _without_class(values, background, name == "Predictions")
-    if shown.ndim != values.ndim and shown.size == values.size and max(shown.shape[1:-1], default=1) == 1:
-        reshaped = [None if side is None else side.reshape(values.shape) for side in (output.exact, output.single)]
-        output = output._replace(exact=reshaped[0], single=reshaped[1])
-    return Fitting(reference._replace(values=values), output, port_name)
-
-
-def _without_class(values: np.ndarray, dropped: int, normalize: bool) -> np.ndarray:
+def without_class(values: Values, dropped: int, normalize: bool) -> Values:
     """Logits or predictions (N, classes) as a classifier without class ``dropped`` gives them."""
-    rest = np.delete(values, dropped, axis=1)
-    return rest / rest.sum(1, keepdims=True) if normalize else rest
+    rest = np.delete(values.values, dropped, axis=1)
+    return values._replace(values=rest / rest.sum(1, keepdims=True) if normalize else rest)
+
+
+def sampled(values: np.ndarray, keep: int) -> tuple[tuple[int, ...], np.ndarray]:
+    """The shape without sides of 1, and some of the values; of those that a recorded reference keeps, if any."""
+    if keep:
+        values = thin(values, keep)
+    flat = values.reshape(-1)
+    return squeezed(values.shape), flat[:: max(1, flat.size // FEW_VALUES)].copy()
+
+
+def squeezed(shape: Sequence[int]) -> tuple[int, ...]:
+    """A shape without sides of 1, but with its batch: vectors are written as (N, C), (N, C, 1, 1) or (N, 1, 1, C)."""
+    return (shape[0], *(side for side in shape[1:] if side != 1))
+
+
+def apart(values: np.ndarray, reference: np.ndarray) -> float:
+    """The largest difference over the reference's scale; infinite for NaN."""
+    distance = float(np.abs(values - reference).max(initial=0.0) / (np.abs(reference).max(initial=0.0) or 1.0))
+    return distance if np.isfinite(distance) else float("inf")
+
+
+def kinds(operations: Sequence[Operation]) -> list[tuple[str, tuple[int, ...]]]:
+    """What runs in two precisions have in common if they compute the same."""
+    return [(operation.kind, operation.shape) for operation in operations]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from porter.artifacts.artifact import Artifact, ArtifactFile, load_artifact
-from porter.artifacts.variant import class_count
+from porter.artifacts.variant import class_count, network_as_stored
 from porter.errors import ArtifactError
 from porter.exports.deploy import Deployed, deploy
 from porter.mapping.apply import carry_out
@@ -22,7 +22,7 @@ from porter.models.build import Whole, build_model, capture, probabilities
 from porter.models.create import OpenedModel, open_model
 from porter.network.network import GATE_ENTRY, TIMM_GATE
 from porter.network.nodes import CLASS_ENDPOINTS, is_weight, nodes
-from porter.parity.candidates.candidate import Candidate, Output, Outputs, Question
+from porter.parity.candidates.candidate import Candidate, Output, Outputs, Question, Weights
 from porter.parity.streams import streamed
 from porter.port import Port, plan_opened
 
@@ -46,12 +46,18 @@ def artifact(file: ArtifactFile, port: Port, mapping: PathLike | None) -> Candid
     """
     stored = load_artifact(file)
     layout: ArtifactLayout = "timm" if stored.gate == TIMM_GATE else "slim"
-    single = open_model(file, PortOptions(port.mapping.variant, mapping, fake_quant=False), layout).whole
     exact_tensors, changed = unrounded(stored, port, layout)
+    if stored.metadata is None:  # it does not say what its source states of the network, such as a pooling window
+        network = network_as_stored(port.network, stored.arrays, None, stored.gate)
+        single = build_model(network, class_count(stored.arrays)).eval()
+        single.load_state_dict(stored.tensors, strict=False)  # its entries and shapes were checked
+    else:
+        single = open_model(file, PortOptions(port.mapping.variant, mapping, fake_quant=False), layout).whole
     exact = build_model(single.network, single.num_classes).double()
     exact.load_state_dict(single.state_dict() | exact_tensors)
     found = in_both_precisions(file.given, single, exact.eval())
-    return replace(found, changed=tuple(changed), planned=not changed, digests=file.digests)
+    weights = Weights(stored.arrays, layout)
+    return replace(found, changed=tuple(changed), planned=not changed, digests=file.digests, weights=weights)
 
 
 def recorded_artifact(path: Path, mapping: PathLike | None) -> Candidate:
@@ -74,7 +80,8 @@ def quantised(opened: OpenedModel, named: PathLike | None) -> Candidate:
             yield endpoint, Output(_nhwc(tensor), None)
 
     digests = {} if named is None else opened.digests
-    return Candidate("" if named is None else str(named), run, frozenset(("function",)), model=model, digests=digests)
+    name = "" if named is None else str(named)
+    return Candidate(name, run, answers=frozenset(("function",)), model=model, digests=digests)
 
 
 def deployed(candidate: Candidate) -> Candidate:
@@ -119,16 +126,18 @@ def in_both_precisions(name: str, single: Whole, exact: Whole) -> Candidate:
     return Candidate(name, run, model=single, modules=(single, exact))
 
 
-def unrounded(artifact: Artifact, port: Port, layout: ArtifactLayout) -> tuple[dict[str, Tensor], list[str]]:
+def unrounded(artifact: Artifact, port: Port, layout: ArtifactLayout) -> tuple[dict[str, Tensor], dict[str, float]]:
     """The state dict of ``artifact`` in float64, and the entries that differ from the checkpoint's in ``layout``.
+
+    With each, the share of its values that differ.
 
     Entries that equal the checkpoint's values rounded to float32 get the unrounded values. Raises ArtifactError if
     entries are missing or have other shapes.
     """
-    planned = carry_out(_plan_like(artifact, port, layout), port.checkpoint, "float64").arrays
+    planned = carry_out(plan_like(artifact.arrays, port, layout), port.checkpoint, "float64").arrays
     _refuse_others(artifact.arrays, planned)
     tensors: dict[str, Tensor] = {}
-    changed = []
+    changed: dict[str, float] = {}
     for name, ours in planned.items():
         if name == GATE_ENTRY:  # a class may have the weights without the gate
             continue
@@ -138,15 +147,15 @@ def unrounded(artifact: Artifact, port: Port, layout: ArtifactLayout) -> tuple[d
         theirs = artifact.arrays[name].astype(np.float64)
         same = np.abs(theirs - ours) <= ROUNDED * np.abs(ours) + SMALLEST
         if not same.all():
-            changed.append(name)
+            changed[name] = 1 - float(same.mean())
         tensors[name] = torch.from_numpy(np.where(same, ours, theirs))
     return tensors, changed
 
 
-def _plan_like(artifact: Artifact, port: Port, layout: ArtifactLayout) -> Plan:
-    """The plan for the classes of ``artifact``; folds batch norms if the artifact has none."""
-    classes = class_count(artifact.arrays)
-    fold_bn = f"{nodes(port.network, classes=0)[0].layer}.bias" in artifact.arrays
+def plan_like(arrays: Mapping[str, np.ndarray], port: Port, layout: ArtifactLayout) -> Plan:
+    """The plan for the classes of a state dict; folds batch norms if it has none."""
+    classes = class_count(arrays)
+    fold_bn = f"{nodes(port.network, classes=0)[0].layer}.bias" in arrays
     background = classes == port.classes
     options = PortOptions(layout=layout, keep_background=background, fold_bn=fold_bn, fake_quant=False)
     return plan_opened(port.checkpoint, port.mapping, options).plan

@@ -25,7 +25,7 @@ from porter.sources.bounds import allowance
 
 Arguments = Sequence[tuple[str, Any]]  # names of the operator's schema, and values
 Run = Callable[[Arguments], Any]
-Compute = Callable[[np.ndarray], Sequence[object]]  # (N, H, W, C) float32 -> outputs
+Compute = Callable[[np.ndarray], Mapping[str, object]]  # (N, H, W, C) float32 -> outputs by name
 
 
 def onnx_program(path: Path) -> Reference:
@@ -46,10 +46,11 @@ def onnx_program(path: Path) -> Reference:
     channels_last = given.shape[-1] == 3
     sides = given.shape[1:3] if channels_last else given.shape[2:]
 
-    def compute(images: np.ndarray) -> Sequence[object]:
+    def compute(images: np.ndarray) -> Mapping[str, object]:
         batch = images if channels_last else np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-        outputs: list[object] = session.run(None, {given.name: batch})
-        return outputs
+        return dict(
+            zip([one.name for one in session.get_outputs()], session.run(None, {given.name: batch}), strict=True)
+        )
 
     size = (sides[0], sides[1]) if all(isinstance(side, int) for side in sides) else None
     return _reference(path, compute, size)
@@ -61,21 +62,16 @@ def _reference(path: Path, compute: Compute, size: Size | None) -> Reference:
             outputs = compute(images)
         except Exception as error:  # runtimes have their own exceptions
             raise ParityError(f"{path}: does not run on images of {images.shape[1:3]} ({_line(error)})") from error
-        found = [one for one in outputs if isinstance(one, np.ndarray) and one.dtype.kind == "f" and one.ndim == 2]
+        found = [(name, one) for name, one in outputs.items() if isinstance(one, np.ndarray) and one.dtype.kind == "f"]
         if not found:
-            shapes = ", ".join(f"{one.dtype} {one.shape}" if isinstance(one, np.ndarray) else "?" for one in outputs)
-            raise ParityError(
-                f"{path}: none of its outputs is (N, classes) in floating point: {shapes or 'no outputs'}"
+            shapes = ", ".join(
+                f"{one.dtype} {one.shape}" if isinstance(one, np.ndarray) else "?" for one in outputs.values()
             )
-        for values in found:
-            yield "Predictions" if are_probabilities(values) else "Logits", Values(values.astype(np.float32))
+            raise ParityError(f"{path}: none of its outputs is in floating point: {shapes or 'no outputs'}")
+        for name, values in found:
+            yield name, Values(values.astype(np.float32))
 
     return Reference(str(path), run, precision="float32", size=size)
-
-
-def are_probabilities(values: np.ndarray) -> bool:
-    """Whether ``values`` (N, classes) are probabilities, which sum to 1."""
-    return bool(values.min() >= 0 and np.allclose(values.sum(1), 1, atol=1e-3))
 
 
 def _line(error: Exception) -> str:
@@ -201,17 +197,21 @@ def exported_program(path: Path) -> Reference:
     sides = [side.get("as_int") for side in sizes]
     if len(sides) != 4 or sides[1] not in (3, None):
         raise ParityError(f"{path}: must take only images (N, 3, H, W); takes {len(images)} tensors, sides {sides}")
+    if sides[0] not in (1, None):
+        raise ParityError(f"{path}: takes batches of {sides[0]} images only; export it with a free batch, or one of 1")
     outputs = [spec["user_output"]["arg"] for spec in signature.output_specs if "user_output" in spec]
     run = _compiled(graph.nodes, path)
 
-    def compute(batch: np.ndarray) -> list[object]:
+    def compute(batch: np.ndarray) -> dict[str, object]:
         import torch
 
         known = {**state, images[0]: torch.from_numpy(batch).permute(0, 3, 1, 2).contiguous()}
         with torch.no_grad():
             run(known)
             found = [_value(output, known) for output in outputs]
-        return [one.float().numpy() if isinstance(one, torch.Tensor) else one for one in found]
+        names = ["its output"] if len(found) == 1 else [f"its output[{number}]" for number in range(len(found))]
+        values = [one.float().numpy() if isinstance(one, torch.Tensor) else one for one in found]
+        return dict(zip(names, values, strict=True))
 
     return _reference(path, compute, None if None in sides[2:] else (int(sides[2]), int(sides[3])))
 

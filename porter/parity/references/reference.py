@@ -93,6 +93,22 @@ def noise_between(single: np.ndarray, exact: np.ndarray) -> Noise:
     return Noise(float(np.sqrt(np.mean(np.square(difference)))), float(np.abs(difference).max(initial=0.0)))
 
 
+def noise_of_dense(lengths: np.ndarray, inputs: Noise) -> Noise:
+    """The error of sums that follows from independent errors of their terms; ``lengths`` are those of the weights.
+
+    The sums of a few classes may be exact by luck, or cancel.
+    """
+    return Noise(inputs.rms * float(np.sqrt(np.mean(np.square(lengths)))), inputs.rms * float(lengths.max(initial=0.0)))
+
+
+def over_scale(values: Values) -> Noise:
+    """The error over the scale, the largest absolute value."""
+    if values.noise is None:
+        return Noise(0.0, 0.0)
+    unit = float(np.abs(values.values).max(initial=0.0)) or 1.0
+    return Noise(values.noise.rms / unit, values.noise.largest / unit)
+
+
 def noise_of_softmax(chances: np.ndarray, logits: Noise) -> Noise:
     """The error of probabilities (N, classes) that follows from independent errors of the logits.
 

@@ -1,0 +1,134 @@
+"""Why weights differ from the checkpoint's: one operation that makes them of it. A comparison, without a run."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from porter.errors import PorterError
+from porter.mapping.apply import carry_out
+from porter.mapping.options import PortOptions
+from porter.parity.candidates.candidate import Weights
+from porter.parity.candidates.own import ROUNDED, plan_like
+from porter.parity.verdict import Cause
+from porter.port import Port, plan_opened
+from porter.sources import open_checkpoint
+from porter.sources.weights import Weights as Choice
+from porter.text import listed
+
+MOST_STEPS = 8  # other checkpoints beside this one that are compared
+BITS = {"float16": 10, "bfloat16": 7}  # of a mantissa
+
+
+def weight_causes(port: Port, stored: Weights, changed: Sequence[str]) -> tuple[list[Cause], bool]:
+    """What makes the ``changed`` entries of the checkpoint's, and whether that explains all of them."""
+    weights, planned = stored.arrays, _arrays(port, stored)
+    others = list(_other_weights(port, stored))
+    found: dict[str, list[str]] = defaultdict(list)
+    for name in changed:
+        theirs, ours = weights[name].astype(np.float64), planned[name].astype(np.float64)
+        for words, values in _possible(port, name, ours, theirs, others):
+            if values.shape == theirs.shape and _same(theirs, values):
+                found[words].append(name)
+                break
+    causes = [Cause((f"{words}: {listed(names, 3)}",)) for words, names in found.items()]
+    return causes, sum(map(len, found.values())) == len(changed)
+
+
+def _same(theirs: np.ndarray, values: np.ndarray) -> bool:
+    return bool((np.abs(theirs - values) <= 2 * ROUNDED * np.abs(values) + 1e-30).all())
+
+
+def _possible(
+    port: Port, name: str, ours: np.ndarray, theirs: np.ndarray, others: list[tuple[str, Mapping[str, np.ndarray]]]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """What ``ours`` would be after each known operation; likely ones first."""
+    for dtype, bits in BITS.items():
+        near = _near(ours, theirs, bits)
+        if near is not None:
+            yield f"weights rounded to {dtype}", near
+    for words, arrays in others:
+        if name in arrays:
+            yield words, arrays[name].astype(np.float64)
+    if name.startswith("classifier.") and name.partition(".")[2] in ("weight", "bias"):
+        whole = _with_background(port, name)
+        for places in (1, -1):
+            words = "classes shifted by one" if places == 1 else "classes shifted by one, downwards"
+            if whole is not None and len(whole) == len(ours) + 1 and places == 1:
+                yield words, whole[:-1]
+            yield words, np.roll(ours, places, 0)
+    if ours.ndim == 4:
+        if ours.shape[1] == 3:
+            yield "BGR: the first convolution's input channels are reversed", ours[:, ::-1]
+        yield "kernels with height and width exchanged", ours.swapaxes(2, 3)
+        yield "kernels flipped, up and down", ours[:, :, ::-1]
+        yield "kernels flipped, left and right", ours[..., ::-1]
+        yield "kernels turned by 180 degrees", ours[:, :, ::-1, ::-1]
+    factor = float((theirs * ours).sum() / ((ours * ours).sum() or 1.0))
+    yield f"weights times {factor:.6g}", ours * factor
+    shift = float((theirs - ours).mean())
+    yield f"weights plus {shift:.6g}", ours + shift
+    for axis in range(min(2, ours.ndim)):
+        words = "outputs" if axis == 0 else "inputs"
+        yield f"{words} in another order", _reordered(ours, theirs, axis)
+
+
+def _near(ours: np.ndarray, theirs: np.ndarray, bits: int) -> np.ndarray | None:
+    """``theirs`` if it is ``ours`` rounded to ``bits`` of a mantissa (or to float16's least number)."""
+    mantissa, _ = np.frexp(theirs)
+    exact = np.ldexp(mantissa, bits + 1) == np.round(np.ldexp(mantissa, bits + 1))
+    least = 2.0**-25 if bits == BITS["float16"] else 0.0
+    near = np.abs(theirs - ours) <= 2.0 ** -(bits + 1) * (1 + 2.0**-10) * np.abs(ours) + least
+    return theirs if bool((exact & near).all()) else None
+
+
+def _reordered(ours: np.ndarray, theirs: np.ndarray, axis: int) -> np.ndarray:
+    """``ours`` with its slices along ``axis`` in the order of ``theirs``, as their first values tell."""
+    keys = [np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)[:, :4].T for values in (ours, theirs)]
+    mine, other = (np.lexsort(key[::-1]) for key in keys)
+    order = np.empty_like(mine)
+    order[other] = mine
+    return np.take(ours, order, axis)
+
+
+def _with_background(port: Port, name: str) -> np.ndarray | None:
+    """The classifier's entry with the background class; None where there is none."""
+    if not port.plan.background_dropped:
+        return None
+    options = PortOptions(layout="slim", keep_background=True, fake_quant=False)
+    plan = plan_opened(port.checkpoint, port.mapping, options).plan
+    steps = tuple(step for step in plan.steps if step.target == name)
+    one = replace(plan, steps=steps, targets=(name,), norms={}, constants={}, ranges={})
+    found: np.ndarray | None = carry_out(one, port.checkpoint, "float64").arrays.get(name) if steps else None
+    return found
+
+
+def _other_weights(port: Port, stored: Weights) -> Iterator[tuple[str, Mapping[str, np.ndarray]]]:
+    """The raw weights where the port has averages, or the other way round; and those of steps beside this one."""
+    checkpoint = port.checkpoint
+    if checkpoint.remote or checkpoint.format != "bundle":
+        return
+    reasons = list(checkpoint.set_aside.values())
+    raw = any(reason.startswith("raw value") for reason in reasons)
+    if raw or any(reason.startswith("moving average") for reason in reasons):
+        words = "raw weights instead of their averages" if raw else "averages instead of raw weights"
+        yield words, _arrays(_planned(port, checkpoint.path, "raw" if raw else "ema"), stored)
+    own = checkpoint.path.name
+    beside = sorted(path.with_suffix("") for path in checkpoint.path.parent.glob("*.index"))
+    for path in [path for path in beside if path.name != own][:MOST_STEPS]:
+        try:
+            yield f"the weights of another checkpoint, {path.name}", _arrays(_planned(port, path), stored)
+        except PorterError:  # another network's, or damaged: not where these weights come from
+            continue
+
+
+def _planned(port: Port, path: Path, weights: Choice = "auto") -> Port:
+    return plan_opened(open_checkpoint(path, weights), port.mapping, PortOptions(fake_quant=False))
+
+
+def _arrays(port: Port, stored: Weights) -> Mapping[str, np.ndarray]:
+    return carry_out(plan_like(stored.arrays, port, stored.layout), port.checkpoint, "float64").arrays
