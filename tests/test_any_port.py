@@ -243,9 +243,7 @@ def test_a_program_that_returns_something_else(run, three_blocks, tmp_path):
         tmp_path / "a.pt2",
     )
     ran = run("verify", three_blocks.source, tmp_path / "a.pt2", *options)
-    assert ran.code == 2
-    assert "takes batches of 2 images only; export it with a free batch, or one of 1" in ran.err
-    assert ran.err.count("\n") == 1
+    assert ran.code == 0, ran.out + ran.err  # an image fills its batch of 2
 
 
 @pytest.mark.slow

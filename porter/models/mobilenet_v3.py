@@ -179,25 +179,22 @@ class InvertedResidual(nn.Sequential):
         self.residual = block.residual
         self.drop_prob = 0.0
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, out, H / stride, W / stride)."""
-        out = x
-        for module in self:
-            out = module(out)
-        return self.joined(out, x)
+    def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """(N, C, H, W) -> (N, channels, H / stride, W / stride); ``out``: what the layers gave already."""
+        if out is None:
+            out = x
+            for module in self:
+                out = module(out)
+        return drop_path(out, self.drop_prob, self.training) + x if self.residual else out
 
     def with_member(self, x: Tensor, member: str) -> tuple[Tensor, Tensor]:
-        """The block's output, and that of one of its modules."""
+        """The block's output, and that of one of its modules; hooks of both see them."""
         out = inner = x
         for name, module in self.named_children():
             out = module(out)
             if name == member:
                 inner = out
-        return self.joined(out, x), inner
-
-    def joined(self, out: Tensor, x: Tensor) -> Tensor:
-        """What the layers make of ``x``, and ``x`` itself in a residual block."""
-        return drop_path(out, self.drop_prob, self.training) + x if self.residual else out
+        return self(x, out), inner
 
 
 def drop_path(x: Tensor, probability: float, training: bool) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from msgspec import Meta, Struct
@@ -93,6 +93,26 @@ class Detection(Struct, frozen=True, forbid_unknown_fields=True):
                 found[endpoint] = values[:, start : start + count]
                 start += count
         return found
+
+    def predictors(self, nodes: Sequence[Node]) -> dict[str, bool]:
+        """The endpoints that outputs are made of, and whether each has values for each class."""
+        by_name = {node.name: node for node in nodes}
+        rows = {rows: output == "logits" for output in self.outputs for rows in by_name[output].inputs}
+        return {by_name[name].inputs[0]: by_class for name, by_class in rows.items()}
+
+    def made(self, values: Mapping[str, np.ndarray], nodes: Sequence[Node], size: Size) -> dict[str, np.ndarray]:
+        """What is made of ``values`` (maps NHWC) of the predictors for images of ``size``: rows, boxes and scores."""
+        import numpy as np
+
+        by_name, sizes = {node.name: node for node in nodes}, map_sizes(nodes, *size)
+        found: dict[str, np.ndarray] = {}
+        for output in self.outputs:
+            rows = [by_name[name] for name in by_name[output].inputs]
+            maps = [(values[row.inputs[0]], row.values) for row in rows]
+            found[output] = np.concatenate([one.reshape(len(one), -1, per_box) for one, per_box in maps], 1)
+        of = anchors_on(self, [sizes[by_name[name].inputs[0]] for name in by_name["encodings"].inputs])
+        scores = 1 / (1 + np.exp(-found["logits"]))
+        return found | {"boxes": decoded(found["encodings"], of, self.coder), "scores": scores}
 
     @property
     def class_layers(self) -> list[str]:

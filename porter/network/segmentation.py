@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from msgspec import Meta, Struct
@@ -67,6 +67,27 @@ class Segmentation(Struct, frozen=True, forbid_unknown_fields=True):
     def by_endpoint(self, outputs: Sequence[np.ndarray], _nodes: Sequence[Node], _size: Size) -> dict[str, np.ndarray]:
         """``outputs`` (maps NHWC) as values of endpoints, which a recorded reference has: before the last resizing."""
         return {"semantic": outputs[1]}
+
+    def predictors(self, _nodes: Sequence[Node]) -> dict[str, bool]:
+        """The endpoints that outputs are made of, and whether each has values for each class."""
+        return {"semantic": True}
+
+    def made(self, values: Mapping[str, np.ndarray], _nodes: Sequence[Node], size: Size) -> dict[str, np.ndarray]:
+        """What is made of ``values`` (maps NHWC) of the predictors for images of ``size``: logits of every pixel.
+
+        The resizing is bilinear, and puts corner pixels on corner pixels.
+        """
+        import numpy as np
+
+        def along(before: int, after: int) -> np.ndarray:
+            at = np.arange(after) * ((before - 1) / max(1, after - 1))
+            return np.maximum(0.0, 1 - np.abs(at[:, None] - np.arange(before)))
+
+        maps = values["semantic"].astype(np.float64)
+        _, height, width, _ = maps.shape
+        return {
+            "logits": np.einsum("yh,xw,nhwc->nyxc", along(height, size[0]), along(width, size[1]), maps, optimize=True)
+        }
 
     @property
     def class_layers(self) -> list[str]:

@@ -9,11 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from porter.errors import ParityError
-from porter.network.detection import Detection, decoded
 from porter.network.network import Network
 from porter.network.node import Node, Size
-from porter.network.nodes import CLASS_ENDPOINTS, anchors, endpoint_names, nodes
-from porter.network.segmentation import Segmentation
+from porter.network.nodes import CLASS_ENDPOINTS, endpoint_names, nodes
 from porter.parity.candidates.candidate import Output, Recording
 from porter.parity.candidates.match import Found, Judge, Operations, apart, squeezed, without_class
 from porter.parity.compare import Row
@@ -101,7 +99,8 @@ class Returned:
         self.network, self.background, self.keep = network, background, keep
         self.nodes = nodes(network, classes)
         names = endpoint_names(network, classes)
-        self.last = set(_predictors(network, classes) or CLASS_ENDPOINTS) | {names[-1]}
+        predictors = network.head.predictors(self.nodes) if network.head else ()
+        self.last = set(predictors or CLASS_ENDPOINTS) | {names[-1]}
         self.expected: list[Expected] = []
 
     def offer(self, name: str, values: Values, judge: Judge) -> list[Found]:
@@ -195,54 +194,29 @@ def _channels_last(values: np.ndarray) -> np.ndarray:
     return values.transpose(0, 2, 3, 1)
 
 
-def _predictors(network: Network, classes: int) -> list[str]:
-    """The endpoints that a head makes its outputs of."""
-    if network.head is None:
-        return []
-    by_name = {node.name: node for node in nodes(network, classes)}
-    if isinstance(network.head, Segmentation):
-        return ["semantic"]
-    rows = [rows for output in network.head.outputs for rows in by_name[output].inputs]
-    return [by_name[name].inputs[0] for name in rows]
-
-
 def _made(network: Network, every: Sequence[Node], expected: Sequence[Expected], size: Size) -> Iterator[Expected]:
-    """What heads make of their last endpoints: a segmenter's logits of every pixel, a detector's rows and boxes."""
+    """What a head makes of its last endpoints: a segmenter's logits of every pixel, a detector's rows and boxes.
+
+    The errors of endpoints are put through the head as well.
+    """
     known = {one.name: one.values for one in expected}
-    if isinstance(network.head, Segmentation) and "semantic" in known:
-        values, noise = known["semantic"]
-        yield Expected("logits", Values(_resized(values, size), noise))
-    if not isinstance(network.head, Detection):
+    if network.head is None or not known.keys() >= (predictors := network.head.predictors(every)).keys():
         return
-    by_name = {node.name: node for node in every}
-    made: dict[str, Values] = {}
-    for output in network.head.outputs:
-        rows = [by_name[name] for name in by_name[output].inputs]
-        parts = [(known.get(node.inputs[0]), node.values) for node in rows]
-        if any(values is None for values, _ in parts):
-            return
-        found = [values.values.reshape(len(values.values), -1, per_box) for values, per_box in parts if values]
-        noises = [values.noise for values, _ in parts if values and values.noise]
-        made[output] = Values(np.concatenate(found, 1), reduce(larger, noises) if noises else None)
-        yield Expected(output, made[output])
-    encodings, error = made["encodings"]
-    of, coder = anchors(network, *size), network.head.coder
-    boxes = decoded(encodings, of, coder)
-    if error is not None:
-        moved = [np.abs(decoded(encodings + step, of, coder) - boxes) for step in error]
-        error = Noise(float(np.sqrt(np.mean(np.square(moved[0])))), float(moved[1].max(initial=0.0)))
-    yield Expected("boxes", Values(boxes, error))
-    yield Expected("scores", Values(1 / (1 + np.exp(-made["logits"].values)), made["logits"].noise))
-
-
-def _resized(values: np.ndarray, size: Size) -> np.ndarray:
-    """NHWC, bilinear, corner pixels on corner pixels."""
-    import torch
-
-    maps = torch.from_numpy(values).permute(0, 3, 1, 2).double()
-    found = torch.nn.functional.interpolate(maps, size, mode="bilinear", align_corners=True)
-    resized: np.ndarray = found.permute(0, 2, 3, 1).numpy()
-    return resized
+    parts = {name: known[name] for name in predictors}
+    made = network.head.made({name: one.values for name, one in parts.items()}, every, size)
+    noises = [one.noise for one in parts.values() if one.noise]
+    error = reduce(larger, noises) if noises else None
+    moved = [
+        network.head.made({name: one.values + step for name, one in parts.items()}, every, size) for step in error or ()
+    ]
+    for name, values in made.items():
+        distances = [np.abs(other[name] - values) for other in moved]
+        of_made = (
+            Noise(float(np.sqrt(np.mean(np.square(distances[0])))), float(distances[1].max(initial=0.0)))
+            if moved
+            else None
+        )
+        yield Expected(name, Values(values, of_made))
 
 
 def _relation(one: Expected, output: Output, row: Row) -> str | None:

@@ -197,8 +197,6 @@ def exported_program(path: Path) -> Reference:
     sides = [side.get("as_int") for side in sizes]
     if len(sides) != 4 or sides[1] not in (3, None):
         raise ParityError(f"{path}: must take only images (N, 3, H, W); takes {len(images)} tensors, sides {sides}")
-    if sides[0] not in (1, None):
-        raise ParityError(f"{path}: takes batches of {sides[0]} images only; export it with a free batch, or one of 1")
     outputs = [spec["user_output"]["arg"] for spec in signature.output_specs if "user_output" in spec]
     run = _compiled(graph.nodes, path)
 
@@ -213,7 +211,18 @@ def exported_program(path: Path) -> Reference:
         values = [one.float().numpy() if isinstance(one, torch.Tensor) else one for one in found]
         return dict(zip(names, values, strict=True))
 
-    return _reference(path, compute, None if None in sides[2:] else (int(sides[2]), int(sides[3])))
+    def one_by_one(images: np.ndarray) -> dict[str, object]:
+        """Each image fills a batch of the program's fixed size."""
+        rows: dict[str, list[np.ndarray]] = {}
+        for image in images:
+            for name, value in compute(np.repeat(image[None], sides[0] or 1, 0)).items():
+                if isinstance(value, np.ndarray):
+                    rows.setdefault(name, []).append(value[:1])
+        return {name: np.concatenate(values) for name, values in rows.items()}
+
+    return _reference(
+        path, compute if sides[0] is None else one_by_one, None if None in sides[2:] else (int(sides[2]), int(sides[3]))
+    )
 
 
 def _compiled(nodes: Sequence[_Node], path: Path) -> Callable[[dict[str, Any]], None]:

@@ -14,10 +14,8 @@ import numpy as np
 
 from porter.mapping.axes import to_target
 from porter.mapping.rules import expected_variables
-from porter.network.detection import Detection
 from porter.network.network import Network
 from porter.network.nodes import nodes
-from porter.network.segmentation import Segmentation
 from porter.parity.references.live_tensorflow import stored_values, tensorflow
 from porter.parity.references.reference import Endpoints, Reference, Values, noise_between
 from porter.parity.references.tf_nn import Net, forward, slim_names
@@ -45,11 +43,9 @@ def judged(network: Network, classes: int) -> dict[str, int]:
     Rows of classes count with their mean cross entropy. Where there are 0 classes, half of the mean square counts.
     """
     endpoints = [endpoint for node in nodes(network, classes) for endpoint in node.endpoints]
-    if isinstance(network.head, Segmentation):
-        return {"semantic": classes}
-    if isinstance(network.head, Detection):
-        kinds = {"ClassPredictor": classes, "BoxEncodingPredictor": 0}
-        return {name: kinds[end] for name in endpoints if (end := name.rpartition("/")[2]) in kinds}
+    if network.head is not None:
+        predictors = network.head.predictors(nodes(network, classes))
+        return {name: classes if by_class else 0 for name, by_class in predictors.items()}
     return {"Logits": classes} if classes else {endpoints[-1]: 0}
 
 
