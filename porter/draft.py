@@ -1,6 +1,7 @@
 """``draft``: proposing a mapping for a checkpoint with other variable names.
 
-Variables are matched by scope first, then by shape, kind and name. Any with more than one candidate is marked.
+Variables are matched by the file's graph, where it states one that the network follows. Otherwise by scope first, then
+by shape, kind and name; any with more than one candidate is marked.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from pathlib import Path
 from porter.artifacts.artifact import ARTIFACT_SUFFIXES, load_artifact
 from porter.artifacts.variant import class_count
 from porter.errors import MappingError
-from porter.mapping.files import list_variants, load_variant
-from porter.mapping.matching import Choice, choose, find_scope, join
-from porter.mapping.plan import ignore_reason
+from porter.mapping.by_graph import by_graph
+from porter.mapping.files import Names, list_networks, list_variants, load_variant
+from porter.mapping.matching import Choice, choose, find_scope, join, kind_of
+from porter.mapping.plan import fit, ignore_reason
 from porter.mapping.rules import expected_variables
 from porter.mapping.schema import Ignored, VariantMapping
 from porter.network.network import build_network
@@ -25,11 +27,15 @@ from porter.sources.dtypes import FLOATS
 
 @dataclass(frozen=True)
 class Draft:
-    """A proposal: the variant, the scope that the names share, and every choice."""
+    """A proposal: the mapping files to begin with, the scope that the names share, and every choice.
+
+    ``top``: the mapping's, if it is not that of the variant.
+    """
 
     checkpoint: str
-    variant: str
+    bases: tuple[str, ...]
     scope: str
+    top: str
     choices: tuple[Choice, ...]
     ignored: tuple[Ignored, ...]
 
@@ -45,12 +51,13 @@ class Draft:
             f"# Drafted by mnv3-port for {self.checkpoint}: {found} of {len(self.choices)} variables found,",
             f"# {self.uncertain} to check (marked UNCERTAIN or MISSING). Only the original graph (verify --reference",
             "# frozen or meta), or outputs that you know, prove it right.",
-            f"base: {self.variant}.yaml",
+            f"base: {self.bases[0] if len(self.bases) == 1 else '[' + ', '.join(self.bases) + ']'}",
             f"scope: {_quote(self.scope)}",
+            *([f"top: {self.top}"] if self.top else []),
         ]
         renamed = [c for c in self.choices if c.name != join(self.scope, c.wanted.source) or c.others]
         if renamed:
-            lines += ["", "variables:  # name below the scope, as slim has it -> the checkpoint's name"]
+            lines += ["", "variables:  # name below the scope, as the base has it -> the checkpoint's name"]
         for choice in renamed:
             key = _quote(choice.wanted.source)
             if choice.name is None:
@@ -70,27 +77,47 @@ def draft(checkpoint: str, to: str) -> Draft:
     """
     opened = open_checkpoint(checkpoint)
     variant = _variant(to)
-    mapping = load_variant(variant)
-    candidates = {name: v for name, v in opened.items() if v.dtype in FLOATS and ignore_reason(mapping, name) is None}
-    expected = expected_variables(mapping, build_network(mapping), _classes(opened, mapping))
-    expected = [want._replace(source=want.local) for want in expected]
-    scope = find_scope(expected, candidates)
-    choices = choose(expected, candidates, scope)
+    names, mapping, scope, top = _names(opened), None, "", ""
+    for found in by_graph(opened, [variant]):
+        network, classes, expected = fit(found, opened)
+        if not found.constants and all(e.source in opened and opened[e.source].shape == e.shape for e in expected):
+            names, mapping = "tfjs" if network.bn_folded else "keras", found
+            choices = tuple(
+                Choice(e._replace(source=e.local), e.source, (), "its place in the graph") for e in expected
+            )
+            top = "" if classes else "optional" if network.embedding else "none"
+            break
+    if mapping is None:
+        mapping = load_variant(variant, names)
+        free = {name: v for name, v in opened.items() if v.dtype in FLOATS and ignore_reason(mapping, name) is None}
+        expected = expected_variables(mapping, build_network(mapping), _classes(opened, mapping))
+        expected = [want._replace(source=want.local) for want in expected]
+        scope = find_scope(expected, free)
+        choices = choose(expected, free, scope)
     taken = {choice.name for choice in choices}
     unused = tuple(name for name in opened if name not in taken and ignore_reason(mapping, name) is None)
     ignored = [Ignored(_literal(name), "in the checkpoint, no part of the network") for name in unused]
-    return Draft(checkpoint, variant, scope, choices, tuple(ignored))
+    bases = (f"{variant}.yaml", *([f"{names}.yaml"] if names != "slim" else []))
+    return Draft(checkpoint, bases, scope, top, choices, tuple(ignored))
+
+
+def _names(opened: Checkpoint) -> Names:
+    """Whose names and layouts to begin with; TensorFlow.js's where batch norms are folded into the convolutions."""
+    if opened.format in ("keras", "tflite", "tfjs"):
+        return opened.format  # type: ignore[return-value]
+    kinds = {kind_of(name) for name in opened}
+    return "tfjs" if "bias" in kinds and "variance" not in kinds else "slim"
 
 
 def _variant(to: str) -> str:
-    if to in list_variants():
+    if to in list_networks():
         return to
     by_timm = {load_variant(variant).timm: variant for variant in list_variants()}
     if to in by_timm:
         return by_timm[to]
     if not to.endswith(ARTIFACT_SUFFIXES):
         raise MappingError(
-            f"{to}: no variant ({', '.join(list_variants())}), no timm name of one and no state-dict file"
+            f"{to}: no variant ({', '.join(list_networks())}), no timm name of one and no state-dict file"
         )
     arrays = load_artifact(Path(to)).arrays
     found = {name: values.shape for name, values in arrays.items() if is_weight(name)}

@@ -110,3 +110,41 @@ def test_state_dict_of_another_network(tmp_path):
     torch.save({"w": torch.ones(3)}, tmp_path / "x.pth")
     with pytest.raises(MappingError, match=r"x\.pth: is the state dict of no variant"):
         draft(str(write(tmp_path, short)), str(tmp_path / "x.pth"))
+
+
+def test_one_name_is_not_taken_twice(tmp_path):
+    """Where all four of a batch norm look alike, the most similar was given to each."""
+
+    def one_for_all(variables):
+        values = variables.pop("MobilenetV3/Conv/BatchNorm/gamma")
+        for part in ("beta", "moving_mean", "moving_variance"):
+            del variables[f"MobilenetV3/Conv/BatchNorm/{part}"]
+        variables["MobilenetV3/Conv/norm_values"] = values
+
+    drafted = draft(str(write(tmp_path, str, change=one_for_all)), VARIANT)
+    names = [choice.name for choice in drafted.choices if choice.name]
+    assert len(names) == len(set(names))
+    missing = [choice for choice in drafted.choices if choice.name is None]
+    assert [choice.wanted.source for choice in missing] == [
+        f"Conv/BatchNorm/{part}" for part in ("gamma", "beta", "moving_mean", "moving_variance")
+    ]
+
+
+@pytest.mark.tensorflow
+def test_by_the_graph(tf, tmp_path, run):
+    """Layers of Keras with other names follow each other as the network's do; names then decide nothing."""
+    base = tf.keras.applications.MobileNetV3Small(
+        weights=None, input_shape=(64, 64, 3), minimalistic=True, include_top=False
+    )
+    for number, layer in enumerate(base.layers):
+        layer.name = f"part_{len(base.layers) - number}"
+    base.save(tmp_path / "m.keras")
+    drafted = draft(str(tmp_path / "m.keras"), "small_minimal_100")
+    assert (drafted.uncertain, drafted.bases) == (0, ("small_minimal_100.yaml", "keras.yaml"))
+    (tmp_path / "draft.yaml").write_text(drafted.yaml())
+    options = (["--mapping", tmp_path / "draft.yaml"], ["--backbone"])
+    for name, more in zip(("a.pth", "b.pth"), options, strict=True):
+        assert run("convert", tmp_path / "m.keras", "-o", tmp_path / name, *more).code == 0
+    a, b = (torch.load(tmp_path / name, weights_only=True) for name in ("a.pth", "b.pth"))
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)

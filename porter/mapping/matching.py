@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 from porter.mapping.rules import Expected
@@ -57,10 +57,14 @@ def choose(expected: list[Expected], candidates: dict[str, Variable], scope: str
     groups: defaultdict[tuple[tuple[int, ...], str], list[Expected]] = defaultdict(list)
     for want in expected:
         if want.source not in named:
-            groups[want.shape, _kind(want.source)].append(want)
+            groups[want.shape, kind_of(want.source)].append(want)
     for (shape, kind), wanted in groups.items():
-        fitting = [n for n, v in free.items() if v.shape == shape and _kind(n) in (kind, "")]
+        fitting = [n for n, v in free.items() if v.shape == shape and kind_of(n) in (kind, "")]
         named |= _match(wanted, sorted(fitting, key=_natural))
+    taken = Counter(choice.name for choice in named.values())
+    for source, choice in named.items():  # a name that tells no kind fits several
+        if choice.name and taken[choice.name] > 1:
+            named[source] = Choice(choice.wanted, None, (), f"{choice.name} fits {taken[choice.name]} alike")
     return tuple(named[want.source] for want in expected)
 
 
@@ -102,10 +106,11 @@ def _words(name: str) -> set[str]:
     """``expanded_conv_1/expand/weights`` -> expanded, conv, 1, expand, weight."""
     *path, last = name.split("/")
     words = set(re.findall(r"\d+|[a-z]+", "/".join(path).lower()))
-    return words | {_kind(name) or last.lower()}
+    return words | {kind_of(name) or last.lower()}
 
 
-def _kind(name: str) -> str:
+def kind_of(name: str) -> str:
+    """A key of KINDS, or nothing."""
     last = name.rsplit("/", 1)[-1].lower()
     return next((kind for kind, words in KINDS.items() if last in words), "")
 
