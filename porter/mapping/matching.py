@@ -63,7 +63,7 @@ def choose(expected: list[Expected], candidates: dict[str, Variable], scope: str
         named |= _match(wanted, sorted(fitting, key=_natural))
     taken = Counter(choice.name for choice in named.values())
     for source, choice in named.items():  # a name that tells no kind fits several
-        if choice.name and taken[choice.name] > 1:
+        if choice.certain and taken[choice.name] > 1:
             named[source] = Choice(choice.wanted, None, (), f"{choice.name} fits {taken[choice.name]} alike")
     return tuple(named[want.source] for want in expected)
 
