@@ -537,14 +537,19 @@ def test_float_lite(tf, port, lite_model, tmp_path, kind):
     same(port(path, pixels(), "logits"), interpreted(path.read_bytes(), pixels())[0])
 
 
-@pytest.mark.slow
-def test_dynamic_range_lite(tf, port, lite_model, tmp_path):
+def test_dynamic_range_lite(tf, port, lite_model, tmp_path, run):
     """The interpreter rounds activations as well, and the port only has the rounded weights."""
     path = tmp_path / "m.tflite"
     path.write_bytes(as_lite(tf, lite_model, "dynamic"))
     ours = port(path, pixels(), "logits")
     same(ours, theirs(lite_model, pixels()), 0.1)
     assert np.abs(ours - theirs(lite_model, pixels())).max() > 1e-4
+    assert "the interpreter rounds activations as well" in run("convert", path, "-o", tmp_path / "a.pth").out
+    ran = run("verify", path, tmp_path / "a.pth", "-v")
+    assert ran.code == 0, ran.out
+    assert "its weights in float: its rounding of activations is not compared" in ran.out
+    distances = [float(line.split()[4]) for line in ran.out.splitlines() if line.startswith("layer_")]
+    assert max(distances) < 1e-4  # and not those of 8 bits
 
 
 @pytest.mark.slow

@@ -37,7 +37,8 @@ class Checkpoint(Mapping[str, Variable]):
     ``given``: the path as typed. ``path`` and ``format``: what was found there; see porter.sources.locate.
     ``averaged``: True if plain names hold moving averages, as in a released ``ema/`` folder. ``choice``: the weights
     asked for. ``set_aside``: names in the file that are not offered, each with its reason. ``gate``: the constant of
-    the hard sigmoids in a stored graph. ``remote``: True if only the bytes asked for are fetched.
+    the hard sigmoids in a stored graph. ``remote``: True if only the bytes asked for are fetched. ``rounds``: what the
+    file's own runtime rounds besides, in words.
     """
 
     given: str
@@ -53,6 +54,7 @@ class Checkpoint(Mapping[str, Variable]):
     fetch_values: Callable[[Iterable[str]], None] | None = field(default=None, repr=False)
     temporary: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False)
     read_graph: Callable[[], StoredGraph] | None = field(default=None, repr=False)
+    rounds: str = ""
 
     @cached_property
     def graph(self) -> StoredGraph | None:
@@ -86,7 +88,7 @@ class Checkpoint(Mapping[str, Variable]):
         of_optimizer = sum(reason == RAW_SET_ASIDE for reason in self.set_aside.values())
         if of_optimizer:
             return f"moving averages ({of_optimizer} variables of Keras's optimizer)"
-        return "moving averages (ema/ folder, plain names)" if self.averaged else "as stored"
+        return "moving averages (ema/ folder, plain names)" if self.averaged else self.rounds or "as stored"
 
     @property
     def place(self) -> str:
@@ -164,6 +166,7 @@ def open_checkpoint(path: str | os.PathLike[str], weights: Weights = "auto", che
         remote=fetch is not None,
         fetch_values=contents.prefetch,
         temporary=temporary,
+        rounds=contents.rounds,
         read_graph=contents.graph and _named_graph(contents.graph, temporary, copy, str(path)),
     )
 

@@ -63,7 +63,16 @@ def read_tflite(path: Path) -> Contents:
         for field, value in _quantization(graph, position, makers).items():
             shape = (len(value),) if isinstance(value, list) else ()
             variables[f"{name}/{field}"] = _given(f"{name}/{field}", shape, value, path)
-    return Contents(variables, [path], gate=_gate(graph, path), graph=partial(_stored_graph, graph, path))
+    rounds = "8 bits, and the interpreter rounds activations as well (dynamic range)" if dynamic_range(graph) else ""
+    stated = partial(_stored_graph, graph, path)
+    return Contents(variables, [path], gate=_gate(graph, path), graph=stated, rounds=rounds)
+
+
+def dynamic_range(graph: Graph) -> list[int]:
+    """The positions of 8-bit weights that are used with float maps, which the interpreter rounds as it runs."""
+    tensors, layers = graph.tensors, (o for o in graph.operators if o.kind in WITH_WEIGHTS)
+    pairs = {(o.inputs[1], tensors[o.inputs[0]].dtype) for o in layers if len(o.inputs) > 1 and min(o.inputs[:2]) >= 0}
+    return sorted(position for position, dtype in pairs if dtype == "float32" and tensors[position].dtype == "int8")
 
 
 def _stored_graph(graph: Graph, path: Path) -> StoredGraph:

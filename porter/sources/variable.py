@@ -89,7 +89,7 @@ class Contents(NamedTuple):
 
     ``gate``: the constant that a stored graph multiplies relu6 by (hard sigmoid's slope), if it has one. ``prefetch``
     fetches the values of remote variables, by stored name, in advance. ``graph`` reads the operations that the file
-    states; None where it states none.
+    states; None where it states none. ``rounds``: what the file's own runtime rounds and its weights do not show.
     """
 
     variables: dict[str, Variable]
@@ -98,3 +98,4 @@ class Contents(NamedTuple):
     gate: float | None = None
     prefetch: Callable[[Iterable[str]], None] | None = None
     graph: Callable[[], StoredGraph] | None = None
+    rounds: str = ""

@@ -25,7 +25,7 @@ from porter.parity.references.reference import (
 )
 from porter.photos.images import normalized
 from porter.port import Port
-from porter.sources.tflite import constant, output_tensors, values_of
+from porter.sources.tflite import constant, dynamic_range, output_tensors, values_of
 from porter.sources.tflite_graph import Graph, read_graph
 
 # Preprocessing in float32 rounds numbers up to 255 by about 1e-5, then divides them by 127.5
@@ -51,7 +51,9 @@ def interpreter(port: Port) -> Reference:
     """
     path = port.checkpoint.path
     graph = read_graph(path)
-    runner = _load(path.read_bytes(), path, builtin=True)
+    rounded = dynamic_range(graph)
+    content = _with_float_weights(path, graph, rounded) if rounded else path.read_bytes()
+    runner = _load(content, path, builtin=True)
     details = runner.get_input_details()[0]
     preprocessing = input_scale(graph, path)
     positions = output_tensors(graph)
@@ -114,9 +116,10 @@ def interpreter(port: Port) -> Reference:
             yield name, Values(found, noise_between(np.concatenate(others.pop(name)), found) if twin else None)
 
     height, width = details["shape"][1:3]
-    twin = None if quantised else _load(_with_outputs(path, sorted(set(tensors.values()))), path, builtin=False)
+    twin = None if quantised else _load(_with_outputs(content, sorted(set(tensors.values()))), path, builtin=False)
+    besides = ", its weights in float: its rounding of activations is not compared" if rounded else ""
     return Reference(
-        f"interpreter ({path.name})",
+        f"interpreter ({path.name}{besides})",
         run,
         precision="levels" if quantised else "float32",
         size=(int(height), int(width)),
@@ -174,15 +177,35 @@ def run_file(path: Path, images: np.ndarray) -> list[np.ndarray]:
     return [runner.get_tensor(one["index"]) for one in runner.get_output_details()]
 
 
-def _with_outputs(path: Path, positions: list[int]) -> bytes:
-    """The model ``path`` with the tensors at ``positions`` as its outputs."""
-    import flatbuffers
-
-    _, schema = tflite_package()
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(path.read_bytes(), 0))
+def _with_outputs(content: bytes, positions: list[int]) -> bytes:
+    """The model ``content`` with the tensors at ``positions`` as its outputs."""
+    model = _unpacked(content)
     model.subgraphs[0].outputs = np.array(positions, np.int32)
     model.signatureDefs = None  # they name the old outputs
-    builder = flatbuffers.Builder(path.stat().st_size)
+    return _packed(model)
+
+
+def _with_float_weights(path: Path, graph: Graph, positions: list[int]) -> bytes:
+    """The model ``path`` with the tensors at ``positions`` dequantised: its own network without rounded activations."""
+    _, schema = tflite_package()
+    model = _unpacked(path.read_bytes())
+    for position in positions:
+        tensor, buffer = model.subgraphs[0].tensors[position], schema.BufferT()
+        buffer.data = np.frombuffer(values_of(graph.tensors[position], path).tobytes(), np.uint8)
+        tensor.buffer, tensor.type, tensor.quantization = len(model.buffers), schema.TensorType.FLOAT32, None
+        model.buffers.append(buffer)
+    return _packed(model)
+
+
+def _unpacked(content: bytes) -> Any:
+    _, schema = tflite_package()
+    return schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(content, 0))
+
+
+def _packed(model: Any) -> bytes:
+    import flatbuffers
+
+    builder = flatbuffers.Builder(0)
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())
 
