@@ -243,3 +243,15 @@ def test_8_bits_are_released_from_their_source(tmp_path, run):
 def test_errors_name_what_was_given(tmp_path):
     with pytest.raises(ArtifactError, match=r"none\.pth: no such file"):
         porter.convert(tmp_path / "none.pth", tmp_path / "x.onnx")
+
+
+def test_other_peoples_state_dicts(tmp_path, run):
+    """torchvision's network is another one; a file of Lightning's has its state dict under another suffix."""
+    torch.save(
+        {"features.0.0.weight": torch.zeros(16, 3, 3, 3), "classifier.3.bias": torch.zeros(9)}, tmp_path / "a.pth"
+    )
+    torch.save({"state_dict": {"model.conv_stem.weight": torch.zeros(16, 3, 3, 3)}}, tmp_path / "a.ckpt")
+    ran = run("convert", tmp_path / "a.pth", "--variant", "small_100", "-o", tmp_path / "x.onnx")
+    assert (ran.code, "a.pth: has torchvision's names, and its MobileNetV3 is another network" in ran.err) == (2, True)
+    ran = run("convert", tmp_path / "a.ckpt", "--variant", "small_100", "-o", tmp_path / "x.onnx")
+    assert (ran.code, "a state dict is read from a .pth" in ran.err) == (2, True)

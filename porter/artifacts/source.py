@@ -90,6 +90,10 @@ def as_variables(
     arrays: Mapping[str, np.ndarray], mapping: VariantMapping, network: Network, source: str
 ) -> dict[str, np.ndarray]:
     """The entries of a state dict as variables of ``mapping``. Raises ArtifactError unless they are ``network``'s."""
+    if "features.0.0.weight" in arrays:
+        raise ArtifactError(
+            f"{source}: has torchvision's names, and its MobileNetV3 is another network: it pads both sides alike"
+        )
     classes = class_count(arrays)
     expected, shapes = expected_variables(mapping, network, classes), state_dict_shapes(network, classes)
     problems = [

@@ -94,7 +94,7 @@ def _holds(path: Path, member: str) -> bool:
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: damaged zip archive ({error}); fetch it again") from error
     if any(name.endswith("/data.pkl") for name in names):
-        raise CheckpointError(f"{path}: a PyTorch file, not a TensorFlow checkpoint")
+        raise CheckpointError(f"{path}: a PyTorch file, not a TensorFlow checkpoint; a state dict is read from a .pth")
     return member in names
 
 
