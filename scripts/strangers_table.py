@@ -43,7 +43,8 @@ The model of bfloat16 rounds its outputs to 8 bits of precision: on untrained we
 | file | port | top-1 | distance |
 |---|---|---|---|
 """
-ROUNDING = 1e-4  # float32 outputs of one network in two programs; 8 bits are compared in levels
+SLIM = "real/v3-small_224_1.0_float/v3-small_224_1.0_float.pb"  # the network whose variables the cases of slim hold
+DEEPLAB = (513, 1025)  # height and width to which both graphs here pad what is smaller
 
 
 def main() -> None:
@@ -56,7 +57,7 @@ def main() -> None:
     options = parser.parse_args()
     photos = find_photos(options.shared / "real" / "images")[: options.photos]
     if options.one:
-        print(row(Path(options.one[0]), options.one[1].split(), photos))
+        print(row(Path(options.one[0]), options.one[1].split(), photos, options.shared))
         return
     print(INTRODUCTION.format(photos=len(photos)), end="")
     for path, name in sources(options.shared, options.files):
@@ -85,7 +86,7 @@ def sources(shared: Path, folders: list[Path]) -> list[tuple[Path, str]]:
     return named
 
 
-def row(path: Path, arguments: list[str], photos: list[Path]) -> str:
+def row(path: Path, arguments: list[str], photos: list[Path], shared: Path) -> str:
     """The cells of one file."""
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -97,47 +98,62 @@ def row(path: Path, arguments: list[str], photos: list[Path]) -> str:
             said = re.sub(r"\S*/", "", error.for_command().splitlines()[0])
             return f"refused: {said} | | "
         what = f"{port.mapping.variant}, {port.plan.num_classes or 'no'} classes"
-        try:
-            original = runtime(path, port)
-        except (ValueError, TypeError) as error:  # Keras 3 cannot load every .h5 that it writes
-            return f"{what} | its runtime cannot load it: {' '.join(str(error).split())[:60]} | "
-        if original is None:
-            return f"{what} | no runtime of its own | "
-        agree, furthest, scale = 0, 0.0, 0.0
+        spec, white = model.input, port.white or None
+        run, sides = runtime(path, port, shared)
+        features = port.network.backbone and port.network.head is None
+        agree, furthest, scale, place = 0.0, 0.0, 0.0, None
         for photo in photos:
-            spec = model.input
-            pixels = resized(read_image(photo), (spec.size, spec.size), spec.crop, "card")
+            pixels = resized(read_image(photo), sides or (spec.size, spec.size), spec.crop, "card")
             images = torch.from_numpy(normalized(pixels, spec.mean, spec.std, spec.levels)).permute(2, 0, 1)[None]
             with torch.no_grad():
-                ours = model.model(images.contiguous())
-            theirs = original(pixels)
-            candidates = [ours, probabilities(model.whole.network, ours)]
-            mine = min((one.numpy().ravel() for one in candidates), key=lambda one: np.abs(one - theirs.ravel()).max())
-            agree += int(mine.argmax() == theirs.argmax())
-            furthest, scale = (
-                max(furthest, float(np.abs(mine - theirs.ravel()).max())),
-                max(scale, float(np.abs(theirs).max())),
-            )
-        return f"{what} | {agree} of {len(photos)} | {furthest / scale:.1e}"
+                network = model.whole.network
+                given = (model.model.forward_features if features else model.model)(images.contiguous())
+                returned = [given, probabilities(network, given)] if given.ndim == 2 else [given]
+            ours = [np.moveaxis(one.numpy()[0], 0, -1) for one in returned]  # (C) or (H, W, C)
+            theirs = run(pixels, for_white(pixels, white)[None], place and place[0])
+            if place is None:  # the output of the original is named by its runtime, a map within it is found by value
+                near = {
+                    (name, index): float(np.abs(np.reshape(value, one.shape) - one).max())
+                    for name, value in theirs.items()
+                    for index, one in enumerate(ours)
+                    if np.size(value) == one.size
+                }
+                place = min(near, key=near.__getitem__)
+            mine, value = ours[place[1]], np.reshape(theirs[place[0]], ours[place[1]].shape)
+            agree += float((mine.argmax(-1) == value.argmax(-1)).mean())
+            furthest = max(furthest, float(np.abs(mine - value).max()))
+            scale = max(scale, float(np.abs(value).max()))
+        same = f"{agree:.0f} of {len(photos)}" if mine.ndim == 1 else f"{100 * agree / len(photos):.2f} %"
+        return f"{what} | {same} | {furthest / scale:.1e}"
 
 
-def runtime(path: Path, port: Port):
-    """The original as a function of (H, W, 3) pixels; None where it cannot run by itself."""
-    if port.network.backbone and port.network.head is None:
-        return None  # its outputs are not those of the file
-    white = port.white or None
-    if port.checkpoint.format == "keras" and port.checkpoint.graph is not None:
-        return keras_model(path, port, white)
+def runtime(path: Path, port: Port, shared: Path):
+    """The original in its own runtime: from an 8-bit image, the values that the file takes of it and the name of one of
+    its tensors (None: all) to tensors by name. Beside it, the height and width that it takes, None for any."""
     if port.checkpoint.format == "tflite":
         return interpreter(path)
+    if path.suffix == ".pb":
+        return frozen_graph(path, {})
     if (path / "saved_model.pb").is_file():
         import tensorflow as tf
 
-        served = tf.saved_model.load(str(path)).signatures
-        if "serving_default" in served:
-            call = served["serving_default"]
-            return lambda pixels: next(iter(call(tf.constant(for_white(pixels, white)[None])).values())).numpy()
-    return None
+        loaded = tf.saved_model.load(str(path))
+        if "serving_default" in loaded.signatures:
+            call = loaded.signatures["serving_default"]
+            return lambda pixels, values, only: {
+                key: one.numpy() for key, one in call(tf.constant(values)).items()
+            }, None
+        return frozen_graph(shared / SLIM, {one.name.split(":")[0]: one.numpy() for one in loaded.all})
+    configuration = path.parent.with_suffix(".json") if path.parent.parent.name != "real" else path
+    if configuration.is_file():
+        return keras_model(path, configuration)
+    import tensorflow as tf
+
+    bundle = path if path.with_name(path.name + ".index").is_file() else tf.train.latest_checkpoint(str(path))
+    bundle = bundle or next(path.glob("*/*.index")).with_suffix("")
+    reader = tf.train.load_checkpoint(str(bundle))
+    names = [name for name in reader.get_variable_to_shape_map() if "MobilenetV3" in name]
+    return frozen_graph(shared / SLIM, {name[name.index("MobilenetV3") :]: reader.get_tensor(name) for name in names})
 
 
 def for_white(pixels: np.ndarray, white: float | None) -> np.ndarray:
@@ -146,41 +162,86 @@ def for_white(pixels: np.ndarray, white: float | None) -> np.ndarray:
     return values / 127.5 - 1 if white is None else values * np.float32(white / 255)
 
 
-def keras_model(path: Path, port: Port, white: float | None):
-    """Keras's own model."""
-    import keras
+def frozen_graph(path: Path, variables: dict[str, np.ndarray]):
+    """TensorFlow 1's session over a frozen graph, with ``variables`` in place of its constants of the same names."""
+    import tensorflow as tf
 
-    if path.is_dir() or path.suffix == ".json":
-        config = (path if path.is_dir() else path.parent) / "config.json"
-        if not config.is_file():
-            return None
-        model = keras.models.model_from_json(config.read_text())
-        model.load_weights(str(port.checkpoint.path))
-    else:
+    graph = tf.compat.v1.GraphDef.FromString(path.read_bytes())
+    for node in graph.node:
+        if node.op == "Const" and node.name in variables:
+            node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(variables[node.name]))
+    session = tf.compat.v1.Session(graph=tf.Graph())
+    with session.graph.as_default():
+        tf.import_graph_def(graph, name="")
+    operations = session.graph.get_operations()
+    (image,) = [operation.outputs[0] for operation in operations if operation.type == "Placeholder"]
+    outputs = [operation.outputs[0] for operation in operations if operation.outputs and operation.type != "Const"]
+    floats = [tensor for tensor in outputs if tensor.dtype == tf.float32]
+
+    def run(pixels, values, only):
+        fed = {image: values if image.dtype == tf.float32 else pixels[None]}
+        return session.run({tensor.name: tensor for tensor in floats if only in (None, tensor.name)}, fed)
+
+    return run, DEEPLAB if image.name == "ImageTensor:0" else None
+
+
+def keras_model(path: Path, configuration: Path):
+    """Keras's own model, and the outputs of its layers."""
+    import keras
+    import tensorflow as tf
+
+    if path.suffix == ".keras":
         model = keras.models.load_model(str(path), compile=False)
-    return lambda pixels: np.asarray(model(for_white(pixels, white)[None], training=False), np.float32)
+    else:
+        model = keras.models.model_from_json(configuration.read_text())
+        if path.is_dir() and not (path / "config.json").is_file():
+            tf.train.Checkpoint(model=model).restore(tf.train.latest_checkpoint(str(path))).expect_partial()
+        elif path.is_dir():
+            model.load_weights(str(path / "model.weights.h5"))
+        else:
+            model.load_weights(str(path))
+    layers = [layer for layer in model.layers if layer.name and hasattr(layer, "output") and layer.output is not None]
+    outputs = keras.Model(model.inputs, [layer.output for layer in layers])
+
+    def run(pixels, values, only):
+        found = outputs(values, training=False)
+        found = found if isinstance(found, list) else [found]
+        return {layer.name: np.asarray(one, np.float32) for layer, one in zip(layers, found)}
+
+    return run, None
 
 
 def interpreter(path: Path):
-    """LiteRT, with its reference kernels."""
+    """LiteRT, with its reference kernels; all its tensors in float."""
     from ai_edge_litert import interpreter as litert
 
     kernels = litert.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-    runner = litert.Interpreter(str(path), experimental_op_resolver_type=kernels)
+    runner = litert.Interpreter(
+        str(path), experimental_op_resolver_type=kernels, experimental_preserve_all_tensors=True
+    )
     runner.allocate_tensors()
     given, taken = runner.get_input_details()[0], runner.get_output_details()[0]
+    maps = [one for one in runner.get_tensor_details() if one["shape"].size in (2, 4) and one["shape"][0] == 1]
 
-    def run(pixels: np.ndarray) -> np.ndarray:
-        if given["dtype"] == np.float32:  # 0 to 1 in the one float file here that states it
-            values = pixels.astype(np.float32) / 255
-        else:
-            values = (pixels.astype(np.int32) + np.iinfo(given["dtype"]).min).astype(given["dtype"])
-        runner.set_tensor(given["index"], values[None])
+    def run(pixels, values, only):
+        if given["dtype"] != np.float32:
+            values = (pixels.astype(np.int32) + np.iinfo(given["dtype"]).min).astype(given["dtype"])[None]
+        runner.set_tensor(given["index"], values)
         runner.invoke()
-        found, (scale, zero) = runner.get_tensor(taken["index"]), taken["quantization"]
-        return (found.astype(np.float32) - zero) * np.float32(scale) if scale else found
+        found = {}
+        for one in maps:
+            if only not in (None, (one["name"], one["index"])):
+                continue
+            scale, zero = one["quantization"]
+            try:
+                tensor = runner.get_tensor(one["index"])
+            except ValueError:  # an operator's own buffer
+                continue
+            if tensor.dtype != np.int32:
+                found[one["name"], one["index"]] = (tensor.astype(np.float32) - zero) * np.float32(scale or 1)
+        return found
 
-    return run
+    return run, tuple(given["shape"][1:3])
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def _compute(tf, operation, given, read, image, layout):
     if kind == "hard_sigmoid":
         return tf.nn.relu6(given[0] + 3) * operation.slope
     own = {
-        "concat": lambda *parts: _concat(tf, parts), "silu": tf.nn.silu, "quantize": tf.identity, "relu": tf.nn.relu,
+        "concat": lambda *parts: _concat(tf, parts), "silu": tf.nn.silu, "quantize": tf.identity, "fake_quant": tf.identity, "relu": tf.nn.relu,
         "leaky_relu": lambda x: tf.nn.leaky_relu(x, operation.slope),
     }  # fmt: skip
     function = own.get(kind) or getattr(tf.math, kind, None) or getattr(tf.nn, kind, None)

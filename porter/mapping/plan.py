@@ -7,7 +7,7 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from porter.errors import MappingError
+from porter.errors import MappingError, Option
 from porter.mapping.axes import AXES
 from porter.mapping.gate import GATE_ROUNDING, GATE_SHIFT
 from porter.mapping.options import ArtifactLayout, PortOptions
@@ -119,6 +119,14 @@ def make_plan(mapping: VariantMapping, fitted: Fit, checkpoint: Checkpoint, opti
         )
     if options.fake_quant and not ranges:
         raise MappingError(f"{checkpoint.given}: holds no ranges of fake quantisation; it was not trained for 8 bits")
+    operations = checkpoint.graph.operations.values() if checkpoint.graph else ()
+    rounded = [one for one in operations if one.kind == "fake_quant"]
+    if rounded and not ranges and options.fake_quant is None:
+        raise MappingError(
+            f"{checkpoint.given}: rounds {len(rounded)} values to 8 bits in float ({rounded[0].name}), the port does "
+            "not. The checkpoint or the 8-bit .tflite of this training keeps them; for the float network use",
+            option=Option("fake_quant", value=False),
+        )
     bn_folded = options.fold_bn or network.bn_folded
     norms_to_fold = options.fold_bn and not network.bn_folded
     return Plan(
@@ -138,7 +146,7 @@ def make_plan(mapping: VariantMapping, fitted: Fit, checkpoint: Checkpoint, opti
             if node.layer and node.norm and norms_to_fold
         },
         ranges={} if options.fake_quant is False else ranges,
-        dequantized=options.fake_quant is False and bool(ranges),
+        dequantized=options.fake_quant is False and bool(ranges or rounded),
         constants={
             name: (value, state_dict_shapes(network, kept)[name][0]) for name, value in mapping.constants.items()
         },

@@ -21,7 +21,7 @@ from porter.network.node import Node, map_sizes, same_padding
 from porter.network.nodes import nodes
 from porter.network.spec import TAIL_ACTIVATIONS, Input, Pooling, Predictions, Stem, TailLayer
 from porter.sources import Checkpoint
-from porter.sources.stored_graph import ACTIVATIONS, WITH_WEIGHTS, StoredGraph, StoredOperation
+from porter.sources.stored_graph import ACTIVATIONS, ROUNDING, WITH_WEIGHTS, StoredGraph, StoredOperation
 
 # A network takes numbers of about -1 to 1. A factor above this one, half-way between 1 / 255 and 1, is of values from 0
 # to 1, one below it of pixels from 0 to 255
@@ -257,7 +257,7 @@ def _input(
     own = replace_struct(own, size=size or own.size)
     factor, offset = [1.0] * own.channels, [0.0] * own.channels
     for operation in others:
-        if operation.kind in ("quantize", "pad", "Pad", "resize", "flatten"):  # Pad: by edges that the graph computes
+        if operation.kind in (*ROUNDING, "pad", "Pad", "resize", "flatten"):  # Pad: by edges that the graph computes
             continue
         numbers = list(operation.constant) * (own.channels if len(operation.constant) == 1 else 1)
         if len(numbers) != own.channels or operation.kind not in ("add", "subtract", "multiply", "divide"):
@@ -327,7 +327,7 @@ def _with_tail(
     embedded = softmax = False  # the operation before was the embedding's; there was a softmax
     for operation in _steps(graph, end):
         kind, weights = operation.kind, dict(operation.weights)
-        if kind == "quantize" or (pooling and kind in NOTHING_AT_ONE_POSITION):
+        if kind in ROUNDING or (pooling and kind in NOTHING_AT_ONE_POSITION):
             continue
         if softmax:  # its class probabilities are computed with
             raise _not_taken(checkpoint, operation)

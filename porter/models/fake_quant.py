@@ -13,7 +13,7 @@ from porter.mapping.ranges import Range, levels
 from porter.models.mobilenet_v3 import Gate
 
 Hook = Callable[[nn.Module, tuple[Tensor], Tensor], Tensor]
-INPUT = "input"  # the range of the image
+INPUT, STEM = "input", "conv_stem"  # the range of the image, and the module that gets it
 # The entry by which a state dict says that its weights are rounded to 8 bits, for a network that rounds its maps too
 EIGHT_BITS_ENTRY = "computes_8_bits"
 
@@ -33,10 +33,12 @@ def fake_quantize(model: nn.Module, ranges: Mapping[str, Range]) -> None:
             module.inplace = False  # type: ignore[assignment]  # the hooks below look at inputs
         elif isinstance(module, Gate):
             module.one_operation = False  # and at what lies between its operations
-    model.register_forward_pre_hook(lambda _module, args: (args[0].double(),))
+    # Before the first layer and not before the model, whose forward_features can be called as well
+    stem = next(module for name, module in model.named_modules() if name.endswith(STEM))
+    stem.register_forward_pre_hook(lambda _module, args: (args[0].double(),))
     for name, limits in ranges.items():
         if name == INPUT:
-            model.register_forward_pre_hook(lambda _module, args, limits=limits: (quantized(args[0], limits),))
+            stem.register_forward_pre_hook(lambda _module, args, limits=limits: (quantized(args[0], limits),))
         elif name.endswith(".weight"):
             weight = model.get_parameter(name)
             with torch.no_grad():
@@ -52,8 +54,7 @@ def fake_quantize(model: nn.Module, ranges: Mapping[str, Range]) -> None:
                 _addition_hook(limits, limits.skip_scale, limits.branch_scale)
             )
         else:
-            hooked = model.get_submodule(name)
-            hooked.register_forward_hook(lambda _module, _args, out, limits=limits: quantized(out, limits))
+            model.get_submodule(name).register_forward_hook(_rounding_hook(limits))
 
 
 def _check_entry(_model: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_others: object) -> None:
@@ -78,14 +79,36 @@ def quantized(x: Tensor, limits: Range) -> Tensor:
         levels = torch.floor((torch.clamp(exact, low, high) - low) / scale - zero + 0.5)
         return (levels * scale).to(x.dtype)
     unit, multiplier = (_by_channel(value, x) for value in (limits.unit, limits.multiplier))
-    levels = _requantize(torch.round(x / unit).long(), multiplier, int(limits.ties_away))
+    levels = _requantize(_total(x, unit), multiplier, int(limits.ties_away))
     return torch.clamp(levels.double() * scale, low, high)
+
+
+def _total(x: Tensor, unit: Tensor) -> Tensor:
+    """The sum of 32 bits (int64) in which a kernel has ``x``; beyond its end, where biases were clipped, it wraps."""
+    return (torch.round(x / unit).long() + 2**31) % 2**32 - 2**31
+
+
+def _rounding_hook(limits: Range) -> Hook:
+    """The levels of ``limits``; an activation is computed with the layer before it, from the layer's sum."""
+
+    def hook(module: nn.Module, args: tuple[Tensor], out: Tensor) -> Tensor:
+        if limits.unit is not None and hasattr(module, "inplace"):
+            unit = _by_channel(limits.unit, args[0])
+            out = module.forward(_total(args[0], unit) * unit)
+        return quantized(out, limits)
+
+    return hook
 
 
 def _requantize(total: Tensor, multiplier: Tensor, ties_away: int) -> Tensor:
     """``total`` (int64) times ``multiplier`` (float64) in 31-bit fixed point, ties upwards, or away from zero."""
     fraction, exponent = torch.frexp(multiplier)
-    levels = (total * torch.round(fraction * 2**31).long() + (1 << 30)) >> 31
+    return _shifted(total, torch.round(fraction * 2**31).long(), exponent, ties_away)
+
+
+def _shifted(total: Tensor, multiplier: Tensor | int, exponent: Tensor, ties_away: Tensor | int) -> Tensor:
+    """``total`` times ``multiplier`` / 2**31, rounded, and then times 2**``exponent``, rounded again; all int64."""
+    levels = (total * multiplier + (1 << 30)) >> 31
     levels = levels << exponent.clamp(min=0)
     right = (-exponent).clamp(min=0).long()
     mask = (torch.ones_like(right) << right) - 1
@@ -110,21 +133,28 @@ def _mean_hook(limits: Range, input_scale: float, input_zero: int) -> Hook:
     """The mean over a map as TensorFlow Lite's integer kernels make it.
 
     Mean of optimized/integer_ops/mean.h sums levels, zero and all, and takes what the zeros have contributed away
-    behind the rounding. QuantizedMeanOrSum of reference/reduce.h, which drops the axes, does so before it.
+    behind the rounding. It rounds ties upwards in blocks of 16 channels, and away from zero in those left over.
+    QuantizedMeanOrSum of reference/reduce.h, which drops the axes, takes the zeros away first, and divides the
+    multiplier by the number of positions, in integers.
     """
     low, scale = nudged(limits)
-    flat = bool(limits.axes_dropped)
+    high = low + 255 * scale
     zero = math.copysign(math.floor(abs(input_zero * input_scale / scale) + 0.5), input_zero)
 
     def hook(_module: nn.Module, args: tuple[Tensor], _out: Tensor) -> Tensor:
-        count = args[0].shape[2] * args[0].shape[3]
+        channels, count = args[0].shape[1], args[0].shape[2] * args[0].shape[3]
         total = (torch.round(args[0] / input_scale).long() + input_zero).sum((2, 3), keepdim=True)
-        share = float(np.float32(input_scale) / (np.float32(count) * np.float32(scale)))
-        total = total - input_zero * count if flat else total
-        levels = _requantize(total, torch.tensor(share, dtype=torch.float64), ties_away=int(flat)) - (
-            0 if flat else zero
-        )
-        return torch.clamp(levels.double() * scale, low, low + 255 * scale)
+        if limits.axes_dropped:
+            multiplier, right = _fixed_point(input_scale / scale)
+            left = min(count.bit_length() - 1, 31 - right)
+            exponent = torch.tensor(-right - left)
+            levels = _shifted(total - input_zero * count, (multiplier << left) // count, exponent, ties_away=1)
+        else:
+            share = float(np.float32(input_scale) / (np.float32(count) * np.float32(scale)))
+            left_over = (torch.arange(channels) >= channels // 16 * 16).long()[:, None, None]
+            multiplier, right = _fixed_point(share)
+            levels = _shifted(total, multiplier, torch.tensor(-right), left_over) - zero
+        return torch.clamp(levels.double() * scale, low, high)
 
     return hook
 
@@ -149,7 +179,7 @@ def _addition_hook(limits: Range, skip: float, branch: float) -> Hook:
 
 
 def _fixed_point(value: float) -> tuple[int, int]:
-    """``value`` below 1 as a 31-bit fraction and a shift to the right (QuantizeMultiplierSmallerThanOneExp)."""
+    """``value`` as a 31-bit fraction and a shift to the right (QuantizeMultiplier)."""
     fraction, exponent = math.frexp(value)
     multiplier = round(fraction * 2**31)
     return (multiplier // 2, 1 - exponent) if multiplier == 1 << 31 else (multiplier, -exponent)

@@ -34,7 +34,7 @@ ON_ONE = {
     "Relu": "relu", "Relu6": "relu6", "Sigmoid": "sigmoid", "Softmax": "softmax", "Tanh": "tanh", "Elu": "elu",
     "LeakyRelu": "leaky_relu", "AvgPool": "average_pool", "MaxPool": "max_pool", "Mean": "mean", "Max": "max",
     "Reshape": "flatten", "Squeeze": "flatten", "ExpandDims": "flatten", "Pad": "pad", "ResizeBilinear": "resize",
-    **dict.fromkeys(ROUNDS, "quantize"),
+    **dict.fromkeys(ROUNDS, "fake_quant"),
 }  # fmt: skip
 # What a dilated convolution may hold between SpaceToBatchND and BatchToSpaceND
 BY_POSITION = (*LAYERS, *NORMS, *ARITHMETIC, "BiasAdd", "Relu", "Relu6")

@@ -14,6 +14,7 @@ ACTIVATIONS = (
     *("relu", "relu6", "hard_sigmoid", "hard_swish", "sigmoid", "softmax", "tanh", "elu", "silu", "gelu", "leaky_relu"),
 )
 WITH_WEIGHTS = ("convolution", "depthwise", "dense")
+ROUNDING = ("quantize", "fake_quant")
 
 
 class StoredOperation(Struct, frozen=True):
@@ -24,7 +25,7 @@ class StoredOperation(Struct, frozen=True):
     ``hard_swish``, ``sigmoid``, ``softmax``, ``tanh``, ``elu``, ``silu``, ``gelu``, ``leaky_relu``; ``add``,
     ``subtract``, ``multiply``, ``divide``, ``minimum``, ``maximum``; over the whole map ``mean`` and ``max``;
     ``average_pool`` and ``max_pool`` over ``window``; ``flatten`` for everything that only drops or merges axes of (N,
-    H, W, C); ``pad``, ``resize``, ``concat``; ``quantize`` for everything that only rounds. What does nothing at
+    H, W, C); ``pad``, ``resize``, ``concat``; of ROUNDING ``fake_quant`` is training's, on floats. What does nothing at
     inference (dropout, identity, casts between floats) is left out.
 
     An ``image`` has its size as ``window``, zeros where it is free, and so has what a ``resize`` makes. ``name`` is the
@@ -121,7 +122,7 @@ class StoredGraph:
                 break
             [user] = users
             own = user.kind in ("bias", "batch_norm") or (user.constant and len(user.inputs) == 1)
-            if user.kind != "quantize" and (activated or not (own or user.kind in ACTIVATIONS)):
+            if user.kind not in ROUNDING and (activated or not (own or user.kind in ACTIVATIONS)):
                 break
             activated = activated or user.kind in ACTIVATIONS
             found.append(user)
@@ -139,7 +140,7 @@ def _recognised(operations: dict[str, StoredOperation], outputs: Sequence[str]) 
     def maker(name: str) -> StoredOperation | None:
         """The operation of a value, before it is rounded."""
         operation = found.get(name)
-        while operation is not None and operation.kind == "quantize" and operation.inputs:
+        while operation is not None and operation.kind in ROUNDING and operation.inputs:
             operation = found.get(operation.inputs[0])
         return operation
 

@@ -19,7 +19,7 @@ KINDS = {
     "conv_2d": "convolution", "depthwise_conv_2d": "depthwise", "fully_connected": "dense", "logistic": "sigmoid",
     "sub": "subtract", "mul": "multiply", "div": "divide", "average_pool_2d": "average_pool",
     "max_pool_2d": "max_pool", "squeeze": "flatten", "expand_dims": "flatten", "dequantize": "quantize",
-    "fake_quant": "quantize", "resize_bilinear": "resize", "concatenation": "concat",
+    "resize_bilinear": "resize", "concatenation": "concat",
 }  # fmt: skip
 ARITHMETIC = ("add", "sub", "mul", "div", "minimum", "maximum")
 # What gives each position of a map from that position alone, so that a dilated convolution may hold it
