@@ -10,7 +10,7 @@ import msgspec
 from porter.mapping.axes import AXES
 from porter.mapping.by_graph import by_graph
 from porter.mapping.files import Names, list_variants, list_with_head, load_variant
-from porter.mapping.plan import fit
+from porter.mapping.plan import fit, followed_by
 from porter.mapping.rules import Expected, expected_variables
 from porter.mapping.schema import VariantMapping
 from porter.network.network import build_network
@@ -114,7 +114,7 @@ def _other_sizes(checkpoint: Checkpoint, variants: Sequence[str] | None) -> Iter
             if channels != spec.channels:
                 mean, std = spec.mean[:1] * channels, spec.std[:1] * channels
                 spec = msgspec.structs.replace(spec, channels=channels, mean=mean, std=std)
-            if head and embedding:
+            if head and embedding and followed_by(checkpoint, every["conv_head.weight"].source, head.activation):
                 head = msgspec.structs.replace(head, out=embedding[0])
             for multiplier in MULTIPLIERS:
                 table = msgspec.structs.replace(mapping.network, multiplier=multiplier, head=head)

@@ -232,11 +232,11 @@ def fit(mapping: VariantMapping, checkpoint: Checkpoint) -> Fit:
         return _fit_backbone(mapping, network, checkpoint)
     each = 1 if network.head is None else network.head.VALUES_PER_CLASS
     bare = replace(network, embedding=0)
-    if mapping.network.tail and any(
-        _misfit(want, checkpoint)
-        for want in set(expected_variables(mapping, network, 0)) - set(expected_variables(mapping, bare, 0))
-    ):
+    of_embedding = set(expected_variables(mapping, network, 0)) - set(expected_variables(mapping, bare, 0))
+    if mapping.network.tail and any(_misfit(want, checkpoint) for want in of_embedding):
         network = bare
+    if not all(followed_by(checkpoint, want.source, network.embedding_activation) for want in of_embedding):
+        network = bare  # another layer of the user's own, of whatever shape
     for want in expected_variables(mapping, network, classes=1):
         if want.target.rpartition(".")[0] == network.class_layers[0] and want.source in checkpoint:
             axis, shape = AXES[want.axes].order[0], checkpoint[want.source].shape
@@ -251,6 +251,13 @@ def fit(mapping: VariantMapping, checkpoint: Checkpoint) -> Fit:
     if any(_misfit(want, checkpoint) is None for want in set(with_embedding) - set(without)):
         return Fit(network, 0, with_embedding)
     return Fit(bare, 0, without)
+
+
+def followed_by(checkpoint: Checkpoint, weight: str, activation: str) -> bool:
+    """Whether the file has ``activation`` behind the layer whose variable is ``weight``, or does not say."""
+    graph = checkpoint.graph
+    layer = graph.by_weight.get(weight) if graph else None
+    return graph is None or layer is None or any(one.kind == activation for one in graph.behind(layer))
 
 
 def _fit_backbone(mapping: VariantMapping, network: Network, checkpoint: Checkpoint) -> Fit:

@@ -161,12 +161,11 @@ def as_stated(mapping: VariantMapping, checkpoint: Checkpoint) -> Function:
 def _layers(mapping: VariantMapping, graph: StoredGraph) -> list[_Layer]:
     """The trunk's layers in the file; empty where some are not there."""
     network = replace(build_network(mapping), backbone=True)
-    by_weight = {operation.weights["weight"]: operation for operation in graph.layers() if operation.weights}
     sources = {want.target: want.source for want in expected_variables(mapping, network, classes=0)}
     found = []
     for node in nodes(network, classes=0):
         if node.layer:
-            operation = by_weight.get(sources.get(f"{node.layer}.weight", ""))
+            operation = graph.by_weight.get(sources.get(f"{node.layer}.weight", ""))
             if operation is None and node.layer == network.last_conv and mapping.top == "none":
                 break  # of a backbone that ends before it
             if operation is None:
@@ -376,8 +375,8 @@ def _with_tail(
     dense = [number for number, (layer, _) in enumerate(found) if layer.kind == "dense"]
     if not found or (len(found) == 1 and "known" in found[0][1]):
         return stated, mapping
-    strange = next((weights["weight"] for _, weights in found if "known" in weights), None)
-    if not dense or strange:
+    named = any("known" in weights for _, weights in found) and checkpoint.format != "tflite"  # whose names are numbers
+    if not dense or named:
         listed = ", ".join(layer.activation or layer.kind for layer, _ in found)
         raise NotTheNetworkError(
             f"{checkpoint.given}: the layers behind its pooling ({listed}) are not those of a classifier that can be "

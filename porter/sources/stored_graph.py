@@ -79,6 +79,11 @@ class StoredGraph:
         return found
 
     @cached_property
+    def by_weight(self) -> Mapping[str, StoredOperation]:
+        """The layer that uses each variable as its weight."""
+        return {operation.weights["weight"]: operation for operation in self.layers() if operation.weights}
+
+    @cached_property
     def in_order(self) -> list[StoredOperation]:
         """The operations that the outputs need, as late as possible: of several inputs the deepest first.
 

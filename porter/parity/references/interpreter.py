@@ -56,6 +56,9 @@ def interpreter(port: Port) -> Reference:
     preprocessing = input_scale(graph, path)
     positions = output_tensors(graph)
     names = module_outputs(port.mapping, port.network, port.classes)
+    if port.network.tail:  # whose last layer's output is the classifier's
+        last = port.network.tail_layer(len(port.network.tail) - 1)
+        names = names | {"classifier": names.get(last, [])}
     tensors = {}
     for endpoint, module in endpoint_modules(port.network, port.classes).items():
         found = next((positions[name] for name in names.get(module, ()) if name in positions), None)
