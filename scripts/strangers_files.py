@@ -138,25 +138,25 @@ def scaled(keras, layer):
     return keras.applications.MobileNetV3Small(**options)
 
 
-def normalization(keras, tf, case):
+def normalization(keras, _tf, case):
     layer = keras.layers.Normalization(mean=[123.675, 116.28, 103.53], variance=[3409.9, 3262.3, 3290.3])
     scaled(keras, layer).save(case / "normalization.keras")
 
 
-def max_sigmoid(keras, tf, case):
+def max_sigmoid(keras, _tf, case):
     options = {"weights": None, "classes": CLASSES, "classifier_activation": "sigmoid", "pooling": "max"}
     keras.applications.MobileNetV3Small(input_shape=(224, 224, 3), **options).save(case / "max_sigmoid.keras")
 
 
-def own_head(keras, tf, case):
+def own_head(keras, _tf, case):
     tuned(keras).save(case / "own_head.keras")
 
 
-def own_head_h5(keras, tf, case):
+def own_head_h5(keras, _tf, case):
     tuned(keras).save(case / "own_head.h5")
 
 
-def own_head_saved_model(keras, tf, case):
+def own_head_saved_model(keras, _tf, case):
     tuned(keras).export(str(case / "own_head"), verbose=False)
 
 

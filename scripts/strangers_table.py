@@ -24,21 +24,23 @@ from porter.models.build import probabilities
 from porter.models.create import open_model
 from porter.photos.images import find_photos, normalized, read_image, resized
 from porter.port import Port
+from porter.sources.tflite_graph import read_graph
+from porter.sources.tflite_metadata import normalization
 
 ROOT = Path(__file__).parent.parent
 INTRODUCTION = """# Files of strangers, judged
 
 This page is written by `scripts/strangers_table.py`. Each file was made by somebody else, or after a public report
-(`cases` are made by small generators; their weights are untrained, so that their outputs hardly differ between photos).
-The original runs in its own runtime (Keras, LiteRT, TensorFlow) on {photos} photos of ImageNet, as 8-bit pixels. The
-port gets the same pixels by its own documented preprocessing. `verify` has no part in it.
+(`cases`, written by `scripts/strangers_files.py` with trained weights). The original runs in its own runtime (Keras,
+LiteRT, TensorFlow) on {photos} photos of ImageNet, as 8-bit pixels. The port gets the same pixels by its own documented
+preprocessing. `verify` has no part in it. Of a backbone, the map that its port returns is compared with the original's.
 
-- **top-1**: the number of photos with the same likeliest output.
+- **top-1**: the number of photos with the same likeliest output; of a map, the share of its positions.
 - **distance**: the largest difference of the outputs, over the largest output.
-- **refused**: what `convert` says instead. Where `--backbone` ports a part, the original has no such output to compare.
+- **refused**: what `convert` says instead.
 
-Outputs of 8-bit files are levels 1/256 apart, and the port's are not rounded behind the logits.
-The model of bfloat16 rounds its outputs to 8 bits of precision: on untrained weights, most classes tie.
+The models of bfloat16 compute with 8 bits of precision, their ports in float32 with the same weights. Their kernels of
+3 x 3 are untrained.
 
 | file | port | top-1 | distance |
 |---|---|---|---|
@@ -140,9 +142,7 @@ def runtime(path: Path, port: Port, shared: Path):
         loaded = tf.saved_model.load(str(path))
         if "serving_default" in loaded.signatures:
             call = loaded.signatures["serving_default"]
-            return lambda pixels, values, only: {
-                key: one.numpy() for key, one in call(tf.constant(values)).items()
-            }, None
+            return lambda _pixels, values, _only: {k: v.numpy() for k, v in call(tf.constant(values)).items()}, None
         return frozen_graph(shared / SLIM, {one.name.split(":")[0]: one.numpy() for one in loaded.all})
     configuration = path.parent.with_suffix(".json") if path.parent.parent.name != "real" else path
     if configuration.is_file():
@@ -200,13 +200,17 @@ def keras_model(path: Path, configuration: Path):
             model.load_weights(str(path / "model.weights.h5"))
         else:
             model.load_weights(str(path))
-    layers = [layer for layer in model.layers if layer.name and hasattr(layer, "output") and layer.output is not None]
-    outputs = keras.Model(model.inputs, [layer.output for layer in layers])
+    base = next((layer for layer in model.layers if isinstance(layer, keras.Model)), model)
+    layers = [layer for layer in base.layers if not isinstance(layer, keras.layers.InputLayer)]
+    maps = keras.Model(base.inputs, [layer.output for layer in layers])
 
-    def run(pixels, values, only):
-        found = outputs(values, training=False)
-        found = found if isinstance(found, list) else [found]
-        return {layer.name: np.asarray(one, np.float32) for layer, one in zip(layers, found)}
+    def run(pixels, _values, only):
+        values = pixels[None].astype(np.float32)  # as all models of Keras here take them, by layers of their own
+        found = {"output": np.asarray(model(values, training=False), np.float32)}
+        if only != "output":  # of a base that is ported alone, and has its scaling inside
+            every = maps(values, training=False)
+            found |= {layer.name: np.asarray(one, np.float32) for layer, one in zip(layers, every)}
+        return found
 
     return run, None
 
@@ -220,11 +224,13 @@ def interpreter(path: Path):
         str(path), experimental_op_resolver_type=kernels, experimental_preserve_all_tensors=True
     )
     runner.allocate_tensors()
-    given, taken = runner.get_input_details()[0], runner.get_output_details()[0]
+    given, stated = runner.get_input_details()[0], normalization(read_graph(path).metadata, path.name)
     maps = [one for one in runner.get_tensor_details() if one["shape"].size in (2, 4) and one["shape"][0] == 1]
 
     def run(pixels, values, only):
-        if given["dtype"] != np.float32:
+        if given["dtype"] == np.float32 and stated:  # TensorFlow Lite's metadata: what its users apply
+            values = ((pixels - np.float32(stated.mean)) / np.float32(stated.std))[None]
+        elif given["dtype"] != np.float32:
             values = (pixels.astype(np.int32) + np.iinfo(given["dtype"]).min).astype(given["dtype"])[None]
         runner.set_tensor(given["index"], values)
         runner.invoke()

@@ -20,7 +20,7 @@ from porter.sources import Checkpoint
 # Naming schemes to try by format; formats not listed hold TensorFlow's variables
 NAMES: dict[str, tuple[Names, ...]] = {
     "tflite": ("tflite",),
-    "keras": ("keras", "keras2", "keras_unnamed"),
+    "keras": ("keras", "keras2", "keras_unnamed", "slim"),  # slim's inside a layer of TensorFlow Hub
     "tfjs": ("tfjs", "keras2", "keras", "slim"),
 }
 # Multipliers that people train with besides the published ones, and channels of images
@@ -87,7 +87,7 @@ def _below_scopes(checkpoint: Checkpoint, variants: Sequence[str] | None) -> Ite
 
 def _without_classes(checkpoint: Checkpoint, variants: Sequence[str] | None) -> Iterator[VariantMapping]:
     """slim's networks that end in their embedding, in any scope: feature vectors."""
-    if checkpoint.format in NAMES:
+    if "slim" not in NAMES.get(checkpoint.format, TENSORFLOW_NAMES):
         return
     for variant in variants or list_variants():
         mapping = load_variant(variant)

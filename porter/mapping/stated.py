@@ -102,10 +102,12 @@ def as_stated(mapping: VariantMapping, checkpoint: Checkpoint) -> Function:
     """
     graph, stem = checkpoint.graph, mapping.network.stem if mapping.network.stem.fixed else None
     layers = [] if graph is None else _layers(mapping, graph)
-    if graph is None or not layers:
-        return Function(mapping, Stated(stem=stem), FACTS)
     problems: list[str] = []
     network = build_network(mapping)
+    if graph is not None and not layers and (hub := graph.operations.get(mapping.scope.partition("/")[0])):
+        return _of_hub(Stated(stem=stem), mapping, network, graph, hub, checkpoint)
+    if graph is None or not layers:
+        return Function(mapping, Stated(stem=stem), FACTS)
     output_stride = _output_stride(network, layers, problems)
     image, white = _input(mapping.input, graph, layers[0].operation, checkpoint, problems)
     size = _image_size(graph, layers[0].operation)
@@ -156,6 +158,25 @@ def as_stated(mapping: VariantMapping, checkpoint: Checkpoint) -> Function:
             if not others or any(ignore_reason(mapping, name) is None for name in others):
                 raise  # else the mapping itself leaves out what is behind the trunk
     return Function(stated.applied(mapping), stated, tuple(assumed), white)
+
+
+def _of_hub(
+    stated: Stated,
+    mapping: VariantMapping,
+    network: Network,
+    graph: StoredGraph,
+    hub: StoredOperation,
+    checkpoint: Checkpoint,
+) -> Function:
+    """What a model states whose network is one layer: TensorFlow Hub's, of pooled features, for values from 0 to 1."""
+    problems: list[str] = []
+    image, white = _input(mapping.input, graph, hub, checkpoint, problems)
+    if white is not None and (set(image.mean), set(image.std)) != ({0.0}, {1.0}):
+        problems.append(f"{hub.name}: takes values from 0 to 1, and gets pixels minus {image.mean} over {image.std}")
+    if problems:
+        raise NotTheNetworkError(f"{checkpoint.given}: is not the network of {mapping.variant}: {problems[0]}")
+    stated, mapping = _with_tail(stated, mapping, network, graph, hub.name, checkpoint, None, pooled=True)
+    return Function(stated.applied(mapping), stated, FACTS, white)
 
 
 def _layers(mapping: VariantMapping, graph: StoredGraph) -> list[_Layer]:
@@ -307,8 +328,9 @@ def _with_tail(
     end: str,
     checkpoint: Checkpoint,
     size: int | None,
+    pooled: bool = False,
 ) -> tuple[Stated, VariantMapping]:
-    """``stated`` and ``mapping`` with what follows the trunk's last map, whose value is ``end``.
+    """``stated`` and ``mapping`` with what follows ``end``, the trunk's last map or, ``pooled``, its mean.
 
     Raises NotTheNetworkError where that is no classifier.
     """
@@ -321,7 +343,7 @@ def _with_tail(
     }
     trunk, side = nodes(replace(network, backbone=True), classes=0), size or mapping.input.size
     last_map = map_sizes(trunk, side, side)[trunk[-1].name]
-    pooling: Pooling | None = None
+    pooling: Pooling | None = "average" if pooled else None
     found: list[tuple[TailLayer, dict[str, str]]] = []
     embedded = softmax = False  # the operation before was the embedding's; there was a softmax
     for operation in _steps(graph, end):

@@ -23,7 +23,7 @@ from porter.sources.locate import Source, locate, step_of
 from porter.sources.remote import is_url, mirror
 from porter.sources.stored_graph import StoredGraph
 from porter.sources.variable import Contents, Variable
-from porter.sources.weights import AVERAGE_SUFFIX, Weights, select_weights
+from porter.sources.weights import AVERAGE_SUFFIX, RAW_SET_ASIDE, Weights, select_weights
 from porter.text import printable
 
 if TYPE_CHECKING:
@@ -83,6 +83,9 @@ class Checkpoint(Mapping[str, Variable]):
         averages = sum(variable.stored_as.endswith(AVERAGE_SUFFIX) for variable in self.values())
         if averages:
             return f"moving averages ({averages} variables named {AVERAGE_SUFFIX[1:]})"
+        of_optimizer = sum(reason == RAW_SET_ASIDE for reason in self.set_aside.values())
+        if of_optimizer:
+            return f"moving averages ({of_optimizer} variables of Keras's optimizer)"
         return "moving averages (ema/ folder, plain names)" if self.averaged else "as stored"
 
     @property

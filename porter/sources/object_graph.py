@@ -15,6 +15,7 @@ import msgspec
 
 from porter.sources import protos
 from porter.sources.variable import Variable
+from porter.sources.weights import AVERAGE_SUFFIX
 
 OBJECT_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 # TF Model Garden's blocks keep layers in private attributes; the layers' names count all blocks made by a process
@@ -36,8 +37,8 @@ class Resolved(NamedTuple):
 def resolve_names(variables: Mapping[str, Variable], serialized: bytes, file: str) -> Resolved:
     """Name each variable as it was created, if that name is unique, else by its path of attributes.
 
-    Optimizer state, the save counter and the graph itself are set aside. Raises CheckpointError if the graph is
-    damaged.
+    Averages that an optimizer of Keras keeps are named like slim's. Other optimizer state, the save counter and the
+    graph itself are set aside. Raises CheckpointError if the graph is damaged.
     """
     graph = protos.parse(protos.TrackableObjectGraph, serialized, file, f"its {OBJECT_GRAPH_KEY}")
     full_names = {
@@ -56,12 +57,15 @@ def resolve_names(variables: Mapping[str, Variable], serialized: bytes, file: st
     listed = {name for key, name in full_names.items() if key.split("/")[0] != LISTED_AGAIN}
     twice = {k for k, name in full_names.items() if k.split("/")[0] == LISTED_AGAIN and name in listed}
     counts = Counter(name for key, name in full_names.items() if key not in twice)
+    of_average = {f"{name.replace('/', '_')}_average": name for name, count in counts.items() if count == 1}
     resolved: dict[str, Variable] = {}
     set_aside: dict[str, str] = {}
     for key, variable in variables.items():
         path = key.removesuffix(VALUE_SUFFIX)
         if key == OBJECT_GRAPH_KEY:
             set_aside[key] = "object graph"
+        elif "optimizer" in path.split("/") and (own := of_average.get(full_names.get(key, "").rpartition("/")[2])):
+            resolved[own + AVERAGE_SUFFIX] = msgspec.structs.replace(variable, name=own + AVERAGE_SUFFIX)
         elif key in slot_keys or ("optimizer" in path.split("/") and not OWN.search(path)):
             set_aside[key] = "optimizer state"
         elif key in twice:

@@ -14,6 +14,7 @@ Weights = Literal["auto", "ema", "raw"]
 
 # tf.train.ExponentialMovingAverage's default name
 AVERAGE_SUFFIX = "/ExponentialMovingAverage"
+RAW_SET_ASIDE = "raw value; its moving average is used"
 
 
 def select_weights(
@@ -41,4 +42,4 @@ def select_weights(
     if weights == "raw":
         return plain, {var.stored_as: "moving average; raw weights were asked for" for var in averages.values()}
     chosen = plain | {name: msgspec.structs.replace(var, name=name) for name, var in averages.items()}
-    return chosen, {name: "raw value; its moving average is used" for name in averages if name in plain}
+    return chosen, dict.fromkeys((name for name in averages if name in plain), RAW_SET_ASIDE)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from porter.errors import ParityError
+from porter.mapping.stated import FACTS
 from porter.network.node import Size
 from porter.parity.references.child import in_child
 from porter.parity.references.live_tensorflow import OR_RECORDED
@@ -72,7 +73,8 @@ def _first(port: Port, sizes: tuple[Size, ...] | None) -> str:
     if importlib.util.find_spec("tensorflow") is not None:
         whole = (port.classes or not port.network.embedding) and not port.network.backbone
         known = port.mapping.keras and not port.stated.multiplier and whole  # of keras.applications
-        if checkpoint.format == "keras" and (checkpoint.graph is not None or known) and own_size:
+        runs = known if checkpoint.graph is None else port.assumed != FACTS  # else the network is not in the graph
+        if checkpoint.format == "keras" and runs and own_size:
             return "keras"
         if averaged and _frozen_beside(checkpoint):
             return "frozen"
