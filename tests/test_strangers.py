@@ -1,12 +1,15 @@
 """Files as strangers bring them: from raw pixels on, the port gives what the original does in its own runtime."""
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
+from slim_graph import frozen
 
 import porter
 from porter.errors import CheckpointError, MappingError, NotTheNetworkError
@@ -285,6 +288,55 @@ def test_containers(keras, port, tmp_path, container, kind):
     check(port, model, CONTAINERS[container](model, tmp_path))
 
 
+def test_averages_of_keras(keras, tf, tmp_path):
+    """``use_ema``: an optimizer of Keras 3 keeps them in a training checkpoint."""
+    model = whole(keras)
+    model.compile(keras.optimizers.SGD(use_ema=True, ema_momentum=0.5), "mse")
+    for _ in range(2):
+        model.train_on_batch(pixels(), np.eye(5, dtype=np.float32)[:3])
+    path = tf.train.Checkpoint(model=model, optimizer=model.optimizer).save(tmp_path / "c")
+    averages = [np.asarray(one) for one in model.optimizer._model_variables_moving_average]
+    raw = [np.asarray(one) for one in model.trainable_variables]
+    for choice, expected in (("auto", averages), ("ema", averages), ("raw", raw)):
+        opened = open_checkpoint(path, choice)
+        found = [opened[one.path].read() for one in model.trainable_variables]
+        assert all(map(np.array_equal, found, expected))
+        assert opened.weights.startswith("as stored" if choice == "raw" else "moving averages (106 variables of Keras")
+
+
+def test_a_layer_of_tensorflow_hub(tmp_path, run):
+    """``hub.KerasLayer`` keeps slim's names. The package is not here, so the file is made by hand."""
+    variables = demo_variables("small_minimal_100", classes=21)
+    inside = [name for name in variables if name.startswith("MobilenetV3/") and "/Logits/" not in name]
+    kernel = np.random.default_rng(0).normal(0, 1, (1024, 5)).astype(np.float32)
+    rows = [("InputLayer", {"name": "image", "batch_input_shape": [None, SIDE, SIDE, 3]})]
+    rows += [("KerasLayer", {"name": "hub", "handle": "https://tfhub.dev/x"})]
+    rows += [("Dense", {"name": "dense", "units": 5, "activation": "softmax"})]
+    layers = [{"class_name": kind, "config": config} for kind, config in rows]
+    with h5py.File(tmp_path / "m.h5", "w") as file:
+        file.attrs["model_config"] = json.dumps({"class_name": "Sequential", "config": {"name": "m", "layers": layers}})
+        file.attrs["keras_version"] = "2.12.0"
+        weights = file.create_group("model_weights")
+        weights.attrs["layer_names"] = ["hub", "dense"]
+        groups = {"hub": {name: variables[name] for name in inside}}
+        groups["dense"] = {"dense/kernel": kernel, "dense/bias": np.zeros(5, np.float32)}
+        for layer, values in groups.items():
+            group = weights.create_group(layer)
+            group.attrs["weight_names"] = [f"{name}:0" for name in values]
+            for name, value in values.items():
+                group[f"{name}:0"] = value
+    porter.convert(tmp_path / "m.h5", tmp_path / "a.pth")
+    (tmp_path / "slim").mkdir()
+    porter.convert(written(tmp_path / "slim", variables), tmp_path / "b.pth")
+    x = torch.rand(2, 3, SIDE, SIDE) * 2 - 1
+    slim = porter.create_model(tmp_path / "b.pth")
+    with torch.no_grad():
+        features = slim.forward_head(slim.forward_features(x), pre_logits=True)
+        ours = porter.create_model(tmp_path / "a.pth")(x)
+    same(ours.numpy(), features.numpy() @ kernel)
+    assert "PARITY     small_minimal_100" in run("verify", tmp_path / "m.h5", tmp_path / "a.pth").out
+
+
 def test_a_checkpoint_says_nothing_of_what_is_between_its_layers(keras, tmp_path):
     path = as_checkpoint(trained(keras, nested(keras)), tmp_path)
     with pytest.raises(MappingError, match="170 of its 186 variables use backbone=True"):
@@ -438,10 +490,13 @@ def test_what_is_refused(keras, tmp_path, what):
 
 @pytest.fixture(scope="module")
 def lite_model(keras):
-    """A fine-tuned classifier with a head of its own, and its scaling inside; it gives logits."""
+    """A fine-tuned classifier with a head of its own, and its scaling inside; it gives logits.
+
+    Its base has hard swish, so that a layer of any size with ReLU is not the network's own embedding.
+    """
     layers = keras.layers
     head = [layers.GlobalAveragePooling2D(), layers.Dense(8, activation="relu"), layers.Dense(5)]
-    return filled(keras.Sequential([base(keras), *head]))
+    return filled(keras.Sequential([base(keras, minimalistic=False), *head]))
 
 
 def as_lite(tf, model, kind):
@@ -499,6 +554,59 @@ def test_int8_lite(tf, port, lite_model, tmp_path):
     expected, step = interpreted(path.read_bytes(), pixels(20))
     assert len(np.unique(expected)) > 20
     assert np.abs(port(path, pixels(20), "logits") - expected).max() < 1e-3 * step
+    mapping = open_model(tmp_path / "port.safetensors").whole.network
+    assert [layer.kind for layer in mapping.tail] == ["dense", "activation", "dense"]
+
+
+def test_an_8_bit_port_gives_features(tf, port, lite_model, tmp_path):
+    """``forward_features`` rounds the image as well; and the map is at the levels of the file."""
+    path = tmp_path / "m.tflite"
+    path.write_bytes(as_lite(tf, lite_model, "int8"))
+    logits = port(path, pixels(1), "logits")
+    model = porter.create_model(tmp_path / "port.safetensors")
+    given = open_model(tmp_path / "port.safetensors").input
+    x = torch.from_numpy(np.moveaxis(normalized(pixels(1), given.mean, given.std, given.levels), -1, 1).copy())
+    with torch.no_grad():
+        assert np.array_equal(model.forward_head(model.forward_features(x)).numpy(), logits)
+
+
+@pytest.mark.slow
+def test_sums_of_32_bits_start_over(shared, run):
+    """The converter clipped biases to 32 bits; five sums of a squeeze-excite's layer pass the end with them."""
+    file = shared.parent / "real" / "lraspp_user" / "seg_graph_i8.tflite"
+    if not file.is_file():
+        pytest.skip(f"no {file}")
+    ran = run("verify", file, "--backbone", "--sizes", "513x1025")
+    assert "PARITY     small_seg: the same levels of 8 bits" in ran.out, ran.out + ran.err
+
+
+@pytest.mark.parametrize("kind", ["frozen", "tflite"])
+def test_rounding_in_float_is_refused(tf, tmp_path, run, kind):
+    """Fake quantisation is a part of the file's function; its float network is another one."""
+    variables = demo_variables("small_minimal_100", classes=21)
+    graph = tf.Graph()
+    with graph.as_default():
+        frozen(tf, variables, "small_minimal_100", image=(1, SIDE, SIDE, 3))
+    definition = graph.as_graph_def()
+    relu = next(node for node in definition.node if node.name == "MobilenetV3/Conv/Relu")
+    for node in definition.node:
+        node.input[:] = ["rounded" if name == relu.name else name for name in node.input]
+    for name, value in (("low", 0.0), ("high", 6.0)):
+        tensor = tf.make_tensor_proto(np.float32(value))
+        definition.node.add(name=name, op="Const").attr["value"].tensor.CopyFrom(tensor)
+        definition.node[-1].attr["dtype"].type = tensor.dtype
+    definition.node.add(name="rounded", op="FakeQuantWithMinMaxVars", input=[relu.name, "low", "high"])
+    path = tmp_path / ("m.pb" if kind == "frozen" else "m.tflite")
+    path.write_bytes(definition.SerializeToString())
+    if kind == "tflite":
+        ends = ["input"], ["MobilenetV3/Predictions/Reshape_1"]
+        path.write_bytes(tf.compat.v1.lite.TFLiteConverter(definition, *ends).convert())
+    ran = run("convert", path, "-o", tmp_path / "a.pth")
+    assert ran.code == 2
+    assert "rounds 1 values to 8 bits in float (" in ran.err
+    assert ran.err.rstrip().endswith("for the float network use --no-fake-quant")
+    assert run("convert", path, "-o", tmp_path / "a.pth", "--no-fake-quant").code == 0
+    assert "PARITY     small_minimal_100" in run("verify", path, tmp_path / "a.pth", "--no-fake-quant").out
 
 
 # slim
