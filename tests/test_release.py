@@ -348,22 +348,26 @@ def test_interrupted_half_way(demo_folder, tmp_path):
 
 @pytest.mark.slow
 def test_all(tmp_path, run):
-    """Two good ones, a damaged one and a text file."""
+    """Two good ones, a damaged one and a text file; one folder of photos serves all."""
+    photos = tmp_path / "photos" / "n01440764"
+    photos.mkdir(parents=True)
+    pytest.importorskip("PIL.Image").new("RGB", (50, 40), "teal").save(photos / "a.png")
     sources = tmp_path / "sources"
     for variant in ("small_075", "small_minimal_100"):
         write_demo_checkpoint(sources, variant)
     (sources / "README.md").write_text("no checkpoint")
     (sources / "damaged").mkdir()
     (sources / "damaged" / "model.index").write_bytes(b"no index")
-    ran = subprocess.run(
-        command("release", "--all", sources, "--out", tmp_path / "dist"), capture_output=True, text=True
-    )
+    asked = command("release", "--all", sources, "--out", tmp_path / "dist", "--evaluate", photos.parent)
+    ran = subprocess.run(asked, capture_output=True, text=True)
     assert ran.returncode == 2
     assert "damaged" in ran.stderr
     assert sorted(p.name for p in (tmp_path / "dist").iterdir()) == [
         "mobilenetv3_small_075",
         "mobilenetv3_small_minimal_100",
     ]
+    for card in (tmp_path / "dist").glob("*/README.md"):
+        assert "1 labelled images" in card.read_text()
     assert run("release", "--check", tmp_path / "dist").out.count("ok   ") == 2
     assert (
         "no tarballs"

@@ -252,6 +252,32 @@ def test_hints(run, demo_folder, tmp_path, photo, artifact):
     assert run("evaluate", artifact, photo.parents[1], "--per-class", tmp_path / "c.csv", "--force").code == 0
 
 
+@pytest.mark.parametrize(
+    ("line", "option"),
+    [
+        ("release --check DEMO --onnx", "--onnx"),
+        ("release --check DEMO --all", "--all"),
+        ("release DEMO --out x --against DEMO", "--against"),
+        ("release DEMO --out x --jobs 2", "--jobs"),
+        ("release --all DEMO --out x --name mine", "--name"),
+        ("release --all DEMO --out x --variant small_075", "--variant"),
+        ("inspect ARTIFACT --weights raw", "--weights"),
+        ("predict ARTIFACT PHOTO --least 0.5", "--least"),
+        ("verify DEMO --images PHOTO --seed 3", "--seed"),
+        ("draft DEMO --to small_075 --force", "--force"),
+        ("demo --force", "--force"),
+    ],
+)
+def test_options_that_would_do_nothing(run, demo_folder, artifact, photo, line, option, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = {"DEMO": demo_folder, "ARTIFACT": artifact, "PHOTO": photo}
+    ran = run(*(given.get(word, word) for word in line.split()))
+    assert ran.code == 2
+    last = ran.err.splitlines()[-1]
+    assert last.startswith((f"Error: {option} has no meaning here: ", f"Error: {option} is for the file")), ran.err
+    assert not (tmp_path / "x").exists()
+
+
 def test_packages_that_are_missing(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     ran = run("verify-padding")

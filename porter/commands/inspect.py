@@ -11,6 +11,7 @@ import click
 from porter.commands.options import (
     echo_lines,
     reading_options,
+    refuse_ignored,
 )
 from porter.text import json_text
 
@@ -24,6 +25,7 @@ def inspect(source: str, variant: str | None, mapping: Path | None, weights: Any
     from porter.artifacts.artifact import find_artifact
 
     if find_artifact(source) is not None:
+        refuse_ignored(f"{source} is an artifact, and is shown as it is", "variant", "mapping", "weights")
         from porter.artifacts.inspection import artifact_lines, inspect_artifact
 
         found = inspect_artifact(source)

@@ -25,6 +25,8 @@ def demo(variant: str, out: Path | None, force: bool) -> None:
     from porter.parity.verify import verify
     from porter.report.verdict_table import print_verdict
 
+    if force and not out:
+        raise click.UsageError("--force is for the files of --out")
     with tempfile.TemporaryDirectory(prefix="mnv3-port-demo-") as temporary:
         folder = out or Path(temporary)
         check_folder(folder)

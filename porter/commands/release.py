@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from porter.commands.options import FILE, class_names_option, fake_quant_option, reading_options
+from porter.commands.options import FILE, class_names_option, fake_quant_option, reading_options, refuse_ignored
 from porter.errors import PorterError
 
 if TYPE_CHECKING:
@@ -31,7 +31,13 @@ if TYPE_CHECKING:
 @click.option("--license", metavar="ID", help="The weights' licence. Default for Google's checkpoints: apache-2.0.")
 @click.option("--dataset", metavar="ID", help="The training data. Default for Google's checkpoints: imagenet-1k.")
 @class_names_option
-@click.option("--evaluate", "evaluate_on", type=FILE, metavar="DATA", help="Put the accuracy on DATA in the card.")
+@click.option(
+    "--evaluate",
+    "evaluate_on",
+    type=click.Path(path_type=Path, exists=True),
+    metavar="DATA",
+    help="Put the accuracy on DATA in the card; with --all, in each card.",
+)
 @click.option("--onnx", is_flag=True, help="Also write an ONNX model (batch of any size).")
 @click.option("--tflite", is_flag=True, help="Also write a .tflite; of integers if the port computes 8 bits.")
 @click.option("--pte", is_flag=True, help="Also write an ExecuTorch program for phones (XNNPACK).")
@@ -45,6 +51,7 @@ def release(
     if check:
         if out is not None:
             raise click.UsageError("--check writes nothing; leave out --out")
+        refuse_ignored("--check makes no release", "every", "jobs", *options)
         for folder in _releases(Path(path)):
             from porter.release.check import check_release
 
@@ -53,6 +60,9 @@ def release(
         return
     if out is None:
         raise click.UsageError("--out FOLDER is needed")
+    refuse_ignored("it is for --check", "against")
+    if not every:
+        refuse_ignored("it is for --all", "jobs")
     from porter.photos.labels import read_class_names
     from porter.release.exports import Export
     from porter.release.publish import Publication, release
@@ -80,9 +90,8 @@ def _release_all(folder: Path, out: Path, jobs: int | None, options: dict[str, A
     from porter.release.batch import release_all
     from porter.report.console import progress_console
 
-    publication = options["publication"]
-    if options.pop("variant") or options["mapping"] or publication.evaluate_on or publication.name:
-        raise click.UsageError("--all finds the variants itself; leave out --variant, --mapping, --name and --evaluate")
+    refuse_ignored("--all finds the variants itself", "variant", "mapping", "name")
+    del options["variant"]
     console, code = progress_console(), 0
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("release", total=None)

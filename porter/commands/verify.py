@@ -14,6 +14,7 @@ from porter.commands.options import (
     SizeType,
     check_outputs,
     port_options,
+    refuse_ignored,
     source_options,
 )
 from porter.text import json_text
@@ -73,6 +74,8 @@ def verify(
     from porter.report.console import endpoint_progress
 
     check_outputs(junit, html, as_json=as_json)
+    if options["images"]:
+        refuse_ignored("--images are no noise", "seed")
     evidence = Evidence() if html else None
     with endpoint_progress() as progress:
         verdict = verify(checkpoint, artifact, evidence=evidence, progress=progress, **options)
