@@ -12,7 +12,7 @@ from pathlib import Path
 from porter.artifacts.artifact import ARTIFACT_SUFFIXES, load_artifact
 from porter.artifacts.variant import class_count
 from porter.errors import MappingError
-from porter.mapping.files import list_variants, load_variant
+from porter.mapping.files import did_you_mean, list_variants, load_variant, variant_named
 from porter.mapping.matching import Choice, choose, find_scope, join
 from porter.mapping.plan import ignore_reason
 from porter.mapping.rules import expected_variables
@@ -83,14 +83,13 @@ def draft(checkpoint: str, to: str) -> Draft:
 
 
 def _variant(to: str) -> str:
-    if to in list_variants():
-        return to
-    by_timm = {load_variant(variant).timm: variant for variant in list_variants()}
-    if to in by_timm:
-        return by_timm[to]
+    name = variant_named(to)
+    if name in list_variants():
+        return name
     if not to.endswith(ARTIFACT_SUFFIXES):
         raise MappingError(
             f"{to}: no variant ({', '.join(list_variants())}), no timm name of one and no state-dict file"
+            f"{did_you_mean(to, list_variants())}"
         )
     arrays = load_artifact(Path(to)).arrays
     found = {name: values.shape for name, values in arrays.items() if is_weight(name)}

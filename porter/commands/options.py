@@ -158,7 +158,7 @@ _READING = (
         help="Moving averages or raw weights, where both exist; auto prefers the averages.",
     ),
     mapping_option,
-    click.option("--variant", type=VARIANT, help="E.g. small_075. Default: found from the file, if possible."),
+    click.option("--variant", type=VARIANT, help="E.g. small_075, or timm's name. Default: found from the file."),
 )
 reading_options = _together(*_READING)  # for commands that read a checkpoint
 source_options = _together(click.argument("checkpoint", metavar="PATH|URL"), *_READING)
