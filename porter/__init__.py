@@ -1,7 +1,8 @@
 """Exact ports of TF/Models MobileNetV3 checkpoints to PyTorch.
 
 ``convert`` writes an artifact, ``create_model`` builds the network and loads one, ``deploy`` makes it fast,
-``verify`` proves parity, ``open_checkpoint`` reads TensorFlow's files, ``export_tf`` writes one from an artifact,
+``verify`` proves parity, ``predict`` and ``evaluate`` run one on photos, ``inspect`` says what is in a file,
+``open_checkpoint`` reads TensorFlow's files, ``export_tf`` writes one from an artifact,
 ``list_variants`` names what can be ported, ``PorterError`` is what all of them raise. Each is imported on first use, so
 that reading a checkpoint needs neither torch nor tensorflow.
 """
@@ -13,12 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from porter.errors import PorterError
+    from porter.evaluation.evaluate import evaluate
     from porter.exports.convert import convert
     from porter.exports.deploy import deploy
     from porter.exports.export_tf import export_tf
     from porter.mapping.files import list_variants
     from porter.models.create import create_model
     from porter.parity.verify import verify
+    from porter.prediction.predictor import predict
+    from porter.report.inspection import inspect
     from porter.sources import open_checkpoint
 
     __version__: str
@@ -29,9 +33,12 @@ __all__ = [
     "convert",
     "create_model",
     "deploy",
+    "evaluate",
     "export_tf",
+    "inspect",
     "list_variants",
     "open_checkpoint",
+    "predict",
     "verify",
 ]
 
@@ -41,7 +48,10 @@ _HOMES = {
     "convert": "porter.exports.convert",
     "create_model": "porter.models.create",
     "deploy": "porter.exports.deploy",
+    "evaluate": "porter.evaluation.evaluate",
     "export_tf": "porter.exports.export_tf",
+    "inspect": "porter.report.inspection",
+    "predict": "porter.prediction.predictor",
     "open_checkpoint": "porter.sources",
     "verify": "porter.parity.verify",
 }

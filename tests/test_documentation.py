@@ -72,13 +72,54 @@ def test_the_examples_of_public_functions(demo_folder, tmp_path):
 
     import porter
 
+    photos = tmp_path / "photos"
+    (photos / "n01440764").mkdir(parents=True)
+    pytest.importorskip("PIL.Image").new("RGB", (50, 40), "teal").save(photos / "n01440764" / "a.png")
     finder, runner = doctest.DocTestFinder(recurse=False), doctest.DocTestRunner()
     for name in porter.__all__:
-        given = {"porter": porter, "torch": torch, "source": demo_folder, "folder": tmp_path}
+        given = {"porter": porter, "torch": torch, "source": demo_folder, "folder": tmp_path, "photos": photos}
         for test in finder.find(getattr(porter, name), name, globs=given):
             runner.run(test)
-    assert runner.summarize().attempted >= 10
+    assert runner.summarize().attempted >= 16
     assert runner.failures == 0
+
+
+def test_public_functions_are_documented():
+    """On the Python page, with every argument, what comes back and what is raised."""
+    import inspect
+
+    import porter
+
+    page = (ROOT / "docs" / "api.md").read_text()
+    for name in set(porter.__all__) - {"__version__"}:
+        assert f"::: porter.{name}\n" in page, name
+        function = getattr(porter, name)
+        parameters = () if isinstance(function, type) else inspect.signature(function).parameters
+        if len(parameters) > 2:
+            text = inspect.getdoc(function)
+            said = re.findall(r"^    (\w+): ", text.partition("Args:")[2].partition("Returns:")[0], re.MULTILINE)
+            assert sorted(said) == sorted(parameters), name
+            assert all(part in text for part in ("Returns:", "Raises:", "Example:")), name
+
+
+def test_troubleshooting_quotes_what_is_said():
+    """The symptoms are in the texts of the program; some are of torch, or printed in two parts."""
+    import ast
+
+    texts = []
+    for path in (ROOT / "porter").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                texts.append("".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    rows = re.findall(r"^\| (.*?) \|", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
+    quoted = [quote for row in rows for quote in re.findall(r"`([^`]+)`", row)]
+    assert len(quoted) > 15
+    for quote in quoted:
+        if not quote.startswith(("Unexpected key(s)", "cause  ")):
+            parts = [part.strip() for part in re.split("…|\\.\\.\\.", quote)]
+            assert any(all(part in text for part in parts) for text in texts), quote
 
 
 def test_the_notebook():

@@ -19,9 +19,6 @@ from porter.commands.options import (
 )
 from porter.text import json_text
 
-# Options that only classifiers have
-OF_CLASSIFIERS = ("compare", "preprocess", "batch", "workers", "resume")
-
 
 @click.command()
 @click.argument("source", metavar="ARTIFACT|SOURCE")
@@ -58,14 +55,10 @@ def evaluate(
     processes, machines or GPUs: torchrun --nproc-per-node N -m porter evaluate ...
     """
     from porter.atomic import check_folder, refuse_existing, write_bytes
-    from porter.evaluation.boxes import average_precision
-    from porter.evaluation.classifier import of_others
-    from porter.evaluation.masks import compare_masks
-    from porter.evaluation.result import Evaluation, Scores
-    from porter.evaluation.run import Settings, evaluate
-    from porter.models.create import open_model
+    from porter.evaluation.evaluate import OF_CLASSIFIERS, open_measure
+    from porter.evaluation.run import Settings
     from porter.photos.labels import read_class_names
-    from porter.prediction.network import PORTS, kind_of
+    from porter.prediction.network import PORTS
     from porter.report.console import image_progress
     from porter.report.evaluation_html import evaluation_html
     from porter.report.evaluation_table import per_class_csv, print_evaluation
@@ -81,16 +74,11 @@ def evaluate(
     port = taken_port_options(options)
     names = options.pop("class_names")
     settings = Settings(class_names=read_class_names(names) if names else (), **options)
-    opened = None if of_others(source) else open_model(source, port)
-    kind = kind_of(opened) if opened else "classes"
-    result: Evaluation | Scores | None
+    kind, measure = open_measure(source, port)
+    if kind != "classes":
+        refuse_ignored(f"{source} is a {PORTS[kind]}", *OF_CLASSIFIERS)
     with image_progress() as advance:
-        if opened is None or kind == "classes":
-            result = evaluate(source, data, port, settings, advance, opened)
-        else:
-            refuse_ignored(f"{source} is a {PORTS[kind]}", *OF_CLASSIFIERS)
-            measure = compare_masks if kind == "masks" else average_precision
-            result = measure(source, opened, data, settings, advance)
+        result = measure(data, settings, advance)
     if result is None:  # another process holds it
         return
     if per_class:
