@@ -401,6 +401,25 @@ def test_the_same_bytes(demo_folder, tmp_path, run):
     assert sums[0] == sums[1]
 
 
+def test_libraries_are_silenced_but_for_errors(capfd):
+    """Those that write to the descriptor, too."""
+    import os
+
+    from porter.release.exports import _quiet
+
+    def export():
+        with _quiet():
+            os.write(2, b"INFO: Created TensorFlow Lite XNNPACK delegate for CPU.\n")
+            print("exporting")
+            raise ValueError("ours")
+
+    with pytest.raises(ValueError, match="ours"):
+        export()
+    assert capfd.readouterr() == ("", "")
+    os.write(2, b"heard")
+    assert capfd.readouterr().err == "heard"
+
+
 def test_evaluated_card(demo_folder, tmp_path, run):
     image = pytest.importorskip("PIL.Image")
     photos = tmp_path / "photos" / "n01440764"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import weakref
@@ -242,6 +243,21 @@ def test_human_table_and_junit(run, demo_folder, tmp_path):
     suite = ElementTree.parse(junit).getroot()
     assert (suite.get("tests"), suite.get("failures")) == ("50", "0")
     assert [case.get("name") for case in suite.findall("testcase")][:2] == ["layer_1", "layer_2/depthwise_output"]
+
+
+def test_a_float32_record_does_not_stand_under_float64(run, demo_folder, tmp_path):
+    """Older records hold float32 values, no noise and no precision."""
+    with np.load(demo_folder / "expected.npz") as file:
+        old = {name: file[name] for name in ("input", "keep")}
+        old |= {name: file[name].astype(np.float32) for name in file.files if name.startswith("ep/")}
+    np.savez(tmp_path / "old.npz", **old)
+    pages = {"--html": tmp_path / "page.html", "--junit": tmp_path / "parity.xml"}
+    options = [word for pair in pages.items() for word in pair]
+    ran = run("verify", demo_folder, "--reference", tmp_path / "old.npz", *options)
+    assert ran.code == 0, ran.out
+    for text in (ran.out, *(path.read_text() for path in pages.values())):
+        assert "to record" in text
+        assert not re.search(r"^endpoint.*float64|>float64<|port, float64|float64 \d", text, re.MULTILINE)
 
 
 def test_junit_of_a_failure(run, demo_folder, tmp_path):

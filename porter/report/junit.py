@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 
 from porter.parity.compare import Row
 from porter.parity.verdict import Verdict
+from porter.report.verdict_table import PRECISIONS
 
 
 def junit_xml(verdict: Verdict) -> bytes:
@@ -27,7 +28,7 @@ def junit_xml(verdict: Verdict) -> bytes:
         ElementTree.SubElement(properties, "property", name="cause", value=cause.what)
     for row in rows:
         case = ElementTree.SubElement(suite, "testcase", classname=verdict.variant, name=row.endpoint, time="0")
-        text = f"{_figures(row)} on {row.sample}, worst at {list(row.worst)}"
+        text = f"{_figures(row, PRECISIONS[verdict.precision])} on {row.sample}, worst at {list(row.worst)}"
         if row.passed:
             ElementTree.SubElement(case, "system-out").text = text
         else:
@@ -39,12 +40,12 @@ def junit_xml(verdict: Verdict) -> bytes:
     return ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
 
 
-def _figures(row: Row) -> str:
+def _figures(row: Row, exact: str) -> str:
     said = []
     if row.port_name:
         said.append(f"in the port: {row.port_name}")
     if row.function is not None:
-        said.append(f"float64 {row.function:.3e} (limit {row.function_limit:.0e})")
+        said.append(f"{exact} {row.function:.3e} (limit {row.function_limit:.0e})")
     if row.port is not None and row.reference is not None and row.allowed is not None:
         said.append(
             f"float32 {row.port.largest:.3e}, the reference's {row.reference.largest:.3e} "

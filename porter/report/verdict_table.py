@@ -8,12 +8,14 @@ from rich.console import Console
 from rich.markup import escape
 
 from porter.parity.compare import Row
-from porter.parity.references.reference import Noise
+from porter.parity.references.reference import Noise, Precision
 from porter.parity.verdict import Cause, Verdict
 from porter.report.console import console
 from porter.text import listed, printable
 
 NOT_ASKED = "-"
+# What the first question compares: a recorded reference may hold float32 alone
+PRECISIONS: dict[Precision, str] = {"float64": "float64", "float32": "to record", "levels": "levels"}
 FURTHEST = 4  # endpoints in a summary, which has ten lines
 
 
@@ -32,17 +34,19 @@ class Column(NamedTuple):
 
 
 def print_verdict(verdict: Verdict, verbose: bool = False) -> None:
-    """Print both answers, agreement of the classes, and known causes.
+    """Print the verdict, the first endpoint that differs and known causes first, then agreement of the classes.
 
     Also the four endpoints closest to their limits or, if ``verbose``, all in the order of computation; each on the
     sample where it is furthest off.
     """
     out = console()
+    for line in outcome_lines(verdict):
+        out.print(line, soft_wrap=True)
     rows = verdict.worst_rows()
     shown = rows if verbose else sorted(rows, key=lambda row: -row.excess)[:FURTHEST]
     if rows and not verbose:
         out.print(f"closest to their limits, of {len(rows)} endpoints (-v shows all)", markup=False, soft_wrap=True)
-    _print_table(out, shown, foreign=any(row.port_name for row in rows))
+    _print_table(out, shown, PRECISIONS[verdict.precision], foreign=any(row.port_name for row in rows))
     if verbose:
         out.print()
     out.print(f"reference  {verdict.reference}", markup=False, soft_wrap=True)
@@ -56,8 +60,6 @@ def print_verdict(verdict: Verdict, verbose: bool = False) -> None:
         out.print(
             f"agreement  top-1 {verdict.top1_agree}/{verdict.images}, top-5 {verdict.top5_agree}/{verdict.images}"
         )
-    for line in outcome_lines(verdict):
-        out.print(line, soft_wrap=True)
 
 
 def outcome_lines(verdict: Verdict) -> list[str]:
@@ -65,14 +67,14 @@ def outcome_lines(verdict: Verdict) -> list[str]:
     said = escape(printable(f"{verdict.variant}: {verdict.sentence()}"))
     assumed = [f"assumed    {', '.join(verdict.assumed)}: neither side states them"] if verdict.assumed else []
     if verdict.passed:
-        return [*assumed, f"[bold green]PARITY[/]     {said}; {len(verdict.worst_rows())} endpoints"]
-    lines = [*assumed, f"[bold red]NO PARITY[/]  {said}"]
+        return [f"[bold green]PARITY[/]     {said}; {len(verdict.worst_rows())} endpoints", *assumed]
+    lines = [f"[bold red]NO PARITY[/]  {said}"]
     first = verdict.first_divergence()
     if first is not None:
         theirs = f" = {first.port_name}" if first.port_name else ""
         where = f"{first.endpoint}{theirs} on {first.sample}, worst at index {list(first.worst)} (N, H, W, C)"
         lines.append(f"first      {escape(printable(where))}")
-    return lines + [f"cause      {escape(cause_text(cause))}" for cause in verdict.causes]
+    return [*lines, *(f"cause      {escape(cause_text(cause))}" for cause in verdict.causes), *assumed]
 
 
 def cause_text(cause: Cause) -> str:
@@ -80,13 +82,13 @@ def cause_text(cause: Cause) -> str:
     return f"{cause.what}: with it, the logits' difference is {cause.after:.1e}, without {cause.before:.1e}"
 
 
-def _print_table(out: Console, rows: list[Row], foreign: bool) -> None:
+def _print_table(out: Console, rows: list[Row], exact: str, foreign: bool) -> None:
     """Print one line per row. Columns are omitted; rows are never cut or wrapped."""
     columns = [
         Column("endpoint", 9, [row.endpoint for row in rows], right=False),
         *([Column("in the port", 7, [row.port_name or "" for row in rows], right=False)] if foreign else []),
         Column("shape", 1, ["x".join(map(str, row.shape)) for row in rows], right=False),
-        Column("float64", 8, [_number(row.function) for row in rows]),
+        Column(exact, 8, [_number(row.function) for row in rows]),
         Column("limit", 3, [NOT_ASKED if row.function is None else f"{row.function_limit:.0e}" for row in rows]),
         Column("float32", 6, [_largest(row.port) for row in rows]),
         Column("reference's", 5, [_largest(row.reference) for row in rows]),
