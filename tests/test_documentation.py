@@ -18,6 +18,8 @@ def test_links_and_paths(page):
     text = page.read_text()
     for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
         assert (page.parent / link).exists(), link
+    for link in re.findall(r"\]\(https://(?:github\.com/OWNER/mnv3-port/blob|raw\.[^)]*?)/main/([^)#]+)", text):
+        assert (ROOT / link).exists(), link
     for path in re.findall(r"`((?:porter|tests|scripts|docs|mappings|benchmarks)/[\w/.-]*)`", text):
         assert (ROOT / path).exists(), path
     for module in re.findall(r"`(porter(?:\.[a-z_0-9]+)+)", text):
@@ -29,6 +31,13 @@ def test_links_and_paths(page):
             assert hasattr(importlib.import_module(parent), name), module
     if page.name != "CONTRIBUTING.md":
         assert "../shared" not in text  # a developer's convenience
+
+
+def test_the_readme_is_whole_on_pypi():
+    """Its links and its picture are addresses, as the page there has no files beside it."""
+    links = re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text())
+    assert len(links) > 15
+    assert all(link.startswith("https://") for link in links)
 
 
 def test_the_command_reference_is_current():
