@@ -17,7 +17,7 @@ from porter.commands.options import (
     skip_option,
     taken_port_options,
 )
-from porter.text import json_text
+from porter.text import SCHEMA, json_text
 
 
 @click.command()
@@ -86,6 +86,6 @@ def evaluate(
     if html:
         write_bytes(html, evaluation_html(result), force=True)
     if as_json:
-        click.echo(json_text(result.as_json(), indent=1))
+        click.echo(json_text({"schema": SCHEMA} | result.as_json(), indent=1))
     else:
         print_evaluation(result)

@@ -13,7 +13,7 @@ from porter.commands.options import (
     reading_options,
     refuse_ignored,
 )
-from porter.text import json_text
+from porter.text import SCHEMA, json_text
 
 
 @click.command()
@@ -30,7 +30,7 @@ def inspect(source: str, variant: str | None, mapping: Path | None, weights: Any
 
         found = inspect_artifact(source)
         if as_json:
-            click.echo(json_text(found, indent=1))
+            click.echo(json_text({"schema": SCHEMA} | found, indent=1))
         else:
             echo_lines(artifact_lines(found))
         return
@@ -38,7 +38,7 @@ def inspect(source: str, variant: str | None, mapping: Path | None, weights: Any
 
     inspection = inspect_checkpoint(source, variant, mapping, weights)
     if as_json:
-        click.echo(json_text(inspection.as_json(), indent=1))
+        click.echo(json_text({"schema": SCHEMA} | inspection.as_json(), indent=1))
     else:
         from porter.report.listing import inspection_lines
 

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from porter.commands.options import FILE, class_names_option, fake_quant_option, reading_options, refuse_ignored
+from porter.commands.options import (
+    FILE,
+    check_outputs,
+    class_names_option,
+    fake_quant_option,
+    reading_options,
+    refuse_ignored,
+    report_options,
+    reporting,
+)
 from porter.errors import PorterError
 
 if TYPE_CHECKING:
@@ -22,6 +31,7 @@ if TYPE_CHECKING:
 @click.option("--all", "every", is_flag=True, help="Release every tarball and folder in FOLDER.")
 @click.option("--check", is_flag=True, help="Check FOLDER, a release, instead of making one.")
 @click.option("--against", metavar="CHECKPOINT", help="With --check: compare with this checkpoint, not the record.")
+@report_options
 @click.option("--jobs", type=click.IntRange(1), metavar="N", help="With --all: number of processes.")
 @reading_options
 @fake_quant_option
@@ -45,22 +55,32 @@ if TYPE_CHECKING:
 @click.option("--torchscript", is_flag=True, help="Also write a TorchScript module.")
 @click.option("--force", is_flag=True, help="Replace an earlier release.")
 def release(
-    path: str, out: Path | None, every: bool, check: bool, against: str | None, jobs: int | None, **options: Any
+    path: str,
+    out: Path | None,
+    every: bool,
+    check: bool,
+    against: str | None,
+    junit: Path | None,
+    markdown: Path | None,
+    jobs: int | None,
+    **options: Any,
 ) -> None:
     """Convert and verify CHECKPOINT and, on parity, write a folder to publish: weights, card, checksums, report."""
     if check:
         if out is not None:
             raise click.UsageError("--check writes nothing; leave out --out")
         refuse_ignored("--check makes no release", "every", "jobs", *options)
-        for folder in _releases(Path(path)):
-            from porter.release.check import check_release
+        from porter.release.check import check_release
 
-            verdict = check_release(folder, against)
-            click.echo(f"ok        {folder}: {verdict.variant}, {_distance(verdict)}")
+        check_outputs(junit, markdown)
+        with reporting(f"release --check {path}", junit, markdown) as verdicts:
+            for folder in _releases(Path(path)):
+                verdicts.append(verdict := check_release(folder, against))
+                click.echo(f"ok        {folder}: {verdict.variant}, {_distance(verdict)}")
         return
     if out is None:
         raise click.UsageError("--out FOLDER is needed")
-    refuse_ignored("it is for --check", "against")
+    refuse_ignored("it is for --check", "against", "junit", "markdown")
     if not every:
         refuse_ignored("it is for --all", "jobs")
     from porter.photos.labels import read_class_names
