@@ -2,9 +2,9 @@
 
 ``convert`` writes an artifact, ``create_model`` builds the network and loads one, ``deploy`` makes it fast,
 ``verify`` proves parity, ``predict`` and ``evaluate`` run one on photos, ``inspect`` says what is in a file,
-``open_checkpoint`` reads TensorFlow's files, ``export_tf`` writes one from an artifact,
-``list_variants`` names what can be ported, ``PorterError`` is what all of them raise. Each is imported on first use, so
-that reading a checkpoint needs neither torch nor tensorflow.
+``release`` writes a folder to publish, ``open_checkpoint`` reads TensorFlow's files, ``export_tf`` writes one from an
+artifact, ``list_variants`` names what can be ported, ``PorterError`` is what all of them raise. Each is imported on
+first use, so that reading a checkpoint needs neither torch nor tensorflow.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from porter.models.create import create_model
     from porter.parity.verify import verify
     from porter.prediction.predictor import predict
+    from porter.releases.publish import release
     from porter.report.inspection import inspect
     from porter.sources import open_checkpoint
 
@@ -39,6 +40,7 @@ __all__ = [
     "list_variants",
     "open_checkpoint",
     "predict",
+    "release",
     "verify",
 ]
 
@@ -52,6 +54,7 @@ _HOMES = {
     "export_tf": "porter.exports.export_tf",
     "inspect": "porter.report.inspection",
     "predict": "porter.prediction.predictor",
+    "release": "porter.releases.publish",
     "open_checkpoint": "porter.sources",
     "verify": "porter.parity.verify",
 }

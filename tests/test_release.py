@@ -57,7 +57,7 @@ def copy(made, tmp_path):
 
 def sealed(folder):
     """Write SHA256SUMS anew, as somebody who tampers with a release would."""
-    from porter.release.folder import write_checksums
+    from porter.releases.folder import write_checksums
 
     write_checksums(folder)
 
@@ -184,7 +184,7 @@ def shown(markdown):
 @given(strategies.text(strategies.sampled_from("<>&'\"`*_|#[]\\()!~$-+. ;xa1") | strategies.characters(), max_size=30))
 @example("it's \\| one")
 def test_text_from_files_is_shown_as_it_is(text):
-    from porter.release.card import _plain
+    from porter.releases.card import _plain
     from porter.text import printable
 
     for known in (text, f"{text}&#x27;&amp;<b>", f"x{text}"):
@@ -247,7 +247,7 @@ def test_check_finds_missing_and_added_files(copy, run):
 def changed_weights(folder, value=None):
     """Other weights under consistent names and checksums."""
     from porter.artifacts.artifact import save_artifact
-    from porter.release.folder import add_hash
+    from porter.releases.folder import add_hash
 
     [path] = folder.glob("*.pth")
     artifact = load_artifact(path)
@@ -405,7 +405,7 @@ def test_libraries_are_silenced_but_for_errors(capfd):
     """Those that write to the descriptor, too."""
     import os
 
-    from porter.release.exports import _quiet
+    from porter.releases.exports import _quiet
 
     def export():
         with _quiet():

@@ -22,7 +22,7 @@ from porter.errors import PorterError
 
 if TYPE_CHECKING:
     from porter.parity.verdict import Verdict
-    from porter.release.publish import Released
+    from porter.releases.publish import Released
 
 
 @click.command()
@@ -70,7 +70,7 @@ def release(
         if out is not None:
             raise click.UsageError("--check writes nothing; leave out --out")
         refuse_ignored("--check makes no release", "every", "jobs", *options)
-        from porter.release.check import check_release
+        from porter.releases.check import check_release
 
         check_outputs(junit, markdown)
         with reporting(f"release --check {path}", junit, markdown) as verdicts:
@@ -84,8 +84,8 @@ def release(
     if not every:
         refuse_ignored("it is for --all", "jobs")
     from porter.photos.labels import read_class_names
-    from porter.release.exports import Export
-    from porter.release.publish import Publication, release
+    from porter.releases.exports import Export
+    from porter.releases.publish import Publication, release
     from porter.report.console import endpoint_progress
 
     names = options.pop("class_names")
@@ -107,7 +107,7 @@ def release(
 def _release_all(folder: Path, out: Path, jobs: int | None, options: dict[str, Any]) -> int:
     from rich.progress import Progress
 
-    from porter.release.batch import release_all
+    from porter.releases.batch import release_all
     from porter.report.console import progress_console
 
     refuse_ignored("--all finds the variants itself", "variant", "mapping", "name")

@@ -37,10 +37,10 @@ from porter.parity.samples import noise
 from porter.parity.verdict import Verdict
 from porter.parity.verify import Against, Check, Progress, open_check, run_check
 from porter.port import Port, carry_out_port, plan_port
-from porter.release import folder as contents
-from porter.release.card import STATISTICS, Card, config, model_card
-from porter.release.exports import Export, write_exports
-from porter.release.naming import architecture, is_googles, plain_name
+from porter.releases import folder as contents
+from porter.releases.card import STATISTICS, Card, config, model_card
+from porter.releases.exports import Export, write_exports
+from porter.releases.naming import architecture, is_googles, plain_name
 from porter.report.html import parity_html
 from porter.sources.weights import Weights
 
@@ -51,7 +51,7 @@ KEEP = 1024  # values recorded per endpoint: more than the classes, so that logi
 class Publication:
     """The name of a release and the statements that do not follow from the weights.
 
-    If left out, they are stated only for Google's own checkpoints (porter.release.naming). ``dataset`` and ``license``
+    If left out, they are stated only for Google's own checkpoints (porter.releases.naming). ``dataset`` and ``license``
     are Hugging Face's identifiers. ``evaluate_on``: a folder of labelled images, for the accuracy in the card.
     ``exports``: further formats.
     """
@@ -78,7 +78,7 @@ class Released(NamedTuple):
 
 def release(
     checkpoint: PathLike,
-    folder: Path,
+    folder: PathLike,
     variant: str | None = None,
     *,
     mapping: PathLike | None = None,
@@ -90,11 +90,34 @@ def release(
     force: bool = False,
     progress: Progress | None = None,
 ) -> Released:
-    """Port ``checkpoint`` and write ``folder``: artifacts, card, configuration, checksums, parity.
+    """Convert and verify a checkpoint and, on parity, write a folder to publish: weights, card, checksums, report.
 
-    The verified port is the one written; a source trained for 8 bits gives 8 bits, unless ``fake_quant`` is False. Same
-    input, same bytes. Raises NoParityError, or PorterError on bad input, including NaN; then no folder is left behind.
+    Args:
+        checkpoint: What ``open_checkpoint`` takes.
+        folder: Where to write; it must not exist, or be empty.
+        variant: As for ``convert``.
+        mapping: As for ``convert``. The folder then holds it.
+        weights: As for ``convert``.
+        keep_background: As for ``convert``.
+        fake_quant: A source that was trained for 8 bits gives 8 bits, unless this is False.
+        reference: As for ``verify``.
+        publication: Its name, what the card states, and further formats.
+        force: Replace an earlier release.
+        progress: As for ``verify``.
+
+    Returns:
+        The folder, the variant, the verdict, and the error of each further format. Same input, same bytes.
+
+    Raises:
+        NoParityError: If the port is not the same function, or not as exact.
+        PorterError: On bad input, NaN among it. No folder is left behind.
+
+    Example:
+        >>> released = porter.release(source, folder / "dist", reference=str(source / "expected.npz"))
+        >>> released.verdict.passed, (released.folder / "model.safetensors").is_file()
+        (True, True)
     """
+    folder = Path(folder)
     options = PortOptions(variant, mapping, weights, "timm", keep_background, fake_quant=fake_quant)
     with contents.staged(folder, force) as stage, _one_thread():
         port = plan_port(checkpoint, options)

@@ -19,7 +19,7 @@ from porter.network.nodes import nodes
 from porter.network.spec import ACTIVATIONS
 from porter.parity.verdict import Verdict
 from porter.port import Port
-from porter.release.naming import architecture, is_googles, why_not_timm
+from porter.releases.naming import architecture, is_googles, why_not_timm
 from porter.text import printable
 
 COLLECTION = "TF MobileNet V3"
