@@ -126,6 +126,14 @@ def assert_refused(ran, message, folder):
     assert not [path for path in folder.iterdir() if "out" in path.name], "a file was left behind"
 
 
+def test_in_the_folder_of_the_checkpoint(run, demo_folder, monkeypatch, tmp_path):
+    """A bare name has no folder in it."""
+    monkeypatch.chdir(demo_folder / "ema")
+    [index] = Path().glob("*.index")
+    ran = run("convert", index.stem, "-o", tmp_path / "a.safetensors")
+    assert ran.code == 0, ran.err
+
+
 def test_timms_name_of_the_variant(run, demo_folder, tmp_path):
     timms = ("--variant", "tf_mobilenetv3_small_075")
     for command in (("inspect", demo_folder), ("convert", demo_folder, "-o", tmp_path / "a.safetensors")):
