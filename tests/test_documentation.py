@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import porter
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "SECURITY.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -62,15 +64,38 @@ def test_the_readme_shows_the_commands_that_there_are():
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param("port_and_fine_tune.py", marks=pytest.mark.slow), "tensorflow_fine_tune_to_timm.py"]
+    ("name", "arguments", "printed"),
+    [
+        pytest.param("port_and_fine_tune.py", ["DEMO"], "fine_tuned.pth: ", marks=pytest.mark.slow),
+        ("tensorflow_fine_tune_to_timm.py", ["DEMO"], "small_075, 1000 classes"),
+        pytest.param("keras_with_own_head.py", [], "small_100, 5 classes, images of 96x96", marks=pytest.mark.slow),
+        pytest.param("segment_photos.py", ["SEGMENTER", "PHOTOS"], "lraspp_small, ", marks=pytest.mark.slow),
+        pytest.param("judge_a_port.py", ["DEMO", "other.pth"], "no parity: ", marks=pytest.mark.slow),
+        pytest.param("phone.py", ["DEMO", "PHOTOS/a.png"], "%  class ", marks=pytest.mark.slow),
+    ],
 )
-def test_examples(name, tmp_path, demo_folder, timm):
-    """As their users run them, on the demo's checkpoint."""
+def test_examples(name, arguments, printed, tmp_path, demo_folder, timm):
+    """As their users run them, on checkpoints of untrained weights."""
+    from porter.mapping.files import load_variant
+    from porter.parity.demo import random_variables
+    from porter.sources.bundle_writer import write_bundle
+
+    (tmp_path / "photos").mkdir()
+    pytest.importorskip("PIL.Image").new("RGB", (300, 260), "teal").save(tmp_path / "photos" / "a.png")
+    if "SEGMENTER" in arguments:
+        write_bundle(tmp_path / "seg", random_variables(load_variant("lraspp_small"), 4))
+    if "other.pth" in arguments:
+        import torch
+
+        changed = porter.create_model("small_075", demo_folder).state_dict()
+        torch.save(changed | {"conv_stem.weight": changed["conv_stem.weight"] * 1.01}, tmp_path / "other.pth")
+    given = {"DEMO": demo_folder, "SEGMENTER": "seg", "PHOTOS": "photos", "PHOTOS/a.png": "photos/a.png"}
     start = "import runpy, sys; from porter.models.timm_import import import_timm; import_timm()"  # without torchvision
-    command = [sys.executable, "-c", f"{start}; runpy.run_path({str(ROOT / 'examples' / name)!r})", demo_folder]
+    run = f"{start}; runpy.run_path({str(ROOT / 'examples' / name)!r})"
+    command = [sys.executable, "-c", run, *(given.get(word, word) for word in arguments)]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    assert ran.stdout
+    assert printed in ran.stdout
 
 
 def test_the_examples_of_public_functions(demo_folder, tmp_path):
@@ -132,12 +157,18 @@ def test_troubleshooting_quotes_what_is_said():
 
 
 def test_the_notebook():
-    """Its cells, one after the other."""
+    """Its cells, one after the other, print what is saved in it."""
+    import contextlib
+    import io
+
     cells = json.loads((ROOT / "examples" / "walkthrough.ipynb").read_text())["cells"]
     space = {}
     for cell in cells:
         if cell["cell_type"] == "code":
-            exec("".join(cell["source"]), space)
+            out = io.StringIO()
+            with contextlib.redirect_stdout(out):
+                exec("".join(cell["source"]), space)
+            assert "".join(text for output in cell["outputs"] for text in output["text"]) == out.getvalue()
     assert space["verdict"].passed
 
 
