@@ -11,6 +11,11 @@ setup: .venv/.complete
 	$(BIN)/pip install --quiet --upgrade "pip>=24"
 	$(BIN)/pip install --quiet torch==2.13.0
 	$(BIN)/pip install --quiet --editable ".[dev]"
+	$(BIN)/pip install --quiet --no-deps tf_keras==2.21.0  # its dependency would be a second TensorFlow
+	touch $@
+
+.venv/.bench: .venv/.complete
+	$(BIN)/pip install --quiet --editable ".[dev,bench]"
 	touch $@
 
 demo: setup
@@ -19,7 +24,7 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -n 2 -m "not slow" --durations=10
 
-test-all: setup
+test-all: .venv/.bench
 	$(BIN)/python -m pytest -n 2
 
 # The README's commands from the wheel, in an environment that has nothing of this tree
@@ -32,7 +37,7 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: setup
+bench: .venv/.bench
 	$(BIN)/python benchmarks/cost.py
 	$(BIN)/python benchmarks/reading.py
 	$(BIN)/python benchmarks/evaluating.py

@@ -163,7 +163,7 @@ def executorch(setting: Setting) -> Run | None:
     from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
 
     from porter.models.create import open_model
-    from porter.release.exports import ExportInputs, write_pte
+    from porter.releases.exports import ExportInputs, write_pte
 
     opened = open_model(setting.artifact)
     run = write_pte(ExportInputs(opened, setting.artifact, None, setting.images, setting.folder / "x.pte"))

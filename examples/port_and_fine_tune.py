@@ -16,7 +16,8 @@ source = sys.argv[1]
 classes = 3
 
 # The backbone has the checkpoint's weights; the classifier is new. Only the classifier and the embedding are trained
-model = porter.create_model("small_075", source, num_classes=classes, dropout=0.2)
+variant = porter.inspect(source)["variant"]
+model = porter.create_model(variant, source, num_classes=classes, dropout=0.2)
 for name, parameter in model.named_parameters():
     parameter.requires_grad = name.startswith(("classifier", "conv_head"))
 
@@ -41,5 +42,5 @@ for epoch in range(2):
     print(f"epoch {epoch}: loss {loss.item():.3f}")
 
 torch.save(model.eval().state_dict(), "fine_tuned.pth")
-again = porter.create_model("small_075", "fine_tuned.pth", num_classes=classes)
+again = porter.create_model(variant, "fine_tuned.pth", num_classes=classes)
 print("fine_tuned.pth:", sum(p.numel() for p in again.parameters()), "parameters")

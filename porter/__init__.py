@@ -1,9 +1,10 @@
 """Exact ports of TF/Models MobileNetV3 checkpoints to PyTorch.
 
 ``convert`` writes an artifact, ``create_model`` builds the network and loads one, ``deploy`` and ``fold`` make it fast,
-``optimizer_state`` continues a training run, ``verify`` proves parity, ``open_checkpoint`` reads TensorFlow's files,
-``export_tf`` writes one from an artifact, ``list_variants`` names what can be ported, ``PorterError`` is what all of
-them raise. Each is imported on first use, so that reading a checkpoint needs neither torch nor tensorflow.
+``optimizer_state`` continues a training run, ``verify`` proves parity, ``predict`` and ``evaluate`` run one on photos,
+``inspect`` says what is in a file, ``release`` writes a folder to publish, ``open_checkpoint`` reads TensorFlow's
+files, ``export_tf`` writes one from an artifact, ``list_variants`` names what can be ported, ``PorterError`` is what
+all of them raise. Each is imported on first use, so that reading a checkpoint needs neither torch nor tensorflow.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from porter.errors import PorterError
+    from porter.evaluation.evaluate import evaluate
     from porter.exports.convert import convert
     from porter.exports.deploy import deploy
     from porter.exports.export_tf import export_tf
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from porter.models.fold import fold
     from porter.models.optimizer import optimizer_state
     from porter.parity.verify import verify
+    from porter.prediction.predictor import predict
+    from porter.releases.publish import release
+    from porter.report.inspection import inspect
     from porter.sources import open_checkpoint
 
     __version__: str
@@ -31,11 +36,15 @@ __all__ = [
     "convert",
     "create_model",
     "deploy",
+    "evaluate",
     "export_tf",
     "fold",
+    "inspect",
     "list_variants",
     "open_checkpoint",
     "optimizer_state",
+    "predict",
+    "release",
     "verify",
 ]
 
@@ -46,7 +55,11 @@ _HOMES = {
     "create_model": "porter.models.create",
     "fold": "porter.models.fold",
     "deploy": "porter.exports.deploy",
+    "evaluate": "porter.evaluation.evaluate",
     "export_tf": "porter.exports.export_tf",
+    "inspect": "porter.report.inspection",
+    "predict": "porter.prediction.predictor",
+    "release": "porter.releases.publish",
     "open_checkpoint": "porter.sources",
     "optimizer_state": "porter.models.optimizer",
     "verify": "porter.parity.verify",

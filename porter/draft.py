@@ -14,7 +14,7 @@ from porter.artifacts.artifact import ARTIFACT_SUFFIXES, load_artifact
 from porter.artifacts.variant import class_count
 from porter.errors import MappingError
 from porter.mapping.by_graph import by_graph
-from porter.mapping.files import Names, list_networks, list_variants, load_variant
+from porter.mapping.files import Names, did_you_mean, list_networks, list_variants, load_variant, variant_named
 from porter.mapping.matching import Choice, choose, find_scope, join, kind_of
 from porter.mapping.plan import fit, ignore_reason
 from porter.mapping.rules import expected_variables
@@ -110,14 +110,13 @@ def _names(opened: Checkpoint) -> Names:
 
 
 def _variant(to: str) -> str:
-    if to in list_networks():
-        return to
-    by_timm = {load_variant(variant).timm: variant for variant in list_variants()}
-    if to in by_timm:
-        return by_timm[to]
+    name = variant_named(to)
+    if name is not None:
+        return name
     if not to.endswith(ARTIFACT_SUFFIXES):
         raise MappingError(
             f"{to}: no variant ({', '.join(list_networks())}), no timm name of one and no state-dict file"
+            f"{did_you_mean(to, list_networks())}"
         )
     arrays = load_artifact(Path(to)).arrays
     found = {name: values.shape for name, values in arrays.items() if is_weight(name)}

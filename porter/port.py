@@ -192,7 +192,7 @@ def choose_mapping(checkpoint: Checkpoint, variant: str | None, mapping: PathLik
     """
     if mapping is not None:
         chosen = load_mapping(Path(mapping))
-        if variant is not None and variant != chosen.variant:
+        if variant not in (None, chosen.variant, chosen.timm):
             raise MappingError(f"{mapping}: is a mapping of {chosen.variant}, not of {variant}")
         return chosen
     if variant is not None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 MOST = 300  # characters of an error message
+SCHEMA = 1  # of the objects that --json prints; another one where a key goes or changes its meaning
 
 
 def printable(text: str) -> str:

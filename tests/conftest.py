@@ -4,7 +4,9 @@ import gzip
 import os
 import shutil
 import signal
+import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import NamedTuple
 
@@ -112,6 +114,36 @@ def trained(tmp_path_factory) -> Path:
     from quantized_checkpoint import write_quantized
 
     return write_quantized(tmp_path_factory.mktemp("qat"))
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory) -> Path:
+    """Built from a copy: what earlier builds left in the working tree would get into the wheel."""
+    root = Path(__file__).parents[1]
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+        shutil.copy(root / name, source)
+    for name in ("porter", "mappings"):
+        shutil.copytree(root / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*pip, "--wheel-dir", out, source], check=True)
+    [built] = out.iterdir()
+    return built
+
+
+@pytest.fixture(scope="session")
+def installed(wheel, tmp_path_factory) -> dict[str, str]:
+    """The environment variables of somebody who has installed the wheel, and has nothing of this tree."""
+    place = tmp_path_factory.mktemp("installed")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", place], check=True)
+    pip = [sys.executable, "-m", "pip", "--python", place / "bin" / "python", "install", "--quiet"]
+    subprocess.run([*pip, "--no-deps", "--no-index", wheel], check=True)
+    [packages] = place.glob("lib/python*/site-packages")
+    # Dependencies are shared; the .pth files among them, one of which leads to this tree, are not read
+    (packages / "shared.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["PATH"] = f"{place / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    return environment
 
 
 @pytest.fixture

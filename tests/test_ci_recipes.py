@@ -28,9 +28,8 @@ def act(folder, **inputs):
         for name, value in step["env"].items()
     }
     command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]]
-    return subprocess.run(
-        command, cwd=folder, env=os.environ | environment | {"PATH": PATH}, capture_output=True, text=True
-    )
+    environment |= {"PATH": PATH, "GITHUB_STEP_SUMMARY": str(folder / "summary.md")}
+    return subprocess.run(command, cwd=folder, env=os.environ | environment, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +56,11 @@ def test_action(project):
     assert "Parity</span>" in (project / "parity/parity.html").read_text()
     assert act(project, artifact="other.pth", **given).returncode == 2
     assert act(project, artifact="good.pth", variant="large_100", **given).returncode == 2
+    shutil.rmtree(project / "parity")
     assert act(project, artifact="release").returncode == 0
+    assert "<testsuite" in (project / "parity/parity.xml").read_text()
+    assert "### Parity: small" in (project / "parity/parity.md").read_text()
+    assert "### Parity: small" in (project / "summary.md").read_text()  # GitHub's page of the run
 
 
 def test_action_fails_the_build(project, tmp_path):
@@ -81,7 +84,8 @@ def test_hooks(project, tmp_path):
     assert used["id"] == hook["id"]
     plain = re.search(r"```sh\n#!/bin/sh\n(.*?)```", guide, re.S)[1]
     release = Path(shutil.copytree(project / "release", tmp_path / "release"))
-    for command in (f"{hook['entry']} {' '.join(used['args'])}", plain):
+    words = " ".join(hook["args"])  # pre-commit takes these where a configuration has none
+    for command in (f"{hook['entry']} {' '.join(used['args'])}", f"{hook['entry']} {words}", plain):
         for expected in (0, 2):
             ran = subprocess.run(["sh", "-c", command], cwd=tmp_path, env=os.environ | {"PATH": PATH})
             assert ran.returncode == expected

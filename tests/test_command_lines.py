@@ -1,9 +1,9 @@
-"""Every command line in the documentation: it runs here, on files made for it, or it stands in ELSEWHERE."""
+"""Every command line in the documentation runs here, by the wheel and on files made for it, or stands in ELSEWHERE."""
 
 import json
 import re
-import shlex
 import shutil
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -30,7 +30,7 @@ COUNTED = {
     "adding-a-network.md": 2,
     "ci.md": 2,
     "fine-tuning.md": 1,
-    "index.md": 18,
+    "index.md": 20,
 }
 
 
@@ -130,11 +130,15 @@ def prepare(page, run):
 @pytest.mark.slow
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("page", [page for page in COUNTED if any(map(runs_here, lines(page)))])
-def test_they_run(page, workplace, run):
-    """As they stand there, one after the other."""
+def test_they_run(page, workplace, run, installed):
+    """As they stand there, one after the other, in a shell of somebody who has installed the wheel; Python, too."""
     pytest.importorskip("onnxruntime")
     pytest.importorskip("pycocotools")
     prepare(page, run)
     for line in filter(runs_here, lines(page)):
-        ran = run(*shlex.split(line)[1:])
-        assert ran.code == 0, f"{line}\n{ran.out}{ran.err}"
+        ran = subprocess.run(["bash", "-c", line], env=installed, capture_output=True, text=True)
+        assert ran.returncode == 0, f"{line}\n{ran.stdout}{ran.stderr}"
+    for block in re.findall(r"^```python\n(.*?)^```", PAGES[page].read_text(), re.S | re.M):
+        code = f"import torch\nimages = torch.zeros(2, 3, 224, 224)\n{block}\nassert logits.shape == (2, 1000)"
+        ran = subprocess.run(["python", "-c", code], env=installed, capture_output=True, text=True)
+        assert ran.returncode == 0, f"{block}\n{ran.stderr}"

@@ -154,6 +154,37 @@ def assert_refused(ran, message, folder):
     assert not [path for path in folder.iterdir() if "out" in path.name], "a file was left behind"
 
 
+def test_in_the_folder_of_the_checkpoint(run, demo_folder, monkeypatch, tmp_path):
+    """A bare name has no folder in it."""
+    monkeypatch.chdir(demo_folder / "ema")
+    [index] = Path().glob("*.index")
+    ran = run("convert", index.stem, "-o", tmp_path / "a.safetensors")
+    assert ran.code == 0, ran.err
+
+
+def test_timms_name_of_the_variant(run, demo_folder, tmp_path):
+    timms = ("--variant", "tf_mobilenetv3_small_075")
+    for command in (("inspect", demo_folder), ("convert", demo_folder, "-o", tmp_path / "a.safetensors")):
+        ran = run(*command, *timms)
+        assert ran.code == 0, ran.err
+    assert run("export-tf", tmp_path / "a.safetensors", tmp_path / "tf", *timms).code == 0
+    ran = run("convert", demo_folder, "-o", tmp_path / "b.pth", "--variant", "tf_mobilenetv3_small_100")
+    assert "is a small_075 checkpoint, not tf_mobilenetv3_small_100; use --variant small_075" in ran.err
+    ran = run("convert", demo_folder, "--variant", "nope")  # the whole list, not cut in its middle
+    assert (ran.code, " ... " in ran.err, "small_seg" in ran.err) == (2, False, True)
+
+
+def test_an_artifact_of_a_mapping_of_ones_own(run, demo_folder, tmp_path):
+    """Its variant is installed nowhere: the message asks for the file, and with it the artifact opens."""
+    mapping, artifact = tmp_path / "mine.yaml", tmp_path / "mine.safetensors"
+    mapping.write_text("base: small_075.yaml\nvariant: mine\n")
+    assert run("convert", demo_folder, "--mapping", mapping, "-o", artifact).code == 0
+    ran = run("export-tf", artifact, tmp_path / "tf")
+    assert ran.code == 2
+    assert ran.err.endswith("was made with a mapping file of its own, of mine, which is needed; use --mapping FILE\n")
+    assert run("export-tf", artifact, tmp_path / "tf", "--mapping", mapping).code == 0
+
+
 def test_bad_input(run, demo_folder, make_checkpoint, tmp_path):
     out = tmp_path / "out.pth"
     (tmp_path / "bad.yaml").write_text("a: [1\n")
@@ -161,7 +192,6 @@ def test_bad_input(run, demo_folder, make_checkpoint, tmp_path):
     raw = make_checkpoint()
     for arguments, message in (
         (["--variant", "small_100", demo_folder], "is a small_075 checkpoint, not small_100; use --variant small_075"),
-        (["--variant", "nope", demo_folder], "unknown variant 'nope'"),
         (["--mapping", tmp_path / "bad.yaml", demo_folder], "bad.yaml: not readable as YAML"),
         (["--mapping", tmp_path / "no.yaml", demo_folder], "no.yaml: No such file"),
         (["--num-classes", 10, demo_folder], "the classifier has 1000 classes without background, not 10"),

@@ -61,7 +61,9 @@ def test_the_variant_is_found(artifact, demo_folder):
         assert torch.equal(porter.create_model(str(artifact))(x), expected)
         assert torch.equal(porter.create_model("tf_mobilenetv3_small_075", artifact)(x), expected)
         assert porter.create_model(str(demo_folder)).num_classes == 1000
-    with pytest.raises(PorterError, match="unknown variant 'nothing'; there are edgetpu_075, edgetpu_100, large_075"):
+    with pytest.raises(
+        PorterError, match="unknown variant 'nothing'; there are\n  classifiers: edgetpu_075, edgetpu_100,"
+    ):
         porter.create_model("nothing")
 
 

@@ -6,6 +6,8 @@ import threading
 import pytest
 from moody_server import CONTENT
 
+from porter.mapping.files import list_variants
+
 
 @pytest.fixture
 def fetch(run, server, tmp_path):
@@ -55,6 +57,21 @@ def test_part_that_is_already_whole(fetch, tmp_path):
     (tmp_path / "v3.tgz.part").write_bytes(CONTENT)
     assert fetch().code == 0
     assert (tmp_path / "v3.tgz").read_bytes() == CONTENT
+
+
+def test_what_can_be_downloaded(run, fetch, server, tmp_path, monkeypatch):
+    """The error names every variant with an address, and no other; a mirror needs none."""
+    monkeypatch.chdir(tmp_path)
+    for variant in ("lraspp_small", "smal_075"):
+        ran = run("download", "--variant", variant)
+        assert ran.code == 2
+        assert f"{variant}: no released tarball" in ran.err
+        assert ("did you mean small_075?" in ran.err) == (variant == "smal_075")
+        offered = ran.err.partition("there are ")[2].partition(". ")[0].split(", ")
+        assert offered == list(list_variants())
+    assert "--variant is missing" in run("download").err
+    ran = run("download", "--url", server.url, "-o", "mirrored.tgz")
+    assert (ran.code, (tmp_path / "mirrored.tgz").read_bytes()) == (0, CONTENT)
 
 
 def test_wrong_content(server, fetch, tmp_path):

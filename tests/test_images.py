@@ -1,5 +1,7 @@
 """Preprocessing against its owners: timm's transform on the same file, TensorFlow's operations on the same pixels."""
 
+import os
+
 import numpy as np
 import pytest
 from conftest import SHARED
@@ -96,6 +98,34 @@ def test_unreadable(tmp_path):
         read_image(tmp_path / "a.jpg")
     with pytest.raises(PorterError, match=r"none\.jpg: not a readable image"):
         read_image(tmp_path / "none.jpg")
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_sixteen_bits(tf, tmp_path, suffix):
+    """A ramp from black to white stays one; the higher eight bits, as TensorFlow's decoder takes them."""
+    ramp = np.arange(0, 1 << 16, 257, dtype=np.uint16).reshape(8, 32)
+    ramp[0, 1] = 511
+    path = tmp_path / f"ramp.{suffix}"
+    PIL.fromarray(ramp).save(path)
+    PIL.fromarray(ramp).save(tmp_path / "ramp.png")
+    expected = tf.io.decode_png((tmp_path / "ramp.png").read_bytes(), channels=3).numpy()
+    assert np.array_equal(np.asarray(read_image(path)), expected)
+    assert expected.max() == 255
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_thirty_two_bits_are_refused(tmp_path, dtype):
+    path = tmp_path / "depth.tiff"
+    PIL.fromarray(np.linspace(0, 65535, 64).astype(dtype).reshape(8, 8)).save(path)
+    with pytest.raises(PorterError, match=r"depth\.tiff: an image of 32-bit values, .* save it with 8 or 16 bits"):
+        read_image(path)
+
+
+def test_a_pipe_with_the_name_of_a_photo(tmp_path):
+    """Nobody writes to it: reading would wait for ever."""
+    os.mkfifo(tmp_path / "a.jpg")
+    with pytest.raises(PorterError, match=r"a\.jpg: not a regular file"):
+        read_image(tmp_path / "a.jpg")
 
 
 def test_one_finder_of_photos(tmp_path, monkeypatch):

@@ -47,3 +47,12 @@ def test_nothing_to_inspect(run, tmp_path, kind):
     ran = run("inspect", tmp_path / kind)
     assert ran.code == 2
     assert ran.err.count("\n") == 1
+
+
+def test_the_summary_comes_first(run, demo_folder, tmp_path):
+    assert run("convert", demo_folder, "-o", tmp_path / "a.safetensors").code == 0
+    for source in (demo_folder, tmp_path / "a.safetensors"):
+        lines = run("inspect", source).out.splitlines()
+        assert lines[0].startswith("read      ")
+        assert any(line.startswith("variant   small_075, 100") for line in lines[: lines.index("")])
+        assert len(lines[lines.index("") :]) > 200

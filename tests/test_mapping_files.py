@@ -171,8 +171,28 @@ def test_a_file_for_version_0_1(tmp_path):
 
 
 def test_unknown_variant():
-    with pytest.raises(MappingError, match="unknown variant 'big'; there are edgetpu_075, edgetpu_100, large_075"):
+    with pytest.raises(MappingError, match="unknown variant 'big'; there are\n  classifiers: edgetpu_075") as raised:
         load_variant("big")
+    assert all(name in str(raised.value) for name in list_networks())
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("smal_075", "small_075"),
+        ("large-100", "large_100"),
+        ("tf_mobilenetv3_small_75", "tf_mobilenetv3_small_075"),
+        ("lraspp_smal", "lraspp_small"),
+    ],
+)
+def test_did_you_mean(typed, meant):
+    with pytest.raises(MappingError, match=f"unknown variant '{typed}'; did you mean {meant}\\?; there are"):
+        load_variant(typed)
+
+
+def test_timms_names():
+    assert load_variant("tf_mobilenetv3_small_075") == load_variant("small_075")
+    assert load_variant("mobilenet_edgetpu_100", "keras").variant == "edgetpu_100"
 
 
 def test_variants_and_names_are_all_the_files():

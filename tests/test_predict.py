@@ -33,6 +33,14 @@ def test_labels():
     assert imagenet_labels(38) == []
 
 
+def test_two_classes_with_one_name():
+    from porter.photos.labels import imagenet_labels, short_name
+
+    short = [short_name(imagenet_labels(1000), number) for number in range(1000)]
+    assert len(set(short)) == 1000
+    assert (short[0], short[638], short[639]) == ("tench", "maillot (638)", "maillot (639)")
+
+
 def test_order_and_sum(tmp_path, photo, run):
     source = write_demo_checkpoint(tmp_path)
     run("convert", source, "-o", tmp_path / "a.pth")

@@ -58,7 +58,7 @@ def copy(made, tmp_path):
 
 def sealed(folder):
     """Write SHA256SUMS anew, as somebody who tampers with a release would."""
-    from porter.release.folder import write_checksums
+    from porter.releases.folder import write_checksums
 
     write_checksums(folder)
 
@@ -185,7 +185,7 @@ def shown(markdown):
 @given(strategies.text(strategies.sampled_from("<>&'\"`*_|#[]\\()!~$-+. ;xa1") | strategies.characters(), max_size=30))
 @example("it's \\| one")
 def test_text_from_files_is_shown_as_it_is(text):
-    from porter.release.card import _plain
+    from porter.releases.card import _plain
     from porter.text import printable
 
     for known in (text, f"{text}&#x27;&amp;<b>", f"x{text}"):
@@ -257,7 +257,7 @@ def test_check_finds_missing_and_added_files(copy, run):
 def changed_weights(folder, value=None):
     """Other weights under consistent names and checksums."""
     from porter.artifacts.artifact import save_artifact
-    from porter.release.folder import add_hash
+    from porter.releases.folder import add_hash
 
     [path] = folder.glob("*.pth")
     artifact = load_artifact(path)
@@ -358,22 +358,26 @@ def test_interrupted_half_way(demo_folder, tmp_path):
 
 @pytest.mark.slow
 def test_all(tmp_path, run):
-    """Two good ones, a damaged one and a text file."""
+    """Two good ones, a damaged one and a text file; one folder of photos serves all."""
+    photos = tmp_path / "photos" / "n01440764"
+    photos.mkdir(parents=True)
+    pytest.importorskip("PIL.Image").new("RGB", (50, 40), "teal").save(photos / "a.png")
     sources = tmp_path / "sources"
     for variant in ("small_075", "small_minimal_100"):
         write_demo_checkpoint(sources, variant)
     (sources / "README.md").write_text("no checkpoint")
     (sources / "damaged").mkdir()
     (sources / "damaged" / "model.index").write_bytes(b"no index")
-    ran = subprocess.run(
-        command("release", "--all", sources, "--out", tmp_path / "dist"), capture_output=True, text=True
-    )
+    asked = command("release", "--all", sources, "--out", tmp_path / "dist", "--evaluate", photos.parent)
+    ran = subprocess.run(asked, capture_output=True, text=True)
     assert ran.returncode == 2
     assert "damaged" in ran.stderr
     assert sorted(p.name for p in (tmp_path / "dist").iterdir()) == [
         "mobilenetv3_small_075",
         "mobilenetv3_small_minimal_100",
     ]
+    for card in (tmp_path / "dist").glob("*/README.md"):
+        assert "1 labelled images" in card.read_text()
     assert run("release", "--check", tmp_path / "dist").out.count("ok   ") == 2
     assert (
         "no tarballs"
@@ -405,6 +409,25 @@ def test_the_same_bytes(demo_folder, tmp_path, run):
         assert ran.code == 0, ran.err
     sums = [(tmp_path / name / "SHA256SUMS").read_text() for name in "ab"]
     assert sums[0] == sums[1]
+
+
+def test_libraries_are_silenced_but_for_errors(capfd):
+    """Those that write to the descriptor, too."""
+    import os
+
+    from porter.releases.exports import _quiet
+
+    def export():
+        with _quiet():
+            os.write(2, b"INFO: Created TensorFlow Lite XNNPACK delegate for CPU.\n")
+            print("exporting")
+            raise ValueError("ours")
+
+    with pytest.raises(ValueError, match="ours"):
+        export()
+    assert capfd.readouterr() == ("", "")
+    os.write(2, b"heard")
+    assert capfd.readouterr().err == "heard"
 
 
 def test_evaluated_card(demo_folder, tmp_path, run):

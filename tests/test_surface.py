@@ -190,14 +190,14 @@ def test_the_summary_fits_a_terminal(demo_folder, run, monkeypatch):
         ran = run("verify", demo_folder, "--reference", demo_folder / "expected.npz")
         lines = ran.out.splitlines()
         assert len(lines) == 10, ran.out
-        assert lines[-1].startswith("PARITY     small_075: same function")
-        assert lines[0] == "closest to their limits, of 50 endpoints (-v shows all)"
-        assert all(len(line) <= width for line in lines[1:7])
+        assert lines[0].startswith("PARITY     small_075: same function")
+        assert lines[2] == "closest to their limits, of 50 endpoints (-v shows all)"
+        assert all(len(line) <= width for line in lines[3:9])
         assert "…" not in ran.out
         every = run("verify", demo_folder, "--reference", demo_folder / "expected.npz", "-v").out.splitlines()
         assert len(every) == 50 + 6
-        assert every[1].split()[0] == "layer_1"
-        assert all(len(line) <= width for line in every[:51])
+        assert every[3].split()[0] == "layer_1"
+        assert all(len(line) <= width for line in every[2:53])
 
 
 def test_suspects_are_named_in_both_tongues(demo_folder, artifact, run, tmp_path):
@@ -250,6 +250,32 @@ def test_hints(run, demo_folder, tmp_path, photo, artifact):
     ran = run("evaluate", artifact, photo.parents[1], "--per-class", tmp_path / "c.csv")
     assert (ran.code, (tmp_path / "c.csv").read_text()) == (2, "mine")
     assert run("evaluate", artifact, photo.parents[1], "--per-class", tmp_path / "c.csv", "--force").code == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "option"),
+    [
+        ("release --check DEMO --onnx", "--onnx"),
+        ("release --check DEMO --all", "--all"),
+        ("release DEMO --out x --against DEMO", "--against"),
+        ("release DEMO --out x --jobs 2", "--jobs"),
+        ("release --all DEMO --out x --name mine", "--name"),
+        ("release --all DEMO --out x --variant small_075", "--variant"),
+        ("inspect ARTIFACT --weights raw", "--weights"),
+        ("predict ARTIFACT PHOTO --least 0.5", "--least"),
+        ("verify DEMO --images PHOTO --seed 3", "--seed"),
+        ("draft DEMO --to small_075 --force", "--force"),
+        ("demo --force", "--force"),
+    ],
+)
+def test_options_that_would_do_nothing(run, demo_folder, artifact, photo, line, option, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = {"DEMO": demo_folder, "ARTIFACT": artifact, "PHOTO": photo}
+    ran = run(*(given.get(word, word) for word in line.split()))
+    assert ran.code == 2
+    last = ran.err.splitlines()[-1]
+    assert last.startswith((f"Error: {option} has no meaning here: ", f"Error: {option} is for the file")), ran.err
+    assert not (tmp_path / "x").exists()
 
 
 def test_packages_that_are_missing(run, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import weakref
@@ -259,6 +260,81 @@ def test_human_table_and_junit(run, demo_folder, tmp_path):
     suite = ElementTree.parse(junit).getroot()
     assert (suite.get("tests"), suite.get("failures")) == ("50", "0")
     assert [case.get("name") for case in suite.findall("testcase")][:2] == ["layer_1", "layer_2/depthwise_output"]
+
+
+def check_schema(value, schema, at="$"):
+    """The words of JSON Schema that docs/verify.schema.json uses; every key must be described."""
+    kinds = {"string": str, "boolean": bool, "integer": int, "array": list, "object": dict, "null": type(None)}
+    known = {"$schema", "title", "description", "type", "const", "enum", "required", "properties", "items"}
+    assert schema.keys() <= known | {"additionalProperties"}, at
+    if "type" in schema:
+        names = [schema["type"]] if isinstance(schema["type"], str) else schema["type"]
+        types = tuple(kinds.get(name, (int, float)) for name in names)
+        assert isinstance(value, types), at
+        assert "boolean" in names or not isinstance(value, bool), at
+    if "const" in schema or "enum" in schema:
+        assert value in schema.get("enum", [schema.get("const")]), at
+    if isinstance(value, dict):
+        assert set(schema.get("required", ())) <= value.keys(), at
+        for key, below in value.items():
+            described = schema.get("properties", {}).get(key) or schema.get("additionalProperties")
+            assert described, f"{at}.{key} is not described"
+            check_schema(below, described, f"{at}.{key}")
+    for number, below in enumerate(value if isinstance(value, list) else ()):
+        check_schema(below, schema["items"], f"{at}[{number}]")
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_json_is_as_documented(run, demo_folder, tmp_path, changed):
+    schema = json.loads((Path(__file__).parents[1] / "docs" / "verify.schema.json").read_text())
+    path = tmp_path / "port.safetensors"
+    assert run("convert", demo_folder, "-o", path).code == 0
+    if changed:
+        artifact = load_artifact(path)
+        artifact.arrays["conv_stem.weight"] *= 1.01
+        save_artifact(path, artifact, force=True)
+    ran = run("verify", demo_folder, path, "--reference", demo_folder / "expected.npz", "--json")
+    assert ran.code == changed
+    check_schema(json.loads(ran.out), schema)
+
+
+def test_an_error_is_in_the_reports(run, demo_folder, tmp_path):
+    """Exit code 2: a CI page would show nothing otherwise."""
+    junit, page = tmp_path / "parity.xml", tmp_path / "parity.md"
+    for command in (["verify", demo_folder, "none.pth"], ["release", "--check", tmp_path]):
+        ran = run(*command, "--junit", junit, "--markdown", page)
+        assert ran.code == 2
+        root = ElementTree.parse(junit).getroot()
+        assert (root.get("tests"), root.get("errors"), root.get("failures")) == ("1", "1", "0")
+        said = ran.err.removeprefix("Error: ").partition("\n")[0]
+        assert root.find("testcase/error").get("message").startswith(said)
+        assert page.read_text().startswith("### Error\n\n")
+
+
+def test_markdown(run, demo_folder, tmp_path):
+    page = tmp_path / "parity.md"
+    ran = run("verify", demo_folder, "--reference", demo_folder / "expected.npz", "--markdown", page)
+    assert ran.code == 0
+    from markdown_it import MarkdownIt
+
+    html = MarkdownIt().enable("table").render(page.read_text())
+    assert "<h3>Parity: small_075</h3>" in html
+    assert html.count("<td>ok</td>") == 4
+
+
+def test_a_float32_record_does_not_stand_under_float64(run, demo_folder, tmp_path):
+    """Older records hold float32 values, no noise and no precision."""
+    with np.load(demo_folder / "expected.npz") as file:
+        old = {name: file[name] for name in ("input", "keep")}
+        old |= {name: file[name].astype(np.float32) for name in file.files if name.startswith("ep/")}
+    np.savez(tmp_path / "old.npz", **old)
+    pages = {"--html": tmp_path / "page.html", "--junit": tmp_path / "parity.xml"}
+    options = [word for pair in pages.items() for word in pair]
+    ran = run("verify", demo_folder, "--reference", tmp_path / "old.npz", *options)
+    assert ran.code == 0, ran.out
+    for text in (ran.out, *(path.read_text() for path in pages.values())):
+        assert "to record" in text
+        assert not re.search(r"^endpoint.*float64|>float64<|port, float64|float64 \d", text, re.MULTILINE)
 
 
 def test_junit_of_a_failure(run, demo_folder, tmp_path):

@@ -7,10 +7,7 @@ import functools
 import http.server
 import os
 import re
-import shutil
 import subprocess
-import sys
-import sysconfig
 import tarfile
 import threading
 import zipfile
@@ -23,7 +20,6 @@ from porter.parity.demo import write_demo_checkpoint
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 RELEASED = "v3-small_224_0.75_float"  # the tarball of the README, and the folder in it
-JUNK = shutil.ignore_patterns("__pycache__")
 
 
 def block(heading: str, language: str) -> str:
@@ -32,37 +28,16 @@ def block(heading: str, language: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    """Built from a copy: what earlier builds left in the working tree would get into the wheel."""
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "NOTICE"):
-        shutil.copy(ROOT / name, source)
-    for name in ("porter", "mappings"):
-        shutil.copytree(ROOT / name, source / name, ignore=JUNK)
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
-    subprocess.run([*pip, "--wheel-dir", out, source], check=True)
-    [built] = out.iterdir()
-    return built
-
-
-@pytest.fixture(scope="module")
-def shell(wheel, tmp_path_factory):
+def shell(installed, tmp_path_factory):
     """Run lines of bash in a working folder where a new user of the wheel would be; gives standard output."""
-    place, work = tmp_path_factory.mktemp("installed"), tmp_path_factory.mktemp("work")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", place], check=True)
-    pip = [sys.executable, "-m", "pip", "--python", place / "bin" / "python", "install", "--quiet"]
-    subprocess.run([*pip, "--no-deps", "--no-index", wheel], check=True)
-    [packages] = place.glob("lib/python*/site-packages")
-    # Dependencies are shared; the .pth files among them, one of which leads to this tree, are not read
-    (packages / "shared.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment["PATH"] = f"{place / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    work = tmp_path_factory.mktemp("work")
 
     def shell(line: str) -> str:
-        ran = subprocess.run(["bash", "-ec", line], cwd=work, env=environment, capture_output=True, text=True)
+        ran = subprocess.run(["bash", "-ec", line], cwd=work, env=installed, capture_output=True, text=True)
         assert ran.returncode == 0, f"{line}\n{ran.stdout}{ran.stderr}"
         return ran.stdout
 
+    place = Path(installed["PATH"].partition(os.pathsep)[0]).parent
     assert Path(shell("python -c 'import porter; print(porter.__file__)'")).is_relative_to(place)
     shell(
         "mkdir -p photos/n01491361 && python -c '"

@@ -51,12 +51,16 @@ def inspect_artifact(source: str) -> dict[str, Any]:
 
 
 def artifact_lines(found: dict[str, Any]) -> Iterator[str]:
-    """The same as lines for a terminal."""
-    metadata = found["metadata"]
+    """The same as lines for a terminal: a summary, then every tensor."""
+    yield from _summary(found)
+    yield ""
     widest = max((len(tensor["name"]) for tensor in found["tensors"]), default=0)
     for tensor in found["tensors"]:
         yield f"{tensor['name']:<{widest}}  {'x'.join(map(str, tensor['shape'])) or 'scalar':<16} {tensor['dtype']}"
-    yield ""
+
+
+def _summary(found: dict[str, Any]) -> Iterator[str]:
+    metadata = found["metadata"]
     yield f"read      {found['file']} (artifact, {found['bytes']:,} bytes)"
     yield f"sha256    {found['sha256']}"
     if metadata is None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from porter.artifacts.metadata import Metadata
-from porter.errors import ArtifactError
+from porter.errors import ArtifactError, Option
 from porter.mapping.files import load_mapping, load_variant, variant_named
 from porter.mapping.options import PortOptions
 from porter.mapping.schema import VariantMapping
@@ -57,6 +57,11 @@ def mapping_of(metadata: Metadata | None, options: PortOptions, own: Path | None
         mapping = load_mapping(own)
     elif options.variant is None and said is None:
         raise ArtifactError(f"{source}: not written by mnv3-port, so its variant is not known; name the variant")
+    elif options.variant is None and variant_named(str(said)) is None:
+        raise ArtifactError(
+            f"{source}: was made with a mapping file of its own, of {said}, which is needed; use",
+            option=Option("mapping", "FILE"),
+        )
     else:
         mapping = variant_mapping(options.variant or str(said))
     if said is not None and said != mapping.variant:

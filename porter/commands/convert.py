@@ -134,6 +134,8 @@ def draft(checkpoint: str, to: str, output: Path | None, force: bool) -> None:
     from porter.atomic import write_bytes
     from porter.draft import draft
 
+    if force and not output:
+        raise click.UsageError("--force is for the file of -o")
     check_outputs(output, force=force)
     proposal = draft(checkpoint, to)
     if output is None:

@@ -17,10 +17,7 @@ from porter.commands.options import (
     skip_option,
     taken_port_options,
 )
-from porter.text import json_text
-
-# Options that only classifiers have
-OF_CLASSIFIERS = ("compare", "preprocess", "batch", "workers", "resume")
+from porter.text import SCHEMA, json_text
 
 
 @click.command()
@@ -58,14 +55,10 @@ def evaluate(
     processes, machines or GPUs: torchrun --nproc-per-node N -m porter evaluate ...
     """
     from porter.atomic import check_folder, refuse_existing, write_bytes
-    from porter.evaluation.boxes import average_precision
-    from porter.evaluation.classifier import of_others
-    from porter.evaluation.masks import compare_masks
-    from porter.evaluation.result import Evaluation, Scores
-    from porter.evaluation.run import Settings, evaluate
-    from porter.models.create import open_model
+    from porter.evaluation.evaluate import OF_CLASSIFIERS, open_measure
+    from porter.evaluation.run import Settings
     from porter.photos.labels import read_class_names
-    from porter.prediction.network import PORTS, kind_of
+    from porter.prediction.network import PORTS
     from porter.report.console import image_progress
     from porter.report.evaluation_html import evaluation_html
     from porter.report.evaluation_table import per_class_csv, print_evaluation
@@ -81,16 +74,11 @@ def evaluate(
     port = taken_port_options(options)
     names = options.pop("class_names")
     settings = Settings(class_names=read_class_names(names) if names else (), **options)
-    opened = None if of_others(source) else open_model(source, port)
-    kind = kind_of(opened) if opened else "classes"
-    result: Evaluation | Scores | None
+    kind, measure = open_measure(source, port)
+    if kind != "classes":
+        refuse_ignored(f"{source} is a {PORTS[kind]}", *OF_CLASSIFIERS)
     with image_progress() as advance:
-        if opened is None or kind == "classes":
-            result = evaluate(source, data, port, settings, advance, opened)
-        else:
-            refuse_ignored(f"{source} is a {PORTS[kind]}", *OF_CLASSIFIERS)
-            measure = compare_masks if kind == "masks" else average_precision
-            result = measure(source, opened, data, settings, advance)
+        result = measure(data, settings, advance)
     if result is None:  # another process holds it
         return
     if per_class:
@@ -98,6 +86,6 @@ def evaluate(
     if html:
         write_bytes(html, evaluation_html(result), force=True)
     if as_json:
-        click.echo(json_text(result.as_json(), indent=1))
+        click.echo(json_text({"schema": SCHEMA} | result.as_json(), indent=1))
     else:
         print_evaluation(result)

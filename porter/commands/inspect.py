@@ -11,8 +11,9 @@ import click
 from porter.commands.options import (
     echo_lines,
     reading_options,
+    refuse_ignored,
 )
-from porter.text import json_text
+from porter.text import SCHEMA, json_text
 
 
 @click.command()
@@ -24,11 +25,12 @@ def inspect(source: str, variant: str | None, mapping: Path | None, weights: Any
     from porter.artifacts.artifact import find_artifact
 
     if find_artifact(source) is not None:
+        refuse_ignored(f"{source} is an artifact, and is shown as it is", "variant", "mapping", "weights")
         from porter.artifacts.inspection import artifact_lines, inspect_artifact
 
         found = inspect_artifact(source)
         if as_json:
-            click.echo(json_text(found, indent=1))
+            click.echo(json_text({"schema": SCHEMA} | found, indent=1))
         else:
             echo_lines(artifact_lines(found))
         return
@@ -36,7 +38,7 @@ def inspect(source: str, variant: str | None, mapping: Path | None, weights: Any
 
     inspection = inspect_checkpoint(source, variant, mapping, weights)
     if as_json:
-        click.echo(json_text(inspection.as_json(), indent=1))
+        click.echo(json_text({"schema": SCHEMA} | inspection.as_json(), indent=1))
     else:
         from porter.report.listing import inspection_lines
 

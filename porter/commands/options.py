@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from porter.text import printable
 
 if TYPE_CHECKING:
     from porter.mapping.options import PortOptions
+    from porter.parity.verdict import Verdict
     from porter.port import Port
 
 FILE = click.Path(path_type=Path)
@@ -158,7 +159,7 @@ _READING = (
         help="Moving averages or raw weights, where both exist; auto prefers the averages.",
     ),
     mapping_option,
-    click.option("--variant", type=VARIANT, help="E.g. small_075. Default: found from the file, if possible."),
+    click.option("--variant", type=VARIANT, help="E.g. small_075, or timm's name. Default: found from the file."),
 )
 reading_options = _together(*_READING)  # for commands that read a checkpoint
 source_options = _together(click.argument("checkpoint", metavar="PATH|URL"), *_READING)
@@ -176,6 +177,36 @@ port_options = _together(  # how a port is laid out
         help="timm: exact where the squeeze-excite gate is 1/6; slim: weights untouched, gate 0.16667.",
     ),
 )
+
+
+report_options = _together(
+    click.option("--markdown", type=OUTPUT, metavar="FILE|-", help="Also write a short table in Markdown."),
+    click.option("--junit", type=OUTPUT, metavar="FILE|-", help="Also write JUnit XML; an error is a case in it, too."),
+)
+
+
+@contextmanager
+def reporting(what: str, junit: Path | None, markdown: Path | None) -> Iterator[list[Verdict]]:
+    """Write ``junit`` and ``markdown`` of the verdicts that are put into the list, or of a PorterError."""
+    from porter.atomic import write_bytes
+    from porter.report.junit import junit_error, junit_xml
+    from porter.report.markdown import markdown as as_markdown
+    from porter.report.markdown import markdown_error
+
+    verdicts: list[Verdict] = []
+    try:
+        yield verdicts
+    except PorterError as error:
+        message = error.for_command()
+        if junit:
+            write_bytes(junit, junit_error(what, message, failed=error.exit_code == 1), force=True)
+        if markdown:
+            write_bytes(markdown, markdown_error(message).encode(), force=True)
+        raise
+    if junit:
+        write_bytes(junit, junit_xml(*verdicts), force=True)
+    if markdown:
+        write_bytes(markdown, "".join(map(as_markdown, verdicts)).encode(), force=True)
 
 
 def print_port(port: Port, variant: str | None) -> None:

@@ -21,7 +21,7 @@ from porter.commands.options import (
     taken_port_options,
 )
 from porter.errors import PorterError
-from porter.text import json_text, printable, shortened
+from porter.text import SCHEMA, json_text, printable, shortened
 
 if TYPE_CHECKING:
     from porter.photos.images import Photo
@@ -81,7 +81,8 @@ def predict(
     figures = []
     for photo, image, found in predictor.over(given, (lambda _, error: skipped.append(str(error))) if skip else None):
         name, files = photo_name(photo), targets.get(photo, ())
-        line = json_text({"image": name} | ({"files": [str(file) for file in files]} if files else {}) | found.values)
+        about = {"schema": SCHEMA, "image": name} | ({"files": [str(file) for file in files]} if files else {})
+        line = json_text(about | found.values)
         for file in files:
             make_folder(file.parent)  # only now: a refused source leaves no folder behind
             drawn = file.suffix == ".png"

@@ -8,12 +8,21 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from porter.commands.options import FILE, class_names_option, fake_quant_option, reading_options
+from porter.commands.options import (
+    FILE,
+    check_outputs,
+    class_names_option,
+    fake_quant_option,
+    reading_options,
+    refuse_ignored,
+    report_options,
+    reporting,
+)
 from porter.errors import PorterError
 
 if TYPE_CHECKING:
     from porter.parity.verdict import Verdict
-    from porter.release.publish import Released
+    from porter.releases.publish import Released
 
 
 @click.command()
@@ -22,6 +31,7 @@ if TYPE_CHECKING:
 @click.option("--all", "every", is_flag=True, help="Release every tarball and folder in FOLDER.")
 @click.option("--check", is_flag=True, help="Check FOLDER, a release, instead of making one.")
 @click.option("--against", metavar="CHECKPOINT", help="With --check: compare with this checkpoint, not the record.")
+@report_options
 @click.option("--jobs", type=click.IntRange(1), metavar="N", help="With --all: number of processes.")
 @reading_options
 @fake_quant_option
@@ -36,7 +46,13 @@ if TYPE_CHECKING:
     help="The digest of CHECKPOINT, Google's tarball, from a place that you trust: the card says that it is Google's.",
 )
 @class_names_option
-@click.option("--evaluate", "evaluate_on", type=FILE, metavar="DATA", help="Put the accuracy on DATA in the card.")
+@click.option(
+    "--evaluate",
+    "evaluate_on",
+    type=click.Path(path_type=Path, exists=True),
+    metavar="DATA",
+    help="Put the accuracy on DATA in the card; with --all, in each card.",
+)
 @click.option("--onnx", is_flag=True, help="Also write an ONNX model (batch of any size).")
 @click.option("--tflite", is_flag=True, help="Also write a .tflite; of integers if the port computes 8 bits.")
 @click.option("--pte", is_flag=True, help="Also write an ExecuTorch program for phones (XNNPACK).")
@@ -44,7 +60,15 @@ if TYPE_CHECKING:
 @click.option("--torchscript", is_flag=True, help="Also write a TorchScript module.")
 @click.option("--force", is_flag=True, help="Replace an earlier release.")
 def release(
-    path: str, out: Path | None, every: bool, check: bool, against: str | None, jobs: int | None, **options: Any
+    path: str,
+    out: Path | None,
+    every: bool,
+    check: bool,
+    against: str | None,
+    junit: Path | None,
+    markdown: Path | None,
+    jobs: int | None,
+    **options: Any,
 ) -> None:
     """Convert and verify CHECKPOINT and, on parity, write a folder to publish: weights, card, checksums, report.
 
@@ -54,17 +78,23 @@ def release(
     if check:
         if out is not None:
             raise click.UsageError("--check writes nothing; leave out --out")
-        for folder in _releases(Path(path)):
-            from porter.release.check import check_release
+        refuse_ignored("--check makes no release", "every", "jobs", *options)
+        from porter.releases.check import check_release
 
-            verdict = check_release(folder, against)
-            click.echo(f"ok        {folder}: {verdict.variant}, {_distance(verdict)}")
+        check_outputs(junit, markdown)
+        with reporting(f"release --check {path}", junit, markdown) as verdicts:
+            for folder in _releases(Path(path)):
+                verdicts.append(verdict := check_release(folder, against))
+                click.echo(f"ok        {folder}: {verdict.variant}, {_distance(verdict)}")
         return
     if out is None:
         raise click.UsageError("--out FOLDER is needed")
+    refuse_ignored("it is for --check", "against", "junit", "markdown")
+    if not every:
+        refuse_ignored("it is for --all", "jobs")
     from porter.photos.labels import read_class_names
-    from porter.release.exports import Export
-    from porter.release.publish import Publication, release
+    from porter.releases.exports import Export
+    from porter.releases.publish import Publication, release
     from porter.report.console import endpoint_progress
 
     names = options.pop("class_names")
@@ -87,14 +117,12 @@ def release(
 def _release_all(folder: Path, out: Path, jobs: int | None, options: dict[str, Any]) -> int:
     from rich.progress import Progress
 
-    from porter.release.batch import release_all
+    from porter.releases.batch import release_all
     from porter.report.console import progress_console
 
-    publication = options["publication"]
-    if options.pop("variant") or options["mapping"] or publication.evaluate_on or publication.name:
-        raise click.UsageError("--all finds the variants itself; leave out --variant, --mapping, --name and --evaluate")
-    if publication.sha256:
-        raise click.UsageError("--sha256 is of one tarball; leave out --all")
+    refuse_ignored("--all finds the variants itself", "variant", "mapping", "name")
+    refuse_ignored("a digest is of one tarball", "sha256")
+    del options["variant"]
     console, code = progress_console(), 0
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("release", total=None)

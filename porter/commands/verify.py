@@ -15,9 +15,12 @@ from porter.commands.options import (
     check_outputs,
     device_option,
     port_options,
+    refuse_ignored,
+    report_options,
+    reporting,
     source_options,
 )
-from porter.text import json_text
+from porter.text import SCHEMA, json_text
 
 
 @click.command()
@@ -59,7 +62,7 @@ from porter.text import json_text
 )
 @click.option("-v", "--verbose", is_flag=True, help="Print every endpoint, not a summary.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
-@click.option("--junit", type=OUTPUT, metavar="FILE|-", help="Also write JUnit XML.")
+@report_options
 @click.option("--html", type=OUTPUT, metavar="FILE|-", help="Also write a report: one page that needs no network.")
 def verify(
     checkpoint: str,
@@ -67,6 +70,7 @@ def verify(
     verbose: bool,
     as_json: bool,
     junit: Path | None,
+    markdown: Path | None,
     html: Path | None,
     **options: Any,
 ) -> None:
@@ -82,20 +86,20 @@ def verify(
     from porter.parity.verify import verify
     from porter.report.console import endpoint_progress
 
-    check_outputs(junit, html, as_json=as_json)
+    check_outputs(junit, markdown, html, as_json=as_json)
+    if options["images"]:
+        refuse_ignored("--images are no noise", "seed")
     evidence = Evidence() if html else None
-    with endpoint_progress() as progress:
-        verdict = verify(checkpoint, artifact, evidence=evidence, progress=progress, **options)
-    if junit:
-        from porter.report.junit import junit_xml
-
-        write_bytes(junit, junit_xml(verdict), force=True)
+    with reporting(f"verify {checkpoint}", junit, markdown) as verdicts:
+        with endpoint_progress() as progress:
+            verdict = verify(checkpoint, artifact, evidence=evidence, progress=progress, **options)
+        verdicts.append(verdict)
     if html and evidence:
         from porter.report.html import parity_html
 
         write_bytes(html, parity_html(verdict, evidence), force=True)
     if as_json:
-        click.echo(json_text(verdict.as_json(), indent=1))
+        click.echo(json_text({"schema": SCHEMA} | verdict.as_json(), indent=1))
     else:
         from porter.report.verdict_table import print_verdict
 

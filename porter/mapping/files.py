@@ -33,13 +33,18 @@ def mappings_folder() -> Path:
 
 @functools.cache
 def load_variant(variant: str, names: Names = "slim") -> VariantMapping:
-    """The mapping of a variant with variables named as in ``names``.
+    """The mapping of a variant, ours or timm's name of it, with variables named as in ``names``.
 
     Raises MappingError for an unknown variant.
     """
-    if variant not in list_networks():
-        raise MappingError(f"unknown variant {variant!r}; there are {', '.join(list_networks())}")
-    document = _document(f"{variant}.yaml")
+    name = variant_named(variant)
+    if name is None:
+        kinds = {"classifiers": list_variants(), "with a head": list_with_head(), "backbones": list_backbones()}
+        raise MappingError(
+            f"unknown variant {variant[:60]!r}{did_you_mean(variant, list_networks())}; there are",
+            [f"{kind}: {', '.join(names)}" for kind, names in kinds.items()],
+        )
+    document = _document(f"{name}.yaml")
     if names != "slim":
         document = overlay(document, _document(f"{names}.yaml"))
     return _convert_document(document)
@@ -88,9 +93,21 @@ def _variants() -> tuple[str, ...]:
 
 def variant_named(name: str) -> str | None:
     """The variant or backbone with this name, ours or timm's; None if there is none."""
-    if name in list_networks():
-        return name
-    return next((variant for variant in list_variants() if load_variant(variant).timm == name), None)
+    return name if name in list_networks() else _timm_names().get(name)
+
+
+@functools.cache
+def _timm_names() -> dict[str, str]:
+    return {timm: variant for variant in list_variants() if (timm := load_variant(variant).timm)}
+
+
+def did_you_mean(name: str, among: Sequence[str]) -> str:
+    """``; did you mean X?`` for the closest of ``among`` and of timm's names of them; empty where none is close."""
+    from difflib import get_close_matches
+
+    known = [*among, *(timm for timm, variant in _timm_names().items() if variant in among)]
+    close = get_close_matches(name[:100], known, n=1, cutoff=0.7)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def load_mapping(path: Path) -> VariantMapping:

@@ -83,11 +83,16 @@ def read_images(
 
 
 def read_image(photo: Photo) -> Image:
-    """Decode a file, or an open binary one, to 8-bit RGB. Raises PorterError where it is no readable image."""
+    """Decode a file, or an open binary one, to 8-bit RGB. Raises PorterError where it is no readable image.
+
+    Of 16 bits the higher eight are taken, as by TensorFlow's decode_png.
+    """
     from PIL import Image, UnidentifiedImageError
 
     path = photo_name(photo)
     try:
+        if isinstance(photo, Path) and photo.exists() and not photo.is_file():  # a FIFO would wait for its writer
+            raise PorterError(f"{path}: not a regular file")
         with Image.open(photo, formats=FORMATS) as opened:
             width, height = opened.size
             if max(width, height) > MAX_ASPECT * min(width, height):
@@ -95,6 +100,13 @@ def read_image(photo: Photo) -> Image:
             if opened.mode == "RGB":
                 opened.load()
                 return opened
+            if opened.mode.startswith("I;16"):  # convert() would make every value above 255 white
+                return Image.fromarray((np.asarray(opened) >> 8).astype(np.uint8)).convert("RGB")
+            if opened.mode in ("I", "F"):
+                raise PorterError(
+                    f"{path}: an image of 32-bit values, which does not say which one is white; save it with 8 or 16 "
+                    "bits, from black to white"
+                )
             return opened.convert("RGB")
     except PorterError:
         raise

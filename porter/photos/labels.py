@@ -47,6 +47,13 @@ def class_labels(classes: int, names: Sequence[str] = ()) -> list[Label]:
     return [Label("", name) for name in names]
 
 
+def short_name(labels: Sequence[Label], number: int) -> str:
+    """The first name of a class, with its number where another class has the same one (638 and 639 are maillots)."""
+    name = labels[number].names.partition(",")[0]
+    shared = any(label.names.partition(",")[0] == name for other, label in enumerate(labels) if other != number)
+    return f"{name} ({number})" if shared else name
+
+
 def read_class_names(path: Path) -> tuple[str, ...]:
     """The names in ``path``, a line each, in the order of the classes. Raises PorterError."""
     try:

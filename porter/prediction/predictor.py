@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from porter.errors import ArtifactError, PorterError
-from porter.mapping.options import DEFAULT_OPTIONS, PortOptions
+from porter.mapping.options import DEFAULT_OPTIONS, PathLike, PortOptions
 from porter.models.build import probabilities
 from porter.models.create import OpenedModel, open_model
-from porter.photos.images import AnyPhoto, Preprocessing, read_images, resized
+from porter.photos.images import AnyPhoto, Preprocessing, expand, read_images, resized
 from porter.photos.labels import Label
 from porter.prediction import boxes, masks
 from porter.prediction.boxes import detector, drawn
 from porter.prediction.masks import mask_image, overlaid, segmenter, shares
 from porter.prediction.network import Kind, kind_of, labels_of, on_one_image, palette
+from porter.sources.weights import Weights
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -63,6 +66,57 @@ class Predictor(NamedTuple):
         """Each of ``photos``, decoded, and what is found in it; ``skipped`` as for ``read_images``."""
         for photo, image in read_images(photos, skipped):
             yield photo, image, self.find(image)
+
+
+def predict(
+    source: PathLike,
+    images: PathLike | Sequence[PathLike],
+    variant: str | None = None,
+    *,
+    mapping: PathLike | None = None,
+    weights: Weights = "auto",
+    fake_quant: bool | None = None,
+    device: str = "cpu",
+    class_names: Sequence[str] = (),
+    top: int = 5,
+    preprocess: Preprocessing = "card",
+    least: float = 0.3,
+) -> Iterator[tuple[Path, Prediction]]:
+    """What a port finds in photos: classes, a mask or boxes.
+
+    Args:
+        source: An artifact, a release's folder or a checkpoint: a classifier, a segmenter or a detector.
+        images: A photo, a folder, a pattern such as ``*.jpg``, or several of these.
+        variant: As for ``convert``.
+        mapping: As for ``convert``.
+        weights: As for ``convert``.
+        fake_quant: False computes a source that was trained for 8 bits in float.
+        device: ``cpu``, ``cuda``, ``mps``.
+        class_names: The classes' own names, in order. By default those in the artifact, or ImageNet's.
+        top: How many classes a classifier gives.
+        preprocess: For a classifier: ``card`` as timm does, ``tf`` as slim did, ``tf2`` as ``tf.image.resize``.
+        least: For a detector: the lowest score.
+
+    Returns:
+        An iterator over (file, prediction), one photo in memory at a time. A prediction has ``rows`` (of a value from 0
+        to 1, a class's number and name), ``values`` (the same for JSON), ``mask`` (a segmenter's image, else None) and
+        ``picture``, a function that shows it on the photo.
+
+    Raises:
+        PorterError: On bad input; for a photo that cannot be read, when its turn comes.
+
+    Example:
+        >>> [(file, found)] = porter.predict(source, photos)
+        >>> len(found.rows)
+        5
+    """
+    options = PortOptions(variant, mapping, weights, fake_quant=fake_quant)
+    given = [images] if isinstance(images, (str, os.PathLike)) else images
+    predictor = open_predictor(
+        os.fspath(source), options, device, class_names, top=top, preprocess=preprocess, least=least
+    )
+    photos = expand([os.fspath(one) for one in given])
+    return ((photo, found) for photo, _, found in predictor.over(photos))
 
 
 def open_predictor(

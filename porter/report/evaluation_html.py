@@ -8,7 +8,7 @@ from typing import Any
 from porter.errors import PorterError
 from porter.evaluation.result import Evaluation, Scores
 from porter.photos.images import read_image
-from porter.photos.labels import Label, class_labels
+from porter.photos.labels import Label, class_labels, short_name
 from porter.report.pages import of_image, rendered
 from porter.text import printable
 
@@ -91,4 +91,4 @@ def thumbnail(path: Path) -> str:
 
 
 def _name(names: list[Label], number: int) -> str:
-    return printable(names[number].names.split(",")[0]) if number < len(names) else f"class {number}"
+    return printable(short_name(names, number)) if number < len(names) else f"class {number}"

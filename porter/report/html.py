@@ -11,9 +11,9 @@ import numpy as np
 from porter.parity.compare import Row
 from porter.parity.evidence import Evidence, Picture
 from porter.parity.verdict import Verdict
-from porter.photos.labels import imagenet_labels
+from porter.photos.labels import imagenet_labels, short_name
 from porter.report.pages import png, rendered
-from porter.report.verdict_table import cause_text
+from porter.report.verdict_table import PRECISIONS, cause_text
 from porter.text import printable
 
 # Colours of the heat map, smallest to largest difference: matplotlib's viridis at six places
@@ -51,6 +51,7 @@ def parity_html(verdict: Verdict, evidence: Evidence) -> bytes:
         "parity",
         verdict=verdict,
         sentence=verdict.sentence()[:1].upper() + verdict.sentence()[1:],
+        exact=PRECISIONS[verdict.precision],
         rows=rows,
         furthest=furthest[0],
         first=first,
@@ -69,12 +70,13 @@ def parity_html(verdict: Verdict, evidence: Evidence) -> bytes:
 def _plot(verdict: Verdict) -> dict[str, Any]:
     """The errors of each endpoint on a log scale. 0 is drawn at the bottom, NaN and infinity at the top."""
     rows = verdict.worst_rows()
+    exact = PRECISIONS[verdict.precision]
     figures: list[tuple[str, str, list[float | None]]] = [
         ("port, float32", "port", [row.port and row.port.largest for row in rows]),
         ("TensorFlow, float32", "reference", [row.reference and row.reference.largest for row in rows]),
         ("limit of the port's float32", "limit", [row.allowed and row.allowed.largest for row in rows]),
-        ("port, float64", "function", [row.function for row in rows]),
-        ("limit in float64", "limit", [row.function_limit if row.function is not None else None for row in rows]),
+        (f"port, {exact}", "function", [row.function for row in rows]),
+        (f"limit, {exact}", "limit", [row.function_limit if row.function is not None else None for row in rows]),
     ]
     figures = [(label, style, values) for label, style, values in figures if any(v is not None for v in values)]
     known = [v for _, _, values in figures for v in values if v is not None and v > 0 and math.isfinite(v)] or [1.0]
@@ -138,7 +140,7 @@ def _picture(picture: Picture, classes: int) -> dict[str, Any]:
     labels = imagenet_labels(classes)
 
     def named(guesses: list[tuple[int, float]]) -> list[tuple[str, float]]:
-        return [(labels[n].names.split(",")[0] if labels else f"class {n}", chance) for n, chance in guesses]
+        return [(short_name(labels, n) if labels else f"class {n}", chance) for n, chance in guesses]
 
     pixels = np.clip((picture.image + 1) * 127.5 + 0.5, 0, 255).astype(np.uint8)
     ours, theirs = ([n for n, _ in side] for side in (picture.ours, picture.theirs))

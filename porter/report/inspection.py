@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
+from porter.artifacts.artifact import find_artifact
+from porter.artifacts.inspection import inspect_artifact
 from porter.mapping.identify import Match, match_variants
 from porter.mapping.options import PathLike
 from porter.mapping.plan import ignore_reason
@@ -49,6 +52,34 @@ class Inspection:
             ],
             "ignored": self.ignored,
         }
+
+
+def inspect(
+    source: PathLike, variant: str | None = None, *, mapping: PathLike | None = None, weights: Weights = "auto"
+) -> dict[str, Any]:
+    """What is in a checkpoint, an artifact or a release's folder, as plain values.
+
+    Args:
+        source: What ``open_checkpoint`` takes, an artifact, or a release's folder.
+        variant: Of a checkpoint: refuse any other one.
+        mapping: Of a checkpoint: a mapping file of your own.
+        weights: Of a checkpoint: as for ``convert``.
+
+    Returns:
+        What ``mnv3-port inspect --json`` prints: of a checkpoint its format, variant and variables, of an artifact its
+        metadata, tensors and parity. Reads no tensor values of a checkpoint.
+
+    Raises:
+        PorterError: On damage, and where ``variant`` is another one.
+
+    Example:
+        >>> found = porter.inspect(source)
+        >>> found["variant"], found["format"]
+        ('small_075', 'bundle')
+    """
+    if find_artifact(source) is not None:
+        return inspect_artifact(os.fspath(source))
+    return inspect_checkpoint(source, variant, mapping, weights).as_json()
 
 
 def inspect_checkpoint(

@@ -6,10 +6,35 @@ from xml.etree import ElementTree
 
 from porter.parity.compare import Row
 from porter.parity.verdict import Verdict
+from porter.report.verdict_table import PRECISIONS
+from porter.text import printable
 
 
-def junit_xml(verdict: Verdict) -> bytes:
-    """The whole document, UTF-8."""
+def junit_xml(*verdicts: Verdict) -> bytes:
+    """The whole document, UTF-8: a suite, or several in ``testsuites``."""
+    suites = [_suite(verdict) for verdict in verdicts]
+    if len(suites) == 1:
+        return _document(suites[0])
+    together = ElementTree.Element("testsuites")
+    together.extend(suites)
+    return _document(together)
+
+
+def junit_error(name: str, message: str, failed: bool) -> bytes:
+    """A document of one case without a verdict: it ``failed`` by a comparison, or could not be made."""
+    kind = "failure" if failed else "error"
+    counts = {"tests": "1", "failures": str(int(failed)), "errors": str(int(not failed))}
+    suite = ElementTree.Element("testsuite", {"name": f"mnv3-port {name}", **counts})
+    case = ElementTree.SubElement(suite, "testcase", classname="mnv3-port", name=name, time="0")
+    ElementTree.SubElement(case, kind, message=printable(message))
+    return _document(suite)
+
+
+def _document(root: ElementTree.Element) -> bytes:
+    return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+
+
+def _suite(verdict: Verdict) -> ElementTree.Element:
     rows = verdict.worst_rows()
     failures = sum(not row.passed for row in rows) + len(verdict.changed)
     suite = ElementTree.Element(
@@ -27,7 +52,7 @@ def junit_xml(verdict: Verdict) -> bytes:
         ElementTree.SubElement(properties, "property", name="cause", value=cause.what)
     for row in rows:
         case = ElementTree.SubElement(suite, "testcase", classname=verdict.variant, name=row.endpoint, time="0")
-        text = f"{_figures(row)} on {row.sample}, worst at {list(row.worst)}"
+        text = f"{_figures(row, PRECISIONS[verdict.precision])} on {row.sample}, worst at {list(row.worst)}"
         if row.passed:
             ElementTree.SubElement(case, "system-out").text = text
         else:
@@ -36,15 +61,15 @@ def junit_xml(verdict: Verdict) -> bytes:
         case = ElementTree.SubElement(suite, "testcase", classname=verdict.variant, name=name, time="0")
         of = f" (variable {verdict.variables[name]})" if name in verdict.variables else ""
         ElementTree.SubElement(case, "failure", message=f"its values are not the checkpoint's{of}")
-    return ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
+    return suite
 
 
-def _figures(row: Row) -> str:
+def _figures(row: Row, exact: str) -> str:
     said = []
     if row.port_name:
         said.append(f"in the port: {row.port_name}")
     if row.function is not None:
-        said.append(f"float64 {row.function:.3e} (limit {row.function_limit:.0e})")
+        said.append(f"{exact} {row.function:.3e} (limit {row.function_limit:.0e})")
     if row.port is not None and row.reference is not None and row.allowed is not None:
         said.append(
             f"float32 {row.port.largest:.3e}, the reference's {row.reference.largest:.3e} "

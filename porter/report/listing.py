@@ -19,13 +19,8 @@ if TYPE_CHECKING:  # it needs torch, and listing a checkpoint does not
 
 
 def inspection_lines(inspection: Inspection) -> Iterator[str]:
-    """The variables, then a summary, and the variables that a conversion leaves out."""
+    """A summary, how many variables a conversion leaves out, and all that it reads."""
     checkpoint, closest, used = inspection.checkpoint, inspection.closest, inspection.used
-    yield from _columns(
-        ["variable", "shape", "dtype", "bytes"],
-        [[v.name, _shape(v.shape), v.dtype, f"{v.nbytes:,}"] for v in used],
-    )
-    yield ""
     yield f"read      {checkpoint.place} ({checkpoint.format})"
     yield f"weights   {checkpoint.weights}"
     if closest.exact:
@@ -36,6 +31,11 @@ def inspection_lines(inspection: Inspection) -> Iterator[str]:
     yield f"variables {len(used)}, {sum(v.nbytes for v in used):,} bytes"
     for reason, count in Counter(inspection.ignored.values()).items():
         yield f"ignored   {count}: {reason}"
+    yield ""
+    yield from _columns(
+        ["variable", "shape", "dtype", "bytes"],
+        [[v.name, _shape(v.shape), v.dtype, f"{v.nbytes:,}"] for v in used],
+    )
 
 
 def plan_lines(plan: Plan) -> Iterator[str]:

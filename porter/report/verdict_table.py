@@ -8,12 +8,14 @@ from rich.console import Console
 from rich.markup import escape
 
 from porter.parity.compare import Row
-from porter.parity.references.reference import Noise
+from porter.parity.references.reference import Noise, Precision
 from porter.parity.verdict import Cause, Verdict
 from porter.report.console import console
 from porter.text import listed, printable
 
 NOT_ASKED = "-"
+# What the first question compares: a recorded reference may hold float32 alone
+PRECISIONS: dict[Precision, str] = {"float64": "float64", "float32": "to record", "levels": "levels"}
 FURTHEST = 4  # endpoints in a summary, which has ten lines
 
 
@@ -32,18 +34,20 @@ class Column(NamedTuple):
 
 
 def print_verdict(verdict: Verdict, verbose: bool = False) -> None:
-    """Print both answers, agreement of the classes, and known causes.
+    """Print the verdict, the first endpoint that differs and known causes first, then agreement of the classes.
 
     Also the four endpoints closest to their limits or, if ``verbose``, all in the order of computation; each on the
     sample where it is furthest off.
     """
     out = console()
+    for line in outcome_lines(verdict):
+        out.print(line, soft_wrap=True)
     rows = verdict.worst_rows()
     shown = rows if verbose else sorted(rows, key=lambda row: -row.excess)[:FURTHEST]
     if rows and not verbose:
         which = "closest to their limits" if all(row.passed for row in rows) else "furthest beyond their limits"
         out.print(f"{which}, of {len(rows)} {_what(verdict)} (-v shows all)", markup=False, soft_wrap=True)
-    _print_table(out, shown, foreign=any(row.port_name for row in rows))
+    _print_table(out, shown, PRECISIONS[verdict.precision], foreign=any(row.port_name for row in rows))
     if verbose:
         out.print()
     out.print(f"reference  {verdict.reference}", markup=False, soft_wrap=True)
@@ -59,8 +63,6 @@ def print_verdict(verdict: Verdict, verbose: bool = False) -> None:
         out.print(
             f"agreement  top-1 {verdict.top1_agree}/{verdict.images}, top-5 {verdict.top5_agree}/{verdict.images}"
         )
-    for line in outcome_lines(verdict):
-        out.print(line, soft_wrap=True)
 
 
 def outcome_lines(verdict: Verdict) -> list[str]:
@@ -68,8 +70,8 @@ def outcome_lines(verdict: Verdict) -> list[str]:
     said = escape(printable(f"{verdict.variant}: {verdict.sentence()}"))
     assumed = [f"assumed    {', '.join(verdict.assumed)}: neither side states them"] if verdict.assumed else []
     if verdict.passed:
-        return [*assumed, f"[bold green]PARITY[/]     {said}; {len(verdict.worst_rows())} {_what(verdict)}"]
-    lines = [*assumed, f"[bold red]NO PARITY[/]  {said}"]
+        return [f"[bold green]PARITY[/]     {said}; {len(verdict.worst_rows())} {_what(verdict)}", *assumed]
+    lines = [f"[bold red]NO PARITY[/]  {said}"]
     first = verdict.first_divergence()
     if first is not None:
         theirs = f" = {first.port_name}" if first.port_name else ""
@@ -77,7 +79,8 @@ def outcome_lines(verdict: Verdict) -> list[str]:
         where = f"{first.endpoint}{theirs} on {first.sample}, worst at index {list(first.worst)}{axes}"
         lines.append(f"first      {escape(printable(where))}")
     lines += [f"cause      {escape(printable(cause_text(cause)))}" for cause in verdict.causes]
-    return lines + ([f"not tried  {escape(verdict.untried)}: --diagnose all"] if verdict.untried else [])
+    lines += [f"not tried  {escape(verdict.untried)}: --diagnose all"] if verdict.untried else []
+    return [*lines, *assumed]
 
 
 def _what(verdict: Verdict) -> str:
@@ -91,13 +94,13 @@ def cause_text(cause: Cause) -> str:
     return f"{cause.what}: with it, {cause.values} difference is {cause.after:.1e}, without {cause.before:.1e}"
 
 
-def _print_table(out: Console, rows: list[Row], foreign: bool) -> None:
+def _print_table(out: Console, rows: list[Row], exact: str, foreign: bool) -> None:
     """Print one line per row. Columns are omitted; rows are never cut or wrapped."""
     columns = [
         Column("endpoint", 9, [row.endpoint for row in rows], right=False),
         *([Column("in the port", 7, [row.port_name or "" for row in rows], right=False)] if foreign else []),
         Column("shape", 1, ["x".join(map(str, row.shape)) for row in rows], right=False),
-        Column("float64", 8, [_number(row.function) for row in rows]),
+        Column(exact, 8, [_number(row.function) for row in rows]),
         Column("limit", 3, [NOT_ASKED if row.function is None else f"{row.function_limit:.0e}" for row in rows]),
         Column("float32", 6, [_largest(row.port) for row in rows]),
         Column("reference's", 5, [_largest(row.reference) for row in rows]),

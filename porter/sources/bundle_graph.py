@@ -19,8 +19,9 @@ def beside_bundle(prefix: Path, names: Mapping[str, str]) -> Callable[[], Stored
 
     ``names``: key in the checkpoint -> variable, where keys are not the names.
     """
-    saved_model = prefix.parent.with_name("saved_model.pb")
-    if prefix.parent.name == "variables" and saved_model.is_file():
+    folder = prefix.absolute().parent  # of a bare name, in the folder one is in
+    saved_model = folder.parent / "saved_model.pb"
+    if folder.name == "variables" and saved_model.is_file():
         return partial(read_graph, saved_model, names)
     meta = prefix.with_name(prefix.name + ".meta")
     return partial(read_graph, meta, names) if meta.is_file() else None

@@ -10,14 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from porter.release.folder import write_checksums
+from porter.releases.folder import write_checksums
 
 WRONG = (None, 5, "x", [], {}, [1], {"x": 1}, float("nan"), True)
 
 
 @pytest.fixture(scope="module")
 def released(tmp_path_factory, demo_folder):
-    from porter.release.publish import release
+    from porter.releases.publish import release
 
     folder = tmp_path_factory.mktemp("release") / "dist"
     release(demo_folder, folder, reference=str(demo_folder / "expected.npz"))

@@ -16,8 +16,8 @@ from porter.parity.candidates.own import recorded_artifact
 from porter.parity.references.recorded import recorded
 from porter.parity.verdict import Verdict
 from porter.parity.verify import Check, asked, check_sample, environment, verify
-from porter.release import folder as contents
-from porter.release.naming import architecture
+from porter.releases import folder as contents
+from porter.releases.naming import architecture
 from porter.sources.checkpoint import sha256
 
 

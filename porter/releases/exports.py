@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -180,7 +181,8 @@ def write_tflite(exported: ExportInputs) -> Run:
     if network.head is not None:
         return lambda batch: run_file(exported.path, np.ascontiguousarray(batch.transpose(0, 2, 3, 1)))
     own = PortOptions(opened.mapping.variant, exported.mapping)
-    reference = interpreter(plan_port(exported.path, own))
+    with _quiet():
+        reference = interpreter(plan_port(exported.path, own))
 
     def run(batch: np.ndarray) -> list[np.ndarray]:
         images = np.ascontiguousarray(batch.transpose(0, 2, 3, 1))
@@ -204,14 +206,21 @@ def _torch_run(loaded: Callable[[torch.Tensor], torch.Tensor]) -> Run:
 
 @contextlib.contextmanager
 def _quiet():  # type: ignore[no-untyped-def]
-    """Silence the progress and deprecation messages of torch's exporters, but not errors."""
-    level = logging.root.manager.disable
+    """Silence what torch's exporters, LiteRT and ExecuTorch print; exceptions pass. XNNPACK writes to descriptor 2."""
+    level, stderr = logging.root.manager.disable, os.dup(2)
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            open(os.devnull, "w") as nowhere,  # noqa: PTH123 - a device
+        ):
             warnings.simplefilter("ignore")
+            os.dup2(nowhere.fileno(), 2)
             yield
     finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
         logging.disable(level)
 
 

@@ -39,10 +39,10 @@ from porter.parity.samples import noise
 from porter.parity.verdict import Verdict
 from porter.parity.verify import Against, Check, Progress, open_check, run_check
 from porter.port import Port, carry_out_port, plan_port
-from porter.release import folder as contents
-from porter.release.card import STATISTICS, Card, config, model_card
-from porter.release.exports import Export, write_exports
-from porter.release.naming import architecture, has_released_form, plain_name
+from porter.releases import folder as contents
+from porter.releases.card import STATISTICS, Card, config, model_card
+from porter.releases.exports import Export, write_exports
+from porter.releases.naming import architecture, has_released_form, plain_name
 from porter.report.html import parity_html
 from porter.sources.checkpoint import sha256
 from porter.sources.weights import Weights
@@ -82,7 +82,7 @@ class Released(NamedTuple):
 
 def release(
     checkpoint: PathLike,
-    folder: Path,
+    folder: PathLike,
     variant: str | None = None,
     *,
     mapping: PathLike | None = None,
@@ -94,12 +94,37 @@ def release(
     force: bool = False,
     progress: Progress | None = None,
 ) -> Released:
-    """Port ``checkpoint``, or an artifact, and write ``folder``: artifacts, card, configuration, checksums, parity.
+    """Convert and verify a checkpoint and, on parity, write a folder to publish: weights, card, checksums, report.
 
     The reference of an artifact is TensorFlow on its weights, as ``export_tf`` writes them. The verified port is the
-    one written; a source trained for 8 bits gives 8 bits, unless ``fake_quant`` is False. Same input, same bytes.
-    Raises NoParityError, or PorterError on bad input, including NaN; then no folder is left behind.
+    one written.
+
+    Args:
+        checkpoint: What ``open_checkpoint`` takes, or an artifact.
+        folder: Where to write; it must not exist, or be empty.
+        variant: As for ``convert``.
+        mapping: As for ``convert``. The folder then holds it.
+        weights: As for ``convert``.
+        keep_background: As for ``convert``.
+        fake_quant: A source that was trained for 8 bits gives 8 bits, unless this is False.
+        reference: As for ``verify``.
+        publication: Its name, what the card states, and further formats.
+        force: Replace an earlier release.
+        progress: As for ``verify``.
+
+    Returns:
+        The folder, the variant, the verdict, and the error of each further format. Same input, same bytes.
+
+    Raises:
+        NoParityError: If the port is not the same function, or not as exact.
+        PorterError: On bad input, NaN among it. No folder is left behind.
+
+    Example:
+        >>> released = porter.release(source, folder / "dist", reference=str(source / "expected.npz"))
+        >>> released.verdict.passed, (released.folder / "model.safetensors").is_file()
+        (True, True)
     """
+    folder = Path(folder)
     file = find_artifact(checkpoint)
     mapping = mapping or (file.mapping if file else None)
     options = PortOptions(variant, mapping, weights, "timm", keep_background, fake_quant=fake_quant)

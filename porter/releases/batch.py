@@ -15,7 +15,7 @@ from porter.cores import cores
 from porter.errors import PorterError
 from porter.mapping.options import PortOptions
 from porter.port import plan_port
-from porter.release.publish import Released, release, release_name
+from porter.releases.publish import Released, release, release_name
 
 _ended: list[int] = []  # the signal that ended this process of a pool
 PORT_OPTIONS = ("weights", "keep_background", "fake_quant")

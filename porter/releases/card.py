@@ -20,7 +20,7 @@ from porter.network.nodes import nodes
 from porter.network.spec import ACTIVATIONS
 from porter.parity.verdict import Verdict
 from porter.port import Port
-from porter.release.naming import architecture, why_not_timm
+from porter.releases.naming import architecture, why_not_timm
 from porter.text import printable
 
 COLLECTION = "TF MobileNet V3"
