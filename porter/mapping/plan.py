@@ -234,7 +234,8 @@ def fit(mapping: VariantMapping, checkpoint: Checkpoint) -> Fit:
         return _fit_backbone(mapping, network, checkpoint)
     each = 1 if network.head is None else network.head.VALUES_PER_CLASS
     bare = replace(network, embedding=0)
-    of_embedding = set(expected_variables(mapping, network, 0)) - set(expected_variables(mapping, bare, 0))
+    others = {want.target for want in expected_variables(mapping, bare, classes=1)}
+    of_embedding = [want for want in expected_variables(mapping, network, classes=1) if want.target not in others]
     if mapping.network.tail and any(_misfit(want, checkpoint) for want in of_embedding):
         network = bare
     if not all(followed_by(checkpoint, want.source, network.embedding_activation) for want in of_embedding):
