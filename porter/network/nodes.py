@@ -215,16 +215,22 @@ def check_needs(network: Network, spec: Input) -> None:
         raise ValueError(
             f"input.crop: {spec.size} pixels after a crop of {spec.crop:g}; at most {MOST_SIDE:,} before it"
         )
-    sizes, values = map_sizes(every, spec.size, spec.size), 0
+    check_image(network, spec.size, spec.size)
+
+
+def check_image(network: Network, height: int, width: int, count: int = 1) -> None:
+    """Raise ValueError for images at which the network would compute gigabytes of values."""
+    every = nodes(network, classes=1)
+    sizes, values = map_sizes(every, height, width), 0
     for node in every:
         if node.operation == "convolution":  # takes a padded map, and gives one
             before = sizes.get(node.inputs[0], (1, 1))
             padded = (side + sum(same_padding(side, node.shape[2], node.stride, node.dilation)) for side in before)
             values += prod(padded) * node.shape[1] * node.groups + prod(sizes[node.name]) * node.shape[0]
-    if values > MOST_VALUES:
+    if count * values > MOST_VALUES:
         raise ValueError(
-            f"input.size: {spec.size}: the network computes {values:,} values for each image; at most "
-            f"{MOST_VALUES:,} are computed"
+            f"input.size: {height}x{width}: the network computes {count * values:,} values for {count} image(s); at "
+            f"most {MOST_VALUES:,} are computed"
         )
 
 

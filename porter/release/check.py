@@ -12,6 +12,7 @@ from porter.artifacts.artifact import CONFIG, MAPPING, PARITY, REFERENCE, WEIGHT
 from porter.artifacts.variant import mapping_of
 from porter.errors import ArtifactError, NoParityError
 from porter.mapping.options import PortOptions
+from porter.network.nodes import check_image
 from porter.parity.candidates.own import recorded_artifact
 from porter.parity.references.recorded import recorded
 from porter.parity.verdict import Verdict
@@ -125,6 +126,12 @@ def _against_recorded(folder: Path, path: Path, own: Path | None) -> Verdict:
         rounded_weights=candidate.rounded_weights,
     )
     assert candidate.model is not None
+    for sample in reference.samples:
+        try:
+            count, height, width, _ = sample.images.shape
+            check_image(candidate.model.network, height, width, count)
+        except ValueError as error:
+            raise ArtifactError(f"{folder / REFERENCE}: {error}") from error
     questions = asked("both", candidate, reference)
     check = Check(None, mapping, candidate.model.network, candidate, reference, questions, verdict)
     for sample in reference.samples:

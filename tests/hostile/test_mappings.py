@@ -34,12 +34,12 @@ HUNGRY = {
     "aliases": (SMALL + "a: &a " + "x" * 500_000 + "\nb: [" + "*a," * 19_000 + "]", "1000 characters"),
     "many values": (SMALL + "b: [" + "1," * 400_000 + "]", "more than 20000 values"),
     "a multiplier": (SMALL + "network: {multiplier: 1000}", "weights; at most"),
-    "a stem": (SMALL + "network: {stem: {out: 65536}}", "weights; at most|values for each image"),
+    "a stem": (SMALL + "network: {stem: {out: 65536}}", "weights; at most|values for 1 image(s)"),
     "a kernel": (SMALL + "network: {stem: {kernel: 65535}}", "network.stem.kernel"),
     "an image": (SMALL + "input: {size: 65536}", "input.crop"),
-    "a large image": (SMALL + "input: {size: 3500}", "values for each image"),
+    "a large image": (SMALL + "input: {size: 3500}", "values for 1 image(s)"),
     "a crop": (SMALL + "input: {crop: 0.0001}", "input.crop"),
-    "a stride of one": (SMALL + "input: {size: 2048}\nnetwork: {stem: {stride: 1}}", "values for each image"),
+    "a stride of one": (SMALL + "input: {size: 2048}\nnetwork: {stem: {stride: 1}}", "values for 1 image(s)"),
     "rules for ever": (SMALL + "rules: {inverted_residual: [" + "squeeze_excite, " * 15_000 + "]}", "more often than"),
 }
 
