@@ -26,7 +26,7 @@ from porter.mapping.gate import GATE_IN_16_BITS
 from porter.mapping.options import PathLike
 from porter.network.network import GATE_ENTRY, TIMM_GATE
 from porter.network.spec import MOST
-from porter.sources.bounds import allowance
+from porter.sources.bounds import allowance, check_zip
 from porter.sources.checkpoint import sha256
 from porter.sources.dtypes import as_decimal
 from porter.sources.remote import exists, is_url, mirror
@@ -237,6 +237,7 @@ def _check_packing(path: Path) -> None:
     try:
         if not zipfile.is_zipfile(path):
             return
+        check_zip(path)
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(member.file_size for member in archive.infolist())
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, UnicodeDecodeError) as error:

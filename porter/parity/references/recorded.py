@@ -19,7 +19,7 @@ import numpy as np
 from porter.errors import ParityError
 from porter.parity.references.reference import Endpoints, Noise, Precision, Reference, Values, thin
 from porter.parity.samples import Sample
-from porter.sources.bounds import allowance
+from porter.sources.bounds import allowance, check_zip
 
 VALUES = "ep/{}"  # the values of an endpoint
 NOISE = "noise/{}"  # the reference's own float32 error there: root mean square and largest
@@ -122,6 +122,7 @@ class _Arrays(Mapping[str, np.ndarray]):
 @contextmanager
 def _open_arrays(path: Path) -> Iterator[_Arrays]:
     try:
+        check_zip(path)
         with zipfile.ZipFile(path) as archive:
             yield _Arrays(archive, allowance(path.stat().st_size) // 2)  # as bytes, then as values
     except UNREADABLE as error:
