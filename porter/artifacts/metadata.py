@@ -20,7 +20,8 @@ class Metadata(HeadConstants, frozen=True, omit_defaults=True):
     the ratio is folded into the ``project`` weights, and ``fold_nudges`` undoes it bit for bit (see
     porter.mapping.gate). ``bn_folded`` (``folded`` in the file) is true where batch norms are folded into convolutions.
     ``ranges`` are those that the source was quantised to, by module or entry: an artifact with ranges computes 8 bits.
-    ``sources`` are SHA-256 digests by file name. ``parity`` are the figures that a release was checked with,
+    ``sources`` are SHA-256 digests by file name, ``mapping`` that of the mapping's content, or in a release with a
+    mapping file, of that file. ``parity`` are the figures that a release was checked with,
     ``class_names`` the classes' names where they are not ImageNet's. ``stated`` is what the source states of its
     network otherwise than the variant's mapping. A head has its constants as the source has them. No paths, no time:
     the same input gives the same bytes.

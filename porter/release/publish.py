@@ -42,6 +42,7 @@ from porter.release.card import STATISTICS, Card, config, model_card
 from porter.release.exports import Export, write_exports
 from porter.release.naming import architecture, is_googles, plain_name
 from porter.report.html import parity_html
+from porter.sources.checkpoint import sha256
 from porter.sources.weights import Weights
 
 KEEP = 1024  # values recorded per endpoint: more than the classes, so that logits stay whole
@@ -102,11 +103,12 @@ def release(
         arrays, metadata = carry_out_port(port)
         assert metadata is not None
         metadata = msgspec.structs.replace(metadata, class_names=list(publication.class_names))
+        if mapping is not None:
+            (stage / MAPPING).write_bytes(standalone(port.mapping))
+            metadata = msgspec.structs.replace(metadata, mapping=sha256(stage / MAPPING))
         path = stage / f"{release_name(port, publication)}.pth"
         save_artifact(path, Artifact(arrays, metadata))
         path = contents.add_hash(path)
-        if mapping is not None:
-            (stage / MAPPING).write_bytes(standalone(port.mapping))
         check = open_check(checkpoint, path, options, Against(reference))
         evidence = Evidence()
         run_check(check, evidence=evidence, progress=progress)

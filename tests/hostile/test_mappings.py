@@ -115,3 +115,28 @@ def test_a_release_of_one_channel(run, own_release, tmp_path):
     ran = run("predict", folder, tmp_path / "a.png")
     assert ran.code == 2
     assert "conv_stem.weight: shape [16, 3, 3, 3], the network has [16, 1, 3, 3]" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("mapping.yaml", "std:\n  - 0.5", "std:\n  - 0.25"),
+        ("mapping.yaml", "mean:\n  - 0.5", "mean:\n  - 0.25"),
+        ("mapping.yaml", "crop: 0.875", "crop: 0.75"),
+        ("mapping.yaml", "size: 224", "size: 192"),
+        ("config.json", '"crop_pct": 0.875', '"crop_pct": 0.75'),
+    ],
+)
+def test_what_a_port_computes_is_under_its_digest(run, own_release, tmp_path, name, old, new):
+    from porter.release.folder import write_checksums
+
+    folder = shutil.copytree(own_release, tmp_path / "dist")
+    assert run("release", "--check", folder).code == 0
+    text = (folder / name).read_text()
+    assert old in text, text
+    (folder / name).write_text(text.replace(old, new))
+    (folder / "SHA256SUMS").unlink()
+    write_checksums(folder)
+    ran = run("release", "--check", folder)
+    assert ran.code == 2
+    assert f"{name}: " in ran.err
