@@ -5,9 +5,10 @@ from __future__ import annotations
 import msgspec
 
 from porter.errors import ArtifactError
-from porter.mapping.ranges import Range
+from porter.mapping.ranges import Range, check_range
 from porter.mapping.stated import Stated
 from porter.network.network import HeadConstants
+from porter.network.spec import MOST
 
 KEY = "mnv3_port"  # the entry's name in both formats
 FORMAT = 1
@@ -58,6 +59,14 @@ def decode(text: str, file: str) -> Metadata:
         metadata = msgspec.json.decode(text, type=Metadata)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{file}: its mnv3-port metadata is not readable: {error}") from error
+    try:
+        for name, limits in metadata.ranges.items():
+            check_range(limits, f"ranges.{name}")
+        for name, gate in (("gate", metadata.gate), ("source_gate", metadata.source_gate)):
+            if not 1 / MOST <= gate <= MOST:
+                raise ValueError(f"{name}: {gate:g} is not between 1/{MOST} and {MOST}")
+    except ValueError as error:
+        raise ArtifactError(f"{file}: its mnv3-port metadata are impossible: {error}") from error
     if metadata.format > FORMAT:
         raise ArtifactError(f"{file}: written by a later mnv3-port ({metadata.tool}); upgrade to read it")
     return metadata
