@@ -1,4 +1,7 @@
-"""Text from files made safe for terminals; JSON."""
+"""Text from outside made safe for what takes it: a terminal and XML, CSV, YAML, JSON.
+
+HTML is escaped by its templates (porter.report.pages), Markdown in porter.release.card; both take printable text.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,20 @@ MOST = 300  # characters of an error message
 def printable(text: str) -> str:
     """``text`` on one line: control characters, escape sequences and lone surrogates written as ``\\x1b``.
 
-    So a name from a file cannot look like a line of output or move the cursor.
+    So a name from a file cannot look like a line of output or move the cursor, and XML can hold it.
     """
     return "".join(_escape(character) for character in text)
+
+
+def csv_text(text: str) -> str:
+    """``text`` as a cell of a CSV: printable, and nothing that a spreadsheet takes for a formula."""
+    shown = printable(text)
+    return f"'{shown}" if shown.startswith(("=", "+", "-", "@")) else shown
+
+
+def yaml_text(text: str) -> str:
+    """``text`` as a quoted string of YAML, whose escapes are Python's."""
+    return '"' + printable(text.replace("\\", "\\\\").replace('"', '\\"')) + '"'
 
 
 def shortened(line: str, most: int = MOST) -> str:

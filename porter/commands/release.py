@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from porter.commands.options import FILE, class_names_option, fake_quant_option, reading_options
+from porter.commands.options import FILE, class_names_option, echo_lines, fake_quant_option, reading_options
 from porter.errors import PorterError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def release(
             from porter.release.check import check_release
 
             verdict = check_release(folder, against)
-            click.echo(f"ok        {folder}: {verdict.variant}, {_distance(verdict)}")
+            echo_lines([f"ok        {folder}: {verdict.variant}, {_distance(verdict)}"])
         return
     if out is None:
         raise click.UsageError("--out FOLDER is needed")
@@ -108,9 +108,9 @@ def _releases(folder: Path) -> list[Path]:
 
 
 def _print(released: Released) -> None:
-    click.echo(f"released  {released.folder}: {released.variant}, {_distance(released.verdict)}")
+    echo_lines([f"released  {released.folder}: {released.variant}, {_distance(released.verdict)}"])
     for kind, error in released.exports.items():
-        click.echo(f"  {kind:<11} logits within {error:.1e} of their scale")
+        echo_lines([f"  {kind:<11} logits within {error:.1e} of their scale"])
 
 
 def _distance(verdict: Verdict) -> str:

@@ -45,9 +45,9 @@ def print_verdict(verdict: Verdict, verbose: bool = False) -> None:
     _print_table(out, shown, foreign=any(row.port_name for row in rows))
     if verbose:
         out.print()
-    out.print(f"reference  {verdict.reference}", markup=False, soft_wrap=True)
+    out.print(f"reference  {printable(verdict.reference)}", markup=False, soft_wrap=True)
     if verdict.received and not verdict.received.startswith("reference: the same"):
-        out.print(f"received   {verdict.received}", markup=False, soft_wrap=True)
+        out.print(f"received   {printable(verdict.received)}", markup=False, soft_wrap=True)
     changed = [f"{n} ({verdict.variables[n]})" if n in verdict.variables else n for n in verdict.changed]
     for what, names in (("not in it", verdict.missing), ("no output", verdict.unmatched), ("changed", changed)):
         if names:
@@ -72,7 +72,7 @@ def outcome_lines(verdict: Verdict) -> list[str]:
         theirs = f" = {first.port_name}" if first.port_name else ""
         where = f"{first.endpoint}{theirs} on {first.sample}, worst at index {list(first.worst)} (N, H, W, C)"
         lines.append(f"first      {escape(printable(where))}")
-    return lines + [f"cause      {escape(cause_text(cause))}" for cause in verdict.causes]
+    return lines + [f"cause      {escape(printable(cause_text(cause)))}" for cause in verdict.causes]
 
 
 def cause_text(cause: Cause) -> str:
