@@ -227,7 +227,7 @@ def _header(classifiers: list[Classifier], photos: list[Labelled], preprocess: s
     return {
         "classifiers": [[classifier.name, classifier.digest] for classifier in classifiers],
         "images": len(photos),
-        "listing": hashlib.sha256(listing.encode()).hexdigest(),
+        "listing": hashlib.sha256(os.fsencode(listing)).hexdigest(),
         "preprocess": preprocess,
         "batch": batch,
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -44,6 +43,7 @@ from porter.release.naming import architecture, is_googles, plain_name
 from porter.report.html import parity_html
 from porter.sources.checkpoint import sha256
 from porter.sources.weights import Weights
+from porter.text import json_text
 
 KEEP = 1024  # values recorded per endpoint: more than the classes, so that logits stay whole
 
@@ -139,7 +139,7 @@ def release(
         (stage / CARD).write_bytes(model_card(card))
         errors = {kind: error for kind, (_, error) in exported.items()}
         found = verdict.as_json() | {"exports": errors}
-        (stage / PARITY).write_text(json.dumps(found, indent=1) + "\n")
+        (stage / PARITY).write_text(json_text(found, indent=1) + "\n")
         (stage / REPORT).write_bytes(parity_html(verdict, evidence))
         contents.write_checksums(stage)
     return Released(folder, port.mapping.variant, verdict, errors)
@@ -208,5 +208,5 @@ def _evaluate_release(path: Path, options: PortOptions, data: Path | None, stage
     evaluation.classifiers = [path.name]
     content = evaluation.as_json()
     del content["run"]  # its duration is not part of the result
-    (stage / EVALUATION).write_text(json.dumps(content, indent=1) + "\n")
+    (stage / EVALUATION).write_text(json_text(content, indent=1) + "\n")
     return evaluation

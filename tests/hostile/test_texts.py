@@ -3,6 +3,8 @@
 import ast
 import csv
 import io
+import json
+import os
 import shutil
 from pathlib import Path
 from xml.etree import ElementTree
@@ -121,3 +123,35 @@ def test_names_of_folders(run, demo_folder, tmp_path, name):
         assert not any(line.startswith("ok        forged") for line in ran.out.splitlines())
         if command[0] in ("convert", "evaluate"):
             assert printable(name) in ran.out
+
+
+def test_file_names_that_are_not_utf_8(run, demo_folder, tmp_path):
+    from PIL import Image
+
+    name = os.fsdecode(b"x\xff\xfey")
+    source = shutil.copytree(demo_folder, tmp_path / name)
+    (tmp_path / "i").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "i" / (name + "n01440764.png"))
+    reference = source / "expected.npz"
+    for command in (
+        [
+            "evaluate",
+            source,
+            tmp_path / "i",
+            "--workers",
+            "0",
+            "--html",
+            tmp_path / "e.html",
+            "--resume",
+            tmp_path / "j",
+        ],
+        ["evaluate", source, tmp_path / "i", "--workers", "0", "--json"],
+        ["verify", source, "--reference", reference, "--html", tmp_path / "v.html", "--junit", tmp_path / "v.xml"],
+        ["release", source, "--out", tmp_path / "r", "--reference", reference],
+        ["release", "--check", tmp_path / "r"],
+    ):
+        ran = run(*command)
+        assert ran.code == 0, ran.err
+    assert json.loads((tmp_path / "r" / "parity.json").read_text())["checkpoint"].isprintable()
+    ElementTree.parse(tmp_path / "v.xml")
+    assert "x\\udcff\\udcfey" in (tmp_path / "v.html").read_text("utf-8")
