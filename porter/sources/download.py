@@ -16,10 +16,10 @@ import crc32c
 
 from porter.atomic import check_output, is_stream, place_of, write_through
 from porter.errors import PorterError
+from porter.sources.redirects import SCHEMES, Redirects
 from porter.sources.remote import SILENCE, reason
 
 CHUNK = 1 << 16
-SCHEMES = ("https", "http")
 MOST = 4 << 30  # bytes; a released tarball has up to 130 MB
 Progress = Callable[[int, int | None], None]
 
@@ -95,7 +95,7 @@ def _fetch(url: str, part: Path, sha256: str | None, progress: Progress | None) 
     if request.type not in SCHEMES:
         raise DownloadError(f"{url}: only {' and '.join(SCHEMES)} addresses are fetched")
     try:
-        response = urllib.request.build_opener(_Redirects).open(request, timeout=SILENCE)
+        response = urllib.request.build_opener(Redirects).open(request, timeout=SILENCE)
     except urllib.error.HTTPError as error:
         if error.code != 416 or not start:  # 416: there is nothing after the part
             raise
@@ -135,15 +135,6 @@ def _keep_version(headers: Message, part: Path) -> None:
         _version_file(part).write_text(version)
     else:
         _version_file(part).unlink(missing_ok=True)
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows at most ten redirects (as urllib does), and none to another kind of address."""
-
-    def redirect_request(self, req, fp, code, msg, headers, newurl):  # type: ignore[no-untyped-def]
-        if newurl.partition(":")[0].lower() not in SCHEMES:
-            raise DownloadError(f"{req.full_url}: leads to {newurl[:100]}, which is no {' or '.join(SCHEMES)} address")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _mismatch(path: Path, headers: Message, sha256: str | None) -> str | None:
