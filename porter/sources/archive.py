@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
 from porter.errors import CheckpointError
+from porter.left_over import temporary_folder
 from porter.sources.bounds import check_zip
 
 # bytes; a released tarball holds at most 130 MB
@@ -63,7 +64,7 @@ def unpack(path: Path) -> tempfile.TemporaryDirectory[str]:
     They lie below the archive's own name, so that messages about them name it. Links and names that leave the folder
     are refused. Raises CheckpointError on damage.
     """
-    folder = tempfile.TemporaryDirectory(prefix="mnv3-port-")
+    folder = temporary_folder()
     try:
         total = 0
         for number, member in enumerate(_members(path)):

@@ -44,9 +44,7 @@ def check_redirect(source: str, target: str, resolve: Resolve = addresses_of) ->
     if scheme not in SCHEMES or not to:
         raise CheckpointError(f"{source}: leads to {target[:100]}, which is no {' or '.join(SCHEMES)} address")
     if is_public(host, resolve) and not is_public(to, resolve):
-        raise CheckpointError(
-            f"{source}: leads to {target[:100]}, in this machine or its network; not followed"
-        )
+        raise CheckpointError(f"{source}: leads to {target[:100]}, in this machine or its network; not followed")
 
 
 class Redirects(urllib.request.HTTPRedirectHandler):

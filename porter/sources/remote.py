@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urljoin
 
 from porter.errors import CheckpointError
+from porter.left_over import temporary_folder
 from porter.sources.redirects import Redirects, check_redirect
 
 MAX_FOLDER = 4 << 30  # bytes; a released folder holds at most 130 MB
@@ -60,7 +61,7 @@ def mirror(url: str) -> Mirror:
 
     Raises CheckpointError if it cannot be reached, or the file system's package is not installed.
     """
-    folder = tempfile.TemporaryDirectory(prefix="mnv3-port-")
+    folder = temporary_folder()
     try:
         with _wrap_errors(url):
             return _mirror(url, folder)
