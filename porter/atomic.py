@@ -188,14 +188,15 @@ def sweep(path: Path, endings: str = "") -> None:
     with suppress(OSError):
         for left in path.parent.iterdir():
             found = ours.fullmatch(left.name)
-            if found and not _alive(int(found[1])):
+            if found and not is_alive(int(found[1])):
                 if left.is_dir() and not left.is_symlink():
                     shutil.rmtree(left, ignore_errors=True)
                 else:
                     left.unlink()
 
 
-def _alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
+    """Whether there is a process of this number, of whatever user."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

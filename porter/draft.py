@@ -23,6 +23,7 @@ from porter.network.network import build_network
 from porter.network.nodes import is_weight, state_dict_shapes
 from porter.sources import Checkpoint, open_checkpoint
 from porter.sources.dtypes import FLOATS
+from porter.text import printable, yaml_text
 
 
 @dataclass(frozen=True)
@@ -48,25 +49,25 @@ class Draft:
         """The mapping file; uncertain lines are marked and list the other candidates."""
         found = sum(choice.name is not None for choice in self.choices)
         lines = [
-            f"# Drafted by mnv3-port for {self.checkpoint}: {found} of {len(self.choices)} variables found,",
+            f"# Drafted by mnv3-port for {printable(self.checkpoint)}: {found} of {len(self.choices)} variables found,",
             f"# {self.uncertain} to check (marked UNCERTAIN or MISSING). Only the original graph (verify --reference",
             "# frozen or meta), or outputs that you know, prove it right.",
             f"base: {self.bases[0] if len(self.bases) == 1 else '[' + ', '.join(self.bases) + ']'}",
-            f"scope: {_quote(self.scope)}",
+            f"scope: {yaml_text(self.scope)}",
             *([f"top: {self.top}"] if self.top else []),
         ]
         renamed = [c for c in self.choices if c.name != join(self.scope, c.wanted.source) or c.others]
         if renamed:
             lines += ["", "variables:  # name below the scope, as the base has it -> the checkpoint's name"]
         for choice in renamed:
-            key = _quote(choice.wanted.source)
+            key = yaml_text(choice.wanted.source)
             if choice.name is None:
-                lines.append(f"  # {key}: MISSING, shape {list(choice.wanted.shape)}: {choice.reason}")
+                lines.append(f"  # {key}: MISSING, shape {list(choice.wanted.shape)}: {printable(choice.reason)}")
             else:
-                others = f", UNCERTAIN, as well: {', '.join(choice.others)}" if choice.others else ""
-                lines.append(f"  {key}: {_quote(choice.name)}  # {choice.reason}{others}")
+                others = f", UNCERTAIN, as well: {printable(', '.join(choice.others))}" if choice.others else ""
+                lines.append(f"  {key}: {yaml_text(choice.name)}  # {printable(choice.reason)}{others}")
         lines += ["", "ignore:  # in addition to the base's"] if self.ignored else []
-        lines += [f"  - {{pattern: {_quote(i.pattern)}, reason: {_quote(i.reason)}}}" for i in self.ignored]
+        lines += [f"  - {{pattern: {yaml_text(i.pattern)}, reason: {yaml_text(i.reason)}}}" for i in self.ignored]
         return "\n".join(lines) + "\n"
 
 
@@ -141,7 +142,3 @@ def _classes(opened: Checkpoint, mapping: VariantMapping) -> int:
 def _literal(name: str) -> str:
     """``name`` as a shell pattern that matches only itself."""
     return re.sub(r"([*?[])", r"[\1]", name)
-
-
-def _quote(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,4 +1,7 @@
-"""Text from files made safe for terminals; JSON."""
+"""Text from outside made safe for what takes it: a terminal and XML, CSV, YAML, JSON.
+
+HTML is escaped by its templates (porter.report.pages), Markdown in porter.releases.card; both take printable text.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,20 @@ SCHEMA = 1  # of the objects that --json prints; another one where a key goes or
 def printable(text: str) -> str:
     """``text`` on one line: control characters, escape sequences and lone surrogates written as ``\\x1b``.
 
-    So a name from a file cannot look like a line of output or move the cursor.
+    So a name from a file cannot look like a line of output or move the cursor, and XML can hold it.
     """
     return "".join(_escape(character) for character in text)
+
+
+def csv_text(text: str) -> str:
+    """``text`` as a cell of a CSV: printable, and nothing that a spreadsheet takes for a formula."""
+    shown = printable(text)
+    return f"'{shown}" if shown.startswith(("=", "+", "-", "@")) else shown
+
+
+def yaml_text(text: str) -> str:
+    """``text`` as a quoted string of YAML, whose escapes are Python's."""
+    return '"' + printable(text.replace("\\", "\\\\").replace('"', '\\"')) + '"'
 
 
 def shortened(line: str, most: int = MOST) -> str:
@@ -32,15 +46,17 @@ def listed(names: Sequence[str], most: int) -> str:
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """``value`` as JSON. NaN and infinity become null, as JSON has neither."""
+    """``value`` as JSON. NaN and infinity become null, as JSON has neither; names that are no Unicode are escaped."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
 
 
 def _finite(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _finite(below) for key, below in value.items()}
+        return {_finite(key): _finite(below) for key, below in value.items()}
     return [_finite(below) for below in value] if isinstance(value, (list, tuple)) else value
 
 

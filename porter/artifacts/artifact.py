@@ -11,6 +11,7 @@ import os
 import re
 import tempfile
 import warnings
+import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from porter.mapping.options import PathLike
 from porter.network.network import GATE_ENTRY, TIMM_GATE
 from porter.network.nodes import is_weight
 from porter.network.spec import MOST
+from porter.sources.bounds import allowance, check_zip
 from porter.sources.checkpoint import sha256
 from porter.sources.dtypes import as_decimal
 from porter.sources.remote import exists, is_url, mirror
@@ -213,6 +215,7 @@ def _load_pickle(path: Path) -> Artifact:
     import torch
     from torch import Tensor
 
+    _check_packing(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # on damaged bytes the unpickler fails in every way there is
@@ -226,9 +229,31 @@ def _load_pickle(path: Path) -> Artifact:
     entry = attached.get(KEY) if isinstance(attached, dict) else None
     text = entry.get("json") if isinstance(entry, dict) else None
     metadata = decode(text, str(path)) if isinstance(text, str) else None
+    claimed = sum(value.numel() * max(4, value.element_size()) for value in loaded.values())
+    if claimed > allowance(path.stat().st_size):  # a tensor of strides 0 repeats one value without end
+        raise ArtifactError(
+            f"{path}: its tensors have {claimed:,} bytes, the file {path.stat().st_size:,}; save contiguous copies"
+        )
     arrays = {name: _array(path, name, value) for name, value in loaded.items()}
     gate_of(arrays, metadata, str(path))
     return Artifact(arrays, metadata)
+
+
+def _check_packing(path: Path) -> None:
+    """Raise ArtifactError where the zip ``path`` unpacks to more than its bytes. (torch.save does not compress.)"""
+    try:
+        if not zipfile.is_zipfile(path):
+            return
+        check_zip(path)
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path}: {_unreadable(error)}") from error
+    if unpacked > path.stat().st_size:
+        raise ArtifactError(
+            f"{path}: unpacks to {unpacked:,} bytes, the file has {path.stat().st_size:,}; save it uncompressed, as "
+            "torch.save does"
+        )
 
 
 def _unreadable(error: Exception) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import msgspec
 
 from porter.errors import ArtifactError
-from porter.mapping.ranges import Range
+from porter.mapping.ranges import Range, check_range
 from porter.mapping.stated import Stated
 from porter.network.network import HeadConstants
+from porter.network.spec import MOST
 
 KEY = "mnv3_port"  # the entry's name in both formats
 FORMAT = 1
@@ -20,7 +21,8 @@ class Metadata(HeadConstants, frozen=True, omit_defaults=True):
     the ratio is folded into the ``project`` weights, and ``fold_nudges`` undoes it bit for bit (see
     porter.mapping.gate). ``bn_folded`` (``folded`` in the file) is true where batch norms are folded into convolutions.
     ``ranges`` are those that the source was quantised to, by module or entry: an artifact with ranges computes 8 bits.
-    ``sources`` are SHA-256 digests by file name. ``parity`` are the figures that a release was checked with,
+    ``sources`` are SHA-256 digests by file name, ``mapping`` that of the mapping's content, or in a release with a
+    mapping file, of that file. ``parity`` are the figures that a release was checked with,
     ``class_names`` the classes' names where they are not ImageNet's. ``stated`` is what the source states of its
     network otherwise than the variant's mapping. ``checksum`` is that of the entries as they were written (see
     porter.artifacts.artifact), and ``changed`` is true where they are not known to be what ``sources`` give: of a
@@ -63,6 +65,14 @@ def decode(text: str, file: str) -> Metadata:
         metadata = msgspec.json.decode(text, type=Metadata)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{file}: its mnv3-port metadata is not readable: {error}") from error
+    try:
+        for name, limits in metadata.ranges.items():
+            check_range(limits, f"ranges.{name}")
+        for name, gate in (("gate", metadata.gate), ("source_gate", metadata.source_gate)):
+            if not 1 / MOST <= gate <= MOST:
+                raise ValueError(f"{name}: {gate:g} is not between 1/{MOST} and {MOST}")
+    except ValueError as error:
+        raise ArtifactError(f"{file}: its mnv3-port metadata are impossible: {error}") from error
     if metadata.format > FORMAT:
         raise ArtifactError(f"{file}: written by a later mnv3-port ({metadata.tool}); upgrade to read it")
     return metadata

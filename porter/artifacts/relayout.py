@@ -9,6 +9,7 @@ import msgspec
 
 from porter.artifacts.artifact import Artifact
 from porter.artifacts.variant import class_count
+from porter.errors import ArtifactError
 from porter.mapping.apply import fold_batch_norm
 from porter.mapping.gate import GATE_IN_16_BITS, fold, unfold
 from porter.mapping.options import ArtifactLayout
@@ -24,7 +25,7 @@ def relayout(artifact: Artifact, layout: ArtifactLayout, network: Network) -> Ar
     """The same port for the other gate: ``slim`` undoes the fold, ``timm`` folds.
 
     The fold is undone bit for bit where metadata has what rounding took. The gate of ``network`` is slim's constant,
-    for a file that does not say it.
+    for a file that does not say it. Raises ArtifactError where the metadata do not fit the weights.
     """
     import numpy as np
 
@@ -44,7 +45,10 @@ def relayout(artifact: Artifact, layout: ArtifactLayout, network: Network) -> Ar
             arrays[name], lost = fold(values, gate / TIMM_GATE)
             nudges |= {name: lost} if lost else {}
         else:
-            arrays[name] = unfold(values, wanted / TIMM_GATE, nudges.pop(name, []))
+            try:
+                arrays[name] = unfold(values, wanted / TIMM_GATE, nudges.pop(name, []))
+            except ValueError as error:
+                raise ArtifactError(f"entry {name}: its metadata have {error}; damaged") from error
     if gate_folded and wanted != TIMM_GATE:
         arrays[GATE_ENTRY] = np.array(wanted, np.float32)
     changed = metadata and msgspec.structs.replace(metadata, layout=layout, gate=wanted, fold_nudges=nudges)

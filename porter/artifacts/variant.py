@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Mapping, Sized
 from dataclasses import replace
+from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from porter.artifacts.metadata import Metadata
 from porter.errors import ArtifactError, Option
@@ -13,7 +15,10 @@ from porter.mapping.files import load_mapping, load_variant, variant_named
 from porter.mapping.options import PortOptions
 from porter.mapping.schema import VariantMapping
 from porter.network.network import HEADS, Network, build_network
-from porter.network.nodes import nodes
+from porter.network.nodes import check_needs, nodes, state_dict_shapes
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # Biases with values for classes, and how many there are for each: of a classifier, and of each head
 CLASS_BIASES = {"classifier.bias": 1} | {head.CLASS_BIAS: head.VALUES_PER_CLASS for head in HEADS}
@@ -70,10 +75,21 @@ def mapping_of(metadata: Metadata | None, options: PortOptions, own: Path | None
         return mapping
     stated = metadata.stated.applied(mapping)
     try:
-        build_network(stated)
+        check_needs(build_network(stated), stated.input)
     except ValueError as error:
         raise ArtifactError(f"{source}: its metadata states an impossible network: {error}") from error
     return stated
+
+
+def check_fits(network: Network, arrays: Mapping[str, np.ndarray], source: str) -> None:
+    """Raise ArtifactError where ``network`` is much larger than the weights: it is not even made then."""
+    needed = sum(prod(shape) for shape in state_dict_shapes(network, class_count(arrays)).values())
+    held = sum(values.size for values in arrays.values())
+    if needed > 2 * held + (1 << 20):
+        raise ArtifactError(
+            f"{source}: does not fit the network, which has {needed:,} values; the file holds {held:,}. Is the mapping "
+            "that of these weights?"
+        )
 
 
 def variant_mapping(name: str) -> VariantMapping:

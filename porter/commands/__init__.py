@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -68,6 +70,7 @@ def main() -> None:
         from click.shell_completion import shell_complete
 
         sys.exit(shell_complete(cli, {}, "mnv3-port", COMPLETE, instruction))
+    _open_closed_streams()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files are removed
     warnings.showwarning = _show_warning
     context_meta: dict[str, Any] = {}
@@ -79,7 +82,8 @@ def main() -> None:
     except PorterError as error:
         _fail(f"Error: {error.for_command()}", error.exit_code, context_meta)
     except click.ClickException as error:
-        error.show()
+        with _errors():
+            error.show()
         sys.exit(error.exit_code)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
@@ -97,11 +101,35 @@ def main() -> None:
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     """Print our own notes as one line each, and drop the warnings of libraries."""
     if issubclass(category, PorterNote):
-        click.echo(f"note      {shortened(str(message))}", err=True)
+        with _errors():
+            click.echo(f"note      {shortened(str(message))}", err=True)
 
 
 def _fail(message: str, code: int, meta: dict[str, Any]) -> None:
     if meta.get("debug"):
         raise
-    click.echo("\n".join(shortened(line) for line in message.split("\n")), err=True)
+    with _errors():
+        click.echo("\n".join(shortened(line) for line in message.split("\n")), err=True)
     sys.exit(code)
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Write to standard error. Where that fails, nobody can be told, and the exit code still says what happened."""
+    try:
+        yield
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # Python writes what is left once more at its end
+
+
+def _open_closed_streams() -> None:
+    """Open what a shell has closed (``>&-``) as nothing; else the next file that is opened would be printed into."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - for the whole run
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115

@@ -94,7 +94,7 @@ def convert(
 
     path, port = convert(checkpoint[0], output, boxes=boxes, force=force, **options)
     print_port(port, variant)
-    click.echo(f"wrote     {path} ({size_text(path)})")
+    echo_lines([f"wrote     {path} ({size_text(path)})"])
 
 
 def _into_folder(given: tuple[str, ...], output: Path | None) -> bool:
@@ -121,7 +121,7 @@ def _convert_all(checkpoints: tuple[str, ...], folder: Path, suffix: str, force:
         task = bar.add_task("convert", total=len(checkpoints))
         for path, port in convert_all(checkpoints, folder, options, suffix=suffix, force=force):
             bar.advance(task)
-            click.echo(f"wrote     {path} ({port.mapping.variant}, {size_text(path)})")
+            echo_lines([f"wrote     {path} ({port.mapping.variant}, {size_text(path)})"])
 
 
 @click.command()
@@ -142,7 +142,7 @@ def draft(checkpoint: str, to: str, output: Path | None, force: bool) -> None:
         click.echo(proposal.yaml(), nl=False)
         return
     write_bytes(output, proposal.yaml().encode(), force)
-    click.echo(f"wrote     {output} ({len(proposal.choices)} variables, {proposal.uncertain} to check)")
+    echo_lines([f"wrote     {output} ({len(proposal.choices)} variables, {proposal.uncertain} to check)"])
 
 
 @click.command("export-tf")
@@ -161,4 +161,4 @@ def export_tf(artifact: str, folder: Path, **options: Any) -> None:
     from porter.exports.export_tf import export_tf
 
     exported = export_tf(artifact, folder, **options)
-    click.echo(f"wrote     {exported.prefix} ({exported.variables} variables, {exported.classes} classes)")
+    echo_lines([f"wrote     {exported.prefix} ({exported.variables} variables, {exported.classes} classes)"])

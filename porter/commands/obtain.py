@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from porter.commands.options import FILE, OUTPUT, VARIANT, claim_outputs, print_port, size_text
+from porter.commands.options import FILE, OUTPUT, VARIANT, claim_outputs, echo_lines, print_port, size_text
 from porter.errors import Option, PorterError
 
 
@@ -34,13 +34,13 @@ def demo(variant: str, out: Path | None, force: bool) -> None:
         check_folder(folder)
         refuse_existing(folder / f"{variant}.pth", force)
         source = write_demo_checkpoint(folder, variant)
-        click.echo(f"made      {source} (TensorFlow V2 checkpoint, untrained weights)\n")
+        echo_lines([f"made      {source} (TensorFlow V2 checkpoint, untrained weights)", ""])
         artifact = folder / f"{variant}.pth"
-        click.echo(f"$ mnv3-port convert --variant {variant} {source} -o {artifact}")
+        echo_lines([f"$ mnv3-port convert --variant {variant} {source} -o {artifact}"])
         path, port = convert(source, artifact, variant, force=force)
         print_port(port, variant)
-        click.echo(f"wrote     {path} ({size_text(path)})")
-        click.echo(f"\n$ mnv3-port verify --variant {variant} {source} {artifact}")
+        echo_lines([f"wrote     {path} ({size_text(path)})"])
+        echo_lines(["", f"$ mnv3-port verify --variant {variant} {source} {artifact}"])
         verdict = verify(source, artifact, variant)
         print_verdict(verdict)
     sys.exit(0 if verdict.passed else 1)
@@ -71,7 +71,7 @@ def download(variant: str | None, output: Path | None, url: str | None, sha256: 
             bar.update(task, completed=done, total=total)
 
         download(address, path, sha256=sha256, force=force, progress=advance)
-    click.echo(f"wrote     {path} ({size_text(path)})")
+    echo_lines([f"wrote     {path} ({size_text(path)})"])
 
 
 def _released(variant: str | None) -> str:

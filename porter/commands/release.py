@@ -12,6 +12,7 @@ from porter.commands.options import (
     FILE,
     check_outputs,
     class_names_option,
+    echo_lines,
     fake_quant_option,
     reading_options,
     refuse_ignored,
@@ -85,7 +86,7 @@ def release(
         with reporting(f"release --check {path}", junit, markdown) as verdicts:
             for folder in _releases(Path(path)):
                 verdicts.append(verdict := check_release(folder, against))
-                click.echo(f"ok        {folder}: {verdict.variant}, {_distance(verdict)}")
+                echo_lines([f"ok        {folder}: {verdict.variant}, {_distance(verdict)}"])
         return
     if out is None:
         raise click.UsageError("--out FOLDER is needed")
@@ -148,9 +149,9 @@ def _releases(folder: Path) -> list[Path]:
 
 
 def _print(released: Released) -> None:
-    click.echo(f"released  {released.folder}: {released.variant}, {_distance(released.verdict)}")
+    echo_lines([f"released  {released.folder}: {released.variant}, {_distance(released.verdict)}"])
     for kind, error in released.exports.items():
-        click.echo(f"  {kind:<11} logits within {error:.1e} of their scale")
+        echo_lines([f"  {kind:<11} logits within {error:.1e} of their scale"])
 
 
 def _distance(verdict: Verdict) -> str:

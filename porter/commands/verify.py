@@ -14,6 +14,7 @@ from porter.commands.options import (
     SizeType,
     check_outputs,
     device_option,
+    echo_lines,
     port_options,
     refuse_ignored,
     report_options,
@@ -120,10 +121,9 @@ def verify_padding(as_json: bool) -> None:
     failed = [cell for cell in cells if not cell.passed]
     if not as_json:
         for cell in failed[:20]:
-            click.echo(f"DIFFERS  {cell}")
+            echo_lines([f"DIFFERS  {cell}"])
         worst = max(cell.error for cell in cells)
-        click.echo(
-            f"{len(cells) - len(failed)} of {len(cells)} combinations within {TOLERANCE:.0e}; furthest {worst:.1e}"
-        )
+        within = len(cells) - len(failed)
+        echo_lines([f"{within} of {len(cells)} combinations within {TOLERANCE:.0e}; furthest {worst:.1e}"])
     sys.stdout.flush()
     sys.exit(1 if failed else 0)

@@ -59,8 +59,8 @@ def _of_csv(
 ) -> Iterator[Labelled]:
     """Rows of ``file, label``: a path below ``data`` (suffix optional), and a WordNet id or class number.
 
-    A first row without a label is a header; what follows the label after a space (boxes, in ImageNet's own files)
-    does not count.
+    A first row of no image, and without a label, is a header; what follows the label after a space (boxes, in
+    ImageNet's own files) does not count.
     """
     if labels.is_dir():
         raise PorterError(f"{labels}: is a folder; the labels of a classifier are a CSV, rows of `file,label`")
@@ -77,7 +77,7 @@ def _of_csv(
         if label not in own:
             label = (label.split() or [""])[0]
         if label not in own and label not in numbers and not NUMBER.fullmatch(label):
-            if line == 1:
+            if line == 1 and row[0] not in files:
                 continue
             raise PorterError(f"{labels}: line {line}: {row!r} is not `file,label` with a WordNet id or class number")
         if row[0] not in files:

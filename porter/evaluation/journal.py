@@ -8,7 +8,7 @@ from typing import TextIO
 
 import msgspec
 
-from porter.atomic import make_folder, write_bytes
+from porter.atomic import make_folder, sweep, write_bytes
 from porter.errors import PorterError
 from porter.evaluation.result import Seen
 
@@ -22,6 +22,7 @@ def read_journal(folder: Path, header: dict[str, object]) -> dict[int, list[Seen
     where the folder is of another evaluation or holds other files.
     """
     start = folder / HEADER
+    sweep(start)
     if not start.exists():
         if folder.exists() and any(folder.iterdir()):
             raise PorterError(f"{folder}: holds other files; resume into an empty one")
@@ -30,7 +31,7 @@ def read_journal(folder: Path, header: dict[str, object]) -> dict[int, list[Seen
         return {}
     try:
         known = json.loads(start.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise PorterError(f"{start}: not readable ({error}); remove the folder to start again") from error
     if not isinstance(known, dict):
         raise PorterError(f"{start}: is no journal of an evaluation; remove the folder to start again")
@@ -39,10 +40,10 @@ def read_journal(folder: Path, header: dict[str, object]) -> dict[int, list[Seen
         raise PorterError(f"{folder}: is of another evaluation ({changed} differ); resume into another folder")
     batches: dict[int, list[Seen]] = {}
     for path in sorted(folder.glob("*.jsonl")):
-        for line in path.read_text().splitlines():
+        for line in path.read_bytes().splitlines():
             try:
                 number, rows = msgspec.json.decode(line, type=tuple[int, list[Seen]])
-            except msgspec.DecodeError:  # cut short, or not a batch
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # cut short, or not a batch
                 continue
             if rows:
                 batches[number] = rows

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from porter.evaluation.classifier import Classifier, open_classifier
 from porter.evaluation.dataset import Labelled, find_labelled
 from porter.evaluation.journal import read_journal, write_batch
 from porter.evaluation.result import Evaluation, Seen
+from porter.left_over import die_with_parent
 from porter.mapping.options import DEFAULT_OPTIONS, PortOptions
 from porter.models.build import chosen_device
 from porter.models.create import OpenedModel
@@ -96,6 +98,7 @@ def evaluate(
         batches = [photos[start : start + batch] for start in range(0, len(photos), batch)]
         header = _header(classifiers, photos, preprocess, batch)
         [known] = _broadcast(place, lambda: read_journal(resume, header) if resume else {})
+        known = {number: seen for number, seen in known.items() if _of_these(seen, batches, number, len(classifiers))}
         mine = [number for number in range(len(batches)) if number not in known][place.rank :: place.processes]
         began = time.perf_counter()
         found = {}
@@ -167,7 +170,7 @@ def _run(
         batch_size=None,
         num_workers=min(workers, len(numbers)),
         collate_fn=_pass_through,
-        worker_init_fn=_quiet_end,
+        worker_init_fn=partial(_quiet_end, os.getpid()),
     )
     for number, pixels in zip(numbers, decoded, strict=True):
         unreadable = [image for image in pixels if isinstance(image, PorterError)]
@@ -188,11 +191,21 @@ def _rank_guesses(photo: Labelled, logits: list[Iterator[np.ndarray]] | None) ->
     return Seen(photo.label, [rank(one, photo.label) for one in found], [int(one.argmax()) for one in found])
 
 
-def _quiet_end(_worker: int) -> None:
+def _of_these(seen: list[Seen], batches: list[list[Labelled]], number: int, classifiers: int) -> bool:
+    """Whether a journal's batch ``number`` is one of these: it may be damaged, or written by somebody else."""
+    return (
+        0 <= number < len(batches)
+        and [one.label for one in seen] == [photo.label for photo in batches[number]]
+        and all(len(one.ranks) in (0, classifiers) and len(one.ranks) == len(one.guesses) for one in seen)
+    )
+
+
+def _quiet_end(parent: int, _worker: int) -> None:
     """A worker ends without a traceback when the evaluation is interrupted.
 
     Code 0, or the DataLoader would take it for a crash.
     """
+    die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
@@ -227,7 +240,7 @@ def _header(classifiers: list[Classifier], photos: list[Labelled], preprocess: s
     return {
         "classifiers": [[classifier.name, classifier.digest] for classifier in classifiers],
         "images": len(photos),
-        "listing": hashlib.sha256(listing.encode()).hexdigest(),
+        "listing": hashlib.sha256(os.fsencode(listing)).hexdigest(),
         "preprocess": preprocess,
         "batch": batch,
     }

@@ -13,10 +13,11 @@ from typing import Literal
 import msgspec
 
 from porter.errors import MappingError
-from porter.mapping.rules import expected_variables
+from porter.mapping.rules import expected_variables, module_outputs
 from porter.mapping.schema import SECTIONS, VariantMapping
 from porter.mapping.yaml_file import Document, overlay, read_yaml
 from porter.network.network import HEADS, build_network
+from porter.network.nodes import check_needs
 
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")  # it becomes a file name
 Names = Literal["slim", "keras", "keras2", "keras_unnamed", "tflite", "tfjs", "garden"]
@@ -169,7 +170,9 @@ def _check(mapping: VariantMapping, document: Document) -> None:
         if "squeeze_excite" in mapping.rules.get("squeeze_excite", []):
             raise ValueError("rules.squeeze_excite: stands for itself")
         network = build_network(mapping)
+        check_needs(network, mapping.input)
         expected_variables(mapping, network, classes=1)
+        module_outputs(mapping, network, classes=1)
     except (ValueError, KeyError, IndexError) as error:
         text = f"unknown placeholder {error}" if isinstance(error, KeyError) else str(error)
         key = re.match(r"[\w.\[\]]+(?=: )", text)

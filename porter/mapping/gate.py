@@ -33,11 +33,13 @@ def fold(values: np.ndarray, ratio: float) -> tuple[np.ndarray, list[int]]:
 
 
 def unfold(folded: np.ndarray, ratio: float, nudges: list[int]) -> np.ndarray:
-    """The values that ``fold`` was given, bit for bit."""
+    """The values that ``fold`` was given, bit for bit. Raises ValueError for nudges of positions that are not there."""
     import numpy as np
 
     values = _divide(folded, ratio)
     flat = values.reshape(-1)
+    if nudges and not 0 <= min(nudges) <= max(nudges) < 2 * flat.size:
+        raise ValueError(f"fold_nudges beyond its {flat.size} values")
     for nudge in nudges:
         position, up = divmod(nudge, 2)
         flat[position] = np.nextafter(flat[position], flat.dtype.type(np.inf if up else -np.inf))

@@ -16,7 +16,7 @@ from porter.mapping.rules import Expected, expected_variables, module_outputs
 from porter.mapping.schema import VariantMapping
 from porter.network.network import TIMM_GATE, Head, Network, build_network
 from porter.network.node import Shape
-from porter.network.nodes import is_weight, nodes, state_dict_shapes
+from porter.network.nodes import check_needs, is_weight, nodes, state_dict_shapes
 from porter.sources import Checkpoint
 from porter.sources.dtypes import FLOATS
 
@@ -224,9 +224,14 @@ def fit(mapping: VariantMapping, checkpoint: Checkpoint) -> Fit:
     """Fit the network of ``mapping`` to the variables of ``checkpoint``.
 
     If the mapping's top is optional, a checkpoint without classifier has 0 classes, and one without the convolution
-    after pooling has no embedding. Otherwise a missing classifier counts as 1 class.
+    after pooling has no embedding. Otherwise a missing classifier counts as 1 class. Raises MappingError where the
+    network would take gigabytes.
     """
     network = build_network(mapping)
+    try:
+        check_needs(network, mapping.input)
+    except ValueError as error:
+        raise MappingError(f"{checkpoint.given}: cannot be computed: {error}") from error
     if checkpoint.gate is not None:
         known = next((g for g in (network.gate, TIMM_GATE) if abs(g - checkpoint.gate) < GATE_ROUNDING), None)
         network = replace(network, gate=known or checkpoint.gate)

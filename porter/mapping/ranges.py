@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+LEAST_STEP, MOST_LIMIT = 2.0**-100, 2.0**100  # far beyond what training gives, and within float32
+MOST_LEVEL = 2.0**31  # integer kernels have 32 bits
+
 
 class Range(Struct, frozen=True, omit_defaults=True):
     """Limits of one tensor, in the float values that its levels stand for; training knows no more.
@@ -29,6 +32,21 @@ class Range(Struct, frozen=True, omit_defaults=True):
     axes_dropped: float = 0.0
     skip_scale: float | None = None
     branch_scale: float | None = None
+
+
+def check_range(limits: Range, what: str) -> None:
+    """Raise ValueError, beginning with ``what``, where ``limits`` have no 256 levels in float32."""
+    units = [limits.unit, limits.multiplier, limits.scale, limits.input_scale, limits.skip_scale, limits.branch_scale]
+    steps = [one for unit in units if unit is not None for one in (unit if isinstance(unit, list) else [unit])]
+    if not all(LEAST_STEP <= one < MOST_LIMIT for one in [*steps, (limits.max - limits.min) / 255]):
+        raise ValueError(f"{what}: the range from {limits.min:g} to {limits.max:g} has no 256 levels")
+    zeros = [
+        limits.min / (limits.scale or 1),
+        limits.input_zero or 0,
+        (limits.input_min or 0) / (limits.input_scale or 1),
+    ]
+    if not all(abs(one) < MOST_LEVEL for one in zeros):
+        raise ValueError(f"{what}: 0 is no level of 32 bits; damaged")
 
 
 def levels(limits: Range) -> tuple[float, int]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from porter.mapping.axes import source_shape
 from porter.mapping.schema import Rule, VariantMapping
+from porter.network.names import fill
 from porter.network.network import Network
 from porter.network.node import Group, Shape, behind_gates
 from porter.network.nodes import groups, nodes, state_dict_shapes, torchvision_names
@@ -48,7 +49,7 @@ class Placeholders:
         """``template`` with every placeholder filled in, increments first. Raises KeyError, ValueError."""
         for counter in NEXT.findall(template):
             self.names[counter] = int(self.names.get(counter, -1)) + 1
-        return NEXT.sub(r"{\1}", template).format_map(self.names)
+        return fill(NEXT.sub(r"{\1}", template), self.names)
 
 
 def expected_variables(mapping: VariantMapping, network: Network, classes: int) -> list[Expected]:
@@ -73,15 +74,20 @@ def _expanded(mapping: VariantMapping, network: Network, classes: int) -> Iterat
     shapes, folds = state_dict_shapes(network, classes), behind_gates(every)
     gates = {f"{node.layer}.bias" for node in every if node.activation == "gate"}
     renamed = {} if network.head is None else torchvision_names(network)
-    names = Placeholders()
+    names, used = Placeholders(), 0
     for group in groups(network, classes):
         names.names |= group.names
         for key, rule in _rules(mapping, group):
+            used += 1
+            if used > 2 * len(shapes):  # each fills an entry at least
+                raise ValueError(f"{key}: the rules are used more often than twice for each of {len(shapes)} entries")
             try:
                 local = names.fill(mapping.names.get(rule.source, rule.source))
                 target = names.fill(rule.target)
-            except (KeyError, IndexError, ValueError) as error:
+            except KeyError as error:
                 raise ValueError(f"{key}: {error} is not known here; known: {', '.join(names.names)}") from error
+            except ValueError as error:
+                raise ValueError(f"{key}: {error}") from error
             for variable, entry in mapping.batch_norm.items() if rule.axes == "batch_norm" else (("", ""),):
                 module, _, part = ".".join(filter(None, (target, entry))).rpartition(".")
                 module = renamed.get(module, module)

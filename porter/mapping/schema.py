@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
 
 from porter.mapping.axes import Layout
 from porter.network.network import Architecture
 from porter.network.spec import BlockKind
+
+MOST_PARTS = 16  # of a batch norm, and names that one output may have; ours have 4 and 2
 
 
 class Classes(Struct, frozen=True, forbid_unknown_fields=True):
@@ -80,12 +82,12 @@ class VariantMapping(Architecture, frozen=True, forbid_unknown_fields=True, kw_o
     variant: str
     scope: str
     classes: Classes
-    batch_norm: dict[str, str]
+    batch_norm: Annotated[dict[str, str], Meta(max_length=MOST_PARTS)]
     rules: dict[str, list[BlockRule]]
     ignore: list[Ignored]
     top: Literal["required", "optional", "none"] = "required"
     names: dict[str, str] = {}  # noqa: RUF012 - msgspec copies it
-    outputs: dict[str, dict[str, list[str]]] = {}  # noqa: RUF012
+    outputs: dict[str, dict[str, Annotated[list[str], Meta(max_length=MOST_PARTS)]]] = {}  # noqa: RUF012
     variables: dict[str, str] = {}  # noqa: RUF012
     constants: dict[str, float] = {}  # noqa: RUF012
     timm: str | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +30,8 @@ class Document(NamedTuple):
 
 ADDED = "ignore"  # this list is added to the base's
 MAX_BYTES = 1 << 20  # of one file; our largest has 11 KB
-MAX_NODES, MAX_DEPTH = 20_000, 24  # of one file, each use of an alias counted; ours have up to 1,500 and 8
+MAX_NODES, MAX_DEPTH = 20_000, 24  # of all files together, each use of an alias counted; ours have up to 3,000 and 8
+MAX_TEXT = 1000  # characters of a value, or of all keys above one
 MAX_BASES = 32  # files read for one mapping
 
 
@@ -56,10 +58,12 @@ class _Reading:
         except UnicodeDecodeError as error:
             raise MappingError(f"{path}: not readable as YAML: {error}") from error
 
-    def node(self, place: str, depth: int) -> None:
+    def node(self, place: str, depth: int, at: str, node: yaml.Node) -> None:
         self.nodes += 1
         if self.nodes > MAX_NODES or depth > MAX_DEPTH:
             raise MappingError(f"{place}: more than {MAX_NODES} values, or nested deeper than {MAX_DEPTH}")
+        if max(len(at), len(node.value) if isinstance(node, yaml.ScalarNode) else 0) > MAX_TEXT:
+            raise MappingError(f"{place}: a text of more than {MAX_TEXT} characters; no name is that long")
 
 
 def read_yaml(path: Path, find: Find) -> Document:
@@ -75,14 +79,17 @@ def _read(path: Path, reading: _Reading, seen: tuple[Path, ...]) -> Document:
         raise MappingError(f"{path}: its base leads back to itself")
     text = reading.file(path)
     try:
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
+        kind = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        # A value of two characters takes a kilobyte once it is composed. A shorter text cannot hold as many
+        if len(text) > MAX_NODES and sum(1 for _ in islice(yaml.parse(text, kind), 2 * MAX_NODES)) == 2 * MAX_NODES:
+            raise MappingError(f"{path}: more than {MAX_NODES} values")
+        loader = kind(text)
         node = loader.get_single_node()
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise MappingError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(node, yaml.MappingNode):
         raise MappingError(f"{path}:1: a mapping file is a YAML mapping (key: value)")
     lines: dict[str, str] = {}
-    reading.nodes = 0
     content = _value(_File(loader, path, lines, reading), node, "$")
     bases = content.pop("base", [])
     document = Document({}, {})
@@ -113,8 +120,9 @@ class _File(NamedTuple):
 
 def _value(file: _File, node: yaml.Node, at: str, depth: int = 0) -> Any:
     loader, path, lines, reading = file
-    lines[at] = f"{path}:{node.start_mark.line + 1}"
-    reading.node(lines[at], depth)
+    place = f"{path}:{node.start_mark.line + 1}"
+    reading.node(place, depth, at, node)
+    lines[at] = place
     if isinstance(node, yaml.SequenceNode):
         children = enumerate(node.value)
         return [_value(file, child, f"{at}[{i}]", depth + 1) for i, child in children]

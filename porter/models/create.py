@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from porter.artifacts.artifact import Artifact, ArtifactFile, find_artifact, load_artifact
 from porter.artifacts.metadata import Metadata
 from porter.artifacts.relayout import relayout, without_batch_norms
-from porter.artifacts.variant import class_count, mapping_of, network_as_stored, variant_mapping
+from porter.artifacts.variant import check_fits, class_count, mapping_of, network_as_stored, variant_mapping
 from porter.errors import ArtifactError, MappingError, Option, PorterError
 from porter.mapping.files import load_mapping, load_variant, variant_named
 from porter.mapping.options import DEFAULT_OPTIONS, ArtifactLayout, PathLike, PortOptions
@@ -239,13 +239,15 @@ def open_model(
         except ValueError:
             strides = ", ".join(str(tap.reduction) for tap in pyramid(network))
             raise PorterError(f"output_stride={changes.output_stride!r}: use one of {strides}") from None
+    if artifact is not None:
+        check_fits(network, artifact.arrays, name)
     model = _built(network, artifact, changes)
     if isinstance(model, Trunk):
         model.set_drop_path(changes.drop_path_rate)
     if artifact is None:
         initialize(model)
     else:
-        _fill(model, artifact.tensors, name)
+        _fill(model, artifact.tensors, name, new_stem=changes.in_chans is not None)
     if fake_quant:
         assert artifact is not None
         new_head = changes.num_classes not in (None, class_count(artifact.arrays))
@@ -363,13 +365,13 @@ def _ranges_of(model: nn.Module, ranges: dict[str, Range], new_head: bool, sourc
     return found
 
 
-def _fill(model: Whole | MobileNetV3Features, tensors: dict[str, Tensor], source: str) -> None:
-    """Load ``tensors`` strictly, except for a replaced head and an adapted stem."""
+def _fill(model: Whole | MobileNetV3Features, tensors: dict[str, Tensor], source: str, new_stem: bool) -> None:
+    """Load ``tensors`` strictly, except for a replaced head and a ``new_stem``, of other channels."""
     own, network = model.state_dict(), model.network
     head = ("classifier.", "conv_head.", "bn2.")
     state = {name: value for name, value in tensors.items() if name in own or not name.startswith(head)}
     stem = f"{nodes(network, classes=0)[0].layer}.weight"
-    if stem in state and state[stem].shape[1] != own[stem].shape[1]:
+    if new_stem and stem in state and state[stem].shape[1] != own[stem].shape[1]:
         state[stem] = _adapt_stem(state[stem], own[stem].shape[1])
     for module in network.class_layers:
         for name in (f"{module}.weight", f"{module}.bias"):

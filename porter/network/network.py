@@ -12,6 +12,7 @@ from typing import get_args
 from msgspec import Struct, field
 
 from porter.network.detection import Detection
+from porter.network.names import fill
 from porter.network.segmentation import Segmentation
 from porter.network.spec import (
     MOST,
@@ -201,6 +202,14 @@ def build_network(mapping: Architecture) -> Network:
     def scaled(count: int) -> int:
         return make_divisible(count * table.multiplier, divisor, definition.min_depth)
 
+    def named(key: str, template: str, **values: int) -> str:
+        try:
+            return fill(template, values)
+        except KeyError as error:
+            raise ValueError(f"{key}: unknown placeholder {error}") from error
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from error
+
     blocks: list[Block] = []
     channels = stem = table.stem.out if table.stem.fixed else scaled(table.stem.out)
     for index, row in enumerate(table.blocks):
@@ -227,8 +236,8 @@ def build_network(mapping: Architecture) -> Network:
         position = sum(block.stage == row.stage for block in blocks)
         names = mapping.block
         block = Block(
-            scope=(names.first if index == 0 else names.others).format(index=index),
-            module=mapping.module.format(stage=row.stage, position=position),
+            scope=named("block", names.first if index == 0 else names.others, index=index),
+            module=named("module", mapping.module, stage=row.stage, position=position),
             endpoint=f"layer_{index + 2}",
             stage=row.stage,
             kernel=row.kernel,
@@ -244,7 +253,7 @@ def build_network(mapping: Architecture) -> Network:
         blocks.append(block)
         channels = block.out
     # timm's names: its MobileNetV3 keeps the last convolution in the blocks, its EfficientNet before the pooling
-    last = mapping.module.format(stage=blocks[-1].stage + 1, position=0)
+    last = named("module", mapping.module, stage=blocks[-1].stage + 1, position=0)
     if table.output_stride is not None:
         blocks = _dilated(blocks, table.stem.stride, table.output_stride)
     head = mapping.head

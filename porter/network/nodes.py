@@ -6,15 +6,20 @@ tests/test_network.py holds it against the PyTorch network itself.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 from typing import TYPE_CHECKING
 
 from porter.network.detection import Detection, anchors_on
 from porter.network.network import GATE_ENTRY, Block, Network
-from porter.network.node import IMAGE, Group, Map, Node, Shape, map_sizes
+from porter.network.node import IMAGE, Group, Map, Node, Shape, map_sizes, same_padding
+from porter.network.spec import Input
 
 if TYPE_CHECKING:
     import numpy as np
 
+# What a network may need, far beyond any MobileNet: large_100 has 5 million weights, and 15 million values in its maps
+MOST_WEIGHTS, MOST_VALUES = 1 << 26, 1 << 27
+MOST_SIDE = 4096  # pixels of a photo before the crop
 COUNTER = "num_batches_tracked"  # PyTorch's batch norms count batches; TensorFlow has no such variable
 CLASS_ENDPOINTS = ("Logits", "Predictions")  # of shape (N, classes)
 LOGITS, FEATURES = "logits", "features"  # a classifier's output, and that of a network without one
@@ -198,6 +203,35 @@ def state_dict_shapes(network: Network, classes: int) -> dict[str, Shape]:
             entries |= {f"{node.norm}.{name}": channels for name in ("weight", "bias", "running_mean", "running_var")}
             entries[f"{node.norm}.{COUNTER}"] = ()
     return entries
+
+
+def check_needs(network: Network, spec: Input) -> None:
+    """Raise ValueError, ``key: what is wrong``, for a network that would take gigabytes to make or to run."""
+    every = nodes(network, classes=1)
+    weights = sum(prod(node.shape) for node in every)
+    if weights > MOST_WEIGHTS:
+        raise ValueError(f"network: has {weights:,} weights; at most {MOST_WEIGHTS:,} are computed")
+    if spec.size / spec.crop > MOST_SIDE:
+        raise ValueError(
+            f"input.crop: {spec.size} pixels after a crop of {spec.crop:g}; at most {MOST_SIDE:,} before it"
+        )
+    check_image(network, spec.size, spec.size)
+
+
+def check_image(network: Network, height: int, width: int, count: int = 1) -> None:
+    """Raise ValueError for images at which the network would compute gigabytes of values."""
+    every = nodes(network, classes=1)
+    sizes, values = map_sizes(every, height, width), 0
+    for node in every:
+        if node.operation == "convolution":  # takes a padded map, and gives one
+            before = sizes.get(node.inputs[0], (1, 1))
+            padded = (side + sum(same_padding(side, node.shape[2], node.stride, node.dilation)) for side in before)
+            values += prod(padded) * node.shape[1] * node.groups + prod(sizes[node.name]) * node.shape[0]
+    if count * values > MOST_VALUES:
+        raise ValueError(
+            f"input.size: {height}x{width}: the network computes {count * values:,} values for {count} image(s); at "
+            f"most {MOST_VALUES:,} are computed"
+        )
 
 
 def is_weight(entry: str) -> bool:

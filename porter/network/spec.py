@@ -9,6 +9,7 @@ from msgspec import Meta, Struct
 # What a mapping file may ask for; the largest network of the paper has 1,280 channels, 15 blocks and expansions of 8
 MOST, MOST_COUNT, MOST_BLOCKS = 1024, 65_536, 256
 Count = Annotated[int, Meta(ge=1, le=MOST_COUNT)]
+Kernel = Annotated[int, Meta(ge=1, le=31)]  # a side; the paper's have 3 and 5
 Positive = Annotated[float, Meta(gt=0, le=MOST)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Sides = Annotated[list[Count], Meta(min_length=2, max_length=2)]  # height and width
@@ -102,7 +103,7 @@ class BlockNames(Struct, frozen=True, forbid_unknown_fields=True):
 class Stem(Struct, frozen=True, forbid_unknown_fields=True):
     """The first convolution. The multiplier does not apply to a ``fixed`` one, such as Keras's."""
 
-    kernel: Count
+    kernel: Kernel
     stride: Count
     out: Count
     activation: Activation
@@ -116,7 +117,7 @@ class BlockRow(Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     stage: int
-    kernel: Count
+    kernel: Kernel
     expansion: int | float | str
     out: Count
     se: bool

@@ -143,8 +143,11 @@ def normalized(
     """What ``resized`` gave, or a batch of it, minus ``mean`` over ``std``; (..., H, W, 3) of ``dtype``.
 
     With ``levels`` (256 numbers for all channels, or for each) those of the pixels instead, floats rounded to pixels.
-    Each channel lies together in memory, as PyTorch and ONNX Runtime take it.
+    Each channel lies together in memory, as PyTorch and ONNX Runtime take it. Raises PorterError where the network does
+    not take colours.
     """
+    if len(mean) != pixels.shape[-1]:
+        raise PorterError(f"the network takes images of {len(mean)} channels, and photos have {pixels.shape[-1]}")
     if levels is not None:
         whole = pixels if pixels.dtype == np.uint8 else np.round(pixels * np.float32(255)).clip(0, 255).astype(np.uint8)
         planes = np.stack([np.array(row, np.float32)[whole[..., c]] for c, row in zip(range(3), cycle(levels))], -3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 from porter.atomic import check_folder
 from porter.cores import cores
 from porter.errors import PorterError
+from porter.left_over import die_with_parent
 from porter.mapping.options import PortOptions
 from porter.port import plan_port
 from porter.releases.publish import Released, release, release_name
@@ -62,7 +64,7 @@ def release_all(
     jobs = min(jobs or cores(), len(targets) or 1)
     # Spawned: torch and TensorFlow do not survive a fork
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_end_quietly) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_end_quietly, initargs=(os.getpid(),)) as pool:
         held_back = signal.pthread_sigmask(
             signal.SIG_BLOCK, ENDS
         )  # processes inherit this until they can handle signals
@@ -76,8 +78,9 @@ def release_all(
             raise
 
 
-def _end_quietly() -> None:
-    """Make this pool process end silently when interrupted; its parent reports it."""
+def _end_quietly(parent: int) -> None:
+    """Make this pool process end silently when interrupted; its parent reports it. And with its parent."""
+    die_with_parent(parent)
     for number in ENDS:
         signal.signal(number, _end)
 

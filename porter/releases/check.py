@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -11,7 +11,10 @@ import numpy as np
 from porter.artifacts.artifact import CONFIG, MAPPING, PARITY, REFERENCE, WEIGHTS, Artifact, load_artifact
 from porter.artifacts.variant import mapping_of
 from porter.errors import ArtifactError, NoParityError
+from porter.mapping.files import load_mapping, mapping_digest
 from porter.mapping.options import PortOptions
+from porter.models.create import pretrained_cfg
+from porter.network.nodes import check_image
 from porter.parity.candidates.own import recorded_artifact
 from porter.parity.references.recorded import recorded
 from porter.parity.verdict import Verdict
@@ -21,11 +24,13 @@ from porter.releases.naming import architecture
 from porter.sources.checkpoint import sha256
 
 
-class _Config(msgspec.Struct, frozen=True):
+class _Config(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     """The checked part of ``config.json``."""
 
     architecture: str
     num_classes: int
+    pretrained_cfg: dict[str, Any] | None = None
+    images: dict[str, Any] | None = None
 
 
 class _Parity(msgspec.Struct, frozen=True):
@@ -76,9 +81,20 @@ def _contradictions(folder: Path) -> list[str]:
     config, parity = _json(folder / CONFIG, _Config), _json(folder / PARITY, _Parity)
     own = folder / MAPPING if (folder / MAPPING).is_file() else None
     mapping = mapping_of(artifact.metadata, PortOptions(), own, str(path))
+    stated = _Config(config.architecture, config.num_classes)
     expected = _Config(architecture(mapping, artifact.metadata), artifact.metadata.num_classes)
-    if config != expected:
-        problems.append(f"{CONFIG}: is of {config}, the weights are of {expected}")
+    if stated != expected:
+        problems.append(f"{CONFIG}: is of {stated}, the weights are of {expected}")
+    images = msgspec.json.decode(msgspec.json.encode(pretrained_cfg(mapping, artifact.metadata.num_classes)))
+    for found in (config.pretrained_cfg or {}, config.images or {}):
+        problems += [
+            f"{CONFIG}: {key}: {found[key]}, the mapping has {images.get(key)}"
+            for key in found
+            if found[key] != images.get(key)
+        ]
+    # Its digest; before version 0.3, that of its content
+    if own and artifact.metadata.mapping not in (sha256(own), mapping_digest(load_mapping(own))):
+        problems.append(f"{MAPPING}: is not the mapping that {path.name} was made by")
     if not parity.passed:
         problems.append(f"{PARITY}: does not report parity")
     if parity.digests.get(path.name) != sha256(path):
@@ -125,6 +141,12 @@ def _against_recorded(folder: Path, path: Path, own: Path | None) -> Verdict:
         rounded_weights=candidate.rounded_weights,
     )
     assert candidate.model is not None
+    for sample in reference.samples:
+        try:
+            count, height, width, _ = sample.images.shape
+            check_image(candidate.model.network, height, width, count)
+        except ValueError as error:
+            raise ArtifactError(f"{folder / REFERENCE}: {error}") from error
     questions = asked("both", candidate, reference)
     check = Check(None, mapping, candidate.model.network, candidate, reference, questions, verdict)
     for sample in reference.samples:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -46,6 +45,7 @@ from porter.releases.naming import architecture, has_released_form, plain_name
 from porter.report.html import parity_html
 from porter.sources.checkpoint import sha256
 from porter.sources.weights import Weights
+from porter.text import json_text
 
 KEEP = 1024  # values recorded per endpoint: more than the classes, so that logits stay whole
 
@@ -135,12 +135,13 @@ def release(
         assert metadata is not None
         if publication.class_names:
             metadata = msgspec.structs.replace(metadata, class_names=list(publication.class_names))
-        path = stage / f"{release_name(port, publication)}.pth"
-        save_artifact(path, Artifact(arrays, metadata))
-        path = contents.add_hash(path)
         if mapping is not None:
             own = port.mapping if file is None else load_mapping(Path(mapping))  # without what the artifact states
             (stage / MAPPING).write_bytes(standalone(own))
+            metadata = msgspec.structs.replace(metadata, mapping=sha256(stage / MAPPING))
+        path = stage / f"{release_name(port, publication)}.pth"
+        save_artifact(path, Artifact(arrays, metadata))
+        path = contents.add_hash(path)
         check = open_check(checkpoint, path, options, Against(reference))
         evidence = Evidence()
         run_check(check, evidence=evidence, progress=progress)
@@ -173,7 +174,7 @@ def release(
         (stage / CARD).write_bytes(model_card(card))
         errors = {kind: error for kind, (_, error) in exported.items()}
         found = verdict.as_json() | {"exports": errors}
-        (stage / PARITY).write_text(json.dumps(found, indent=1) + "\n")
+        (stage / PARITY).write_text(json_text(found, indent=1) + "\n")
         (stage / REPORT).write_bytes(parity_html(verdict, evidence))
         contents.write_checksums(stage)
     return Released(folder, port.mapping.variant, verdict, errors)
@@ -256,5 +257,5 @@ def _evaluate_release(path: Path, options: PortOptions, data: Path | None, stage
     evaluation.classifiers = [path.name]
     content = evaluation.as_json()
     del content["run"]  # its duration is not part of the result
-    (stage / EVALUATION).write_text(json.dumps(content, indent=1) + "\n")
+    (stage / EVALUATION).write_text(json_text(content, indent=1) + "\n")
     return evaluation

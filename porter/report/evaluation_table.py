@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 
+from rich.markup import escape
 from rich.table import Table
 
 from porter.evaluation.result import Evaluation, Scores, Share
 from porter.photos.labels import class_labels
 from porter.report.console import console
-from porter.text import listed, printable
+from porter.text import csv_text, listed, printable
 
 
 def print_evaluation(evaluation: Evaluation | Scores) -> None:
@@ -24,7 +25,7 @@ def print_evaluation(evaluation: Evaluation | Scores) -> None:
         table.add_column(name, justify="right")
     for number, name in enumerate(evaluation.classifiers):
         first, fifth = (evaluation.accuracy(number, k) for k in (1, 5))
-        table.add_row(name, str(first.total), *_cells(first), *_cells(fifth))
+        table.add_row(escape(printable(name)), str(first.total), *_cells(first), *_cells(fifth))
     out.print(table)
     if len(evaluation.classifiers) > 1:
         change, half = evaluation.difference()
@@ -65,14 +66,14 @@ def per_class_csv(evaluation: Evaluation | Scores) -> bytes:
     writer = csv.writer(file, lineterminator="\n")
     if isinstance(evaluation, Scores):
         writer.writerow(["class", "name", evaluation.measure.lower()])
-        writer.writerows([n, evaluation.names.get(n, ""), value] for n, value in evaluation.classes.items())
+        writer.writerows([n, csv_text(evaluation.names.get(n, "")), value] for n, value in evaluation.classes.items())
         return file.getvalue().encode()
     labels = class_labels(len(evaluation.class_names) or 1000, evaluation.class_names)
     several = len(evaluation.classifiers) > 1
     counts = [evaluation.per_class(number) for number in range(len(evaluation.classifiers))]
-    columns = [f"{k} {name}" if several else k for name in evaluation.classifiers for k in ("top1", "top5")]
+    columns = [csv_text(f"{k} {name}") if several else k for name in evaluation.classifiers for k in ("top1", "top5")]
     writer.writerow(["class", "wordnet", "names", "images", *columns])
     for label, (images, *_) in counts[0].items():
         name = labels[label] if label < len(labels) else ("", "")
-        writer.writerow([label, *name, images, *(count for one in counts for count in one[label][1:])])
+        writer.writerow([label, *map(csv_text, name), images, *(count for one in counts for count in one[label][1:])])
     return file.getvalue().encode()

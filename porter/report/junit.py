@@ -37,8 +37,9 @@ def _document(root: ElementTree.Element) -> bytes:
 def _suite(verdict: Verdict) -> ElementTree.Element:
     rows = verdict.worst_rows()
     failures = sum(not row.passed for row in rows) + len(verdict.changed)
-    suite = ElementTree.Element(
-        "testsuite",
+    suite = ElementTree.Element("testsuite")
+    _set(
+        suite,
         name=f"mnv3-port verify {verdict.variant}",
         tests=str(len(rows) + len(verdict.changed)),
         failures=str(failures),
@@ -46,22 +47,29 @@ def _suite(verdict: Verdict) -> ElementTree.Element:
     )
     properties = ElementTree.SubElement(suite, "properties")
     for name, value in {"reference": verdict.reference, "dtype": verdict.dtype, **verdict.environment}.items():
-        ElementTree.SubElement(properties, "property", name=name, value=value)
-    ElementTree.SubElement(properties, "property", name="verdict", value=verdict.sentence())
+        _set(ElementTree.SubElement(properties, "property"), name=name, value=value)
+    _set(ElementTree.SubElement(properties, "property"), name="verdict", value=verdict.sentence())
     for cause in verdict.causes:
-        ElementTree.SubElement(properties, "property", name="cause", value=cause.what)
+        _set(ElementTree.SubElement(properties, "property"), name="cause", value=cause.what)
     for row in rows:
-        case = ElementTree.SubElement(suite, "testcase", classname=verdict.variant, name=row.endpoint, time="0")
+        case = _set(ElementTree.SubElement(suite, "testcase"), classname=verdict.variant, name=row.endpoint, time="0")
         text = f"{_figures(row, PRECISIONS[verdict.precision])} on {row.sample}, worst at {list(row.worst)}"
         if row.passed:
-            ElementTree.SubElement(case, "system-out").text = text
+            ElementTree.SubElement(case, "system-out").text = printable(text)
         else:
-            ElementTree.SubElement(case, "failure", message=text)
+            _set(ElementTree.SubElement(case, "failure"), message=text)
     for name in verdict.changed:
-        case = ElementTree.SubElement(suite, "testcase", classname=verdict.variant, name=name, time="0")
+        case = _set(ElementTree.SubElement(suite, "testcase"), classname=verdict.variant, name=name, time="0")
         of = f" (variable {verdict.variables[name]})" if name in verdict.variables else ""
-        ElementTree.SubElement(case, "failure", message=f"its values are not the checkpoint's{of}")
+        _set(ElementTree.SubElement(case, "failure"), message=f"its values are not the checkpoint's{of}")
     return suite
+
+
+def _set(element: ElementTree.Element, **attributes: str) -> ElementTree.Element:
+    """``element`` with these attributes, which come from files; XML has no control characters, not even escaped."""
+    for name, value in attributes.items():
+        element.set(name, printable(value))
+    return element
 
 
 def _figures(row: Row, exact: str) -> str:

@@ -30,7 +30,7 @@ def rendered(name: str, **values: Any) -> bytes:
         loader=FunctionLoader(source), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["e"] = lambda value: "-" if value is None else f"{value:.1e}"
-    return environment.get_template(f"{name}.html.j2").render(**values).encode()
+    return environment.get_template(f"{name}.html.j2").render(**values).encode(errors="backslashreplace")  # file names
 
 
 def png(pixels: np.ndarray, at_most: int | None = None) -> str:

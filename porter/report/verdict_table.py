@@ -50,9 +50,9 @@ def print_verdict(verdict: Verdict, verbose: bool = False) -> None:
     _print_table(out, shown, PRECISIONS[verdict.precision], foreign=any(row.port_name for row in rows))
     if verbose:
         out.print()
-    out.print(f"reference  {verdict.reference}", markup=False, soft_wrap=True)
+    out.print(f"reference  {printable(verdict.reference)}", markup=False, soft_wrap=True)
     if verdict.received and not verdict.received.startswith("reference: the same"):
-        out.print(f"received   {verdict.received}", markup=False, soft_wrap=True)
+        out.print(f"received   {printable(verdict.received)}", markup=False, soft_wrap=True)
     changed = [f"{n} ({verdict.variables[n]})" if n in verdict.variables else n for n in verdict.changed]
     for what, names in (("not in it", verdict.missing), ("not matched", verdict.unmatched), ("changed", changed)):
         if names:

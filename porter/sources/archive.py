@@ -17,20 +17,30 @@ from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
 from porter.errors import CheckpointError
+from porter.left_over import temporary_folder
+from porter.sources.bounds import check_zip
 
 # bytes; a released tarball holds at most 130 MB
 MAX_UNPACKED = 4 << 30
 MAX_NAME = 1 << 16  # bytes of a member's name, or of its extended header
+MAX_MEMBERS, MAX_DEPTH = 10_000, 32  # folders count; a released tarball has 20 members, 3 deep
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 
 
 class _TarInfo(tarfile.TarInfo):
-    """Refuses long names and headers, which tarfile would read into memory unchecked."""
+    """Refuses long names and headers, and lists of holes, which tarfile would read into memory unchecked."""
 
     def _proc_gnulong(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
         return super()._proc_gnulong(self._short(archive))  # type: ignore[misc]
 
     def _proc_pax(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
         return super()._proc_pax(self._short(archive))  # type: ignore[misc]
+
+    def _proc_sparse(self, _archive: tarfile.TarFile) -> tarfile.TarInfo:
+        raise tarfile.ReadError("a file with holes")
+
+    def _proc_gnusparse_10(self, *_: object) -> None:
+        raise tarfile.ReadError("a file with holes")
 
     def _short(self, archive: tarfile.TarFile) -> tarfile.TarFile:
         if self.size > MAX_NAME:
@@ -39,10 +49,11 @@ class _TarInfo(tarfile.TarInfo):
 
 
 class _Member(NamedTuple):
-    """A member of an archive. ``plain`` is False for links and devices."""
+    """A member of an archive. ``plain`` is False for links, devices and files with holes."""
 
     name: str
     size: int
+    folder: bool
     plain: bool
     open: Callable[[], IO[bytes] | None]
 
@@ -53,11 +64,17 @@ def unpack(path: Path) -> tempfile.TemporaryDirectory[str]:
     They lie below the archive's own name, so that messages about them name it. Links and names that leave the folder
     are refused. Raises CheckpointError on damage.
     """
-    folder = tempfile.TemporaryDirectory(prefix="mnv3-port-")
+    folder = temporary_folder()
     try:
         total = 0
-        for member in _members(path):
+        for number, member in enumerate(_members(path)):
+            if number >= MAX_MEMBERS:
+                raise CheckpointError(f"{path}: has more than {MAX_MEMBERS} members; not a released tarball")
+            if member.folder:
+                continue
             name = PurePosixPath(member.name.replace("\\", "/"))
+            if len(name.parts) > MAX_DEPTH:
+                raise CheckpointError(f"{path}: has folders more than {MAX_DEPTH} deep; not a released tarball")
             if not member.plain or name.is_absolute() or ".." in name.parts or ":" in name.parts[0]:
                 raise CheckpointError(
                     f"{path}: refusing member {member.name[:100]!r}: a link, a device or an unsafe path"
@@ -87,7 +104,7 @@ def unpack(path: Path) -> tempfile.TemporaryDirectory[str]:
         struct.error,
     ) as error:
         folder.cleanup()
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
             raise CheckpointError(f"{path}: cannot be unpacked into {folder.name}: {error.strerror}") from error
         raise CheckpointError(f"{path}: damaged archive ({error}); fetch it again") from error
     except BaseException:
@@ -98,13 +115,13 @@ def unpack(path: Path) -> tempfile.TemporaryDirectory[str]:
 
 def _members(path: Path) -> Iterator[_Member]:
     if zipfile.is_zipfile(path):
+        check_zip(path)
         with zipfile.ZipFile(path) as packed:
             for info in packed.infolist():
-                if not info.is_dir():
-                    kind = stat.S_IFMT(info.external_attr >> 16)
-                    yield _Member(info.filename, info.file_size, kind in (0, stat.S_IFREG), partial(packed.open, info))
+                plain = stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG)
+                yield _Member(info.filename, info.file_size, info.is_dir(), plain, partial(packed.open, info))
         return
     with tarfile.open(path, "r:gz", tarinfo=_TarInfo) as archive:
         for member in archive:
-            if not member.isdir():
-                yield _Member(member.name, member.size, member.isfile(), partial(archive.extractfile, member))
+            plain = member.isfile() and not member.issparse()
+            yield _Member(member.name, member.size, member.isdir(), plain, partial(archive.extractfile, member))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import zipfile
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,8 @@ TIMES, SLACK = 4, 64 << 20
 
 MAX_RANK = 32  # numpy's is 64; TensorFlow's 254; no variable of a network has more than 5
 MAX_VALUES = 1 << 48
+MAX_DIRECTORY = 1 << 20  # bytes of a zip's list of members; a PyTorch file of 1,000 tensors has 100 KB
+END_OF_ZIP = 22 + (1 << 16)  # bytes in which a zip's end lies: the record, and a comment
 
 
 def allowance(size: int) -> int:
@@ -43,6 +46,17 @@ def check_total(variables: Iterable[Variable], files: Iterable[Path], source: st
         raise CheckpointError(
             f"{source}: its variables claim {claimed:,} bytes, the files have {stored:,}; damaged or hostile"
         )
+
+
+def check_zip(path: Path) -> None:
+    """Raise BadZipFile where the list of members, which zipfile reads at once, is longer than MAX_DIRECTORY bytes."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - END_OF_ZIP))
+        tail = file.read(END_OF_ZIP)
+    for found in re.finditer(b"PK\5\6", tail):  # the end's record: APPNOTE.TXT, 4.3.16
+        size = int.from_bytes(tail[found.start() + 12 : found.start() + 16], "little")
+        if size > MAX_DIRECTORY:
+            raise zipfile.BadZipFile(f"a list of members of {size} bytes")
 
 
 def limit_memory(more: int) -> None:

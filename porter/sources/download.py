@@ -5,21 +5,24 @@ from __future__ import annotations
 import base64
 import hashlib
 import http.client
-import tempfile
+import os
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from email.message import Message
 from pathlib import Path
+from typing import IO
 
 import crc32c
 
 from porter.atomic import check_output, is_stream, place_of, write_through
 from porter.errors import PorterError
+from porter.left_over import temporary_folder
+from porter.sources.redirects import SCHEMES, Redirects
 from porter.sources.remote import SILENCE, reason
 
 CHUNK = 1 << 16
-SCHEMES = ("https", "http")
 MOST = 4 << 30  # bytes; a released tarball has up to 130 MB
 Progress = Callable[[int, int | None], None]
 
@@ -45,7 +48,7 @@ def download(
     """
     check_output(output, force)
     if is_stream(output):
-        with tempfile.TemporaryDirectory(prefix="mnv3-port-") as folder:
+        with temporary_folder() as folder:
             whole = Path(folder) / "whole"
             _fetch_checked(url, whole, sha256, progress, "try again")
             with whole.open("rb") as file:
@@ -55,9 +58,44 @@ def download(
     part = place.with_name(place.name + ".part")
     if part.is_symlink() or (part.exists() and not part.is_file()):
         raise DownloadError(f"{part}: is not a regular file; remove it")
-    _fetch_checked(url, part, sha256, progress, f"{part} keeps what was fetched; the same command continues from there")
-    part.replace(place)
+    with _only_writer(part):
+        keeps = f"{part} keeps what was fetched; the same command continues from there"
+        _fetch_checked(url, part, sha256, progress, keeps)
+        part.replace(place)
     return output
+
+
+@contextmanager
+def _only_writer(part: Path) -> Iterator[None]:
+    """Hold the file ``part``, made where it is missing; an empty one goes at the end. Raises DownloadError.
+
+    Two that append to one file would leave neither's content, and a server without digests would not tell.
+    """
+    import fcntl
+
+    try:
+        with part.open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not part.exists() or _moved(part, file):
+                raise BlockingIOError
+            try:
+                yield
+            finally:
+                if _fetched(part) == 0:
+                    part.unlink(missing_ok=True)
+    except BlockingIOError as error:
+        raise DownloadError(f"{part}: another process fetches it; wait for it, or name another output") from error
+    except OSError as error:
+        raise DownloadError(f"{part}: cannot be written: {error.strerror or error}") from error
+
+
+def _moved(part: Path, file: IO[bytes]) -> bool:
+    """Whether ``part`` is another file than the open one: who held it has finished meanwhile."""
+    return not os.path.samestat(part.stat(), os.fstat(file.fileno()))
+
+
+def _fetched(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
 
 
 def _fetch_checked(url: str, part: Path, sha256: str | None, progress: Progress | None, broken_off: str) -> None:
@@ -67,7 +105,7 @@ def _fetch_checked(url: str, part: Path, sha256: str | None, progress: Progress 
     except (OSError, http.client.HTTPException, ValueError) as error:
         if getattr(error, "filename", None) == str(part):  # ours, not the network's
             raise DownloadError(f"{part}: cannot be written: {getattr(error, 'strerror', error)}") from error
-        raise DownloadError(f"{url}: {reason(error)}{f'; {broken_off}' if part.exists() else ''}") from error
+        raise DownloadError(f"{url}: {reason(error)}{f'; {broken_off}' if _fetched(part) else ''}") from error
     size = part.stat().st_size
     if total is not None and size < total:
         raise DownloadError(f"{url}: broke off at {size} of {total} bytes; {broken_off}")
@@ -87,7 +125,7 @@ def _version_file(part: Path) -> Path:
 
 def _fetch(url: str, part: Path, sha256: str | None, progress: Progress | None) -> tuple[Message, int | None]:
     """Append what is missing to ``part``. Returns the headers and, if known, the whole size."""
-    start = part.stat().st_size if part.exists() else 0
+    start = _fetched(part)
     version = _version_file(part).read_text() if start and _version_file(part).is_file() else ""
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     if version:  # another version is sent whole
@@ -95,7 +133,7 @@ def _fetch(url: str, part: Path, sha256: str | None, progress: Progress | None) 
     if request.type not in SCHEMES:
         raise DownloadError(f"{url}: only {' and '.join(SCHEMES)} addresses are fetched")
     try:
-        response = urllib.request.build_opener(_Redirects).open(request, timeout=SILENCE)
+        response = urllib.request.build_opener(Redirects).open(request, timeout=SILENCE)
     except urllib.error.HTTPError as error:
         if error.code != 416 or not start:  # 416: there is nothing after the part
             raise
@@ -107,7 +145,7 @@ def _fetch(url: str, part: Path, sha256: str | None, progress: Progress | None) 
         if resumed and not sent.strip().lower().startswith(f"bytes {start}-"):
             raise DownloadError(f"{url}: sends another part ({sent[:60]!r}) than the one asked for; remove {part}")
         if resumed and not (version or sha256 or response.headers.get("x-goog-hash")):
-            part.unlink()  # without a version, two parts may be of different files
+            os.truncate(part, 0)  # without a version, two parts may be of different files
             return _fetch(url, part, sha256, progress)
         if start and not resumed:  # a server without ranges, or with another version, starts over
             start = 0
@@ -135,15 +173,6 @@ def _keep_version(headers: Message, part: Path) -> None:
         _version_file(part).write_text(version)
     else:
         _version_file(part).unlink(missing_ok=True)
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows at most ten redirects (as urllib does), and none to another kind of address."""
-
-    def redirect_request(self, req, fp, code, msg, headers, newurl):  # type: ignore[no-untyped-def]
-        if newurl.partition(":")[0].lower() not in SCHEMES:
-            raise DownloadError(f"{req.full_url}: leads to {newurl[:100]}, which is no {' or '.join(SCHEMES)} address")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _mismatch(path: Path, headers: Message, sha256: str | None) -> str | None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from porter.errors import CheckpointError
+from porter.left_over import temporary_folder
 from porter.sources.bounds import allowance
 from porter.sources.keras_config import MAX_CONFIG, MODELS, stored_graph, weight_paths
 from porter.sources.stored_graph import StoredGraph
@@ -46,7 +47,7 @@ def read_keras(path: Path) -> Contents:
     if SHARD.fullmatch(path.name):
         index = SHARD.sub(r"\1.weights.json", path.name)
         raise CheckpointError(f"{path}: one shard of a model's weights; port all of them by their index, {index}")
-    folder = tempfile.TemporaryDirectory(prefix="mnv3-port-")
+    folder = temporary_folder()
     variables: dict[str, Variable] = {}
     aside: dict[str, str] = {}
     try:
@@ -84,7 +85,7 @@ def read_keras(path: Path) -> Contents:
 
 def read_config(path: Path) -> Any:
     """The configuration of the model in ``path``, as plain values; None where there is none. Raises CheckpointError."""
-    with _wrap_errors(path), tempfile.TemporaryDirectory(prefix="mnv3-port-") as folder:
+    with _wrap_errors(path), temporary_folder() as folder:
         if zipfile.is_zipfile(path):
             return json.loads(_member(path, CONFIG_MEMBER, MAX_CONFIG))
         if path.suffix == ".json":

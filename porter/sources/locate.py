@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from porter.errors import CheckpointError
+from porter.sources.bounds import check_zip
 from porter.sources.keras import CONFIG_MEMBER, WEIGHTS_MEMBER
 from porter.sources.sstable import FOOTER_SIZE, is_table
 from porter.sources.tfjs import FILE as TFJS_FILE
@@ -89,6 +90,7 @@ def _from_file(path: Path) -> Source:
 def _holds(path: Path, member: str) -> bool:
     """Whether the zip ``path`` has such a ``member``."""
     try:
+        check_zip(path)
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, UnicodeDecodeError) as error:

@@ -16,11 +16,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
+from urllib.parse import urljoin
 
 from porter.errors import CheckpointError
+from porter.left_over import temporary_folder
+from porter.sources.redirects import Redirects, check_redirect
 
 MAX_FOLDER = 4 << 30  # bytes; a released folder holds at most 130 MB
 MAX_PAGE = 16 << 20  # bytes of a listing, or of an answer to a request without a length
+MAX_FILES = 1000  # that are asked for; a released checkpoint has 3, the largest models' some hundred
 GAP = 1 << 16  # bytes; extents with a smaller gap share a request
 _SHARD = re.compile(r"(.+)\.data-\d{5}-of-(\d{5})")
 
@@ -57,7 +61,7 @@ def mirror(url: str) -> Mirror:
 
     Raises CheckpointError if it cannot be reached, or the file system's package is not installed.
     """
-    folder = tempfile.TemporaryDirectory(prefix="mnv3-port-")
+    folder = temporary_folder()
     try:
         with _wrap_errors(url):
             return _mirror(url, folder)
@@ -123,6 +127,8 @@ def _checkpoint(system: Any, prefix: str, base: Path, places: dict[Path, str]) -
     index = base / (PurePosixPath(prefix).name + ".index")
     _fetch_file(system, f"{prefix}.index", index)
     shards = read_index(index).shards
+    if shards > MAX_FILES:  # a request each
+        raise CheckpointError(f"{index.name}: names {shards} shards; at most {MAX_FILES} are fetched")
     for number in range(shards):
         local = shard_path(index.with_suffix(""), number, shards)
         remote = prefix[: prefix.rindex("/") + 1] + local.name
@@ -135,6 +141,8 @@ def _folder(system: Any, root: str, base: Path, places: dict[Path, str]) -> None
     found: dict[str, Any] = system.find(root, maxdepth=3, detail=True)
     if not found:
         raise CheckpointError(f"{system.unstrip_protocol(root)}: no such file, checkpoint or folder")
+    if len(found) > MAX_FILES:
+        raise CheckpointError(f"{system.unstrip_protocol(root)}: has {len(found)} files; name the file")
     wanted = re.compile(r".*(\.index|\.data-\d{5}-of-\d{5}|/checkpoint|/saved_model\.pb)")
     checkpoints = any(path.endswith(".index") for path in found)
     total = 0
@@ -168,10 +176,18 @@ def _fetch_file(system: Any, place: str, local: Path) -> None:
 
 
 def web_options() -> dict[str, Any]:
-    """Options of fsspec's HTTP file system: limits on the length of an answer and on silence."""
+    """Options of fsspec's HTTP file system: limits on the length of an answer, on silence and on redirects."""
     import aiohttp
 
     class Bounded(aiohttp.ClientResponse):
+        async def start(self, connection: Any) -> aiohttp.ClientResponse:
+            started = await super().start(connection)
+            packed = self.headers.get("Content-Encoding", "identity")
+            if packed != "identity":  # a megabyte may unpack to a gigabyte
+                self.close()
+                raise CheckpointError(f"{self.url}: is sent packed ({packed[:20]}), which was not asked for")
+            return started
+
         async def read(self) -> bytes:
             if self._body is None:
                 asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.request_info.headers.get("Range", ""))
@@ -187,7 +203,22 @@ def web_options() -> dict[str, Any]:
 
     # total=None: a large file may take long if bytes keep coming
     silence = aiohttp.ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE)
-    return {"client_kwargs": {"response_class": Bounded, "timeout": silence}}
+    traces = aiohttp.TraceConfig()
+
+    async def on_redirect(_session: object, _context: object, seen: aiohttp.TraceRequestRedirectParams) -> None:
+        place = seen.response.headers.get("Location") or seen.response.headers.get("URI") or ""
+        check_redirect(str(seen.response.url), urljoin(str(seen.response.url), place))
+
+    traces.on_request_redirect.append(on_redirect)
+    return {
+        "client_kwargs": {
+            "response_class": Bounded,
+            "timeout": silence,
+            "trace_configs": [traces],
+            "headers": {"Accept-Encoding": "identity"},
+            "auto_decompress": False,
+        }
+    }
 
 
 def _stand_in(path: Path, size: int | None) -> None:
@@ -237,7 +268,7 @@ def _has_ranges(system: Any, place: str) -> bool:
     """Whether the store supports byte ranges. If not, it sends the whole file."""
     if "http" in (system.protocol if isinstance(system.protocol, str) else "".join(system.protocol)):
         request = urllib.request.Request(place, headers={"Range": "bytes=0-0"})
-        with urllib.request.urlopen(request, timeout=SILENCE) as response:
+        with urllib.request.build_opener(Redirects).open(request, timeout=SILENCE) as response:
             return bool(response.status == 206)
     return len(system.cat_file(place, 0, 1)) <= 1
 

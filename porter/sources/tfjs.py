@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 FILE = "model.json"
 MAX_JSON = 4 << 20  # bytes; large_100's graph has 300 KB. A weight takes 45, and ten times that in memory
 STORED = {"float32": "<f4", "float16": "<f2", "uint8": "u1", "uint16": "<u2", "int32": "<i4", "bool": "u1"}
+PART = 1 << 20  # values that are computed at once
 GATE = "/squeeze_excite/Conv_1/mul/y"  # the constant's name below slim's blocks
 
 
@@ -70,6 +71,9 @@ def read_tfjs(path: Path) -> Contents:
     model = _manifest(path)
     files, variables, aside = [path], {}, {}
     every: dict[str, Variable] = {}
+    names = [name for group in model.groups for name in group.paths]
+    if len(set(names)) < len(names):  # each use would count as bytes that the files have
+        raise CheckpointError(f"{path}: names {len(names)} shards, of which {len(set(names))} differ; damaged")
     for group in model.groups:
         shards = [shard_beside(path, name) for name in group.paths]
         files += shards
@@ -159,6 +163,8 @@ def _variable(weight: _Weight, view: _Shards, at: int, path: Path) -> tuple[Vari
     stored = quantization.dtype if quantization else weight.dtype
     if stored not in STORED:
         raise CheckpointError(f"{what}: {stored[:40]!r} values cannot be read")
+    if quantization and weight.dtype not in ("float32", "int32"):
+        raise CheckpointError(f"{what}: is quantised, and {weight.dtype[:40]!r} values are not")
     if quantization and not (math.isfinite(quantization.min) and math.isfinite(quantization.scale)):
         raise CheckpointError(f"{what}: is quantised with an infinite scale; damaged")
     size = math.prod(shape) * int(STORED[stored][-1])
@@ -168,10 +174,16 @@ def _variable(weight: _Weight, view: _Shards, at: int, path: Path) -> tuple[Vari
     def load() -> np.ndarray:
         import numpy as np
 
-        values: Any = np.frombuffer(view.read(at, at + size), STORED[stored]).reshape(shape)
-        if quantization and stored != "float16":
-            values = values * quantization.scale + quantization.min  # in float64, as JavaScript does
-        return np.asarray(values, "float32" if weight.dtype == "float32" else None)
+        if quantization is None or stored == "float16":
+            values = np.frombuffer(view.read(at, at + size), STORED[stored]).reshape(shape)
+            return np.asarray(values, "float32" if weight.dtype == "float32" else None)
+        found, item = np.empty(math.prod(shape), weight.dtype), int(STORED[stored][-1])
+        for start in range(0, found.size, PART):  # in float64, as JavaScript does, which is eight times the bytes
+            stop = min(start + PART, found.size)
+            levels = np.frombuffer(view.read(at + start * item, at + stop * item), STORED[stored])
+            part = levels * quantization.scale + quantization.min
+            found[start:stop] = part if weight.dtype == "float32" else np.floor(part + 0.5)  # Math.round
+        return found.reshape(shape)
 
     return Variable(weight.name, shape, weight.dtype, weight.name, str(path), load), size
 

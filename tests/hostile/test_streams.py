@@ -279,3 +279,31 @@ def test_an_output_is_no_input(run, demo_folder, artifact, photos, tmp_path):
         assert ran.code == 2
         assert "is named twice" in ran.err
     assert artifact.read_bytes() == before
+
+
+COMMAND = [sys.executable, "-c", "from porter.__main__ import main; main()"]
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams(demo_folder, tmp_path, closed):
+    """The file is written, the exit code is that of the work, and no file gets what was meant for a stream."""
+    out = tmp_path / "a.safetensors"
+    for words, code in (
+        (["convert", str(demo_folder), "-o", str(out)], 0),
+        (["inspect", str(demo_folder)], 0),
+        (["inspect", str(tmp_path / "nothing")], 2),
+    ):
+        ran = subprocess.run(["bash", "-c", f"{shlex.join([*COMMAND, *words])} {closed}"], capture_output=True)
+        assert ran.returncode == code, ran.stderr
+    assert out.read_bytes()[8:9] == b"{"
+
+
+def test_nobody_to_tell(tmp_path, demo_folder):
+    """With standard error full, bad input is bad input, and not no parity."""
+    for words in (["inspect", str(tmp_path / "nothing")], ["convert", "--no-such-option"]):
+        with Path("/dev/full").open("w") as full:
+            assert subprocess.run([*COMMAND, *words], stderr=full).returncode == 2
+    with Path("/dev/full").open("w") as full:
+        ran = subprocess.run([*COMMAND, "inspect", str(demo_folder)], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert ran.returncode == 2
+    assert "No space left on device" in ran.stderr

@@ -50,6 +50,7 @@ class Child:
         self.given = request.given
         self.unread = 0
         self.weights = request.memory if request.train else 0  # a gradient is as large as its weight
+        self.failure: ParityError | None = None
         self.advice = "" if request.kind in PROGRAMS else " compare with another reference"
         with_tensorflow = request.kind not in ("tflite", *PROGRAMS)
         try:
@@ -63,7 +64,19 @@ class Child:
         send(self.connection, request)
 
     def receive(self, most: int) -> tuple[Header, np.ndarray | None]:
-        """The next message. Raises ParityError with the process's own message, or if it ended or took too long."""
+        """The next message. Raises ParityError with the process's own message, or if it ended or took too long.
+
+        A process that has failed is not asked again: its first reason stays.
+        """
+        try:
+            if self.failure is None:
+                return self._receive(most)
+        except ParityError as error:
+            self.failure = error
+        assert self.failure is not None
+        raise self.failure
+
+    def _receive(self, most: int) -> tuple[Header, np.ndarray | None]:
         try:
             header, array = receive(self.connection, most)
         except TimeoutError as error:

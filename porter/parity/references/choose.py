@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from porter.errors import ParityError
+from porter.left_over import temporary_folder
 from porter.mapping.stated import FACTS
 from porter.network.node import Size
 from porter.parity.references.child import in_child
@@ -165,7 +166,7 @@ def _keep_copy(copy: tempfile.TemporaryDirectory[str], reference: Reference) -> 
 
 def _copy(port: Port) -> tempfile.TemporaryDirectory[str]:
     """A local copy of the variables that the port needs from a remote checkpoint."""
-    folder = tempfile.TemporaryDirectory(prefix="mnv3-port-")
+    folder = temporary_folder()
     ranges = [f"{name}/{end}" for name in port.plan.ranges.values() for end in ("min", "max")]
     names = [*(step.source for step in port.plan.steps), *ranges]
     port.checkpoint.prefetch(names)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 import zipfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from porter.errors import ParityError
+from porter.left_over import temporary_folder
 from porter.mapping.files import load_variant
 from porter.mapping.rules import expected_variables
 from porter.network.nodes import CLASS_ENDPOINTS, LOGITS, nodes
@@ -212,7 +212,7 @@ def _load(library: Any, config: Config, path: Path, dtype: str) -> Any:
     before = library.mixed_precision.global_policy() if hasattr(library, "mixed_precision") else None
     try:
         model = library.models.model_from_json(json.dumps(plain))
-        with tempfile.TemporaryDirectory(prefix="mnv3-port-") as folder:
+        with temporary_folder() as folder:
             weights = path
             if zipfile.is_zipfile(path):
                 weights = Path(folder) / WEIGHTS_MEMBER

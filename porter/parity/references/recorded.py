@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tokenize import TokenError
 from typing import cast, get_args
 
 import numpy as np
@@ -18,7 +19,7 @@ import numpy as np
 from porter.errors import ParityError
 from porter.parity.references.reference import Endpoints, Noise, Precision, Reference, Values, thin
 from porter.parity.samples import Sample
-from porter.sources.bounds import allowance
+from porter.sources.bounds import allowance, check_zip
 
 VALUES = "ep/{}"  # the values of an endpoint
 NOISE = "noise/{}"  # the reference's own float32 error there: root mean square and largest
@@ -26,6 +27,7 @@ NOISE = "noise/{}"  # the reference's own float32 error there: root mean square 
 UNREADABLE = (
     *(OSError, EOFError, ValueError, TypeError, LookupError, RuntimeError, NotImplementedError, MemoryError),
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+    *(SyntaxError, TokenError, AttributeError, ArithmeticError),  # of numpy's headers, which are Python literals
 )
 KEEP = 4096  # values per image and endpoint, unless the file says
 
@@ -56,7 +58,7 @@ def recorded(path: Path) -> Reference:
                 f"found {sorted(file)[:5]}"
             )
         images = file["input"]
-        if images.shape[3:] != (3,) or images.dtype.kind not in "fiu" or not images.size:
+        if images.shape[3:] != (3,) or not _numbers(images) or not images.size:
             raise ParityError(f"{path}: 'input' must be images (N, H, W, 3), is {images.shape} of {images.dtype}")
         keep = int(file["keep"]) if "keep" in file else KEEP
         precision = str(file["precision"]) if "precision" in file else "float32"
@@ -70,7 +72,7 @@ def recorded(path: Path) -> Reference:
             for name in names:
                 if VALUES.format(name) in file:
                     values, noise = file[VALUES.format(name)], None
-                    if values.dtype.kind not in "fiu" or values.shape[:1] != images.shape[:1]:
+                    if not _numbers(values) or values.ndim < 2 or values.shape[:1] != images.shape[:1]:
                         raise ParityError(
                             f"{path}: {name}: {values.shape} of {values.dtype} for {len(images)} images; damaged"
                         )
@@ -89,6 +91,11 @@ def recorded(path: Path) -> Reference:
         samples=(sample,),
         keep=keep,
     )
+
+
+def _numbers(values: np.ndarray) -> bool:
+    """Whether ``values`` are real numbers of up to 64 bits."""
+    return values.dtype.kind in "fiu" and values.dtype.itemsize <= 8
 
 
 class _Arrays(Mapping[str, np.ndarray]):
@@ -115,6 +122,7 @@ class _Arrays(Mapping[str, np.ndarray]):
 @contextmanager
 def _open_arrays(path: Path) -> Iterator[_Arrays]:
     try:
+        check_zip(path)
         with zipfile.ZipFile(path) as archive:
             yield _Arrays(archive, allowance(path.stat().st_size) // 2)  # as bytes, then as values
     except UNREADABLE as error:

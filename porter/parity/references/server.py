@@ -6,7 +6,6 @@ porter.parity.references.child starts it, and ends a process that takes too long
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import socket
@@ -18,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from porter.errors import ParityError, PorterError
+from porter.left_over import die_with_parent
 from porter.mapping.options import PortOptions
 from porter.parity.candidates.programs import exported_program, onnx_program
 from porter.parity.references.reference import Reference
@@ -26,7 +26,6 @@ from porter.port import Port, plan_opened
 from porter.sources.bounds import limit_memory
 from porter.sources.checkpoint import open_checkpoint
 
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 MAX_IMAGES = 1 << 32  # bytes of a batch; they come from our own side
 
 
@@ -44,10 +43,12 @@ def main() -> None:
         data, descriptors, _, _ = socket.recv_fds(control, 1, 1)
         if not data:
             return
+        server = os.getpid()
         if os.fork() == 0:
             control.close()
             code = 1
             try:
+                die_with_parent(server)
                 _serve(socket.socket(fileno=descriptors[0]))
                 code = 0
             except Closed:
@@ -57,14 +58,7 @@ def main() -> None:
         os.close(descriptors[0])
 
 
-def _die_with_parent() -> None:
-    """Make the system kill this process when the server ends (Linux)."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def _serve(connection: socket.socket) -> None:
-    _die_with_parent()
     send(connection, Header("started", pid=os.getpid()))
     encoded, _ = receive_bytes(connection, 0)
     request = msgspec.msgpack.decode(encoded, type=Request)

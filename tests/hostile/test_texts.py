@@ -1,0 +1,157 @@
+"""Names and texts from outside in every form of output: none forges a line, moves a cursor or breaks a document."""
+
+import ast
+import csv
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import yaml
+
+from porter.evaluation.result import Scores
+from porter.parity.verdict import Verdict
+from porter.report.evaluation_table import per_class_csv
+from porter.report.junit import junit_xml
+from porter.text import csv_text, printable, yaml_text
+
+ROOT = Path(__file__).parents[2]
+EVIL = '\x1b[2J\x07\u202e\udc80 [/bold] [red]y <b> & "quoted" \\\\n'
+# Whose results are safe to print
+SAFE = {"printable", "shortened", "json_text", "yaml", "_text", "for_command"}
+
+
+def calls(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "echo":
+            yield node
+
+
+def test_commands_print_through_one_function():
+    """click.echo gets a constant or what an escaping function gives; all else goes through echo_lines."""
+    found = 0
+    for path in sorted((ROOT / "porter" / "commands").glob("*.py")):
+        for call in calls(ast.parse(path.read_text())):
+            found += 1
+            names = {
+                getattr(node.func, "attr", None) or getattr(node.func, "id", None)
+                for node in ast.walk(call.args[0])
+                if isinstance(node, ast.Call)
+            }
+            inner = [n.value for n in ast.walk(call.args[0]) if isinstance(n, ast.FormattedValue)]
+            counted = bool(inner) and all(
+                isinstance(value, ast.Call) and getattr(value.func, "id", "") in {"len", *SAFE} for value in inner
+            )
+            mapped = any(isinstance(n, ast.Name) and n.id in SAFE for n in ast.walk(call.args[0]))
+            assert names & SAFE or counted or mapped, f"{path.name}:{call.lineno}"
+    assert found > 5
+
+
+@pytest.mark.parametrize("text", [EVIL, "a\nvariant: evil", "\x00", "\x85\u2028", "plain/name", "# comment", "\ud800"])
+def test_yaml(text):
+    [found] = yaml.safe_load(f"- {yaml_text(text)}  # comment")
+    if "\ud800" not in text and "\udc80" not in text:
+        assert found == text
+    assert yaml_text(text).isprintable()
+
+
+def test_csv():
+    for formula in ("=cmd()", "+1", "-1", "@x", "\x1b=1"):
+        [[cell]] = csv.reader(io.StringIO(csv_text(formula)))
+        assert cell.isprintable()
+        assert cell[0] not in "=+-@"
+    scores = Scores("a", 1, {"IoU": 1.0}, "IoU", {0: 1.0}, {0: "=cmd()\x1b"}, [])
+    assert b"\n0,'=cmd()\\x1b,1.0\n" in per_class_csv(scores)
+
+
+def test_junit():
+    verdict = Verdict(
+        variant="small_075",
+        checkpoint=EVIL,
+        artifact=EVIL,
+        reference=EVIL,
+        dtype="both",
+        environment={"x": EVIL},
+        digests={},
+    )
+    verdict.changed = [EVIL]
+    document = ElementTree.fromstring(junit_xml(verdict))
+    [case] = document.iter("testcase")
+    assert case.get("name") == printable(EVIL)
+
+
+def test_draft(run, tmp_path):
+    import numpy as np
+
+    from porter.parity.demo import demo_variables
+    from porter.sources.bundle_writer import write_bundle
+
+    variables = demo_variables("small_075")
+    variables["more\nvariant: evil\x1b[2J"] = np.zeros(3, np.float32)
+    variables["Net\nvariant: evil"] = variables.pop("MobilenetV3/Conv/weights")
+    write_bundle(tmp_path / "model-1", variables)
+    ran = run("draft", tmp_path / "model-1", "--to", "small_075")
+    assert ran.code == 0
+    assert "\x1b" not in ran.out
+    document = yaml.safe_load(ran.out)
+    assert "variant" not in document
+    assert "more\nvariant: evil\x1b[[]2J" in [one["pattern"] for one in document["ignore"]]
+
+
+@pytest.mark.parametrize("name", ["a\x1b[2Jb", "a\nok        forged", "[/bold]x", "[red]y"])
+def test_names_of_folders(run, demo_folder, tmp_path, name):
+    """They come back in lines of output as they are, but for what a terminal would obey."""
+    from PIL import Image
+
+    folder = tmp_path / name
+    (folder / "i").mkdir(parents=True)
+    source = shutil.copytree(demo_folder, folder / "source")
+    Image.new("RGB", (64, 64)).save(folder / "i" / "n01440764.png")
+    for command in (
+        ["convert", source, "-o", folder / "a.pth"],
+        ["evaluate", source, folder / "i", "--workers", "0"],
+        ["export-tf", folder / "a.pth", folder / "tf"],
+        ["draft", source, "--to", "small_075", "-o", folder / "m.yaml"],
+        ["verify", source, folder / "a.pth", "--reference", source / "expected.npz"],
+    ):
+        ran = run(*command)
+        assert ran.code == 0, ran.err
+        assert "\x1b" not in ran.out
+        assert not any(line.startswith("ok        forged") for line in ran.out.splitlines())
+        if command[0] in ("convert", "evaluate"):
+            assert printable(name) in ran.out
+
+
+def test_file_names_that_are_not_utf_8(run, demo_folder, tmp_path):
+    from PIL import Image
+
+    name = os.fsdecode(b"x\xff\xfey")
+    source = shutil.copytree(demo_folder, tmp_path / name)
+    (tmp_path / "i").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "i" / (name + "n01440764.png"))
+    reference = source / "expected.npz"
+    for command in (
+        [
+            "evaluate",
+            source,
+            tmp_path / "i",
+            "--workers",
+            "0",
+            "--html",
+            tmp_path / "e.html",
+            "--resume",
+            tmp_path / "j",
+        ],
+        ["evaluate", source, tmp_path / "i", "--workers", "0", "--json"],
+        ["verify", source, "--reference", reference, "--html", tmp_path / "v.html", "--junit", tmp_path / "v.xml"],
+        ["release", source, "--out", tmp_path / "r", "--reference", reference],
+        ["release", "--check", tmp_path / "r"],
+    ):
+        ran = run(*command)
+        assert ran.code == 0, ran.err
+    assert json.loads((tmp_path / "r" / "parity.json").read_text())["checkpoint"].isprintable()
+    ElementTree.parse(tmp_path / "v.xml")
+    assert "x\\udcff\\udcfey" in (tmp_path / "v.html").read_text("utf-8")
