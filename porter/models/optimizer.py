@@ -42,6 +42,9 @@ def optimizer_state(
 
     Raises:
         PorterError: If the checkpoint has no slots, or is not the model's.
+
+    Example:
+        docs/fine-tuning.md continues a run with timm's RMSpropTF.
     """
     if not isinstance(model, Whole):
         raise ArtifactError(f"optimizer_state: {type(model).__name__} is no model of create_model's")
