@@ -485,7 +485,10 @@ def test_claims_for_googles_checkpoints(tmp_path, run, tf):
         ran = run("release", source, "--out", tmp_path / "dist", "--sha256", told)
         assert ran.code == 2
         assert why in ran.err
-    assert "--sha256 has no meaning here: a digest is of one tarball" in run("release", tmp_path, "--all", "--out", tmp_path, "--sha256", "0").err
+    assert (
+        "--sha256 has no meaning here: a digest is of one tarball"
+        in run("release", tmp_path, "--all", "--out", tmp_path, "--sha256", "0").err
+    )
     ran = run("release", tarball, "--out", tmp_path / "dist", "--sha256", digest.upper())
     assert ran.code == 0, ran.err
     [path] = (tmp_path / "dist").glob("*.pth")
