@@ -609,3 +609,10 @@ def test_the_cards_examples_run(made, demo_folder, tmp_path, run, timms, timm):
     ran = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout == "torch.Size([1, 5]) [16, 16, 24, 40, 432] torch.Size([1, 1024]) 244\n"
+
+
+def test_tflite_for_a_record_that_is_not_square(run, demo_folder, tmp_path):
+    pytest.importorskip("ai_edge_litert")
+    options = ("--reference", demo_folder / "expected.npz", "--tflite")
+    ran = run("release", demo_folder, "--out", tmp_path / "dist", *options)
+    assert (ran.code, "tflite      logits within" in ran.out) == (0, True), ran.err

@@ -15,8 +15,8 @@ from porter.network.node import Size
 GRAPH_SUFFIXES = (".onnx", ".tflite")
 
 
-def export_bytes(suffix: str, network: Network, artifact: Artifact, size: int, boxes: bool = False) -> bytes:
-    """``network`` with the weights and metadata of ``artifact`` as a file, for square images of ``size`` pixels.
+def export_bytes(suffix: str, network: Network, artifact: Artifact, size: int | Size, boxes: bool = False) -> bytes:
+    """``network`` with the weights and metadata of ``artifact`` as a file for images of ``size`` (one number: square ones).
 
     A batch may have any size; with ``boxes``, a detector's graph decodes and suppresses the boxes of one image. A
     ``.tflite`` of what was trained for 8 bits is the integer one; the weights must be in layout ``slim`` then. Raises
@@ -28,7 +28,7 @@ def export_bytes(suffix: str, network: Network, artifact: Artifact, size: int, b
         raise ValueError(f"{suffix}: no export; one of {', '.join(GRAPH_SUFFIXES)}")
     if boxes and not isinstance(network.head, Detection):
         raise ArtifactError(f"a {metadata.variant} port is no detector; leave boxes out")
-    sides = (size, size)
+    sides = (size, size) if isinstance(size, int) else size
     if suffix == ".tflite":
         from porter.exports.tflite_model import tflite_model
 

@@ -177,7 +177,7 @@ def write_tflite(exported: ExportInputs) -> Run:
     artifact = load_artifact(exported.artifact)
     if opened.fake_quant:
         artifact = relayout(artifact, "slim", network)
-    exported.path.write_bytes(export_bytes(".tflite", network, artifact, exported.size[0]))
+    exported.path.write_bytes(export_bytes(".tflite", network, artifact, exported.size))
     if network.head is not None:
         return lambda batch: run_file(exported.path, np.ascontiguousarray(batch.transpose(0, 2, 3, 1)))
     own = PortOptions(opened.mapping.variant, exported.mapping)
