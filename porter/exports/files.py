@@ -16,7 +16,7 @@ GRAPH_SUFFIXES = (".onnx", ".tflite")
 
 
 def export_bytes(suffix: str, network: Network, artifact: Artifact, size: int | Size, boxes: bool = False) -> bytes:
-    """``network`` with the weights and metadata of ``artifact`` as a file for images of ``size`` (one number: square ones).
+    """``network`` with the weights and metadata of ``artifact`` as a file for images of ``size``, or square ones.
 
     A batch may have any size; with ``boxes``, a detector's graph decodes and suppresses the boxes of one image. A
     ``.tflite`` of what was trained for 8 bits is the integer one; the weights must be in layout ``slim`` then. Raises
