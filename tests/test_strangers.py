@@ -591,7 +591,7 @@ def test_rounding_in_float_is_refused(tf, tmp_path, run, kind):
     variables = demo_variables("small_minimal_100", classes=21)
     graph = tf.Graph()
     with graph.as_default():
-        frozen(tf, variables, "small_minimal_100", image=(1, SIDE, SIDE, 3))
+        frozen(tf, variables, "small_minimal_100", image=(1, 224, 224, 3))
     definition = graph.as_graph_def()
     relu = next(node for node in definition.node if node.name == "MobilenetV3/Conv/Relu")
     for node in definition.node:

@@ -166,10 +166,11 @@ OUTPUTS = [
         "draft none --to small_075 -o OUT",
         "export-tf none FOLDER",
     ),
-    *("verify none --junit OUT", "verify none none.pth --html OUT"),
+    *("verify none --junit OUT", "verify none none.pth --html OUT", "verify none --markdown OUT"),
     *("predict none PHOTO --html OUT", "predict none PHOTO -o FOLDER"),
     *("evaluate none none --html OUT", "evaluate none none --per-class OUT", "evaluate none none --resume FOLDER"),
     *("release none --out FOLDER", "release --all none --out FOLDER"),
+    *("release --check none --junit OUT", "release --check none --markdown OUT"),
     *("demo --out FOLDER", "download --variant small_075 --url http://127.0.0.1:9/none -o OUT"),
 ]
 
