@@ -7,7 +7,6 @@ FOLDER holds what the generators in ../shared/cases write, one folder each. `ver
 
 import argparse
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -97,7 +96,7 @@ def row(path: Path, arguments: list[str], photos: list[Path], shared: Path) -> s
             )
             model = open_model(str(out))
         except PorterError as error:
-            said = re.sub(r"\S*/", "", error.for_command().splitlines()[0])
+            said = error.for_command().splitlines()[0].replace(f"{path.parent}/", "")
             return f"refused: {said} | | "
         what = f"{port.mapping.variant}, {port.plan.num_classes or 'no'} classes"
         spec, white = model.input, port.white or None
