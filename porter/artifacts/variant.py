@@ -68,7 +68,7 @@ def mapping_of(metadata: Metadata | None, options: PortOptions, own: Path | None
             option=Option("mapping", "FILE"),
         )
     else:
-        mapping = variant_mapping(options.variant or str(said))
+        mapping = load_variant(options.variant or str(said))
     if said is not None and said != mapping.variant:
         raise ArtifactError(f"{source}: is a {said} artifact, not {mapping.variant}")
     if metadata is None:
@@ -90,8 +90,3 @@ def check_fits(network: Network, arrays: Mapping[str, np.ndarray], source: str) 
             f"{source}: does not fit the network, which has {needed:,} values; the file holds {held:,}. Is the mapping "
             "that of these weights?"
         )
-
-
-def variant_mapping(name: str) -> VariantMapping:
-    """The mapping of a variant, by its name or timm's. Raises MappingError where there is none."""
-    return load_variant(variant_named(name) or name)

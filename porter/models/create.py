@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from porter.artifacts.artifact import Artifact, ArtifactFile, find_artifact, load_artifact
 from porter.artifacts.metadata import Metadata
 from porter.artifacts.relayout import relayout, without_batch_norms
-from porter.artifacts.variant import check_fits, class_count, mapping_of, network_as_stored, variant_mapping
+from porter.artifacts.variant import check_fits, class_count, mapping_of, network_as_stored
 from porter.errors import ArtifactError, MappingError, Option, PorterError
 from porter.mapping.files import load_mapping, load_variant, variant_named
 from porter.mapping.options import DEFAULT_OPTIONS, ArtifactLayout, PathLike, PortOptions
@@ -283,9 +283,7 @@ def _open_source(
     """The weights of ``source`` in ``layout`` (timm's for None), the mapping, the network, and digests of files."""
     if source is None:
         mapping = (
-            load_mapping(Path(options.mapping))
-            if options.mapping is not None
-            else variant_mapping(str(options.variant))
+            load_mapping(Path(options.mapping)) if options.mapping is not None else load_variant(str(options.variant))
         )
         network = build_network(mapping)
         if mapping.top == "none":

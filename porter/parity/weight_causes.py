@@ -17,6 +17,7 @@ from porter.parity.candidates.own import ROUNDED, plan_like
 from porter.parity.verdict import Cause
 from porter.port import Port, plan_opened
 from porter.sources import open_checkpoint
+from porter.sources.weights import AVERAGE_SET_ASIDE, RAW_SET_ASIDE
 from porter.sources.weights import Weights as Choice
 from porter.text import listed
 
@@ -112,9 +113,9 @@ def _other_weights(port: Port, stored: Weights) -> Iterator[tuple[str, Mapping[s
     checkpoint = port.checkpoint
     if checkpoint.remote or checkpoint.format != "bundle":
         return
-    reasons = list(checkpoint.set_aside.values())
-    raw = any(reason.startswith("raw value") for reason in reasons)
-    if raw or any(reason.startswith("moving average") for reason in reasons):
+    reasons = set(checkpoint.set_aside.values())
+    raw = RAW_SET_ASIDE in reasons
+    if raw or AVERAGE_SET_ASIDE in reasons:
         words = "raw weights instead of their averages" if raw else "averages instead of raw weights"
         yield words, _arrays(_planned(port, checkpoint.path, "raw" if raw else "ema"), stored)
     own = checkpoint.path.name

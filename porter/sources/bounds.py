@@ -21,6 +21,8 @@ MAX_VALUES = 1 << 48
 MAX_DIRECTORY = 1 << 20  # bytes of a zip's list of members; a PyTorch file of 1,000 tensors has 100 KB
 END_OF_ZIP = 22 + (1 << 16)  # bytes in which a zip's end lies: the record, and a comment
 
+MOST_BEHIND = 64  # nodes between a layer and its weights; quantisation-aware training has 12
+
 
 def allowance(size: int) -> int:
     """Bytes that the values of a source of ``size`` bytes may take in memory."""

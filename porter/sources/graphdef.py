@@ -8,7 +8,7 @@ from typing import Any
 
 from porter.errors import CheckpointError
 from porter.sources import dtypes, protos
-from porter.sources.bounds import check_shape
+from porter.sources.bounds import MOST_BEHIND, check_shape
 from porter.sources.content import recognised
 from porter.sources.dtypes import tensor_values
 from porter.sources.stored_graph import StoredGraph
@@ -33,7 +33,6 @@ _COMPUTES_WEIGHTS = {
     **dict.fromkeys((b"Rsqrt", b"Reshape", b"Squeeze", b"ExpandDims"), 1),
     **dict.fromkeys((b"FakeQuantWithMinMaxVars", b"FakeQuantWithMinMaxVarsPerChannel"), 1),
 }
-MOST_BEHIND = 64  # nodes between a layer and its weights; quantisation-aware training has 12
 
 # The key of a GraphDef's first field: node, library, version or versions
 FIRST_BYTES = (b"\x0a", b"\x12", b"\x18", b"\x22")

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from porter.errors import CheckpointError
 from porter.sources import protos
+from porter.sources.bounds import MOST_BEHIND
 from porter.sources.dtypes import FLOATS, as_decimal, name_of
 from porter.sources.stored_graph import Sides, StoredGraph, StoredOperation
 from porter.sources.variable import Variable
@@ -58,7 +59,6 @@ NO_VALUES_IN = ("Grad", "Backprop", "Apply", "Assign", "Save", "Restore", "Summa
 # Of the bodies of all calls: a function that calls another twice, and that a third, grows without end
 MOST_NODES, MOST_TEXT, MOST_DEPTH = 1 << 16, 1 << 24, 32  # nodes, characters, calls within calls
 MOST_CONSTANT, MOST_VALUES = 1 << 12, 1 << 20  # values of a constant of arithmetic, and of all
-MOST_BEHIND = 64  # nodes between a layer and its weights; quantisation-aware training has 12
 MOST_SIDE = 1 << 12  # of a window, stride or dilation; DeepLab's largest is 65
 PIXELS = 4  # the dtype uint8
 

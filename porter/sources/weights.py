@@ -15,6 +15,7 @@ Weights = Literal["auto", "ema", "raw"]
 # tf.train.ExponentialMovingAverage's default name
 AVERAGE_SUFFIX = "/ExponentialMovingAverage"
 RAW_SET_ASIDE = "raw value; its moving average is used"
+AVERAGE_SET_ASIDE = "moving average; raw weights were asked for"
 
 
 def select_weights(
@@ -40,6 +41,6 @@ def select_weights(
         what = "a released ema/ folder holds only moving averages"
         raise CheckpointError(f"{path}: {what}; use", option=Option("weights", "auto"))
     if weights == "raw":
-        return plain, {var.stored_as: "moving average; raw weights were asked for" for var in averages.values()}
+        return plain, {var.stored_as: AVERAGE_SET_ASIDE for var in averages.values()}
     chosen = plain | {name: msgspec.structs.replace(var, name=name) for name, var in averages.items()}
     return chosen, dict.fromkeys((name for name in averages if name in plain), RAW_SET_ASIDE)
