@@ -174,3 +174,45 @@ def test_the_authors_8_bit_classifier(tf, tmp_path, run):
     assert found == {"8bit": 102, "dequantized": 97}
     ran = run("evaluate", f"tf:{EIGHT_BIT}", REAL / "images", "--json", "--workers", 0)
     assert json.loads(ran.out)["results"][0]["top1"]["hits"] == 102
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("keepdims", [True, False])
+@pytest.mark.parametrize("channels", [32, 40])
+def test_means_as_the_kernels_round_them(tf, tmp_path, keepdims, channels):
+    """Every level of the interpreter's mean, in whole blocks of 16 channels and in those left over."""
+    from ai_edge_litert import interpreter as lite
+
+    from porter.mapping.ranges import Range
+    from porter.models.fake_quant import _mean_hook
+
+    random = np.random.default_rng(0)
+    images = random.gamma(1, 0.5, (600, 1, 7, 7, channels)).astype(np.float32) - 0.3
+
+    @tf.function(input_signature=[tf.TensorSpec((1, 7, 7, channels), tf.float32)])
+    def mean(x):
+        return tf.reduce_mean(x, (1, 2), keepdims=keepdims)
+
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([mean.get_concrete_function()])
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.representative_dataset = lambda: ([image] for image in images[:50])
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+    converter.inference_input_type = converter.inference_output_type = tf.int8
+    kernels = lite.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    runner = lite.Interpreter(model_content=converter.convert(), experimental_op_resolver_type=kernels)
+    runner.allocate_tensors()
+    [given], [taken] = runner.get_input_details(), runner.get_output_details()
+    (scale, zero), (out_scale, out_zero) = given["quantization"], taken["quantization"]
+    low = (-128 - out_zero) * out_scale
+    limits = Range(min=low, max=low + 255 * out_scale, scale=out_scale, axes_dropped=float(not keepdims))
+    hook = _mean_hook(limits, scale, zero)
+    found, ours = [], []
+    for image in images:
+        levels = np.clip(np.round(image / scale) + zero, -128, 127).astype(np.int8)
+        runner.set_tensor(given["index"], levels)
+        runner.invoke()
+        found.append(runner.get_tensor(taken["index"]).ravel().astype(int))
+        x = torch.from_numpy((levels.astype(np.float64) - zero) * scale).permute(0, 3, 1, 2)
+        ours.append(np.round(hook(None, (x,), None).numpy().ravel() / out_scale).astype(int) + out_zero)
+    assert len(np.unique(found)) > 50
+    assert np.array_equal(ours, found)

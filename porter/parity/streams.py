@@ -10,7 +10,7 @@ from typing import TypeVar
 Item = TypeVar("Item")
 
 
-class Stopped(Exception):
+class _Stopped(Exception):
     """Raised in the producer when its results are no longer wanted."""
 
 
@@ -27,7 +27,7 @@ def streamed(produce: Callable[[Callable[[Item], None]], None]) -> Iterator[Item
     def wait() -> None:
         wanted.acquire()
         if stopped:
-            raise Stopped
+            raise _Stopped
 
     def give(item: Item) -> None:
         given.put((True, item))
@@ -39,7 +39,7 @@ def streamed(produce: Callable[[Callable[[Item], None]], None]) -> Iterator[Item
             wait()
             produce(give)
             given.put((False, None))
-        except Stopped:
+        except _Stopped:
             pass
         except BaseException as error:
             given.put((False, error))

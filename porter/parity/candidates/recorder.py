@@ -19,7 +19,7 @@ from porter.errors import ParityError
 from porter.parity.candidates.candidate import Operation, Output, Recording
 from porter.parity.candidates.match import kinds, sampled
 from porter.parity.references.reference import thin
-from porter.parity.streams import Stopped, streamed
+from porter.parity.streams import streamed
 from porter.text import listed
 
 # They compute nothing, and a module in another precision may have more of them
@@ -109,8 +109,6 @@ class Run:
                 returned = self.model(given)
             self.changed_input |= not torch.equal(given, self.inputs)
             return returned
-        except Stopped:
-            raise
         except (Exception, SystemExit) as error:  # it is somebody's code
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise ParityError(f"{self.name}: does not run on {describe(self.inputs)} ({reason})") from error
