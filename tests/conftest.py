@@ -206,3 +206,18 @@ def run(monkeypatch, capsys):
 def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     """Equal in dtype, shape and every bit."""
     return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+@pytest.fixture
+def verify_head(run, monkeypatch):
+    """Verify a module of tests/head_ports.py against the ``source`` of a segmenter or detector."""
+    ports = Path(__file__).parent / "head_ports.py"
+
+    def verify(variant, source, port) -> Ran:
+        monkeypatch.setenv("VARIANT", variant)
+        monkeypatch.setenv("SOURCE", str(source))
+        monkeypatch.delenv("MAPPING", raising=False)
+        monkeypatch.syspath_prepend(str(ports.parent))
+        return run("verify", source, f"{ports}:{port}", "--size", "97x65")
+
+    return verify

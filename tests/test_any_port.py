@@ -79,7 +79,8 @@ def test_the_cause_is_named(run, subject, port):
     assert ran.code == 1, ran.err
     found = re.search(r"cause +(.*): (with it, the logits' difference is (\S+), without (\S+)|.*weight)", ran.out)
     assert found, ran.out[-600:]
-    assert found[1] == CAUSES[port]
+    enlarged = subject.variant == "small_075" and port == "resizes"  # where antialiasing changes nothing
+    assert found[1] == ("bilinear resize" if enlarged else CAUSES[port])
     assert found[3] is None or float(found[3]) < 1e-6 < float(found[4])
 
 
@@ -290,7 +291,8 @@ def test_raw_weights_are_named(run, tf, tmp_path):
     convert(tmp_path / "model-1", tmp_path / "raw.pth", weights="raw")
     ran = run("verify", tmp_path / "model-1", tmp_path / "raw.pth", "--size", "64")
     assert ran.code == 1
-    assert "cause      raw weights instead of their averages" in ran.out
+    assert "cause      raw weights instead of their averages: " in ran.out
+    assert "with it, the logits' difference" not in ran.out  # the weights tell it, without a run
 
 
 @pytest.mark.slow

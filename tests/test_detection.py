@@ -1,7 +1,6 @@
 """SSDLite: exact against the original code's graph and outputs, anchors, boxes, suppression, mean average precision."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +14,6 @@ from porter.network.network import build_network
 from porter.network.node import map_sizes
 from porter.network.nodes import anchors, groups, nodes
 from porter.sources.bundle_writer import write_bundle
-
-HEAD_PORTS = Path(__file__).parent / "head_ports.py"
 
 
 @pytest.fixture(scope="module")
@@ -308,11 +305,7 @@ def test_release(oracle, run, tmp_path):
         pytest.param("softmax_of_boxes", 1, "the softmax of its logits", marks=pytest.mark.slow),
     ],
 )
-def test_a_detector_as_a_module(made, tf, run, port, code, said, monkeypatch):
+def test_a_detector_as_a_module(made, tf, verify_head, port, code, said):
     """Tuples and dicts of encodings or boxes, and of logits or scores."""
-    monkeypatch.setenv("VARIANT", "ssdlite_small")
-    monkeypatch.setenv("SOURCE", str(made))
-    monkeypatch.delenv("MAPPING", raising=False)
-    monkeypatch.syspath_prepend(str(HEAD_PORTS.parent))
-    ran = run("verify", made, f"{HEAD_PORTS}:{port}", "--size", "97x65")
+    ran = verify_head("ssdlite_small", made, port)
     assert (ran.code, said in ran.out) == (code, True), ran.out + ran.err

@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import json
 import re
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -21,7 +20,6 @@ from porter.port import plan_port
 from porter.prediction.network import palette
 from porter.sources.bundle_writer import write_bundle
 
-HEAD_PORTS = Path(__file__).parent / "head_ports.py"
 USERS = SHARED.parent / "real" / "lraspp_small_user.pb"
 
 
@@ -375,11 +373,7 @@ def test_release(run, tmp_path):
         ("classes_rolled", 1, "what it returns is its logits rolled by 1"),
     ],
 )
-def test_a_segmenter_as_a_module(made, tf, run, port, code, said, monkeypatch):
+def test_a_segmenter_as_a_module(made, tf, verify_head, port, code, said):
     """Its block returns a tuple, and a residual sum is no module's output."""
-    monkeypatch.setenv("VARIANT", "lraspp_small")
-    monkeypatch.setenv("SOURCE", str(made))
-    monkeypatch.delenv("MAPPING", raising=False)
-    monkeypatch.syspath_prepend(str(HEAD_PORTS.parent))
-    ran = run("verify", made, f"{HEAD_PORTS}:{port}", "--size", "97x65")
+    ran = verify_head("lraspp_small", made, port)
     assert (ran.code, said in ran.out) == (code, True), ran.out + ran.err

@@ -581,7 +581,7 @@ def test_sums_of_32_bits_start_over(shared, run):
     file = shared.parent / "real" / "lraspp_user" / "seg_graph_i8.tflite"
     if not file.is_file():
         pytest.skip(f"no {file}")
-    ran = run("verify", file, "--backbone", "--sizes", "513x1025")
+    ran = run("verify", file, "--backbone", "--size", "513x1025")
     assert "PARITY     small_seg: the same levels of 8 bits" in ran.out, ran.out + ran.err
 
 

@@ -41,6 +41,15 @@ def tf32_cause(verdict: Verdict, again: Callable[[], Verdict]) -> list[Cause]:
     return [Cause((TF32,), before, after, "float32's")] if other.as_exact else []
 
 
+def reduced_precision(device: str) -> Iterator[str]:
+    """The settings of PyTorch with which float32 on ``device`` is less exact."""
+    precision = torch.get_float32_matmul_precision()
+    if precision != "highest":
+        yield f"float32 products in fewer bits (torch.set_float32_matmul_precision is {precision!r})"
+    if device == "cuda" and torch.backends.cudnn.allow_tf32:
+        yield TF32
+
+
 @contextmanager
 def _without_tf32() -> Iterator[None]:
     convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul

@@ -23,6 +23,7 @@ from porter.network.node import Size
 from porter.parity.candidates.own import ported_model
 from porter.parity.verdict import Cause
 from porter.port import Port, plan_opened, plan_port
+from porter.sources.weights import AVERAGE_SET_ASIDE, RAW_SET_ASIDE
 
 # Limits over the logits' scale, for a target in float64 and in float32: the difference that is only rounding; what a
 # mistake must reduce a difference to (folded weights may be rounded to float32; float32 computations err by up to
@@ -189,8 +190,8 @@ def _resize(x: Tensor, size: Size, antialias: bool) -> Tensor:
 def _other_weights(port: Port) -> Iterator[Mistake]:
     """The raw weights where the port has averages, or the other way round."""
     checkpoint = port.checkpoint
-    raw = any(reason.startswith("raw value") for reason in checkpoint.set_aside.values())
-    averages = any(reason.startswith("moving average") for reason in checkpoint.set_aside.values())
+    raw = RAW_SET_ASIDE in checkpoint.set_aside.values()
+    averages = AVERAGE_SET_ASIDE in checkpoint.set_aside.values()
     if not (raw or averages) or checkpoint.remote:
         return
     other = plan_port(

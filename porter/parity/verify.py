@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-import torch
 
 from porter.artifacts.artifact import ArtifactFile, find_artifact
 from porter.errors import ParityError
@@ -39,7 +38,7 @@ from porter.parity.compare import (
     compare,
     top_k,
 )
-from porter.parity.device import on_device, tf32_cause
+from porter.parity.device import on_device, reduced_precision, tf32_cause
 from porter.parity.diagnosis import Target, explained
 from porter.parity.evidence import Evidence
 from porter.parity.references.choose import open_reference, training_reference
@@ -201,7 +200,7 @@ def _find_causes(check: Check, sizes: Sequence[Size] | None, seconds: float) -> 
     if port is None or verdict.returned:
         return
     if verdict.as_exact is False and verdict.same_function is not False:
-        verdict.causes = [Cause((words,)) for words in _reduced_precision(candidate.device)]
+        verdict.causes = [Cause((words,)) for words in reduced_precision(candidate.device)]
         if verdict.causes:
             return
     changed = candidate.changed or (candidate.weights.changed if candidate.weights else ())
@@ -215,15 +214,6 @@ def _find_causes(check: Check, sizes: Sequence[Size] | None, seconds: float) -> 
     if target is not None:
         found, verdict.untried = explained(port, *target, seconds)
         verdict.causes += found
-
-
-def _reduced_precision(device: str) -> Iterator[str]:
-    """The settings of PyTorch with which float32 on ``device`` is less exact."""
-    precision = torch.get_float32_matmul_precision()
-    if precision != "highest":
-        yield f"float32 products in fewer bits (torch.set_float32_matmul_precision is {precision!r})"
-    if device == "cuda" and torch.backends.cudnn.allow_tf32:
-        yield "TF32 in convolutions (torch.backends.cudnn.allow_tf32 is True)"
 
 
 def _target(check: Check, sizes: Sequence[Size] | None) -> tuple[Target, np.ndarray] | None:
