@@ -1,7 +1,6 @@
 """Files as strangers bring them: from raw pixels on, the port gives what the original does in its own runtime."""
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,8 +35,9 @@ def keras(tf):
 
 @pytest.fixture(scope="module")
 def keras2():
-    os.environ["TF_USE_LEGACY_KERAS"] = "1"
-    return pytest.importorskip("tf_keras")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TF_USE_LEGACY_KERAS", "1")
+        yield pytest.importorskip("tf_keras")
 
 
 @pytest.fixture

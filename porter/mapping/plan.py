@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from porter.errors import MappingError, Option
 from porter.mapping.axes import AXES
-from porter.mapping.gate import GATE_ROUNDING, GATE_SHIFT
+from porter.mapping.gate import GATE_SHIFT
 from porter.mapping.options import ArtifactLayout, PortOptions
 from porter.mapping.ranges import FIELDS
 from porter.mapping.rules import Expected, expected_variables, module_outputs
@@ -232,9 +232,6 @@ def fit(mapping: VariantMapping, checkpoint: Checkpoint) -> Fit:
         check_needs(network, mapping.input)
     except ValueError as error:
         raise MappingError(f"{checkpoint.given}: cannot be computed: {error}") from error
-    if checkpoint.gate is not None:
-        known = next((g for g in (network.gate, TIMM_GATE) if abs(g - checkpoint.gate) < GATE_ROUNDING), None)
-        network = replace(network, gate=known or checkpoint.gate)
     if mapping.top == "none":
         return _fit_backbone(mapping, network, checkpoint)
     each = 1 if network.head is None else network.head.VALUES_PER_CLASS

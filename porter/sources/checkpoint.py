@@ -36,9 +36,8 @@ class Checkpoint(Mapping[str, Variable]):
 
     ``given``: the path as typed. ``path`` and ``format``: what was found there; see porter.sources.locate.
     ``averaged``: True if plain names hold moving averages, as in a released ``ema/`` folder. ``choice``: the weights
-    asked for. ``set_aside``: names in the file that are not offered, each with its reason. ``gate``: the constant of
-    the hard sigmoids in a stored graph. ``remote``: True if only the bytes asked for are fetched. ``rounds``: what the
-    file's own runtime rounds besides, in words.
+    asked for. ``set_aside``: names in the file that are not offered, each with its reason. ``remote``: True if only the
+    bytes asked for are fetched. ``rounds``: what the file's own runtime rounds besides, in words.
     """
 
     given: str
@@ -49,7 +48,6 @@ class Checkpoint(Mapping[str, Variable]):
     set_aside: Mapping[str, str] = field(repr=False)
     averaged: bool
     choice: Weights = "auto"
-    gate: float | None = None
     remote: bool = False
     fetch_values: Callable[[Iterable[str]], None] | None = field(default=None, repr=False)
     temporary: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False)
@@ -162,7 +160,6 @@ def open_checkpoint(path: str | os.PathLike[str], weights: Weights = "auto", che
         set_aside=contents.set_aside | set_aside,
         averaged=averaged,
         choice=weights,
-        gate=contents.gate,
         remote=fetch is not None,
         fetch_values=contents.prefetch,
         temporary=temporary,

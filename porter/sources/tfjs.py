@@ -27,7 +27,6 @@ FILE = "model.json"
 MAX_JSON = 4 << 20  # bytes; large_100's graph has 300 KB. A weight takes 45, and ten times that in memory
 STORED = {"float32": "<f4", "float16": "<f2", "uint8": "u1", "uint16": "<u2", "int32": "<i4", "bool": "u1"}
 PART = 1 << 20  # values that are computed at once
-GATE = "/squeeze_excite/Conv_1/mul/y"  # the constant's name below slim's blocks
 
 
 class _Quantization(msgspec.Struct):
@@ -93,7 +92,7 @@ def read_tfjs(path: Path) -> Contents:
             )
     if not variables:
         raise CheckpointError(f"{path}: a TensorFlow.js model without weights in it")
-    return Contents(variables, files, aside, gate=_gate(model, path), graph=_graph(model, every, path))
+    return Contents(variables, files, aside, graph=_graph(model, every, path))
 
 
 def _graph(model: _Model, variables: dict[str, Variable], path: Path) -> Callable[[], StoredGraph] | None:
@@ -186,17 +185,3 @@ def _variable(weight: _Weight, view: _Shards, at: int, path: Path) -> tuple[Vari
         return found.reshape(shape)
 
     return Variable(weight.name, shape, weight.dtype, weight.name, str(path), load), size
-
-
-def _gate(model: _Model, path: Path) -> float | None:
-    """The only constant by which outputs of relu6 are multiplied."""
-    found = set()
-    for group in model.groups:
-        view = _Shards([path.with_name(name) for name in group.paths])
-        at = 0
-        for weight in group.weights:
-            variable, size = _variable(weight, view, at, path)
-            if weight.name.endswith(GATE) and not weight.shape:
-                found.add(float(variable.read()))
-            at += size
-    return found.pop() if len(found) == 1 else None

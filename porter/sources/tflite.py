@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from porter.errors import CheckpointError
 from porter.sources.stored_graph import StoredGraph
-from porter.sources.tflite_graph import SIZES, Graph, Operator, Tensor, read_graph
+from porter.sources.tflite_graph import SIZES, Graph, Tensor, read_graph
 from porter.sources.variable import Contents, FileView, Variable
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def read_tflite(path: Path) -> Contents:
             variables[f"{name}/{field}"] = _given(f"{name}/{field}", shape, value, path)
     rounds = "8 bits, and the interpreter rounds activations as well (dynamic range)" if dynamic_range(graph) else ""
     stated = partial(_stored_graph, graph, path)
-    return Contents(variables, [path], gate=_gate(graph, path), graph=stated, rounds=rounds)
+    return Contents(variables, [path], graph=stated, rounds=rounds)
 
 
 def dynamic_range(graph: Graph) -> list[int]:
@@ -197,22 +197,3 @@ def _limits(tensor: Tensor) -> dict[str, Any]:
 def float32(value: float) -> float:
     """``value`` rounded to float32, which the kernels compute in; infinite if it is too large."""
     return ctypes.c_float(value).value
-
-
-def _gate(graph: Graph, path: Path) -> float | None:
-    """The only constant by which outputs of relu6 are multiplied."""
-    relu6: set[int] = set()
-    for o in graph.operators:
-        if o.outputs and ("relu6" in (o.fused, o.kind) or (o.kind == "fake_quant" and relu6 & {*o.inputs})):
-            relu6.add(o.outputs[0])
-    slopes = {slope for o in graph.operators if o.kind == "mul" for slope in [_slope(graph, o, relu6, path)] if slope}
-    return slopes.pop() if len(slopes) == 1 else None
-
-
-def _slope(graph: Graph, operator: Operator, relu6: set[int], path: Path) -> float | None:
-    for first, second in ((0, 1), (1, 0)):
-        tensor = constant(graph, operator.inputs, second)
-        factor = operator.inputs[first] if first < len(operator.inputs) else -1
-        if tensor is not None and tensor.shape in ((), (1,)) and factor in relu6:
-            return float(values_of(tensor, path).reshape(()))
-    return None

@@ -87,15 +87,14 @@ class Variable(msgspec.Struct, frozen=True, eq=False, gc=False):
 class Contents(NamedTuple):
     """What a reader found: variables by name, their files, and names set aside with the reason.
 
-    ``gate``: the constant that a stored graph multiplies relu6 by (hard sigmoid's slope), if it has one. ``prefetch``
-    fetches the values of remote variables, by stored name, in advance. ``graph`` reads the operations that the file
-    states; None where it states none. ``rounds``: what the file's own runtime rounds and its weights do not show.
+    ``prefetch`` fetches the values of remote variables, by stored name, in advance. ``graph`` reads the operations that
+    the file states; None where it states none. ``rounds``: what the file's own runtime rounds and its weights do not
+    show.
     """
 
     variables: dict[str, Variable]
     files: list[Path]
     set_aside: dict[str, str] = {}  # noqa: RUF012 - never changed
-    gate: float | None = None
     prefetch: Callable[[Iterable[str]], None] | None = None
     graph: Callable[[], StoredGraph] | None = None
     rounds: str = ""
