@@ -43,6 +43,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_quick_diagnosis():
+    """Without parity, ``verify`` looks for causes for ten seconds. Tests that read a cause ask for all of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("porter.parity.verify.QUICKLY", 0.0)
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of checkpoints written by the original TensorFlow network."""

@@ -138,10 +138,7 @@ def test_odd_runs_are_named(foreign, port, code, said):
     assert (ran.code, said in ran.out + ran.err) == (code, True), ran.out + ran.err
 
 
-def test_a_diagnosis_says_what_it_did_not_try(foreign, monkeypatch):
-    from porter.parity import verify
-
-    monkeypatch.setattr(verify, "QUICKLY", 0.0)
+def test_a_diagnosis_says_what_it_did_not_try(foreign):
     ran = foreign("OneSwish")
     assert ran.code == 1
     assert "single mistakes and all combinations: --diagnose all" in ran.out

@@ -135,7 +135,7 @@ def scaled(keras, layer):
     return filled(whole(keras, include_preprocessing=False, input_tensor=layer(image), input_shape=None))
 
 
-@pytest.mark.parametrize("given", ["unit", "adapted", *slow("each", "numbers", "torchvision")])
+@pytest.mark.parametrize("given", ["unit", "adapted", "arithmetic", *slow("each", "numbers", "torchvision")])
 def test_scaling_of_the_users_own(keras, port, tmp_path, given):
     layers = keras.layers
     if given == "adapted":
@@ -144,6 +144,7 @@ def test_scaling_of_the_users_own(keras, port, tmp_path, given):
     else:
         layer = {
             "unit": lambda: layers.Rescaling(1 / 255),
+            "arithmetic": lambda: lambda image: 2 * image / 255 - 1.1,
             "each": lambda: layers.Rescaling([0.01, 0.008, 0.007], [-1, -1.2, -0.5]),
             "numbers": lambda: layers.Normalization(mean=[120.0, 115, 100], variance=[3400.0, 3300, 3500]),
             "torchvision": lambda: keras.Sequential(
@@ -343,9 +344,17 @@ def test_a_checkpoint_says_nothing_of_what_is_between_its_layers(keras, tmp_path
         porter.convert(path, tmp_path / "p.pth")
 
 
-@pytest.mark.parametrize("kind", ["nested", *slow("whole")])
-def test_h5_of_keras_2(keras2, port, tmp_path, kind):
-    model = filled(whole(keras2)) if kind == "whole" else nested(keras2)
+def functional(keras):
+    """As TensorFlow's tutorials make it: models inside of a functional one, and arithmetic between them."""
+    layers, image = keras.layers, keras.Input((SIDE, SIDE, 3))
+    flips, turns = keras.Sequential([layers.RandomFlip()]), keras.Sequential([image, layers.RandomRotation(0.1)])
+    features = base(keras, include_preprocessing=False)(turns(flips(1 - (255 - image) / 127.5)))
+    return keras.Model(image, layers.Dense(5, "softmax")(layers.GlobalAveragePooling2D()(features)))
+
+
+@pytest.mark.parametrize("make", [nested, functional, *slow(whole)])
+def test_h5_of_keras_2(keras2, port, tmp_path, make):
+    model = filled(make(keras2))
     check(port, model, saved(model, tmp_path / "m.h5"))
 
 

@@ -97,6 +97,13 @@ def _is_model(layer: Config) -> bool:
     return layer["class_name"] in MODELS and "layers" in layer["config"]
 
 
+def _uses_before(layer: Config) -> int:
+    """How many uses of a layer the configuration leaves out: Keras 2 counts a model's on its own images."""
+    keras_2 = any(isinstance(node, list) for node in layer.get("inbound_nodes", ()))
+    inner = layer["config"]["layers"] if keras_2 and _is_model(layer) else ()
+    return 1 if inner and inner[0]["class_name"] == "InputLayer" else 0
+
+
 def _name(layer: Config) -> str:
     name = layer.get("name") or layer["config"]["name"]
     if not isinstance(name, str):
@@ -140,7 +147,7 @@ class _Reader:
         while waiting:  # Keras lists layers so that this takes one turn, but for layers that are shared
             later = []
             for layer, number in waiting:
-                at = (_name(layer), number)
+                at = (_name(layer), number + _uses_before(layer))
                 if at in known:
                     continue
                 nodes = layer.get("inbound_nodes") or [None]
@@ -225,7 +232,7 @@ class _Reader:
         if kind in ("UpSampling2D", "Resizing"):
             window = (int(config.get("height", 0)), int(config.get("width", 0)))
             return self.add(name, "resize", inputs, window=window)
-        operation = str(config.get("function", "")).rpartition(".")[2] if kind == "TFOpLambda" else kind.lower()
+        operation = str(config.get("function", "")).rpartition(".")[2] if kind == "TFOpLambda" else _snake_case(kind)
         if operation in ARITHMETIC and len(inputs) + len(constants) == 2:
             facts = {"constant": (constants[0][0],), "constant_first": constants[0][1]} if constants else {}
             return self.add(name, ARITHMETIC[operation], inputs, **facts)
@@ -342,7 +349,10 @@ def _arguments(node: Any) -> tuple[list[tuple[str, int, int]], list[tuple[float,
                 constants.append((float(found), not inputs))
     elif node is not None:  # Keras 2
         for name, number, position, *more in [node] if node and isinstance(node[0], str) else node:
-            inputs.append((str(name), int(number), int(position)))
+            if name == "_CONSTANT_VALUE":  # a number before a tensor, as in 1 - x
+                constants.append((float(position), True))
+            else:
+                inputs.append((str(name), int(number), int(position)))
             for argument in more[:1]:
                 for key, found in argument.items():
                     if key in ("x", "y") and isinstance(found, (int, float)) and not isinstance(found, bool):
