@@ -97,16 +97,21 @@ def plan_opened(opened: Checkpoint, mapping: VariantMapping, options: PortOption
 
 
 def _beside_variant(stated: Stated, mapping: VariantMapping) -> Stated:
-    """``stated`` with what the shapes told: a multiplier, channels or an embedding other than the variant's."""
+    """``stated`` with what the shapes told: a multiplier, channels or widths other than the variant's."""
     if mapping.variant not in list_networks():  # its mapping travels with the port
         return stated
     own = load_variant(mapping.variant)
-    heads = mapping.network.head, own.network.head
+
+    def width(name: str) -> int | None:
+        given, known = getattr(mapping.network, name), getattr(own.network, name)
+        return given.out if given and known and given.out != known.out else None
+
     return replace_struct(
         stated,
         input=None if mapping.input == own.input else mapping.input,
         multiplier=None if mapping.network.multiplier == own.network.multiplier else mapping.network.multiplier,
-        embedding=heads[0].out if heads[0] and heads[1] and heads[0].out != heads[1].out else None,
+        last=width("last"),
+        embedding=width("head"),
     )
 
 

@@ -67,7 +67,7 @@ def test_action_fails_the_build(project, tmp_path):
     from porter.artifacts.artifact import load_artifact, save_artifact
 
     artifact = load_artifact(project / "good.pth")
-    artifact.tensors["conv_stem.weight"][0] *= 1.01
+    artifact.tensors["conv_stem.weight"] *= 1.01  # which is explained at once
     save_artifact(project / "drifted.pth", artifact, force=True)
     ran = act(project, checkpoint="small_075_demo", artifact="drifted.pth", reference="small_075_demo/expected.npz")
     assert ran.returncode == 1

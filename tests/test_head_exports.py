@@ -136,8 +136,9 @@ def test_multiply_accumulates_are_the_modules(variant):
     assert multiply_accumulates(nodes(model.network, CLASSES), 257) == total
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
-@pytest.mark.parametrize("variant", [pytest.param("lraspp_small", marks=pytest.mark.slow), "ssdlite_small"])
+@pytest.mark.parametrize("variant", ["lraspp_small", "ssdlite_small"])
 def test_release_with_other_forms(made, variant, tmp_path, run, tf):
     """What is published besides the weights is compared with the record, as a classifier's is."""
     ran = run("release", made(variant), "--out", tmp_path / "out", "--onnx", "--tflite")

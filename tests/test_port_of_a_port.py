@@ -115,8 +115,8 @@ def test_8_bits(tmp_path, trained, run):
 
 def test_heads(tmp_path, three_kinds):
     for source in three_kinds:
+        artifact, _ = porter.convert(source, tmp_path / "a.pth", force=True)
         for ending in ("safetensors", "onnx", "tflite"):
-            artifact, _ = porter.convert(source, tmp_path / "a.pth", force=True)
             direct, _ = porter.convert(source, tmp_path / f"direct.{ending}", force=True)
             found, _ = porter.convert(artifact, tmp_path / f"found.{ending}", force=True)
             assert direct.read_bytes() == found.read_bytes()

@@ -388,6 +388,16 @@ def test_another_multiplier_is_found(keras, port, tmp_path):
     check(port, model, saved(model, tmp_path / "m.keras"))
 
 
+def test_another_multiplier_and_one_channel_in_a_model(keras, port, tmp_path):
+    grey, image = pixels(channels=1), keras.Input((SIDE, SIDE, 1))
+    inner = base(keras, alpha=0.35, input_shape=(SIDE, SIDE, 1))
+    pooled = keras.layers.GlobalAveragePooling2D()(inner(image))
+    model = filled(keras.Model(image, keras.layers.Dense(5, "softmax")(pooled)), pixels(8, 1))
+    check(port, model, saved(model, tmp_path / "m.keras"), grey)
+    found = port(tmp_path / "m.keras", grey, "map", backbone=True)
+    same(found, np.asarray(inner(grey.astype("f"), training=False)))
+
+
 def test_one_channel(keras, port, tmp_path):
     grey = pixels(channels=1)
     model = filled(whole(keras, input_shape=(SIDE, SIDE, 1)), pixels(8, 1))
@@ -546,6 +556,7 @@ def test_float_lite(tf, port, lite_model, tmp_path, kind):
     same(port(path, pixels(), "logits"), interpreted(path.read_bytes(), pixels())[0])
 
 
+@pytest.mark.slow
 def test_dynamic_range_lite(tf, port, lite_model, tmp_path, run):
     """The interpreter rounds activations as well, and the port only has the rounded weights."""
     path = tmp_path / "m.tflite"
@@ -572,6 +583,7 @@ def test_int8_lite(tf, port, lite_model, tmp_path):
     assert [layer.kind for layer in mapping.tail] == ["dense", "activation", "dense"]
 
 
+@pytest.mark.slow
 def test_an_8_bit_port_gives_features(tf, port, lite_model, tmp_path):
     """``forward_features`` rounds the image as well; and the map is at the levels of the file."""
     path = tmp_path / "m.tflite"

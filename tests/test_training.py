@@ -44,6 +44,7 @@ def test_a_step_is_tensorflows(tf, shared, variant):
     assert set(names) == {*(n for n in names if n.startswith(GRADIENT)), *statistics, "Logits", "loss"}
 
 
+@pytest.mark.slow
 def test_layouts_and_artifacts(tf, small, tmp_path):
     """A folded gate has other weights, and so other gradients; the background takes part in the loss if it is kept."""
     for layout, background in (("timm", True), ("slim", False)):
@@ -78,7 +79,7 @@ def test_trained_weights_and_raw_ones(tf, shared, small):
     assert porter.verify(small / "pristine", weights="raw", train=True).passed
 
 
-@pytest.mark.parametrize("momentum", [0.99, 0.9])
+@pytest.mark.parametrize("momentum", [pytest.param(0.99, marks=pytest.mark.slow), 0.9])
 def test_keras_own_model(tf, tmp_path, momentum):
     """Random layers are off, and each batch norm has the momentum that the file states."""
     layers = tf.keras.layers

@@ -11,7 +11,7 @@ import msgspec
 from porter.errors import MappingError, Option
 from porter.mapping.by_graph import by_graph
 from porter.mapping.files import list_backbones, list_variants, load_variant
-from porter.mapping.identify import NAMES, TENSORFLOW_NAMES, stem_scopes
+from porter.mapping.identify import NAMES, TENSORFLOW_NAMES, other_sizes, stem_scopes
 from porter.mapping.matching import choose, find_scope
 from porter.mapping.plan import fit
 from porter.mapping.rules import Expected, expected_variables
@@ -116,13 +116,22 @@ def hint(checkpoint: Checkpoint) -> MappingError | None:
 
 
 def _candidates(checkpoint: Checkpoint, variants: Sequence[str] | None) -> Iterator[Backbone]:
+    found = False
     for names in NAMES.get(checkpoint.format, TENSORFLOW_NAMES):
         for variant in variants or (*list_variants(), *list_backbones()):
             mapping = load_variant(variant, names)
             for scope in stem_scopes(mapping, checkpoint):
-                scoped = as_backbone(mapping, scope)
-                expected = fit(scoped, checkpoint).expected
-                yield Backbone(scoped, sum(_fits(want, checkpoint) for want in expected), len(expected))
+                candidate = _compared(as_backbone(mapping, scope), checkpoint)
+                found = found or candidate.exact
+                yield candidate
+    if not found:
+        for mapping in other_sizes(checkpoint, variants):
+            yield _compared(as_backbone(mapping), checkpoint)
+
+
+def _compared(mapping: VariantMapping, checkpoint: Checkpoint) -> Backbone:
+    expected = fit(mapping, checkpoint).expected
+    return Backbone(mapping, sum(_fits(want, checkpoint) for want in expected), len(expected))
 
 
 def _fits(want: Expected, checkpoint: Checkpoint) -> bool:

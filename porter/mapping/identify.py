@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import msgspec
@@ -26,6 +27,7 @@ NAMES: dict[str, tuple[Names, ...]] = {
 # Multipliers that people train with besides the published ones, and channels of images
 MULTIPLIERS = (0.25, 0.35, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 MOST_CHANNELS = 16
+MOST_SCOPES = 16  # that are tried: each takes a comparison with every variant
 TENSORFLOW_NAMES: tuple[Names, ...] = ("slim", "keras2", "keras", "garden")
 
 
@@ -63,7 +65,7 @@ def match_variants(checkpoint: Checkpoint, variants: Sequence[str] | None = None
             matches.append(_match(load_variant(variant, names), checkpoint))
         if any(match.exact for match in matches):
             break
-    for others in (_below_scopes, _without_classes, by_graph, _other_sizes):
+    for others in (_below_scopes, _without_classes, by_graph, other_sizes):
         if not any(match.exact for match in matches):
             matches += [_match(mapping, checkpoint) for mapping in others(checkpoint, variants)]
     return sorted(matches, key=lambda match: -match.fitting / match.expected)
@@ -98,32 +100,42 @@ def _without_classes(checkpoint: Checkpoint, variants: Sequence[str] | None) -> 
                 yield scoped
 
 
-def _other_sizes(checkpoint: Checkpoint, variants: Sequence[str] | None) -> Iterator[VariantMapping]:
-    """Mappings with another multiplier, other channels of the image or another width of the embedding."""
+def other_sizes(checkpoint: Checkpoint, variants: Sequence[str] | None) -> Iterator[VariantMapping]:
+    """Mappings with another multiplier, other channels of the image or another width of the embedding, in any scope."""
     for names in NAMES.get(checkpoint.format, TENSORFLOW_NAMES):
         published = [load_variant(variant, names) for variant in list_variants()]
         for mapping in published:
             if mapping.network.multiplier != 1 or mapping.variant not in (variants or list_variants()):
                 continue
-            every = {want.target: want for want in expected_variables(mapping, build_network(mapping), classes=0)}
-            first, *_ = every.values()
-            stem, embedding = _stored(first, checkpoint), _stored(every.get("conv_head.weight"), checkpoint)
-            if not stem or stem[1] > MOST_CHANNELS:
-                continue
-            channels, spec, head = stem[1], mapping.input, mapping.network.head
-            if channels != spec.channels:
-                mean, std = spec.mean[:1] * channels, spec.std[:1] * channels
-                spec = msgspec.structs.replace(spec, channels=channels, mean=mean, std=std)
-            if head and embedding and followed_by(checkpoint, every["conv_head.weight"].source, head.activation):
-                head = msgspec.structs.replace(head, out=embedding[0])
-            for multiplier in MULTIPLIERS:
-                table = msgspec.structs.replace(mapping.network, multiplier=multiplier, head=head)
-                other = msgspec.structs.replace(mapping, network=table, input=spec)
-                if build_network(other).stem != stem[0]:  # Keras's stays as it is
-                    fixed = msgspec.structs.replace(table.stem, out=stem[0], fixed=True)
-                    other = msgspec.structs.replace(other, network=msgspec.structs.replace(table, stem=fixed))
-                if all((other.network, spec) != (one.network, one.input) for one in published):
-                    yield other
+            for scope in dict.fromkeys((mapping.scope, *stem_scopes(mapping, checkpoint, any_size=True))):
+                for other in _in_other_sizes(msgspec.structs.replace(mapping, scope=scope), checkpoint):
+                    if all((other.network, other.input) != (one.network, one.input) for one in published):
+                        yield other
+
+
+def _in_other_sizes(mapping: VariantMapping, checkpoint: Checkpoint) -> Iterator[VariantMapping]:
+    every = {want.target: want for want in expected_variables(mapping, build_network(mapping), classes=0)}
+    first, *_ = every.values()
+    last = every.get(f"{build_network(mapping).last_conv}.weight")
+    stem, last_map, embedding = (_stored(one, checkpoint) for one in (first, last, every.get("conv_head.weight")))
+    if not stem or stem[1] > MOST_CHANNELS:
+        return
+    channels, spec, head = stem[1], mapping.input, mapping.network.head
+    if channels != spec.channels:
+        mean, std = spec.mean[:1] * channels, spec.std[:1] * channels
+        spec = msgspec.structs.replace(spec, channels=channels, mean=mean, std=std)
+    if head and embedding and followed_by(checkpoint, every["conv_head.weight"].source, head.activation):
+        head = msgspec.structs.replace(head, out=embedding[0])
+    for multiplier in MULTIPLIERS:
+        table = msgspec.structs.replace(mapping.network, multiplier=multiplier, head=head)
+        network = build_network(msgspec.structs.replace(mapping, network=table))
+        if network.stem != stem[0]:  # Keras's stays as it is
+            fixed = msgspec.structs.replace(table.stem, out=stem[0], fixed=True)
+            table = msgspec.structs.replace(table, stem=fixed)
+        if table.last and last_map and network.last != last_map[0]:  # Keras's has six times the channels before it
+            fixed_last = msgspec.structs.replace(table.last, out=last_map[0], fixed=True)
+            table = msgspec.structs.replace(table, last=fixed_last)
+        yield msgspec.structs.replace(mapping, network=table, input=spec)
 
 
 def _stored(want: Expected | None, checkpoint: Checkpoint) -> Shape:
@@ -134,9 +146,10 @@ def _stored(want: Expected | None, checkpoint: Checkpoint) -> Shape:
     return tuple(stored.shape[axis] for axis in AXES[want.axes].order)
 
 
-def stem_scopes(mapping: VariantMapping, checkpoint: Checkpoint) -> list[str]:
-    """The scopes that hold the first convolution of ``mapping``."""
+def stem_scopes(mapping: VariantMapping, checkpoint: Checkpoint, any_size: bool = False) -> list[str]:
+    """The first scopes that hold the first convolution of ``mapping``, or one of any size."""
     plain = msgspec.structs.replace(mapping, scope="", top="none")
     first = expected_variables(plain, build_network(plain), classes=0)[0]
-    names = [name for name in checkpoint if name == first.source or name.endswith(f"/{first.source}")]
-    return [name.removesuffix(first.source).rstrip("/") for name in names if checkpoint[name].shape == first.shape]
+    names = (name for name in checkpoint if name == first.source or name.endswith(f"/{first.source}"))
+    fitting = (name for name in names if any_size or checkpoint[name].shape == first.shape)
+    return [name.removesuffix(first.source).rstrip("/") for name in islice(fitting, MOST_SCOPES)]

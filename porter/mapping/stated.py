@@ -37,6 +37,7 @@ class Stated(Struct, frozen=True, omit_defaults=True):
 
     multiplier: float | None = None
     stem: Stem | None = None
+    last: int | None = None  # channels
     embedding: int | None = None
     input: Input | None = None
     epsilon: float | None = None
@@ -65,6 +66,7 @@ class Stated(Struct, frozen=True, omit_defaults=True):
                 table,
                 multiplier=self.multiplier or table.multiplier,
                 stem=self.stem or table.stem,
+                last=replace_struct(table.last, out=self.last, fixed=True) if table.last and self.last else table.last,
                 head=replace_struct(table.head, out=self.embedding) if table.head and self.embedding else table.head,
                 output_stride=self.output_stride or table.output_stride,
                 pooling=self.pooling or table.pooling,

@@ -80,6 +80,8 @@ def _stated(stated: Stated) -> Iterator[str]:
         yield f"multiplier {stated.multiplier:g}"
     if stated.stem is not None:
         yield f"stem of {stated.stem.out}"
+    if stated.last is not None:
+        yield f"last convolution of {stated.last}"
     if stated.embedding is not None:
         yield f"embedding of {stated.embedding}"
     if spec := stated.input:

@@ -116,7 +116,7 @@ def test_a_socket(tmp_path, monkeypatch):
 def test_reports_into_fifos(run, demo_folder, artifact, photos, tmp_path):
     fifos = {name: Fifo(tmp_path / name) for name in ("junit", "parity", "guesses", "accuracy", "csv", "mapping")}
     for command in (
-        ("verify", demo_folder, artifact, "--junit", tmp_path / "junit", "--html", tmp_path / "parity"),
+        ("verify", demo_folder, artifact, "--size", 33, "--junit", tmp_path / "junit", "--html", tmp_path / "parity"),
         ("predict", artifact, photos, "--html", tmp_path / "guesses"),
         (
             *("evaluate", artifact, photos, "--workers", 0),
