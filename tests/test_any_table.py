@@ -6,6 +6,7 @@ The tf.nn reference in float64 is the evidence; it shares the numbers of the tab
 import msgspec
 import numpy as np
 import pytest
+import torch
 from conftest import same_bits
 from forms import check_files, close, module_outputs
 from hypothesis import HealthCheck, given, settings
@@ -128,12 +129,18 @@ def check_table(mapping, height, width, folder):
     assert one.keys() == other.keys()
     assert all(same_bits(one[name], other[name]) for name in one)
 
-    # deploy, ONNX and .tflite give what the module gives
+    # deploy, fold, ONNX and .tflite give what the module gives
     model = porter.create_model("random", source, mapping=path)
     exact, tolerance = module_outputs(model, images)
-    deployed = porter.deploy(model, (height, width))(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-    for found, want in zip(deployed if isinstance(deployed, tuple) else (deployed,), exact, strict=True):
-        close(found, want, tolerance)
+    forms = [porter.deploy(model, (height, width)), porter.fold(model)]
+    if mapping.head is None:
+        word = {"average": "avg", "max": "max"}[mapping.network.pooling]
+        forms.append(porter.create_model("random", source, mapping=path, global_pool=word, fold_bn=True))
+    for form in forms:
+        with torch.no_grad():
+            outputs = form(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+        for found, want in zip(outputs if isinstance(outputs, tuple) else (outputs,), exact, strict=True):
+            close(np.asarray(found), want, tolerance)
     small = msgspec.structs.replace(mapping.input, size=32)  # the size of files
     path.write_bytes(standalone(msgspec.structs.replace(mapping, input=small)))
     images = np.random.default_rng(1).uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32)

@@ -343,7 +343,7 @@ def _built(network: Network, artifact: Artifact | None, changes: Changes) -> Who
         if not isinstance(model, MobileNetV3):
             raise PorterError("global_pool: only a classifier pools")
         try:
-            model.reset_classifier(classes, changes.global_pool)
+            model.pool_by(changes.global_pool, classes)
         except ValueError as error:
             raise PorterError(str(error)) from error
     return model

@@ -51,7 +51,7 @@ def fold(model: Model) -> Model:
     modules = dict(folded.named_modules())
     for node in nodes(network, classes=1):
         layer, norm = own.get(node.layer, node.layer), own.get(node.norm, node.norm)
-        if node.norm and layer in modules and not network.bn_folded:
+        if node.layer and node.norm and layer in modules and not network.bn_folded:
             _fold_one(layer, modules[layer], modules[norm])
             folded.set_submodule(norm, nn.Identity())
     for name, module in modules.items():

@@ -403,14 +403,15 @@ class MobileNetV3(Trunk):
         ``global_pool`` is ``avg`` or ``max``; without one, ``""``, there can be no classes. None leaves it.
         """
         if global_pool is not None:
-            self._pool_by(global_pool, num_classes)
+            self.pool_by(global_pool, num_classes)
         self.num_classes = num_classes
         was = next(self.parameters())
         self.classifier = _classifier(replace(self.network, tail=()), num_classes)
         initialize(self.classifier)
         self.classifier.to(was.device, was.dtype).train(self.training)
 
-    def _pool_by(self, kind: str, num_classes: int) -> None:
+    def pool_by(self, kind: str, num_classes: int) -> None:
+        """Pool by timm's word: ``avg``, ``max``, or ``""`` where there are no classes. Raises ValueError for others."""
         if kind not in TIMM_POOLINGS or (not kind and num_classes) or self.network.pooling == "none":
             raise ValueError(f"global_pool={kind!r}: use avg, max, or '' for no pooling and no classes")
         if kind:
