@@ -76,7 +76,7 @@ def write_exports(
     against = recorded(reference)
     images = against.samples[0].images
     # Twice the image: another batch size than the export's
-    batch = np.ascontiguousarray(np.concatenate([images[:1]] * 2).transpose(0, 3, 1, 2))
+    batch = np.ascontiguousarray(np.concatenate([images[:1]] * 2).transpose(0, 3, 1, 2), np.float32)
     if not model.num_classes:
         raise ArtifactError(f"{artifact.name}: a feature extractor; only networks with classes can be exported")
     found: dict[str, tuple[Path, float]] = {}
@@ -178,19 +178,17 @@ def write_tflite(exported: ExportInputs) -> Run:
     if opened.fake_quant:
         artifact = relayout(artifact, "slim", network)
     exported.path.write_bytes(export_bytes(".tflite", network, artifact, exported.size))
-    if network.head is not None:
+    if not opened.fake_quant:
         return lambda batch: run_file(exported.path, np.ascontiguousarray(batch.transpose(0, 2, 3, 1)))
     own = PortOptions(opened.mapping.variant, exported.mapping)
     with _quiet():
         reference = interpreter(plan_port(exported.path, own))
 
     def run(batch: np.ndarray) -> list[np.ndarray]:
-        images = np.ascontiguousarray(batch.transpose(0, 2, 3, 1))
-        if opened.fake_quant:  # levels of the network's input, which the file takes as pixels
-            assert artifact.metadata is not None
-            scale, zero = levels_of(artifact.metadata.ranges["input"])
-            pixels = np.clip(np.round(images / scale) + zero, 0, 255)
-            images = (pixels / 127.5 - 1).astype(np.float32)
+        assert artifact.metadata is not None
+        scale, zero = levels_of(artifact.metadata.ranges["input"])  # of the image, which the file takes as pixels
+        pixels = np.clip(np.round(batch.transpose(0, 2, 3, 1) / scale) + zero, 0, 255)
+        images = np.ascontiguousarray(pixels / 127.5 - 1, np.float32)
         return [dict(reference.run(images, ["Logits"]))["Logits"].values]
 
     return run

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from porter.artifacts.metadata import Metadata
+from porter.mapping.files import load_variant, variant_named
 from porter.mapping.plan import Plan
 from porter.mapping.schema import VariantMapping
 from porter.network.network import build_network
+from porter.network.nodes import nodes
 from porter.port import Port
 
 RELEASED_CLASSES = 1001
@@ -36,6 +38,9 @@ def why_not_timm(mapping: VariantMapping, made: Made) -> str | None:
         return "batch norms are folded into these weights, and timm's class has them"
     if network.blocks[0].kind == "projection":
         return "timm's class has a ReLU after the first projection, unlike the original network"
+    named = variant_named(mapping.timm)
+    if named and nodes(network, classes=1) != nodes(build_network(load_variant(named)), classes=1):
+        return "this network is not that of timm's class: its source states other layers or constants"
     if made.layout != "timm":
         return "these weights are for slim's squeeze-excite gate, and timm's class has another"
     return None

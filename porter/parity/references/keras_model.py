@@ -6,7 +6,7 @@ import json
 import re
 import zipfile
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +36,7 @@ from porter.sources.stored_graph import StoredGraph
 PREPROCESSING = 2.0**-21
 MOST_DEPTH = 64  # of a configuration; a model in a model in a model takes 30
 TENSOR = "__keras_tensor__"
+LOGITS_ENDPOINT = "Logits"
 # Where Keras 3 and Keras 2 keep layers and operations; other modules hold functions that could do anything
 MODULES = re.compile(
     r"keras(\.(layers|models))?|keras\.src\.(models|ops|layers)(\.\w+)*|tf_keras\.src\.(layers|engine)(\.\w+)*"
@@ -50,12 +51,18 @@ LEFT_OUT = ("_initializer", "_regularizer", "_constraint", "build_config", "comp
 
 
 class Opened(NamedTuple):
-    """Keras, the file's model in float64 and float32, its graph, and the graph's variables by entry."""
+    """Keras, the file's model in float64 and float32, its graph, and the graph's variables by entry.
+
+    ``places`` are paths of layers by endpoint. ``activation`` is that of the classifier's last layer, where it computes
+    one itself. It is taken out of the models, which end in logits then.
+    """
 
     library: Any
     models: dict[str, Any]
     graph: StoredGraph
     sources: dict[str, str]
+    places: dict[str, str]
+    activation: Any
 
 
 def open_keras(port: Port) -> Opened:
@@ -71,7 +78,15 @@ def open_keras(port: Port) -> Opened:
         config, graph, sources = _application(port)
     library = _library(config, path)
     models = {dtype: _load(library, config, path, dtype) for dtype in ("float64", "float32")}
-    return Opened(library, models, graph, sources)
+    places, activation = _places(port, graph, sources), None
+    if port.classes and LOGITS_ENDPOINT not in places:
+        weight = sources[f"{port.network.class_layers[0]}.weight"]
+        [operation] = (one for one in graph.layers() if one.weights["weight"] == weight)
+        places[LOGITS_ENDPOINT] = operation.name.removesuffix(":linear")
+        for model in models.values():
+            layer = dict(layers_of(model))[places[LOGITS_ENDPOINT]]
+            activation, layer.activation = layer.activation, library.activations.linear
+    return Opened(library, models, graph, sources, places, activation)
 
 
 def keras_model(port: Port) -> Reference:
@@ -81,9 +96,8 @@ def keras_model(port: Port) -> Reference:
 
 def of_model(port: Port, opened: Opened) -> Reference:
     """The reference that ``opened`` is."""
-    library, models, graph, sources = opened
+    library, models, graph, sources, places, activation = opened
     path = port.checkpoint.path
-    places = places_of(port, graph, sources)
     before_stem = _before_stem(graph, sources)
     spec, white = port.mapping.input, port.white
 
@@ -92,7 +106,11 @@ def of_model(port: Port, opened: Opened) -> Reference:
         wanted = {name: places[name] for name in names if name in places}
         if not wanted:
             return
-        exact, single = (values_at(library, models[dtype], given.astype(dtype), wanted) for dtype in models)
+        at = {**wanted, LOGITS_ENDPOINT: places[LOGITS_ENDPOINT]} if activation else wanted
+        exact, single = (values_at(library, models[dtype], given.astype(dtype), at) for dtype in models)
+        if activation:
+            for found in (exact, single):
+                found["Predictions"] = activation(found[LOGITS_ENDPOINT])
         for name in wanted:
             double, rounded = np.asarray(exact.pop(name)), np.asarray(single.pop(name))
             if name in CLASS_ENDPOINTS:
@@ -260,7 +278,15 @@ def _before_stem(graph: StoredGraph, sources: Mapping[str, str]) -> str | None:
     return path[-1].name if len(path) > 1 else None
 
 
-def places_of(port: Port, graph: StoredGraph, sources: Mapping[str, str]) -> dict[str, str]:
+def layers_of(model: Any, scope: str = "") -> Iterator[tuple[str, Any]]:
+    """The layers of ``model`` and of the models in it, by path."""
+    for layer in model.layers:
+        yield f"{scope}{layer.name}", layer
+        if hasattr(layer, "layers"):
+            yield from layers_of(layer, f"{scope}{layer.name}/")
+
+
+def _places(port: Port, graph: StoredGraph, sources: Mapping[str, str]) -> dict[str, str]:
     """Endpoint -> the path of the layer that gives it; empty for the whole model's output."""
     by_weight = {operation.weights["weight"]: operation for operation in graph.layers()}
     found: dict[str, str] = {}

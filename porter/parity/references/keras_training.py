@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from porter.errors import ParityError
 from porter.network.node import map_sizes
 from porter.network.nodes import nodes
-from porter.parity.references.keras_model import of_model, open_keras, places_of, values_at
+from porter.parity.references.keras_model import layers_of, of_model, open_keras, values_at
 from porter.parity.references.live_tensorflow import tensorflow
 from porter.parity.references.reference import Reference, for_file
 from porter.parity.references.training_step import STATISTICS, Trained, in_both, judged, measured
@@ -26,26 +25,18 @@ def keras_training(port: Port, drop_class: int | None) -> Reference:
     the moving variances are given as those have them. Random layers are off. Raises as ``open_keras`` does.
     """
     tf, opened = tensorflow(), open_keras(port)
-    places = places_of(port, opened.graph, opened.sources)
     wanted = judged(port.network, port.classes)
-    own_activation = ""  # the classifier's, where it is one layer with its softmax or sigmoid
-    if "Logits" in wanted and "Logits" not in places:
-        weight = opened.sources[f"{port.network.class_layers[0]}.weight"]
-        [operation] = (one for one in opened.graph.layers() if one.weights["weight"] == weight)
-        places["Logits"] = own_activation = operation.name.removesuffix(":linear")
-    if any(name not in places for name in wanted):
+    if any(name not in opened.places for name in wanted):
         raise ParityError(f"{port.checkpoint.given}: Keras's model has no {', '.join(wanted)}; use the reference tf.nn")
 
     def step(images: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
         model = opened.models[dtype]
         kept = model.get_weights()
-        layers = dict(_layers(model, ""))
+        layers = dict(layers_of(model))
         model.trainable = True
         for layer in layers.values():
             if type(layer).__name__ in NOTHING:
                 layer.call = lambda x, *_, **__: x
-        if own_activation:
-            layers[own_activation].activation = lambda x: x
         own = {
             f"{at}/{weight.name.rpartition('/')[2].partition(':')[0]}": weight
             for at, layer in layers.items()
@@ -54,7 +45,7 @@ def keras_training(port: Port, drop_class: int | None) -> Reference:
         }
         variables = {one.target: Trained(own[opened.sources[one.target]], one.axes) for one in port.plan.steps}
         given = for_file(images, port.white).astype(dtype)
-        at = {name: places[name] for name in wanted}
+        at = {name: opened.places[name] for name in wanted}
         before = {name: np.asarray(one.variable) for name, one in variables.items()}
 
         def outputs() -> dict[str, Any]:
@@ -76,13 +67,6 @@ def keras_training(port: Port, drop_class: int | None) -> Reference:
         return found
 
     return replace(of_model(port, opened), run=in_both(tf, step))
-
-
-def _layers(model: Any, scope: str) -> Iterator[tuple[str, Any]]:
-    for layer in model.layers:
-        yield f"{scope}{layer.name}", layer
-        if hasattr(layer, "layers"):
-            yield from _layers(layer, f"{scope}{layer.name}/")
 
 
 def _positions(port: Port, images: np.ndarray) -> dict[str, int]:
