@@ -232,6 +232,17 @@ class Rows(torch.nn.Module):
         return self.network(x).reshape(x.shape[0], -1)
 
 
+def test_a_tflite_of_a_network_of_ones_own(run, three_blocks, tmp_path):
+    """The mapping of the source tells the network, and the file has the names of its own format."""
+    pytest.importorskip("ai_edge_litert.interpreter")
+    path, _ = convert(three_blocks.source, tmp_path / "a.tflite", mapping=three_blocks.mapping)
+    ran = run("verify", three_blocks.source, path, *three_blocks.own, "--reference", "tf.nn")
+    assert ran.code == 0, ran.out + ran.err
+    assert "float32 as exact as TensorFlow's" in ran.out
+    ran = run("verify", path, *three_blocks.own)
+    assert ran.code == 0, ran.out + ran.err
+
+
 def test_a_program_that_returns_something_else(run, three_blocks, tmp_path):
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
