@@ -188,6 +188,10 @@ DAMAGES = {
     ),
     "weights times 0.5": lambda _, t: t | {"conv_head.weight": t["conv_head.weight"] * 0.5},
     "outputs in another order": lambda _, t: t | {"conv_head.bias": t["conv_head.bias"].flip(0)},
+    "outputs in another order, times -1.5": lambda _, t: t | {"conv_head.weight": t["conv_head.weight"].flip(0) * -1.5},
+    "BGR: the first convolution's input channels are reversed, rounded to bfloat16": lambda _, t: (
+        t | {"conv_stem.weight": t["conv_stem.weight"].flip(1).bfloat16()}
+    ),
 }
 
 
