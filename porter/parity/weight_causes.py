@@ -47,14 +47,22 @@ def _values_of(theirs: np.ndarray, values: np.ndarray) -> str | None:
     """How ``theirs`` are ``values``, in words: not (None), the same, rounded, times a factor or plus a number."""
     if _same(theirs, values):
         return ""
-    for dtype, bits in BITS.items():
-        if _near(values.flat[:FIRST], theirs.flat[:FIRST], bits) and _near(values, theirs, bits):
-            return f"rounded to {dtype}"
+    dtype = rounded_to(theirs, values)
+    if dtype is not None:
+        return f"rounded to {dtype}"
     factor = float((theirs * values).sum() / ((values * values).sum() or 1.0))
     if _same(theirs, values * factor):
         return f"times {factor:.6g}"
     shift = float((theirs - values).mean())
     return f"plus {shift:.6g}" if _same(theirs, values + shift) else None
+
+
+def rounded_to(theirs: np.ndarray, values: np.ndarray) -> str | None:
+    """The dtype of 16 bits to which ``values`` were rounded to give ``theirs``; None if they were not."""
+    for dtype, bits in BITS.items():
+        if _near(values.flat[:FIRST], theirs.flat[:FIRST], bits) and _near(values, theirs, bits):
+            return dtype
+    return None
 
 
 def _same(theirs: np.ndarray, values: np.ndarray) -> bool:
