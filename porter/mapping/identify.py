@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,14 +71,15 @@ def match_variants(checkpoint: Checkpoint, variants: Sequence[str] | None = None
 
 
 def from_file(path: Path, checkpoint: Checkpoint) -> VariantMapping:
-    """The mapping file at ``path``; of its network with the usual names, if the checkpoint has these, not the file's.
+    """The mapping file at ``path``; of its network with the usual names, if the checkpoint has none of the file's.
 
     So the file for a checkpoint also serves for the ``.tflite`` of the same network. Raises MappingError.
     """
     own = load_mapping(path)
-    usual = NAMES.get(checkpoint.format, TENSORFLOW_NAMES)
-    others = (load_mapping(path, names) for names in usual)
-    return next((mapping for mapping in chain([own], others) if _match(mapping, checkpoint).exact), own)
+    if _match(own, checkpoint).fitting:
+        return own
+    usual = (load_mapping(path, names) for names in NAMES.get(checkpoint.format, TENSORFLOW_NAMES))
+    return next((mapping for mapping in usual if _match(mapping, checkpoint).exact), own)
 
 
 def _match(mapping: VariantMapping, checkpoint: Checkpoint) -> Match:
