@@ -208,7 +208,7 @@ def test_the_weights_tell_the_cause(run, three_blocks, tmp_path, cause):
 
 @pytest.mark.tensorflow
 def test_another_checkpoints_weights(run, tf, tmp_path):
-    """Of a step that lies beside the checkpoint."""
+    """Of a step that lies beside the checkpoint, though one variable of it is a multiple; and in BGR."""
     from three_blocks import MAPPING
 
     from porter.mapping.files import load_mapping
@@ -216,13 +216,23 @@ def test_another_checkpoints_weights(run, tf, tmp_path):
     from porter.sources.bundle_writer import write_bundle
 
     (tmp_path / "three.yaml").write_text(MAPPING)
-    for step in (1, 2):
-        write_bundle(tmp_path / f"model-{step}", random_variables(load_mapping(tmp_path / "three.yaml"), seed=step))
+    steps = [random_variables(load_mapping(tmp_path / "three.yaml"), seed=step) for step in (1, 2)]
+    name = "MobilenetV3/Conv/BatchNorm/moving_variance"
+    steps[0][name] = steps[1][name] * np.float32(1.03)
+    for number, variables in enumerate(steps, 1):
+        write_bundle(tmp_path / f"model-{number}", variables)
     options = ("--mapping", tmp_path / "three.yaml")
     assert run("convert", tmp_path / "model-1", *options, "-o", tmp_path / "a.pth").code == 0
     ran = run("verify", tmp_path / "model-2", tmp_path / "a.pth", *options, "--size", "48")
     assert ran.code == 1, ran.out + ran.err
     assert "cause      the weights of another checkpoint, model-1: " in ran.out
+    assert ran.out.count("cause") == 1
+    tensors = load_artifact(tmp_path / "a.pth").tensors
+    tensors["conv_stem.weight"] = tensors["conv_stem.weight"].flip(1)
+    torch.save(tensors, tmp_path / "b.pth")
+    ran = run("verify", tmp_path / "model-2", tmp_path / "b.pth", *options, "--size", "48")
+    assert "cause      the weights of another checkpoint, model-1, BGR: " in ran.out
+    assert ran.out.count("cause") == 2
 
 
 class Rows(torch.nn.Module):

@@ -34,22 +34,25 @@ def weight_causes(port: Port, stored: Weights, changed: Sequence[str]) -> tuple[
     found: dict[str, list[str]] = defaultdict(list)
     for name in changed:
         theirs, ours = weights[name].astype(np.float64), planned[name].astype(np.float64)
-        for words, values in _possible(port, name, ours, theirs, others):
-            how = _values_of(theirs, values) if values.shape == theirs.shape else None
-            if how is not None and words + how != SAME:
-                found[(words + how).removesuffix(", ")].append(name)
-                break
+        possible = [one for one in _possible(port, name, ours, theirs, others) if one[1].shape == theirs.shape]
+        told = ((words, how(theirs, values)) for how in (_rounded, _moved) for words, values in possible)
+        words = next((words + said for words, said in told if said is not None and words + said != SAME), None)
+        if words is not None:
+            found[words.removesuffix(", ")].append(name)
     causes = [Cause((f"{words}: {listed(names, 3)}",)) for words, names in found.items()]
     return causes, sum(map(len, found.values())) == len(changed)
 
 
-def _values_of(theirs: np.ndarray, values: np.ndarray) -> str | None:
-    """How ``theirs`` are ``values``, in words: not (None), the same, rounded, times a factor or plus a number."""
+def _rounded(theirs: np.ndarray, values: np.ndarray) -> str | None:
+    """Whether ``theirs`` are ``values``, or these rounded, in words; None if neither."""
     if _same(theirs, values):
         return ""
     dtype = rounded_to(theirs, values)
-    if dtype is not None:
-        return f"rounded to {dtype}"
+    return dtype and f"rounded to {dtype}"
+
+
+def _moved(theirs: np.ndarray, values: np.ndarray) -> str | None:
+    """Whether ``theirs`` are ``values`` times a factor, or plus a number, in words; None if neither."""
     factor = float((theirs * values).sum() / ((values * values).sum() or 1.0))
     if _same(theirs, values * factor):
         return f"times {factor:.6g}"
@@ -74,9 +77,8 @@ def _possible(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """``ours``, and in what other order or from where; likely ones first."""
     yield SAME, ours
-    for words, arrays in others:
-        if name in arrays:
-            yield f"{words}, ", arrays[name].astype(np.float64)
+    instead = [(f"{words}, ", arrays[name].astype(np.float64)) for words, arrays in others if name in arrays]
+    yield from instead
     if name.startswith("classifier.") and name.partition(".")[2] in ("weight", "bias"):
         whole = _with_background(port, name)
         for places in (1, -1):
@@ -85,8 +87,8 @@ def _possible(
                 yield words, whole[:-1]
             yield words, np.roll(ours, places, 0)
     if ours.ndim == 4:
-        if ours.shape[1] == 3:
-            yield "BGR: the first convolution's input channels are reversed, ", ours[:, ::-1]
+        for words, values in [("", ours), *instead] if ours.shape[1] == 3 else ():
+            yield f"{words}BGR: the first convolution's input channels are reversed, ", values[:, ::-1]
         yield "kernels with height and width exchanged, ", ours.swapaxes(2, 3)
         yield "kernels flipped, up and down, ", ours[:, :, ::-1]
         yield "kernels flipped, left and right, ", ours[..., ::-1]
