@@ -22,7 +22,7 @@ from porter.sources.weights import Weights as Choice
 from porter.text import listed
 
 MOST_STEPS = 8  # other checkpoints beside this one that are compared
-SAME = "weights "
+SAME = "weights "  # said of the checkpoint's own, rounded or moved
 FIRST = 64  # values that are looked at first
 BITS = {"float16": 10, "bfloat16": 7}  # of a mantissa
 
