@@ -14,8 +14,8 @@ from porter.artifacts.metadata import Metadata
 from porter.artifacts.source import StoredPort, as_source
 from porter.errors import ArtifactError, MappingError, NotTheNetworkError, Option
 from porter.mapping.backbone import ONE_OF_TWO, as_backbone, by_other_names, find_backbone, hint
-from porter.mapping.files import list_networks, load_mapping, load_variant, mapping_digest
-from porter.mapping.identify import match_variants
+from porter.mapping.files import list_networks, load_variant, mapping_digest
+from porter.mapping.identify import from_file, match_variants
 from porter.mapping.options import DEFAULT_OPTIONS, PathLike, PortOptions
 from porter.mapping.plan import Plan, fit, make_plan
 from porter.mapping.schema import VariantMapping
@@ -196,7 +196,7 @@ def choose_mapping(checkpoint: Checkpoint, variant: str | None, mapping: PathLik
     Raises MappingError if another variant than the named one fits, or none fits.
     """
     if mapping is not None:
-        chosen = load_mapping(Path(mapping))
+        chosen = from_file(Path(mapping), checkpoint)
         if variant not in (None, chosen.variant, chosen.timm):
             raise MappingError(f"{mapping}: is a mapping of {chosen.variant}, not of {variant}")
         return chosen

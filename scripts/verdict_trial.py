@@ -34,7 +34,7 @@ from three_blocks import MAPPING, write_three_blocks
 
 from porter.artifacts.artifact import Artifact, load_artifact
 from porter.exports.convert import convert
-from porter.exports.files import export_bytes
+from porter.exports.files import GRAPH_SUFFIXES, export_bytes
 from porter.mapping.files import load_mapping
 from porter.mapping.options import PortOptions
 from porter.models.create import open_model
@@ -73,7 +73,8 @@ def alarms(shared: Path, seeds: int) -> int:
     print("|---|---|---|---|---|---|---|---|")
     total = 0
     for source, options in sources(shared):
-        check = open_check(source, None, PortOptions(**options))
+        reference = options.pop("reference", "auto")
+        check = open_check(source, None, PortOptions(**options), Against(reference))
         verdict, fixed = check.verdict, check.reference.size
         sizes = [fixed] if fixed else SIZES
         images = 0
@@ -217,8 +218,10 @@ def forms_of(mapping: Path, source: Path, folder: Path) -> list[tuple[str, dict]
     path = folder / "timm.pth"
     found += [(str(path), {"deployed": True, "size": size}) for size in FORM_SIZES]
     opened = open_model(path, PortOptions(mapping=mapping))
-    (folder / "port.onnx").write_bytes(export_bytes(".onnx", opened.whole.network, load_artifact(path), 48))
-    found.append((str(folder / "port.onnx"), {"size": (48, 48)}))
+    for suffix in GRAPH_SUFFIXES:
+        file = folder / f"port{suffix}"
+        file.write_bytes(export_bytes(suffix, opened.whole.network, load_artifact(path), 48))
+        found.append((str(file), {"size": (48, 48)}))
     batch = torch.zeros(2, 3, 48, 48)
     program = torch.export.export(opened.whole, (batch,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     torch.export.save(program, folder / "port.pt2")

@@ -7,13 +7,14 @@ import torch
 from torch import nn
 
 from porter.models.mobilenet_v3 import Gate, SameConv2d
+from porter.network.nodes import is_weight
 from porter.parity.candidates.own import in_both_precisions
 
 
 def faults(state, random):
     """(kind, place, change) of every fault: ``change(model)`` makes it. ``state`` is the state dict to damage."""
     for name, value in state.items():
-        if value.is_floating_point():
+        if value.is_floating_point() and is_weight(name):
             position = _lively(value, random)
             if position is None:
                 continue

@@ -185,6 +185,10 @@ DAMAGES = {
     ),
     "weights times 0.5": lambda _, t: t | {"conv_head.weight": t["conv_head.weight"] * 0.5},
     "outputs in another order": lambda _, t: t | {"conv_head.bias": t["conv_head.bias"].flip(0)},
+    "outputs in another order, times -1.5": lambda _, t: t | {"conv_head.weight": t["conv_head.weight"].flip(0) * -1.5},
+    "BGR: the first convolution's input channels are reversed, rounded to bfloat16": lambda _, t: (
+        t | {"conv_stem.weight": t["conv_stem.weight"].flip(1).bfloat16()}
+    ),
 }
 
 
@@ -201,7 +205,7 @@ def test_the_weights_tell_the_cause(run, three_blocks, tmp_path, cause):
 
 @pytest.mark.tensorflow
 def test_another_checkpoints_weights(run, tf, tmp_path):
-    """Of a step that lies beside the checkpoint."""
+    """Of a step that lies beside the checkpoint, though one variable of it is a multiple; and in BGR."""
     from three_blocks import MAPPING
 
     from porter.mapping.files import load_mapping
@@ -209,13 +213,23 @@ def test_another_checkpoints_weights(run, tf, tmp_path):
     from porter.sources.bundle_writer import write_bundle
 
     (tmp_path / "three.yaml").write_text(MAPPING)
-    for step in (1, 2):
-        write_bundle(tmp_path / f"model-{step}", random_variables(load_mapping(tmp_path / "three.yaml"), seed=step))
+    steps = [random_variables(load_mapping(tmp_path / "three.yaml"), seed=step) for step in (1, 2)]
+    name = "MobilenetV3/Conv/BatchNorm/moving_variance"
+    steps[0][name] = steps[1][name] * np.float32(1.03)
+    for number, variables in enumerate(steps, 1):
+        write_bundle(tmp_path / f"model-{number}", variables)
     options = ("--mapping", tmp_path / "three.yaml")
     assert run("convert", tmp_path / "model-1", *options, "-o", tmp_path / "a.pth").code == 0
     ran = run("verify", tmp_path / "model-2", tmp_path / "a.pth", *options, "--size", "48")
     assert ran.code == 1, ran.out + ran.err
     assert "cause      the weights of another checkpoint, model-1: " in ran.out
+    assert ran.out.count("cause") == 1
+    tensors = load_artifact(tmp_path / "a.pth").tensors
+    tensors["conv_stem.weight"] = tensors["conv_stem.weight"].flip(1)
+    torch.save(tensors, tmp_path / "b.pth")
+    ran = run("verify", tmp_path / "model-2", tmp_path / "b.pth", *options, "--size", "48")
+    assert "cause      the weights of another checkpoint, model-1, BGR: " in ran.out
+    assert ran.out.count("cause") == 2
 
 
 class Rows(torch.nn.Module):
@@ -227,6 +241,17 @@ class Rows(torch.nn.Module):
 
     def forward(self, x):
         return self.network(x).reshape(x.shape[0], -1)
+
+
+def test_a_tflite_of_a_network_of_ones_own(run, three_blocks, tmp_path):
+    """The mapping of the source tells the network, and the file has the names of its own format."""
+    pytest.importorskip("ai_edge_litert.interpreter")
+    path, _ = convert(three_blocks.source, tmp_path / "a.tflite", mapping=three_blocks.mapping)
+    ran = run("verify", three_blocks.source, path, *three_blocks.own, "--reference", "tf.nn")
+    assert ran.code == 0, ran.out + ran.err
+    assert "float32 as exact as TensorFlow's" in ran.out
+    ran = run("verify", path, *three_blocks.own)
+    assert ran.code == 0, ran.out + ran.err
 
 
 def test_a_program_that_returns_something_else(run, three_blocks, tmp_path):

@@ -9,6 +9,8 @@ from random_networks import furthest, images, trained
 
 import porter
 from porter.exports import runtime
+from porter.exports.deploy import model_program
+from porter.exports.runtime import Session
 from porter.mapping.files import list_variants
 from porter.models.build import endpoints
 
@@ -60,6 +62,18 @@ def test_features(variant, indices):
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.shape == theirs.shape
         assert furthest(ours, theirs) < 1e-5
+
+
+@pytest.mark.parametrize("size", [None, (224, 224)])
+def test_means_of_flat_maps(size):
+    """One sum of n numbers is up to n / 2 units off, if all additions round the same way; eight sums, n / 16."""
+    program = model_program(trained("small_075"))
+    images = np.full((1, 3, 224, 224), -1, np.float32)
+    images[:, :, :112] = [[[0.9]], [[0.3]], [[-0.4]]]
+    session = Session(program, size, 1, ["layer_2/depthwise_output", "blocks.0.0.se/mean"])
+    maps, found = session.run(images)
+    means = maps.mean((2, 3), np.float64, keepdims=True)
+    assert np.abs(found - means).max() <= 56 * 56 / 16 * 2**-24 * np.abs(means).max()
 
 
 def test_arrays_and_artifacts(demo_folder, tmp_path):

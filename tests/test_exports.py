@@ -58,6 +58,29 @@ def test_tflite(lite, variant, builtin, tmp_path):
     assert not any(starts)  # runtimes use constants where they lie
 
 
+@pytest.mark.parametrize("builtin", [True, False])
+def test_means_of_flat_maps(lite, builtin):
+    """One sum of n numbers is up to n / 2 units off, if all additions round the same way; rows first, (H + W) / 2."""
+    model = trained("small_075")
+    arrays = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    content = tflite_model(made_program(model.network, 1000, arrays), (224, 224))
+    image = np.full((1, 224, 224, 3), -1, np.float32)
+    image[:, :112] = 0.9, 0.3, -0.4
+    kinds = lite.OpResolverType
+    runner = lite.Interpreter(
+        model_content=content,
+        experimental_preserve_all_tensors=True,
+        experimental_op_resolver_type=kinds.BUILTIN_WITHOUT_DEFAULT_DELEGATES if builtin else kinds.BUILTIN,
+    )
+    runner.allocate_tensors()
+    runner.set_tensor(runner.get_input_details()[0]["index"], image)
+    runner.invoke()
+    at = {tensor["name"]: tensor["index"] for tensor in runner.get_tensor_details()}
+    maps, found = (runner.get_tensor(at[name]) for name in ("layer_2/depthwise_output", "blocks.0.0.se/mean"))
+    means = maps.mean((1, 2), np.float64, keepdims=True)
+    assert np.abs(found - means).max() <= (56 + 56) / 2 * 2**-24 * np.abs(means).max()
+
+
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("suffix", ["onnx", "tflite"])
 def test_the_command(demo_folder, tmp_path, run, suffix):

@@ -83,7 +83,7 @@ def test_padding_error_shows_at_the_borders(padded_wrongly):
     assert heat.values[1:-1, 1:-1].max() < 1e-6 < heat.values[0].max()
     page = parity_html(verdict, evidence).decode()
     assert "No parity</span>" in page
-    assert "First differs at <code>layer_1</code>" in page
+    assert "<dt>first</dt><dd>layer_1 on noise" in page
     assert "The first layer beyond its limit" in page
 
 

@@ -194,6 +194,11 @@ class _Writer:
         if limits is not None and limits.input_scale is None:  # averaged in the levels of its input
             options = {"padding": VALID, "stride_w": 1, "stride_h": 1, "filter_w": shape[2], "filter_h": shape[1]}
             self._step("average_pool_2d", [given], output, **options)
+        elif not self.ranges:  # both of LiteRT's kernels add all positions in one float32: first along each row
+            rows = self._computed(f"{node.name}/rows", (*shape[:2], 1, shape[-1]), node.module)
+            for axis, ends in ((2, (given, rows)), (1, (rows, output))):
+                axes = self._constant(f"{node.name}/axis {axis}", np.array([axis], np.int32))
+                self._step("mean", [ends[0], axes], ends[1], keep_dims=True)
         else:
             axes = self._constant(f"{node.name}/axes", np.array([1, 2], np.int32))
             if limits is not None and limits.axes_dropped:  # another kernel

@@ -111,12 +111,13 @@ def did_you_mean(name: str, among: Sequence[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def load_mapping(path: Path) -> VariantMapping:
+def load_mapping(path: Path, names: Names | None = None) -> VariantMapping:
     """Load and check a mapping file. Its ``base`` may be a file beside it or an installed one.
 
-    Raises MappingError with file, line and key.
+    With ``names``, only the network is the file's. Raises MappingError with file, line and key.
     """
-    return _convert_document(read_yaml(path, _find_base))
+    document = read_yaml(path, _find_base)
+    return _convert_document(overlay(document, _document(f"{names}.yaml")) if names else document)
 
 
 def _convert_document(document: Document) -> VariantMapping:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
 from porter.mapping.axes import AXES
 from porter.mapping.by_graph import by_graph
-from porter.mapping.files import Names, list_variants, list_with_head, load_variant
+from porter.mapping.files import Names, list_variants, list_with_head, load_mapping, load_variant
 from porter.mapping.plan import fit, followed_by
 from porter.mapping.rules import Expected, expected_variables
 from porter.mapping.schema import VariantMapping
@@ -69,6 +70,18 @@ def match_variants(checkpoint: Checkpoint, variants: Sequence[str] | None = None
         if not any(match.exact for match in matches):
             matches += [_match(mapping, checkpoint) for mapping in others(checkpoint, variants)]
     return sorted(matches, key=lambda match: -match.fitting / match.expected)
+
+
+def from_file(path: Path, checkpoint: Checkpoint) -> VariantMapping:
+    """The mapping file at ``path``; of its network with the usual names, if the checkpoint has none of the file's.
+
+    So the file for a checkpoint also serves for the ``.tflite`` of the same network. Raises MappingError.
+    """
+    own = load_mapping(path)
+    if _match(own, checkpoint).fitting:
+        return own
+    usual = (load_mapping(path, names) for names in NAMES.get(checkpoint.format, TENSORFLOW_NAMES))
+    return next((mapping for mapping in usual if _match(mapping, checkpoint).exact), own)
 
 
 def _match(mapping: VariantMapping, checkpoint: Checkpoint) -> Match:

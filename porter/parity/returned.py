@@ -17,6 +17,7 @@ from porter.parity.candidates.match import Found, Judge, Operations, apart, sque
 from porter.parity.compare import Row
 from porter.parity.references.reference import Noise, Values, larger
 from porter.parity.verdict import Verdict
+from porter.parity.weight_causes import rounded_to
 from porter.text import listed
 
 # A relation holds if it leaves at most this multiple of what the same function may, as it rounds a few times more, and
@@ -243,6 +244,7 @@ def _of_rows(expected: np.ndarray, found: np.ndarray, noun: str, limit: float) -
     length = np.linalg.norm(expected, axis=1, keepdims=True)
     with np.errstate(over="ignore"):
         known = {
+            f"its {noun}": expected,
             f"the log-softmax of its {noun}": log_softmax,
             f"the softmax of its {noun}": np.exp(log_softmax),
             f"the sigmoid of its {noun}": 1 / (1 + np.exp(-expected)),
@@ -252,6 +254,8 @@ def _of_rows(expected: np.ndarray, found: np.ndarray, noun: str, limit: float) -
     for words, values in known.items():
         if apart(found, values) <= limit:
             return words
+        if dtype := rounded_to(found, values):
+            return f"{words}, rounded to {dtype}"
     distance = found - expected
     if apart(found - distance.mean(), expected) <= limit:
         return f"its {noun} {'minus' if distance.mean() < 0 else 'plus'} {abs(distance.mean()):.4g}"
@@ -260,7 +264,11 @@ def _of_rows(expected: np.ndarray, found: np.ndarray, noun: str, limit: float) -
     factor = float((found * expected).sum() / ((expected * expected).sum() or 1.0))
     if factor and apart(found / factor, expected) <= limit:
         return f"its {noun} times {factor:.4g}"
-    return _reordered(expected, found, noun, limit)
+    longer = float(np.linalg.norm(found) / (np.linalg.norm(expected) or 1.0))
+    for factor in (1.0, longer, -longer):
+        if told := _reordered(expected * factor, found, noun, limit):
+            return told if factor == 1 else f"{told}, times {factor:.4g}"
+    return None
 
 
 def _reordered(expected: np.ndarray, found: np.ndarray, noun: str, limit: float) -> str | None:

@@ -1,4 +1,4 @@
-"""Why weights differ from the checkpoint's: one operation that makes them of it. A comparison, without a run."""
+"""Why weights differ from the checkpoint's: what makes them of it. A comparison, without a run."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from porter.sources.weights import Weights as Choice
 from porter.text import listed
 
 MOST_STEPS = 8  # other checkpoints beside this one that are compared
+SAME = "weights "  # said of the checkpoint's own, rounded or moved
+FIRST = 64  # values that are looked at first
 BITS = {"float16": 10, "bfloat16": 7}  # of a mantissa
 
 
@@ -32,12 +34,38 @@ def weight_causes(port: Port, stored: Weights, changed: Sequence[str]) -> tuple[
     found: dict[str, list[str]] = defaultdict(list)
     for name in changed:
         theirs, ours = weights[name].astype(np.float64), planned[name].astype(np.float64)
-        for words, values in _possible(port, name, ours, theirs, others):
-            if values.shape == theirs.shape and _same(theirs, values):
-                found[words].append(name)
-                break
+        possible = [one for one in _possible(port, name, ours, theirs, others) if one[1].shape == theirs.shape]
+        told = ((words, how(theirs, values)) for how in (_rounded, _moved) for words, values in possible)
+        words = next((words + said for words, said in told if said is not None and words + said != SAME), None)
+        if words is not None:
+            found[words.removesuffix(", ")].append(name)
     causes = [Cause((f"{words}: {listed(names, 3)}",)) for words, names in found.items()]
     return causes, sum(map(len, found.values())) == len(changed)
+
+
+def _rounded(theirs: np.ndarray, values: np.ndarray) -> str | None:
+    """Whether ``theirs`` are ``values``, or these rounded, in words; None if neither."""
+    if _same(theirs, values):
+        return ""
+    dtype = rounded_to(theirs, values)
+    return dtype and f"rounded to {dtype}"
+
+
+def _moved(theirs: np.ndarray, values: np.ndarray) -> str | None:
+    """Whether ``theirs`` are ``values`` times a factor, or plus a number, in words; None if neither."""
+    factor = float((theirs * values).sum() / ((values * values).sum() or 1.0))
+    if _same(theirs, values * factor):
+        return f"times {factor:.6g}"
+    shift = float((theirs - values).mean())
+    return f"plus {shift:.6g}" if _same(theirs, values + shift) else None
+
+
+def rounded_to(theirs: np.ndarray, values: np.ndarray) -> str | None:
+    """The dtype of 16 bits to which ``values`` were rounded to give ``theirs``; None if they were not."""
+    for dtype, bits in BITS.items():
+        if _near(values.flat[:FIRST], theirs.flat[:FIRST], bits) and _near(values, theirs, bits):
+            return dtype
+    return None
 
 
 def _same(theirs: np.ndarray, values: np.ndarray) -> bool:
@@ -47,49 +75,42 @@ def _same(theirs: np.ndarray, values: np.ndarray) -> bool:
 def _possible(
     port: Port, name: str, ours: np.ndarray, theirs: np.ndarray, others: list[tuple[str, Mapping[str, np.ndarray]]]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """What ``ours`` would be after each known operation; likely ones first."""
-    for dtype, bits in BITS.items():
-        near = _near(ours, theirs, bits)
-        if near is not None:
-            yield f"weights rounded to {dtype}", near
-    for words, arrays in others:
-        if name in arrays:
-            yield words, arrays[name].astype(np.float64)
+    """``ours``, and in what other order or from where; likely ones first."""
+    yield SAME, ours
+    instead = [(f"{words}, ", arrays[name].astype(np.float64)) for words, arrays in others if name in arrays]
+    yield from instead
     if name.startswith("classifier.") and name.partition(".")[2] in ("weight", "bias"):
         whole = _with_background(port, name)
         for places in (1, -1):
-            words = "classes shifted by one" if places == 1 else "classes shifted by one, downwards"
+            words = "classes shifted by one, " if places == 1 else "classes shifted by one, downwards, "
             if whole is not None and len(whole) == len(ours) + 1 and places == 1:
                 yield words, whole[:-1]
             yield words, np.roll(ours, places, 0)
     if ours.ndim == 4:
-        if ours.shape[1] == 3:
-            yield "BGR: the first convolution's input channels are reversed", ours[:, ::-1]
-        yield "kernels with height and width exchanged", ours.swapaxes(2, 3)
-        yield "kernels flipped, up and down", ours[:, :, ::-1]
-        yield "kernels flipped, left and right", ours[..., ::-1]
-        yield "kernels turned by 180 degrees", ours[:, :, ::-1, ::-1]
-    factor = float((theirs * ours).sum() / ((ours * ours).sum() or 1.0))
-    yield f"weights times {factor:.6g}", ours * factor
-    shift = float((theirs - ours).mean())
-    yield f"weights plus {shift:.6g}", ours + shift
+        for words, values in [("", ours), *instead] if ours.shape[1] == 3 else ():
+            yield f"{words}BGR: the first convolution's input channels are reversed, ", values[:, ::-1]
+        yield "kernels with height and width exchanged, ", ours.swapaxes(2, 3)
+        yield "kernels flipped, up and down, ", ours[:, :, ::-1]
+        yield "kernels flipped, left and right, ", ours[..., ::-1]
+        yield "kernels turned by 180 degrees, ", ours[:, :, ::-1, ::-1]
     for axis in range(min(2, ours.ndim)):
         words = "outputs" if axis == 0 else "inputs"
-        yield f"{words} in another order", _reordered(ours, theirs, axis)
+        for sign in (1, -1):  # of a factor
+            yield f"{words} in another order, ", _reordered(ours, theirs, axis, sign)
 
 
-def _near(ours: np.ndarray, theirs: np.ndarray, bits: int) -> np.ndarray | None:
-    """``theirs`` if it is ``ours`` rounded to ``bits`` of a mantissa (or to float16's least number)."""
+def _near(ours: np.ndarray, theirs: np.ndarray, bits: int) -> bool:
+    """Whether ``theirs`` is ``ours`` rounded to ``bits`` of a mantissa (or to float16's least number)."""
     mantissa, _ = np.frexp(theirs)
     exact = np.ldexp(mantissa, bits + 1) == np.round(np.ldexp(mantissa, bits + 1))
     least = 2.0**-25 if bits == BITS["float16"] else 0.0
     near = np.abs(theirs - ours) <= 2.0 ** -(bits + 1) * (1 + 2.0**-10) * np.abs(ours) + least
-    return theirs if bool((exact & near).all()) else None
+    return bool((exact & near).all())
 
 
-def _reordered(ours: np.ndarray, theirs: np.ndarray, axis: int) -> np.ndarray:
-    """``ours`` with its slices along ``axis`` in the order of ``theirs``, as their first values tell."""
-    keys = [np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)[:, :4].T for values in (ours, theirs)]
+def _reordered(ours: np.ndarray, theirs: np.ndarray, axis: int, sign: int) -> np.ndarray:
+    """``ours`` with its slices along ``axis`` in the order of ``theirs``, as the first values times ``sign`` tell."""
+    keys = [np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)[:, :4].T for values in (sign * ours, theirs)]
     mine, other = (np.lexsort(key[::-1]) for key in keys)
     order = np.empty_like(mine)
     order[other] = mine

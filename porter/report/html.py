@@ -12,8 +12,8 @@ from porter.parity.compare import Row
 from porter.parity.evidence import Evidence, Picture
 from porter.parity.verdict import Verdict
 from porter.photos.labels import imagenet_labels, short_name
+from porter.report.lines import PRECISIONS, circumstances, counted, reasons
 from porter.report.pages import png, rendered
-from porter.report.verdict_table import PRECISIONS, cause_text
 from porter.text import printable
 
 # Colours of the heat map, smallest to largest difference: matplotlib's viridis at six places
@@ -56,7 +56,8 @@ def parity_html(verdict: Verdict, evidence: Evidence) -> bytes:
         furthest=furthest[0],
         first=first,
         plot=_plot(verdict),
-        causes=[cause_text(cause) for cause in verdict.causes],
+        counted=counted(verdict),
+        lines=[*reasons(verdict), *circumstances(verdict)],
         channels=[(row, evidence.channels[row.endpoint]) for row in shown[:12] if row.endpoint in evidence.channels],
         heat=heat,
         foreign=any(row.port_name for row in rows),

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 from porter.parity.compare import Row
 from porter.parity.verdict import Verdict
-from porter.report.verdict_table import PRECISIONS
+from porter.report.lines import PRECISIONS, circumstances, reasons
 from porter.text import printable
 
 
@@ -46,11 +46,9 @@ def _suite(verdict: Verdict) -> ElementTree.Element:
         errors="0",
     )
     properties = ElementTree.SubElement(suite, "properties")
-    for name, value in {"reference": verdict.reference, "dtype": verdict.dtype, **verdict.environment}.items():
+    facts = {"dtype": verdict.dtype, **verdict.environment, "verdict": verdict.sentence()}
+    for name, value in (*facts.items(), *reasons(verdict), *circumstances(verdict)):
         _set(ElementTree.SubElement(properties, "property"), name=name, value=value)
-    _set(ElementTree.SubElement(properties, "property"), name="verdict", value=verdict.sentence())
-    for cause in verdict.causes:
-        _set(ElementTree.SubElement(properties, "property"), name="cause", value=cause.what)
     for row in rows:
         case = _set(ElementTree.SubElement(suite, "testcase"), classname=verdict.variant, name=row.endpoint, time="0")
         text = f"{_figures(row, PRECISIONS[verdict.precision])} on {row.sample}, worst at {list(row.worst)}"

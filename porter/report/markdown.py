@@ -5,17 +5,14 @@ from __future__ import annotations
 import re
 
 from porter.parity.verdict import Verdict
-from porter.report.verdict_table import FURTHEST, PRECISIONS, cause_text
+from porter.report.lines import FURTHEST, PRECISIONS, circumstances, counted, reasons
 from porter.text import printable
 
 
 def markdown(verdict: Verdict) -> str:
-    """The verdict, the first endpoint that differs, causes, and a table of the endpoints closest to their limits."""
-    first = verdict.first_divergence()
+    """The verdict, a table of the endpoints closest to their limits, and every other line of a summary."""
     lines = [f"### {'Parity' if verdict.passed else 'No parity'}: {_plain(verdict.variant)}", ""]
-    lines.append(f"{_plain(verdict.sentence())}; {len(verdict.worst_rows())} endpoints, {_plain(verdict.reference)}.")
-    lines += ["", f"First: {_plain(first.endpoint)} on {_plain(first.sample)}."] if first else []
-    lines += [line for cause in verdict.causes for line in ("", f"Cause: {_plain(cause_text(cause))}.")]
+    lines.append(f"{_plain(verdict.sentence())}; {counted(verdict)}.")
     lines += ["", f"| endpoint | {PRECISIONS[verdict.precision]} | float32 | reference's | worst on | |"]
     lines.append("|---|---|---|---|---|---|")
     for row in sorted(verdict.worst_rows(), key=lambda row: -row.excess)[:FURTHEST]:
@@ -23,6 +20,8 @@ def markdown(verdict: Verdict) -> str:
         figures = ["-" if value is None else f"{value:.1e}" for value in (row.function, *noises)]
         cells = [_plain(row.endpoint), *figures, _plain(row.sample), "ok" if row.passed else "**differs**"]
         lines.append(f"| {' | '.join(cells)} |")
+    said = (*reasons(verdict), *circumstances(verdict))
+    lines += ["", *(f"- {label}: {_plain(text)}" for label, text in said)]
     return "\n".join(lines) + "\n\n"
 
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
 
 from porter.parity.compare import Row
-from porter.parity.references.reference import Noise, Precision
-from porter.parity.verdict import Cause, Verdict
+from porter.parity.references.reference import Noise
+from porter.parity.verdict import Verdict
 from porter.report.console import console
-from porter.text import listed, printable
+from porter.report.lines import FURTHEST, PRECISIONS, Line, circumstances, counted, reasons
+from porter.text import printable
 
 NOT_ASKED = "-"
-# What the first question compares: a recorded reference may hold float32 alone
-PRECISIONS: dict[Precision, str] = {"float64": "float64", "float32": "to record", "levels": "levels"}
-FURTHEST = 4  # endpoints in a summary, which has ten lines
 
 
 class Column(NamedTuple):
@@ -40,58 +39,26 @@ def print_verdict(verdict: Verdict, verbose: bool = False) -> None:
     sample where it is furthest off.
     """
     out = console()
-    for line in outcome_lines(verdict):
-        out.print(line, soft_wrap=True)
+    said = escape(printable(f"{verdict.variant}: {verdict.sentence()}"))
+    if verdict.passed:
+        out.print(f"[bold green]PARITY[/]     {said}; {counted(verdict)}", soft_wrap=True)
+    else:
+        out.print(f"[bold red]NO PARITY[/]  {said}", soft_wrap=True)
+    _print_lines(out, reasons(verdict))
     rows = verdict.worst_rows()
     shown = rows if verbose else sorted(rows, key=lambda row: -row.excess)[:FURTHEST]
     if rows and not verbose:
         which = "closest to their limits" if all(row.passed for row in rows) else "furthest beyond their limits"
-        out.print(f"{which}, of {len(rows)} {_what(verdict)} (-v shows all)", markup=False, soft_wrap=True)
+        out.print(f"{which}, of {counted(verdict)} (-v shows all)", markup=False, soft_wrap=True)
     _print_table(out, shown, PRECISIONS[verdict.precision], foreign=any(row.port_name for row in rows))
     if verbose:
         out.print()
-    out.print(f"reference  {printable(verdict.reference)}", markup=False, soft_wrap=True)
-    if verdict.received and not verdict.received.startswith("reference: the same"):
-        out.print(f"received   {printable(verdict.received)}", markup=False, soft_wrap=True)
-    changed = [f"{n} ({verdict.variables[n]})" if n in verdict.variables else n for n in verdict.changed]
-    for what, names in (("not in it", verdict.missing), ("not matched", verdict.unmatched), ("changed", changed)):
-        if names:
-            out.print(f"{what:<10} {listed(names, 8)}", markup=False, soft_wrap=True)
-    for said in verdict.remarks:
-        out.print(f"remark     {printable(said)}", markup=False, soft_wrap=True)
-    if verdict.images:
-        out.print(
-            f"agreement  top-1 {verdict.top1_agree}/{verdict.images}, top-5 {verdict.top5_agree}/{verdict.images}"
-        )
+    _print_lines(out, circumstances(verdict))
 
 
-def outcome_lines(verdict: Verdict) -> list[str]:
-    """Parity or not, and why, in rich's markup."""
-    said = escape(printable(f"{verdict.variant}: {verdict.sentence()}"))
-    assumed = [f"assumed    {', '.join(verdict.assumed)}: neither side states them"] if verdict.assumed else []
-    if verdict.passed:
-        return [f"[bold green]PARITY[/]     {said}; {len(verdict.worst_rows())} {_what(verdict)}", *assumed]
-    lines = [f"[bold red]NO PARITY[/]  {said}"]
-    first = verdict.first_divergence()
-    if first is not None:
-        theirs = f" = {first.port_name}" if first.port_name else ""
-        axes = "" if verdict.training else " (N, H, W, C)"
-        where = f"{first.endpoint}{theirs} on {first.sample}, worst at index {list(first.worst)}{axes}"
-        lines.append(f"first      {escape(printable(where))}")
-    lines += [f"cause      {escape(printable(cause_text(cause)))}" for cause in verdict.causes]
-    lines += [f"not tried  {escape(verdict.untried)}: --diagnose all"] if verdict.untried else []
-    return [*lines, *assumed]
-
-
-def _what(verdict: Verdict) -> str:
-    return "values" if verdict.training else "endpoints"
-
-
-def cause_text(cause: Cause) -> str:
-    """A cause, with both distances if its mistakes were made."""
-    if cause.after is None or cause.before is None:
-        return cause.what
-    return f"{cause.what}: with it, {cause.values} difference is {cause.after:.1e}, without {cause.before:.1e}"
+def _print_lines(out: Console, lines: Iterable[Line]) -> None:
+    for label, text in lines:
+        out.print(f"{label:<10} {text}", markup=False, soft_wrap=True)
 
 
 def _print_table(out: Console, rows: list[Row], exact: str, foreign: bool) -> None:

@@ -100,7 +100,8 @@ def output_tensors(graph: Graph) -> dict[str, int]:
             owners = [owner[i] for i in operator.inputs if i in owner]
             own = max(owners, key=lambda name: -1 if name == "input" else int(name), default="input")
         name = f"{own}/{operator.kind}" + ("_relu6" if operator.fused == "relu6" and own == str(number) else "")
-        counts[name] += 1
+        of_rows = operator.kind == "mean" and operator.inputs[0] == found.get(name)  # a mean in two steps
+        counts[name] += not of_rows
         found[name if counts[name] == 1 else f"{name}_{counts[name] - 1}"] = operator.outputs[0]
         owner[operator.outputs[0]] = own
     return found

@@ -113,6 +113,10 @@ class _Reader:
             return
         fields: dict[str, object] = {}
         said = self._kind(operator, fields)
+        if said == "mean over the axes [1]" and inputs and len(tensors[given].shape) == 4:  # perhaps of means of rows
+            before = self.operations[inputs[0]]
+            if before.kind == "mean over the axes [2]":
+                said, inputs = "mean", list(before.inputs)
         if given in self.batched and kind not in WITH_WEIGHTS:
             if kind in BY_POSITION:
                 self.batched[output] = self.batched[given]

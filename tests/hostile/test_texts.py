@@ -2,20 +2,29 @@
 
 import ast
 import csv
+import html
 import io
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 import yaml
+from markdown_it import MarkdownIt
 
 from porter.evaluation.result import Scores
-from porter.parity.verdict import Verdict
+from porter.parity.compare import Row
+from porter.parity.evidence import Evidence
+from porter.parity.references.reference import Noise
+from porter.parity.verdict import Cause, Verdict
 from porter.report.evaluation_table import per_class_csv
+from porter.report.html import parity_html
 from porter.report.junit import junit_xml
+from porter.report.markdown import markdown
+from porter.report.verdict_table import print_verdict
 from porter.text import csv_text, printable, yaml_text
 
 ROOT = Path(__file__).parents[2]
@@ -67,20 +76,68 @@ def test_csv():
     assert b"\n0,'=cmd()\\x1b,1.0\n" in per_class_csv(scores)
 
 
-def test_junit():
+def html_texts(page):
+    """The text of each cell, list item and paragraph."""
+    inner = re.findall(r"<(dt|dd|li|p|h1|h3)\b[^>]*>(.*?)</\1>", page, re.DOTALL)
+    return [html.unescape(re.sub("<[^>]*>", "", text)).strip() for _, text in inner]
+
+
+def test_every_report_has_every_line(capsys):
+    """A terminal, HTML, Markdown and JUnit say the same of a verdict, whatever its names hold."""
+    row = Row(
+        EVIL, EVIL, (1, 2, 2, 3), 1.0, 0.5, 1e-12, Noise(0.1, 0.2), Noise(0.1, 0.2), Noise(1, 1), (0, 1, 1, 2), EVIL
+    )
     verdict = Verdict(
-        variant="small_075",
+        variant=EVIL,
         checkpoint=EVIL,
         artifact=EVIL,
         reference=EVIL,
         dtype="both",
         environment={"x": EVIL},
         digests={},
+        rows=[row],
+        images=3,
+        top1_agree=2,
+        top5_agree=1,
+        missing=[EVIL],
+        unmatched=[EVIL],
+        changed=[EVIL],
+        variables={EVIL: EVIL},
+        causes=[Cause((EVIL,)), Cause(("BGR",), 1.0, 1e-15)],
+        received=f"reference: {EVIL}",
+        remarks=[EVIL],
+        untried=EVIL,
+        assumed=[EVIL],
     )
-    verdict.changed = [EVIL]
+    name = printable(EVIL)
+    lines = [
+        ("first", f"{name} = {name} on {name}, worst at index [0, 1, 1, 2] (N, H, W, C)"),
+        ("cause", name),
+        ("cause", "BGR: with it, the logits' difference is 1.0e-15, without 1.0e+00"),
+        ("not tried", f"{name}: --diagnose all"),
+        ("assumed", f"{name}: neither side states them"),
+        ("reference", name),
+        ("received", f"reference: {name}"),
+        ("not in it", name),
+        ("not matched", name),
+        ("changed", f"{name} ({name})"),
+        ("remark", name),
+        ("agreement", "top-1 2/3, top-5 1/3"),
+    ]
+    print_verdict(verdict)
+    terminal = capsys.readouterr().out
+    assert terminal.isascii()
+    assert [line for line in terminal.splitlines() if line in {f"{label:<10} {text}" for label, text in lines}] == [
+        f"{label:<10} {text}" for label, text in lines
+    ]
+    page = html_texts(parity_html(verdict, Evidence()).decode())
+    assert page[3 : 3 + 2 * len(lines)] == [text for line in lines for text in line]
+    listed = html_texts(MarkdownIt().enable("table").render(markdown(verdict)))
+    assert listed[-len(lines) :] == [f"{label}: {text}" for label, text in lines]
     document = ElementTree.fromstring(junit_xml(verdict))
-    [case] = document.iter("testcase")
-    assert case.get("name") == printable(EVIL)
+    properties = [(found.get("name"), found.get("value")) for found in document.iter("property")]
+    assert properties[-len(lines) :] == lines
+    assert [case.get("name") for case in document.iter("testcase")] == [name, name]
 
 
 def test_draft(run, tmp_path):

@@ -45,4 +45,4 @@ def open_candidate(
         return foreign.program(Path(text), sizes or [(port.mapping.input.size,) * 2])
     if colon and "://" not in text and name.isidentifier() and not Path(text).exists():
         return foreign.called(text, port)
-    return foreign.tensorflow_source(text)
+    return foreign.tensorflow_source(text, mapping)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from porter.artifacts.artifact import Artifact, load_artifact
 from porter.errors import ArtifactError, ParityError, PorterError
-from porter.mapping.options import ArtifactLayout
+from porter.mapping.options import ArtifactLayout, PathLike, PortOptions
 from porter.models.timm_import import import_timm
 from porter.network.node import Size
 from porter.network.nodes import endpoint_names, nodes
@@ -183,9 +183,9 @@ def program(path: Path, sizes: Sequence[Size]) -> Candidate:
     return Candidate(str(path), record=record, answers=answers, size=runner.size, digests=digests)
 
 
-def tensorflow_source(path: str) -> Candidate:
+def tensorflow_source(path: str, mapping: PathLike | None) -> Candidate:
     """Another TensorFlow source: its own graph, or the interpreter of a ``.tflite``. Raises PorterError."""
-    port = plan_port(path)
+    port = plan_port(path, PortOptions(mapping=mapping))
     reference = open_reference("auto", port)
 
     def run(images: np.ndarray, _questions: frozenset[Question]) -> Outputs:
