@@ -288,20 +288,42 @@ def test_containers(keras, port, tmp_path, container, kind):
     check(port, model, CONTAINERS[container](model, tmp_path))
 
 
-def test_averages_of_keras(keras, tf, tmp_path):
-    """``use_ema``: an optimizer of Keras 3 keeps them in a training checkpoint."""
-    model = whole(keras)
-    model.compile(keras.optimizers.SGD(use_ema=True, ema_momentum=0.5), "mse")
-    for _ in range(2):
-        model.train_on_batch(pixels(), np.eye(5, dtype=np.float32)[:3])
-    path = tf.train.Checkpoint(model=model, optimizer=model.optimizer).save(tmp_path / "c")
-    averages = [np.asarray(one) for one in model.optimizer._model_variables_moving_average]
-    raw = [np.asarray(one) for one in model.trainable_variables]
-    for choice, expected in (("auto", averages), ("ema", averages), ("raw", raw)):
-        opened = open_checkpoint(path, choice)
-        found = [opened[one.path].read() for one in model.trainable_variables]
-        assert all(map(np.array_equal, found, expected))
-        assert opened.weights.startswith("as stored" if choice == "raw" else "moving averages (106 variables of Keras")
+@pytest.mark.parametrize("container", ["checkpoint", ".keras", *slow(".h5", "weights", "folder", "Keras 2")])
+def test_averages_of_keras(keras, port, tmp_path, run, request, container):
+    """``use_ema``: Keras's optimizers keep them in all files that have their state."""
+    if container == "Keras 2":
+        keras = request.getfixturevalue("keras2")
+    model = filled(whole(keras)) if container == "checkpoint" else nested(keras)
+    (model if container == "checkpoint" else model.layers[0]).layers[6].trainable = False
+    model.compile(keras.optimizers.Adam(use_ema=True), "mse")
+    model.optimizer.build(model.trainable_variables)
+    random = np.random.default_rng(0)
+    for average, variable in zip(
+        model.optimizer._model_variables_moving_average, model.trainable_variables, strict=True
+    ):
+        average.assign(np.asarray(variable) * random.uniform(0.9, 1.1, variable.shape))
+    suffix = container.replace("Keras 2", ".h5")
+    path = CONTAINERS[container](model, tmp_path) if container in CONTAINERS else saved(model, tmp_path / f"m{suffix}")
+    raw = theirs(model, pixels())
+    model.optimizer.finalize_variable_values(model.trainable_variables)
+    averaged = theirs(model, pixels())
+    assert np.abs(averaged - raw).max() > 0.01
+    for choice, expected in (("auto", averaged), ("ema", averaged), ("raw", raw)):
+        same(port(path, pixels(), weights=choice), expected)
+    count = len(model.trainable_variables)
+    assert open_checkpoint(path).weights == f"moving averages ({count} variables of Keras's optimizer)"
+    assert container != ".keras" or run("verify", path).code == 0
+
+
+def test_averages_that_fit_no_variables(keras, tmp_path, run):
+    """Of which variables they are is not known."""
+    model = nested(keras)
+    model.compile(keras.optimizers.SGD(use_ema=True), "mse")
+    model.optimizer.build(model.trainable_variables)
+    model.layers[0].get_layer("conv").trainable = False  # after training
+    model.save(tmp_path / "m.keras")
+    ran = run("inspect", tmp_path / "m.keras", "--weights", "ema")
+    assert (ran.code, "no variable ends in /ExponentialMovingAverage" in ran.err) == (2, True)
 
 
 def test_a_layer_of_tensorflow_hub(tmp_path, run):
@@ -337,10 +359,23 @@ def test_a_layer_of_tensorflow_hub(tmp_path, run):
     assert "PARITY     small_minimal_100" in run("verify", tmp_path / "m.h5", tmp_path / "a.pth").out
 
 
-def test_a_checkpoint_says_nothing_of_what_is_between_its_layers(keras, tmp_path):
-    path = as_checkpoint(trained(keras, nested(keras)), tmp_path)
-    with pytest.raises(MappingError, match="170 of its 186 variables use backbone=True"):
+@pytest.mark.parametrize("release", [3, *slow(2)])
+def test_a_checkpoint_with_the_configuration_of_its_model(keras, port, tmp_path, run, request, release):
+    """Alone it says nothing of what is between its layers."""
+    keras = keras if release == 3 else request.getfixturevalue("keras2")
+    model = trained(keras, nested(keras))
+    if release == 2:
+        model.save_weights(tmp_path / "c-1")  # the model is the root
+    path = tmp_path / "c-1" if release == 2 else as_checkpoint(model, tmp_path)
+    with pytest.raises(MappingError, match=r"into c-1\.json beside it; to port 170 of its 186 variables use backbone"):
         porter.convert(path, tmp_path / "p.pth")
+    (tmp_path / "c.json").write_text(model.to_json())
+    check(port, model, path)
+    ran = run("verify", path)
+    assert (ran.code, f"Keras {release}" in ran.out) == (0, True), ran
+    (tmp_path / "c.json").write_text(whole(keras).to_json())
+    with pytest.raises(CheckpointError, match="has no variable [Cc]onv.* of the model whose configuration"):
+        open_checkpoint(path)
 
 
 @pytest.mark.parametrize("kind", ["nested", *slow("whole")])

@@ -23,6 +23,7 @@ PRIVATE = re.compile(r"/_(conv|norm|squeeze_excitation)")
 # Keras 3's optimizers list the model's own variables, and a checkpoint may name those by this way alone
 OWN = re.compile(r"(^|/)optimizer/_trainable_variables/\d+$")
 LISTED_AGAIN = "_all_variables"
+OBJECT_GRAPH = "object graph"
 VALUE_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 
 
@@ -63,7 +64,7 @@ def resolve_names(variables: Mapping[str, Variable], serialized: bytes, file: st
     for key, variable in variables.items():
         path = key.removesuffix(VALUE_SUFFIX)
         if key == OBJECT_GRAPH_KEY:
-            set_aside[key] = "object graph"
+            set_aside[key] = OBJECT_GRAPH
         elif "optimizer" in path.split("/") and (own := of_average.get(full_names.get(key, "").rpartition("/")[2])):
             resolved[own + AVERAGE_SUFFIX] = msgspec.structs.replace(variable, name=own + AVERAGE_SUFFIX)
         elif key in slot_keys or ("optimizer" in path.split("/") and not OWN.search(path)):

@@ -23,6 +23,8 @@ from porter.parity.references.wire import Request
 from porter.port import Port
 from porter.sources import Checkpoint
 from porter.sources.bundle_writer import write_bundle
+from porter.sources.keras import read_config
+from porter.sources.object_graph import OBJECT_GRAPH
 from porter.text import printable
 
 KINDS = ("frozen", "meta", "keras", "tflite", "tf.nn")
@@ -57,7 +59,7 @@ def open_reference(asked: str, port: Port, sizes: tuple[Size, ...] | None = None
         return recorded(Path(asked))
     if asked not in ("auto", *KINDS):
         raise ParityError(f"unknown reference {asked!r}: use auto, {', '.join(KINDS)} or a path to an .npz")
-    if asked in ("keras", "tflite") and port.checkpoint.format != asked:
+    if (asked == "keras" and not _of_keras(port.checkpoint)) or (asked == "tflite" != port.checkpoint.format):
         raise ParityError(f"{port.checkpoint.given}: no {asked} file; use another reference")
     if asked == "auto":
         asked = _first(port, sizes)
@@ -73,8 +75,8 @@ def training_reference(asked: str, port: Port, images: tuple[int, Size]) -> Refe
     """
     count, (height, width) = images
     if asked == "auto":
-        asked = "keras" if port.checkpoint.format == "keras" and _first(port, None) == "keras" else "tf.nn"
-    if asked not in ("keras", "tf.nn") or (asked == "keras" and port.checkpoint.format != "keras"):
+        asked = "keras" if _of_keras(port.checkpoint) and _first(port, None) == "keras" else "tf.nn"
+    if asked not in ("keras", "tf.nn") or (asked == "keras" and not _of_keras(port.checkpoint)):
         raise ParityError(
             f"{port.checkpoint.given}: a step of training is compared with tf.nn, or with a Keras file's own model"
         )
@@ -92,7 +94,7 @@ def _first(port: Port, sizes: tuple[Size, ...] | None) -> str:
         whole = (port.classes or not port.network.embedding) and not port.network.backbone
         known = port.mapping.keras and not port.stated.multiplier and whole  # of keras.applications
         runs = known if checkpoint.graph is None else port.assumed != FACTS  # else the network is not in the graph
-        if checkpoint.format == "keras" and runs and own_size:
+        if _of_keras(checkpoint) and runs and own_size:
             return "keras"
         if averaged and _frozen_beside(checkpoint):
             return "frozen"
@@ -178,6 +180,12 @@ def _folders(checkpoint: Checkpoint) -> list[Path]:
     """Where a checkpoint's companions may be: its own folder, and the released folder above ``ema/``."""
     folder = checkpoint.path.parent
     return [folder, folder.parent] if folder.name in ("ema", "pristine") else [folder]
+
+
+def _of_keras(checkpoint: Checkpoint) -> bool:
+    """Whether it is a Keras file, or a checkpoint with its model's configuration beside it."""
+    by_objects = OBJECT_GRAPH in checkpoint.set_aside.values() and not checkpoint.remote
+    return checkpoint.format == "keras" or (by_objects and read_config(checkpoint.path) is not None)
 
 
 def _frozen_beside(checkpoint: Checkpoint) -> Path | None:

@@ -29,7 +29,7 @@ from porter.parity.references.reference import (
 )
 from porter.port import Port
 from porter.sources.keras import WEIGHTS_MEMBER, read_config
-from porter.sources.keras_config import KNOWN, MODELS, Config, stored_graph
+from porter.sources.keras_config import KNOWN, MODELS, Config, stored_graph, trainable
 from porter.sources.stored_graph import StoredGraph
 
 # Keras rounds the constants of its preprocessing to float32, an error of 2^-24 each: of scale, offset, mean, variance
@@ -71,6 +71,13 @@ def open_keras(port: Port) -> Opened:
         config, graph, sources = _application(port)
     library = _library(config, path)
     models = {dtype: _load(library, config, path, dtype) for dtype in ("float64", "float32")}
+    if port.checkpoint.format == "bundle":
+        _restore(models["float32"], path)
+        models["float64"].set_weights(models["float32"].get_weights())
+    averaged = trainable(config, port.checkpoint) if port.checkpoint.of_optimizer else []
+    for model in models.values():
+        for variable, name in zip(model.trainable_variables, averaged, strict=False):
+            variable.assign(port.checkpoint[name].read())
     return Opened(library, models, graph, sources)
 
 
@@ -214,6 +221,8 @@ def _load(library: Any, config: Config, path: Path, dtype: str) -> Any:
         model = library.models.model_from_json(json.dumps(plain))
         with temporary_folder() as folder:
             weights = path
+            if not path.is_file():  # a checkpoint's prefix
+                return model
             if zipfile.is_zipfile(path):
                 weights = Path(folder) / WEIGHTS_MEMBER
                 with zipfile.ZipFile(path) as archive:
@@ -228,6 +237,17 @@ def _load(library: Any, config: Config, path: Path, dtype: str) -> Any:
     return model
 
 
+def _restore(model: Any, prefix: Path) -> None:
+    """Fill ``model`` from the checkpoint ``prefix``, in which it is an attribute or the root."""
+    tf = tensorflow()
+    names = [name for name, _ in tf.train.list_variables(str(prefix))]
+    root = tf.train.Checkpoint(model=model) if any(name.startswith("model/") for name in names) else None
+    try:
+        (root or tf.train.Checkpoint(model)).read(str(prefix)).assert_existing_objects_matched().expect_partial()
+    except AssertionError as error:
+        raise ParityError(f"{prefix}: does not hold Keras's whole model as `model`; use the reference tf.nn") from error
+
+
 def _application(port: Port) -> tuple[Config, StoredGraph, dict[str, str]]:
     """keras.applications' network for a file of weights alone, as configuration, graph, and variables by entry."""
     import keras
@@ -235,7 +255,6 @@ def _application(port: Port) -> tuple[Config, StoredGraph, dict[str, str]]:
     path, spec, top = port.checkpoint.path, port.mapping.keras, port.classes > 0
     if spec is None or (port.network.embedding and not top) or port.network.backbone:
         raise ParityError(f"{path}: keras.applications has no such network; use the reference tf.nn")
-    size = port.mapping.input.size
     model = getattr(keras.applications, spec.model)(
         input_shape=(size, size, port.network.channels),
         alpha=spec.alpha,
