@@ -217,7 +217,7 @@ def forms_of(mapping: Path, source: Path, folder: Path) -> list[tuple[str, dict]
     path = folder / "timm.pth"
     found += [(str(path), {"deployed": True, "size": size}) for size in FORM_SIZES]
     opened = open_model(path, PortOptions(mapping=mapping))
-    (folder / "port.onnx").write_bytes(export_bytes(".onnx", opened.whole.network, load_artifact(path), 48))
+    (folder / "port.onnx").write_bytes(export_bytes(".onnx", opened.whole.network, load_artifact(path), (48, 48)))
     found.append((str(folder / "port.onnx"), {"size": (48, 48)}))
     batch = torch.zeros(2, 3, 48, 48)
     program = torch.export.export(opened.whole, (batch,), dynamic_shapes=({0: torch.export.Dim("batch")},))

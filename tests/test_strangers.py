@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from slim_graph import frozen
 
 import porter
@@ -17,7 +18,7 @@ from porter.mapping.stated import as_stated
 from porter.models.build import probabilities
 from porter.models.create import open_model
 from porter.parity.demo import demo_variables
-from porter.photos.images import normalized
+from porter.photos.images import normalized, read_image, resized
 from porter.sources import open_checkpoint
 from porter.sources.bundle_writer import write_bundle
 from porter.sources.stored_graph import StoredGraph, StoredOperation
@@ -418,6 +419,35 @@ def test_one_channel(keras, port, tmp_path):
     grey = pixels(channels=1)
     model = filled(whole(keras, input_shape=(SIDE, SIDE, 1)), pixels(8, 1))
     check(port, model, saved(model, tmp_path / "m.keras"), grey)
+
+
+@pytest.mark.parametrize("kind", ["keras", *slow("float")])
+def test_images_that_are_not_square(keras, tf, port, tmp_path, run, kind):
+    """Flattened, the last map's 2 x 3 positions have an order, so that sides must not be exchanged."""
+
+    def wide(count):
+        return np.concatenate([pixels(count), pixels(count)[::-1, :, : SIDE // 2]], 2)
+
+    model = keras.Sequential(
+        [base(keras, input_shape=wide(1).shape[1:]), *HEADS["flat" if kind == "keras" else "norms"](keras.layers)]
+    )
+    filled(model, wide(8))
+    path = tmp_path / ("m.keras" if kind == "keras" else "m.tflite")
+    if kind == "keras":
+        model.save(path)
+    else:
+        path.write_bytes(as_lite(tf, model, kind))
+    check(port, model, path, wide(3))
+    made = tmp_path / "port.safetensors"
+    assert open_model(made).input.sides == (SIDE, 96)
+    assert porter.create_model(made).pretrained_cfg["input_size"] == (3, SIDE, 96)
+    ran = run("verify", path, made)
+    assert ran.code == 0, ran
+    Image.fromarray(np.repeat(wide(1)[0], 2, 0)).save(tmp_path / "a.png")
+    ours = json.loads(run("predict", made, tmp_path / "a.png", "--json").out)["classes"][0]
+    cut = resized(read_image(tmp_path / "a.png"), (SIDE, 96), 0.875, "card")
+    assert ours["probability"] == pytest.approx(theirs(model, cut[None]).max(), rel=1e-4)
+    assert run("convert", path, "-o", tmp_path / "a.onnx").code == 0
 
 
 def renamed(trunk, prefix):

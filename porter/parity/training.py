@@ -126,7 +126,7 @@ def step_size(port: Port, sizes: Sequence[Size] | None) -> Size:
     """The size of the images: a Keras file's own model takes those that it was made for."""
     if sizes:
         return sizes[0]
-    return (port.mapping.input.size,) * 2 if port.checkpoint.format == "keras" else SIZE
+    return port.mapping.input.sides if port.checkpoint.format == "keras" else SIZE
 
 
 def refuse_untrainable(port: Port) -> None:

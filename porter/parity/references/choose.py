@@ -65,7 +65,7 @@ def open_reference(asked: str, port: Port, sizes: tuple[Size, ...] | None = None
         asked = _first(port, sizes)
     if asked.endswith(".npz"):
         return recorded(Path(asked))
-    return _live(asked, port, sizes or ((port.mapping.input.size,) * 2,))
+    return _live(asked, port, sizes or (port.mapping.input.sides,))
 
 
 def training_reference(asked: str, port: Port, images: tuple[int, Size]) -> Reference:
@@ -88,7 +88,7 @@ def _first(port: Port, sizes: tuple[Size, ...] | None) -> str:
     checkpoint = port.checkpoint
     if checkpoint.format == "tflite":
         return "tflite"
-    own_size = all(size == (port.mapping.input.size,) * 2 for size in sizes or ())
+    own_size = all(size == port.mapping.input.sides for size in sizes or ())
     averaged = checkpoint.format == "graphdef" or checkpoint.weights.startswith("moving averages")
     if importlib.util.find_spec("tensorflow") is not None:
         whole = (port.classes or not port.network.embedding) and not port.network.backbone

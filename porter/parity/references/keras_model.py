@@ -125,7 +125,7 @@ def of_model(port: Port, opened: Opened) -> Reference:
     return Reference(
         name,
         run,
-        size=(spec.size, spec.size),
+        size=spec.sides,
         missing=missing,
         prepare=prepare,
         takes=told_pixels(white),
@@ -256,7 +256,7 @@ def _application(port: Port) -> tuple[Config, StoredGraph, dict[str, str]]:
     if spec is None or (port.network.embedding and not top) or port.network.backbone:
         raise ParityError(f"{path}: keras.applications has no such network; use the reference tf.nn")
     model = getattr(keras.applications, spec.model)(
-        input_shape=(size, size, port.network.channels),
+        input_shape=(*port.mapping.input.sides, port.network.channels),
         alpha=spec.alpha,
         minimalistic=spec.minimalistic,
         include_top=top,
