@@ -13,6 +13,7 @@ from msgspec.structs import replace as replace_struct
 from porter.errors import NotTheNetworkError, Option
 from porter.mapping.files import list_variants, load_variant
 from porter.mapping.gate import GATE_ROUNDING
+from porter.mapping.head_in_graph import head_problem
 from porter.mapping.plan import ignore_reason
 from porter.mapping.rules import expected_variables
 from porter.mapping.schema import VariantMapping
@@ -117,6 +118,11 @@ def as_stated(mapping: VariantMapping, checkpoint: Checkpoint) -> Function:
     output_stride = _output_stride(network, layers, problems)
     image, white = _input(mapping.input, graph, layers[0].operation, checkpoint, problems)
     sides = _image_sides(graph, layers[0].operation)
+    if network.head is not None and network.head.GIVES == "masks" and sides:
+        trunk = {layer.end: layer.node.name for layer in layers}
+        sources = {want.target: want.source for want in expected_variables(mapping, network, classes=1)}
+        problem = head_problem(network, graph, trunk, sources, sides)
+        problems += [problem] if problem else []
     problems += _paddings(network, sides or mapping.input.sides, graph, layers)
     problems += _activations(graph, layers)
     swish = _one(
@@ -133,7 +139,8 @@ def as_stated(mapping: VariantMapping, checkpoint: Checkpoint) -> Function:
     decays = [
         one.decay for layer in layers for one in layer.behind if one.kind == "batch_norm" and one.decay is not None
     ]
-    slopes = {one.slope for layer in layers for one in layer.behind if one.kind == "hard_sigmoid"}
+    operations = graph.operations.values() if network.head else [one for layer in layers for one in layer.behind]
+    slopes = {one.slope for one in operations if one.kind == "hard_sigmoid"}
     gate = _one(
         "squeeze-excite gate",
         slopes,

@@ -64,7 +64,9 @@ def interpreter(port: Port) -> Reference:
         names = names | {"classifier": names.get(last, [])}
     tensors = {}
     for endpoint, module in endpoint_modules(port.network, port.classes).items():
-        found = next((positions[name] for name in names.get(module, ()) if name in positions), None)
+        found = next(
+            (positions[name] for name in names.get(module.removeprefix("backbone."), ()) if name in positions), None
+        )
         if found is not None:
             tensors[endpoint] = found
     has_softmax = any(operator.kind == "softmax" for operator in graph.operators)
