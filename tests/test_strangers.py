@@ -377,6 +377,11 @@ def test_a_checkpoint_with_the_configuration_of_its_model(keras, port, tmp_path,
     (tmp_path / "c.json").write_text(whole(keras).to_json())
     with pytest.raises(CheckpointError, match="has no variable [Cc]onv.* of the model whose configuration"):
         open_checkpoint(path)
+    (tmp_path / "c.json").write_text("{")
+    with pytest.raises(
+        CheckpointError, match=r"c\.json: not JSON \(.*; beside c-1, a file of this name is its model's"
+    ):
+        open_checkpoint(path)
 
 
 @pytest.mark.parametrize("kind", ["nested", *slow("whole")])

@@ -110,7 +110,7 @@ def hint(checkpoint: Checkpoint) -> MappingError | None:
         known = next((what for names, what in OTHERS if any(names.search(name) for name in checkpoint)), None)
         return MappingError(f"{checkpoint.given}: {known}") if known else None
     whole = ""
-    if checkpoint.format == "bundle" and checkpoint.graph is None and OBJECT_GRAPH in checkpoint.set_aside.values():
+    if checkpoint.graph is None and not checkpoint.remote and OBJECT_GRAPH in checkpoint.set_aside.values():
         whole = f"to port it whole, put what its model.to_json() gives into {checkpoint.path.name}.json beside it; "
     return MappingError(
         f"{checkpoint.given}: not a MobileNetV3 classifier, but holds a {found.mapping.variant} backbone: {whole}"

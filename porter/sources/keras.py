@@ -130,7 +130,12 @@ def _config_beside(path: Path) -> Any:
         raise CheckpointError(
             f"{beside}: a configuration of {beside.stat().st_size:,} bytes; larger than any MobileNetV3's"
         )
-    config = json.loads(beside.read_bytes())
+    try:
+        config = json.loads(beside.read_bytes())
+    except ValueError as error:
+        raise CheckpointError(
+            f"{beside}: not JSON ({error}); beside {path.name}, a file of this name is its model's configuration"
+        ) from error
     return config if isinstance(config, dict) and config.get("class_name") in MODELS else None
 
 

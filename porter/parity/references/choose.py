@@ -59,7 +59,7 @@ def open_reference(asked: str, port: Port, sizes: tuple[Size, ...] | None = None
         return recorded(Path(asked))
     if asked not in ("auto", *KINDS):
         raise ParityError(f"unknown reference {asked!r}: use auto, {', '.join(KINDS)} or a path to an .npz")
-    if (asked == "keras" and not _of_keras(port.checkpoint)) or (asked == "tflite" != port.checkpoint.format):
+    if (asked == "keras" and not of_keras(port.checkpoint)) or (asked == "tflite" != port.checkpoint.format):
         raise ParityError(f"{port.checkpoint.given}: no {asked} file; use another reference")
     if asked == "auto":
         asked = _first(port, sizes)
@@ -75,8 +75,8 @@ def training_reference(asked: str, port: Port, images: tuple[int, Size]) -> Refe
     """
     count, (height, width) = images
     if asked == "auto":
-        asked = "keras" if _of_keras(port.checkpoint) and _first(port, None) == "keras" else "tf.nn"
-    if asked not in ("keras", "tf.nn") or (asked == "keras" and not _of_keras(port.checkpoint)):
+        asked = "keras" if of_keras(port.checkpoint) and _first(port, None) == "keras" else "tf.nn"
+    if asked not in ("keras", "tf.nn") or (asked == "keras" and not of_keras(port.checkpoint)):
         raise ParityError(
             f"{port.checkpoint.given}: a step of training is compared with tf.nn, or with a Keras file's own model"
         )
@@ -94,7 +94,7 @@ def _first(port: Port, sizes: tuple[Size, ...] | None) -> str:
         whole = (port.classes or not port.network.embedding) and not port.network.backbone
         known = port.mapping.keras and not port.stated.multiplier and whole  # of keras.applications
         runs = known if checkpoint.graph is None else port.assumed != FACTS  # else the network is not in the graph
-        if _of_keras(checkpoint) and runs and own_size:
+        if of_keras(checkpoint) and runs and own_size:
             return "keras"
         if averaged and _frozen_beside(checkpoint):
             return "frozen"
@@ -182,7 +182,7 @@ def _folders(checkpoint: Checkpoint) -> list[Path]:
     return [folder, folder.parent] if folder.name in ("ema", "pristine") else [folder]
 
 
-def _of_keras(checkpoint: Checkpoint) -> bool:
+def of_keras(checkpoint: Checkpoint) -> bool:
     """Whether it is a Keras file, or a checkpoint with its model's configuration beside it."""
     by_objects = OBJECT_GRAPH in checkpoint.set_aside.values() and not checkpoint.remote
     return checkpoint.format == "keras" or (by_objects and read_config(checkpoint.path) is not None)
