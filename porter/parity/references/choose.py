@@ -132,7 +132,7 @@ def _live(kind: str, port: Port, sizes: tuple[Size, ...], train: bool = False) -
         drop_class=port.mapping.classes.background if port.plan.background_dropped else None,
     )
     reference = in_child(request)
-    if kind not in ("keras", "tflite") and port.white is not None:
+    if not reference.takes and port.white is not None:
         reference = _from_pixels(reference, port)
     return reference if copy is None else replace(reference, run=_keep_copy(copy, reference))
 

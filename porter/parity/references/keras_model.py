@@ -22,8 +22,8 @@ from porter.parity.references.reference import (
     Endpoints,
     Reference,
     Values,
+    check_preprocessing,
     for_file,
-    for_port,
     noise_between,
     told_pixels,
 )
@@ -32,8 +32,6 @@ from porter.sources.keras import WEIGHTS_MEMBER, read_config
 from porter.sources.keras_config import KNOWN, MODELS, Config, stored_graph, trainable
 from porter.sources.stored_graph import StoredGraph
 
-# Keras rounds the constants of its preprocessing to float32, an error of 2^-24 each: of scale, offset, mean, variance
-PREPROCESSING = 2.0**-21
 MOST_DEPTH = 64  # of a configuration; a model in a model in a model takes 30
 TENSOR = "__keras_tensor__"
 # Where Keras 3 and Keras 2 keep layers and operations; other modules hold functions that could do anything
@@ -108,16 +106,11 @@ def of_model(port: Port, opened: Opened) -> Reference:
 
     def prepare(images: np.ndarray) -> np.ndarray:
         """What the first convolution gets, by the file's own preprocessing, which must be the port's."""
-        given, ours = for_file(images, white), for_port(images, spec, white, np.float64)
+        given = for_file(images, white)
         if before_stem is None:
             return given
         theirs = np.asarray(values_at(library, models["float64"], given, {"": before_stem})[""])
-        scale = np.abs(ours).max() + np.abs(np.array(spec.mean) / spec.std).max()
-        if not np.abs(theirs - ours).max() <= PREPROCESSING * scale:
-            raise ParityError(
-                f"{path}: its own preprocessing gives its network {theirs.min():.4g} to {theirs.max():.4g}, "
-                f"the port's gives {ours.min():.4g} to {ours.max():.4g}"
-            )
+        check_preprocessing(theirs, images, port, path)
         return theirs
 
     missing = tuple(e for node in nodes(port.network, port.classes) for e in node.endpoints if e not in places)
