@@ -153,6 +153,7 @@ def averages(keras, _tf, case):
     model = tuned(keras)
     model.compile(keras.optimizers.SGD(use_ema=True), "mse")
     model.optimizer.build(model.trainable_variables)
+    model.optimizer.iterations.assign(1)  # before the first step, averages are zeros
     random = np.random.default_rng(0)
     for average, variable in zip(model.optimizer._model_variables_moving_average, model.trainable_variables):
         average.assign(variable)

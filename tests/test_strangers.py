@@ -298,6 +298,7 @@ def test_averages_of_keras(keras, port, tmp_path, run, request, container):
     (model if container == "checkpoint" else model.layers[0]).layers[6].trainable = False
     model.compile(keras.optimizers.Adam(use_ema=True), "mse")
     model.optimizer.build(model.trainable_variables)
+    model.optimizer.iterations.assign(1)
     random = np.random.default_rng(0)
     for average, variable in zip(
         model.optimizer._model_variables_moving_average, model.trainable_variables, strict=True
@@ -316,11 +317,23 @@ def test_averages_of_keras(keras, port, tmp_path, run, request, container):
     assert container != ".keras" or run("verify", path).code == 0
 
 
+@pytest.mark.parametrize("container", [".keras", *slow("checkpoint", ".h5")])
+def test_averages_before_the_first_step_are_zeros(keras, tmp_path, container):
+    model = whole(keras)
+    model.compile(keras.optimizers.Adam(use_ema=True), "mse")
+    model.optimizer.build(model.trainable_variables)
+    path = (
+        CONTAINERS[container](model, tmp_path) if container in CONTAINERS else saved(model, tmp_path / f"m{container}")
+    )
+    assert open_checkpoint(path).weights == "as stored"
+
+
 def test_averages_that_fit_no_variables(keras, tmp_path, run):
     """Of which variables they are is not known."""
     model = nested(keras)
     model.compile(keras.optimizers.SGD(use_ema=True), "mse")
     model.optimizer.build(model.trainable_variables)
+    model.optimizer.iterations.assign(1)
     model.layers[0].get_layer("conv").trainable = False  # after training
     model.save(tmp_path / "m.keras")
     ran = run("inspect", tmp_path / "m.keras", "--weights", "ema")

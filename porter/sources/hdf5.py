@@ -143,12 +143,15 @@ def _datasets(file: h5py.File, layer_names: dict[str, list[str]]) -> Iterator[tu
 
 
 def _kept(file: h5py.File) -> list[h5py.Dataset]:
-    """What the optimizer keeps, in its order."""
+    """What the optimizer keeps, in its order, from its count of steps on; nothing where that is 0."""
     if "optimizer_weights" in file:
-        legacy = _hard(file, "optimizer_weights")
-        return [_hard(legacy, name) for name in _strings(legacy, "weight_names")]
-    group = _hard(file, "optimizer/vars") if "optimizer/vars" in file else ()
-    return [_hard(group, str(number)) for number in range(len(group))]
+        group = _hard(file, "optimizer_weights")
+        names = _strings(group, "weight_names")
+    else:
+        group = _hard(file, "optimizer/vars") if "optimizer/vars" in file else ()
+        names = [str(number) for number in range(len(group))]
+    kept = [_hard(group, name) for name in names]
+    return kept if kept and kept[0].shape == () and kept[0][()] > 0 else []
 
 
 def _in_models(groups: list[str], name: str) -> str:
