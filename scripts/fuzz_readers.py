@@ -22,6 +22,7 @@ import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
@@ -117,9 +118,9 @@ def _read_hdf5_here() -> None:
     from porter.errors import CheckpointError
     from porter.sources import hdf5, keras
 
-    def dump(path: Path, folder: Path, names: dict[str, str], given: Path) -> None:
+    def dump(path: Path, folder: Path, arguments: dict[str, Any], given: Path) -> None:
         try:
-            hdf5.dump(path, folder, names)
+            hdf5.dump(path, folder, arguments["names"], arguments["averaging"])
         except CheckpointError:
             raise
         except Exception as error:  # as porter.sources.hdf5.main has it

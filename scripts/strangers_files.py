@@ -148,6 +148,25 @@ def max_sigmoid(keras, _tf, case):
     keras.applications.MobileNetV3Small(input_shape=(224, 224, 3), **options).save(case / "max_sigmoid.keras")
 
 
+def averages(keras, _tf, case):
+    """Averages as trained, beside raw weights that an optimizer has moved on."""
+    model = tuned(keras)
+    model.compile(keras.optimizers.SGD(use_ema=True), "mse")
+    model.optimizer.build(model.trainable_variables)
+    model.optimizer.iterations.assign(1)  # before the first step, averages are zeros
+    random = np.random.default_rng(0)
+    for average, variable in zip(model.optimizer._model_variables_moving_average, model.trainable_variables):
+        average.assign(variable)
+        variable.assign(np.asarray(variable) * random.normal(1, 0.2, variable.shape))
+    model.save(case / "averages.keras")
+
+
+def checkpoint_with_configuration(keras, tf, case):
+    model = tuned(keras)
+    tf.train.Checkpoint(model=model).save(str(case / "ckpt/c"))
+    (case / "ckpt/c.json").write_text(model.to_json())
+
+
 def own_head(keras, _tf, case):
     tuned(keras).save(case / "own_head.keras")
 
@@ -193,6 +212,8 @@ OWN = {
     for function in (
         normalization,
         max_sigmoid,
+        averages,
+        checkpoint_with_configuration,
         own_head,
         own_head_h5,
         own_head_saved_model,

@@ -194,7 +194,9 @@ def keras_model(path: Path, configuration: Path):
     import tensorflow as tf
 
     if path.suffix == ".keras":
-        model = keras.models.load_model(str(path), compile=False)
+        model = keras.models.load_model(str(path))
+        if getattr(model.optimizer, "use_ema", False):  # its averages, as Keras itself puts them in place
+            model.optimizer.finalize_variable_values(model.trainable_variables)
     else:
         model = keras.models.model_from_json(configuration.read_text())
         if path.is_dir() and not (path / "config.json").is_file():

@@ -220,7 +220,7 @@ def forms_of(mapping: Path, source: Path, folder: Path) -> list[tuple[str, dict]
     opened = open_model(path, PortOptions(mapping=mapping))
     for suffix in GRAPH_SUFFIXES:
         file = folder / f"port{suffix}"
-        file.write_bytes(export_bytes(suffix, opened.whole.network, load_artifact(path), 48))
+        file.write_bytes(export_bytes(suffix, opened.whole.network, load_artifact(path), (48, 48)))
         found.append((str(file), {"size": (48, 48)}))
     batch = torch.zeros(2, 3, 48, 48)
     program = torch.export.export(opened.whole, (batch,), dynamic_shapes=({0: torch.export.Dim("batch")},))

@@ -263,7 +263,7 @@ def test_a_program_that_returns_something_else(run, three_blocks, tmp_path):
 
     path, _ = convert(three_blocks.source, tmp_path / "a.pth", mapping=three_blocks.mapping)
     network = open_model(path, PortOptions(mapping=three_blocks.mapping)).whole.network
-    model = onnx.load_from_string(export_bytes(".onnx", network, load_artifact(path), 48))
+    model = onnx.load_from_string(export_bytes(".onnx", network, load_artifact(path), (48, 48)))
     model.graph.node.append(onnx.helper.make_node("LogSoftmax", ["logits"], ["changed"], axis=1))
     model.graph.output[0].name = "changed"
     onnx.save(model, tmp_path / "a.onnx")

@@ -116,7 +116,7 @@ def test_multiply_accumulates_of_a_head(variant, counted):
     from porter.network.network import build_network
 
     network = build_network(load_variant(variant))
-    assert multiply_accumulates(nodes(network, 19), 1024) == counted
+    assert multiply_accumulates(nodes(network, 19), (1024, 1024)) == counted
 
 
 @pytest.mark.parametrize("variant", HEADS)
@@ -133,7 +133,7 @@ def test_multiply_accumulates_are_the_modules(variant):
             module.register_forward_hook(count)
     with torch.no_grad():
         model(torch.zeros(1, 3, 257, 257))
-    assert multiply_accumulates(nodes(model.network, CLASSES), 257) == total
+    assert multiply_accumulates(nodes(model.network, CLASSES), (257, 257)) == total
 
 
 @pytest.mark.slow

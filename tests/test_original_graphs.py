@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from slim_graph import frozen
 
 import porter
+from porter.errors import ParityError
 from porter.mapping.files import load_mapping, load_variant
 from porter.mapping.options import PortOptions
 from porter.parity.demo import demo_variables, random_variables
 from porter.parity.references.graph_float64 import as_written, in_float64
+from porter.parity.references.reference import as_pixels, check_preprocessing
 from porter.port import plan_port
 
 pytestmark = pytest.mark.tensorflow
@@ -50,6 +52,38 @@ def test_every_endpoint_in_float64(tf, tmp_path, variant):
     assert verdict.passed
     assert verdict.missing == []
     assert verdict.function_distance() < 1e-13
+
+
+def of_pixels(tf, variables):
+    """A graph that takes 8-bit pixels: (x * 0.0078431377 - (1, 0.9, 0.8))."""
+    graph = frozen(tf, variables, "small_minimal_100")
+    [image] = (node for node in graph.node if node.op == "Placeholder")
+    for node in graph.node:
+        node.input[:] = ["scaled/sub" if name == image.name else name for name in node.input]
+    image.attr["dtype"].type = 4  # DT_UINT8
+    with tf.Graph().as_default() as own:
+        given = tf.compat.v1.placeholder(tf.uint8, (None, None, None, 3), image.name)
+        x = tf.cast(given, tf.float32, name="scaled/cast")
+        x = tf.raw_ops.Mul(x=x, y=np.float32(0.0078431377), name="scaled/mul")
+        tf.raw_ops.Sub(x=x, y=np.array([1, 0.9, 0.8], np.float32), name="scaled/sub")
+    graph.node.extend(node for node in own.as_graph_def().node if node.name != image.name)
+    return graph
+
+
+def test_from_the_pixel_on(tf, tmp_path):
+    verdict = porter.verify(write(tmp_path, of_pixels(tf, demo_variables("small_minimal_100"))), sizes=[(64, 96)])
+    assert verdict.passed
+    assert "8-bit pixels as numbers from 0 to 255" in verdict.received
+
+
+def test_another_preprocessing_is_no_parity_of_pixels(tf, tmp_path):
+    port = plan_port(write(tmp_path, of_pixels(tf, demo_variables("small_minimal_100"))))
+    images = np.random.default_rng(0).uniform(-1, 1, (1, 32, 32, 3))
+    theirs = as_pixels(images) * np.float32(0.0078431377) - np.array([1, 0.9, 0.8], np.float32)
+    check_preprocessing(theirs, images, port, "g.pb")
+    for other in (theirs * (1 + 3e-6), theirs[:, :16]):
+        with pytest.raises(ParityError, match="g.pb: its own preprocessing gives its network"):
+            check_preprocessing(other, images, port, "g.pb")
 
 
 def test_no_operation_of_float32_is_left(tf):

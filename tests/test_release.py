@@ -66,7 +66,7 @@ def sealed(folder):
 @pytest.mark.parametrize("variant", PUBLISHED)
 def test_published_cost(variant):
     network = build_network(load_variant(variant))
-    assert multiply_accumulates(nodes(network, 1000), 224) == PUBLISHED[variant][1]
+    assert multiply_accumulates(nodes(network, 1000), (224, 224)) == PUBLISHED[variant][1]
     model = porter.create_model(variant)
     assert sum(p.numel() for p in model.parameters()) == PUBLISHED[variant][0]
 
@@ -87,7 +87,7 @@ def test_cost_is_what_the_model_does(variant, size):
             module.register_forward_hook(count)
     with torch.no_grad():
         model(torch.zeros(1, 3, size, size))
-    assert multiply_accumulates(nodes(build_network(load_variant(variant)), 1000), size) == counted
+    assert multiply_accumulates(nodes(build_network(load_variant(variant)), 1000), (size, size)) == counted
 
 
 def test_names_and_checksums(made):

@@ -8,17 +8,21 @@ import re
 import msgspec
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 from conftest import SHARED
 from random_networks import checkpoint_with_head
 
 import porter
+from porter.errors import NotTheNetworkError
 from porter.mapping.files import list_with_head
 from porter.models.lraspp import LRASPP
 from porter.network.network import with_output_stride
 from porter.port import plan_port
 from porter.prediction.network import palette
+from porter.sources import open_checkpoint
 from porter.sources.bundle_writer import write_bundle
+from porter.sources.stored_graph import StoredGraph
 
 USERS = SHARED.parent / "real" / "lraspp_small_user.pb"
 
@@ -119,6 +123,98 @@ def test_a_users_segmenter_verifies(run, tmp_path):
         ran = run("verify", USERS, tmp_path / port, *options)
         assert ran.code == 0, ran.out + ran.err
         assert "50 endpoints" in ran.out
+
+
+# How the same user exported it: its forms in float, and what the last two took of its training in 8 bits
+FORMS = [("f", None), *(pytest.param(form, False, marks=pytest.mark.slow) for form in ("fq", "q"))]
+
+
+@pytest.mark.tensorflow
+@pytest.mark.skipif(not USERS.is_file(), reason="no real files")
+@pytest.mark.parametrize(("form", "fake_quant"), FORMS)
+def test_a_users_tflite(run, tmp_path, form, fake_quant):
+    path = USERS.parent / "lraspp_user" / f"seg_graph_{form}.tflite"
+    porter.convert(path, tmp_path / "a.safetensors", fake_quant=fake_quant)
+    head = porter.create_model("lraspp_small", tmp_path / "a.safetensors").network.head
+    assert (head.window, head.stride) == ([13, 25], [4, 5])
+    if form == "f":
+        porter.convert(USERS, tmp_path / "b.safetensors", fold_bn=True)
+        found, expected = (safetensors.numpy.load_file(tmp_path / f"{name}.safetensors") for name in "ab")
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            # The file's converter folded in float32, and added 3 to the biases before gates
+            assert np.abs(found[name] - value).max() <= 5e-6 * max(np.abs(value).max(), 0.1), name
+    ran = run("verify", path, tmp_path / "a.safetensors", *(["--no-fake-quant"] if form != "f" else []))
+    assert ran.code == 0, ran.out + ran.err
+
+
+@pytest.mark.tensorflow
+@pytest.mark.skipif(not USERS.is_file(), reason="no real files")
+def test_a_users_tflite_in_its_own_runtime():
+    litert = pytest.importorskip("ai_edge_litert.interpreter")
+    path = str(USERS.parent / "lraspp_user" / "seg_graph_f.tflite")
+    runner = litert.Interpreter(path, experimental_preserve_all_tensors=True)
+    runner.allocate_tensors()
+    images = np.random.default_rng(0).uniform(-1, 1, (1, 9, 17, 3)).repeat(57, 1).repeat(61, 2)[:, :513, :1025]
+    runner.set_tensor(runner.get_input_details()[0]["index"], images.astype(np.float32))
+    runner.invoke()
+    [last] = (one["index"] for one in runner.get_tensor_details() if one["name"] == "ResizeBilinear_2")
+    model = porter.create_model("lraspp_small", path)
+    with torch.no_grad():
+        ours = model(torch.from_numpy(images.astype(np.float32)).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy()
+    theirs = runner.get_tensor(last)
+    assert np.abs(ours - theirs).max() < 1e-4 * np.abs(theirs).max()  # the interpreter's own rounding of means
+
+
+@pytest.mark.slow
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("form", ["float", "float16", "dynamic range"])
+def test_what_tensorflows_converter_makes_of_the_original_graph(tf, unpacked, run, tmp_path, form):
+    folder, source = unpacked("deeplab_v3_small")
+    ends = {"input_arrays": ["input"], "output_arrays": ["ResizeBilinear_2"]}
+    converter = tf.compat.v1.lite.TFLiteConverter.from_frozen_graph(str(folder / "frozen.pb"), **ends)
+    converter.optimizations = [] if form == "float" else [tf.lite.Optimize.DEFAULT]
+    converter.target_spec.supported_types = [tf.float16] if form == "float16" else []
+    (tmp_path / "a.tflite").write_bytes(converter.convert())
+    ran = run("verify", tmp_path / "a.tflite")
+    assert ran.code == 0, ran.out + ran.err
+    assert "49 endpoints" in ran.out
+    recorded = np.load(source / "expected.npz")
+    found = semantic(porter.create_model("lraspp_small", tmp_path / "a.tflite"), recorded["input"])
+    error = np.abs(found - recorded["semantic"]).max() / np.abs(recorded["semantic"]).max()
+    assert error < {"float": 1e-5, "float16": 0.02, "dynamic range": 0.2}[form]
+
+
+@pytest.mark.skipif(not USERS.is_file(), reason="no real files")
+@pytest.mark.parametrize("form", ["q", "i8"])
+def test_8_bits_behind_the_backbone_are_refused(form, run, tmp_path):
+    path = USERS.parent / "lraspp_user" / f"seg_graph_{form}.tflite"
+    ran = run("convert", path, "-o", tmp_path / "a.pth")
+    assert ran.code == 2
+    assert "alone can be ported with its 8 bits; for the whole network in float use --no-fake-quant" in ran.err
+
+
+@pytest.mark.skipif(not USERS.is_file(), reason="no real files")
+@pytest.mark.parametrize(
+    ("name", "changed", "told"),
+    [
+        ("decoder/ResizeBilinear", {"corners": False}, "no resize of aspp0/scaled and"),
+        ("ResizeBilinear_2", {"window": (257, 513)}, "no resize of semantic and image"),
+        ("AvgPool2D/AvgPool", {"padding": "same"}, "no pool of layer_13"),
+        ("aspp0/Relu/relu", {"kind": "relu6"}, "no convolution of layer_13 .aspp0"),
+        ("image_pooling/mul", {"kind": "sigmoid"}, "no activation of image_pooling"),
+        ("mul_1", {"kind": "add"}, "no multiply of aspp0"),
+        ("decoder/feature_projection0/BiasAdd", {"inputs": ("MobilenetV3/Conv/hard_swish/mul_1",)}, "no convolution"),
+    ],
+)
+def test_another_head_in_a_graph_is_refused(name, changed, told):
+    opened = open_checkpoint(USERS.parent / "lraspp_user" / "seg_graph_f.tflite")
+    operations = opened.graph.operations
+    assert name in operations
+    other = [msgspec.structs.replace(one, **changed) if one.name == name else one for one in operations.values()]
+    graph = StoredGraph(other, opened.graph.outputs)
+    with pytest.raises(NotTheNetworkError, match=told):
+        plan_port(dataclasses.replace(opened, read_graph=lambda: graph))
 
 
 def test_names_are_torchvisions(timm):

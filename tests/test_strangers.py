@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from slim_graph import frozen
 
 import porter
@@ -17,7 +18,7 @@ from porter.mapping.stated import as_stated
 from porter.models.build import probabilities
 from porter.models.create import open_model
 from porter.parity.demo import demo_variables
-from porter.photos.images import normalized
+from porter.photos.images import normalized, read_image, resized
 from porter.sources import open_checkpoint
 from porter.sources.bundle_writer import write_bundle
 from porter.sources.stored_graph import StoredGraph, StoredOperation
@@ -289,20 +290,55 @@ def test_containers(keras, port, tmp_path, container, kind):
     check(port, model, CONTAINERS[container](model, tmp_path))
 
 
-def test_averages_of_keras(keras, tf, tmp_path):
-    """``use_ema``: an optimizer of Keras 3 keeps them in a training checkpoint."""
+@pytest.mark.parametrize("container", ["checkpoint", ".keras", *slow(".h5", "weights", "folder", "Keras 2")])
+def test_averages_of_keras(keras, port, tmp_path, run, request, container):
+    """``use_ema``: Keras's optimizers keep them in all files that have their state."""
+    if container == "Keras 2":
+        keras = request.getfixturevalue("keras2")
+    model = filled(whole(keras)) if container == "checkpoint" else nested(keras)
+    (model if container == "checkpoint" else model.layers[0]).layers[6].trainable = False
+    model.compile(keras.optimizers.Adam(use_ema=True), "mse")
+    model.optimizer.build(model.trainable_variables)
+    model.optimizer.iterations.assign(1)
+    random = np.random.default_rng(0)
+    for average, variable in zip(
+        model.optimizer._model_variables_moving_average, model.trainable_variables, strict=True
+    ):
+        average.assign(np.asarray(variable) * random.uniform(0.9, 1.1, variable.shape))
+    suffix = container.replace("Keras 2", ".h5")
+    path = CONTAINERS[container](model, tmp_path) if container in CONTAINERS else saved(model, tmp_path / f"m{suffix}")
+    raw = theirs(model, pixels())
+    model.optimizer.finalize_variable_values(model.trainable_variables)
+    averaged = theirs(model, pixels())
+    assert np.abs(averaged - raw).max() > 0.01
+    for choice, expected in (("auto", averaged), ("ema", averaged), ("raw", raw)):
+        same(port(path, pixels(), weights=choice), expected)
+    count = len(model.trainable_variables)
+    assert open_checkpoint(path).weights == f"moving averages ({count} variables of Keras's optimizer)"
+    assert container != ".keras" or run("verify", path).code == 0
+
+
+@pytest.mark.parametrize("container", [".keras", *slow("checkpoint", ".h5")])
+def test_averages_before_the_first_step_are_zeros(keras, tmp_path, container):
     model = whole(keras)
-    model.compile(keras.optimizers.SGD(use_ema=True, ema_momentum=0.5), "mse")
-    for _ in range(2):
-        model.train_on_batch(pixels(), np.eye(5, dtype=np.float32)[:3])
-    path = tf.train.Checkpoint(model=model, optimizer=model.optimizer).save(tmp_path / "c")
-    averages = [np.asarray(one) for one in model.optimizer._model_variables_moving_average]
-    raw = [np.asarray(one) for one in model.trainable_variables]
-    for choice, expected in (("auto", averages), ("ema", averages), ("raw", raw)):
-        opened = open_checkpoint(path, choice)
-        found = [opened[one.path].read() for one in model.trainable_variables]
-        assert all(map(np.array_equal, found, expected))
-        assert opened.weights.startswith("as stored" if choice == "raw" else "moving averages (106 variables of Keras")
+    model.compile(keras.optimizers.Adam(use_ema=True), "mse")
+    model.optimizer.build(model.trainable_variables)
+    path = (
+        CONTAINERS[container](model, tmp_path) if container in CONTAINERS else saved(model, tmp_path / f"m{container}")
+    )
+    assert open_checkpoint(path).weights == "as stored"
+
+
+def test_averages_that_fit_no_variables(keras, tmp_path, run):
+    """Of which variables they are is not known."""
+    model = nested(keras)
+    model.compile(keras.optimizers.SGD(use_ema=True), "mse")
+    model.optimizer.build(model.trainable_variables)
+    model.optimizer.iterations.assign(1)
+    model.layers[0].get_layer("conv").trainable = False  # after training
+    model.save(tmp_path / "m.keras")
+    ran = run("inspect", tmp_path / "m.keras", "--weights", "ema")
+    assert (ran.code, "no variable ends in /ExponentialMovingAverage" in ran.err) == (2, True)
 
 
 def test_a_layer_of_tensorflow_hub(tmp_path, run):
@@ -338,10 +374,28 @@ def test_a_layer_of_tensorflow_hub(tmp_path, run):
     assert "PARITY     small_minimal_100" in run("verify", tmp_path / "m.h5", tmp_path / "a.pth").out
 
 
-def test_a_checkpoint_says_nothing_of_what_is_between_its_layers(keras, tmp_path):
-    path = as_checkpoint(trained(keras, nested(keras)), tmp_path)
-    with pytest.raises(MappingError, match="170 of its 186 variables use backbone=True"):
+@pytest.mark.parametrize("release", [3, *slow(2)])
+def test_a_checkpoint_with_the_configuration_of_its_model(keras, port, tmp_path, run, request, release):
+    """Alone it says nothing of what is between its layers."""
+    keras = keras if release == 3 else request.getfixturevalue("keras2")
+    model = trained(keras, nested(keras))
+    if release == 2:
+        model.save_weights(tmp_path / "c-1")  # the model is the root
+    path = tmp_path / "c-1" if release == 2 else as_checkpoint(model, tmp_path)
+    with pytest.raises(MappingError, match=r"into c-1\.json beside it; to port 170 of its 186 variables use backbone"):
         porter.convert(path, tmp_path / "p.pth")
+    (tmp_path / "c.json").write_text(model.to_json())
+    check(port, model, path)
+    ran = run("verify", path)
+    assert (ran.code, f"Keras {release}" in ran.out) == (0, True), ran
+    (tmp_path / "c.json").write_text(whole(keras).to_json())
+    with pytest.raises(CheckpointError, match="has no variable [Cc]onv.* of the model whose configuration"):
+        open_checkpoint(path)
+    (tmp_path / "c.json").write_text("{")
+    with pytest.raises(
+        CheckpointError, match=r"c\.json: not JSON \(.*; beside c-1, a file of this name is its model's"
+    ):
+        open_checkpoint(path)
 
 
 def functional(keras):
@@ -402,6 +456,35 @@ def test_one_channel(keras, port, tmp_path):
     grey = pixels(channels=1)
     model = filled(whole(keras, input_shape=(SIDE, SIDE, 1)), pixels(8, 1))
     check(port, model, saved(model, tmp_path / "m.keras"), grey)
+
+
+@pytest.mark.parametrize("kind", ["keras", *slow("float")])
+def test_images_that_are_not_square(keras, tf, port, tmp_path, run, kind):
+    """Flattened, the last map's 2 x 3 positions have an order, so that sides must not be exchanged."""
+
+    def wide(count):
+        return np.concatenate([pixels(count), pixels(count)[::-1, :, : SIDE // 2]], 2)
+
+    model = keras.Sequential(
+        [base(keras, input_shape=wide(1).shape[1:]), *HEADS["flat" if kind == "keras" else "norms"](keras.layers)]
+    )
+    filled(model, wide(8))
+    path = tmp_path / ("m.keras" if kind == "keras" else "m.tflite")
+    if kind == "keras":
+        model.save(path)
+    else:
+        path.write_bytes(as_lite(tf, model, kind))
+    check(port, model, path, wide(3))
+    made = tmp_path / "port.safetensors"
+    assert open_model(made).input.sides == (SIDE, 96)
+    assert porter.create_model(made).pretrained_cfg["input_size"] == (3, SIDE, 96)
+    ran = run("verify", path, made)
+    assert ran.code == 0, ran
+    Image.fromarray(np.repeat(wide(1)[0], 2, 0)).save(tmp_path / "a.png")
+    ours = json.loads(run("predict", made, tmp_path / "a.png", "--json").out)["classes"][0]
+    cut = resized(read_image(tmp_path / "a.png"), (SIDE, 96), 0.875, "card")
+    assert ours["probability"] == pytest.approx(theirs(model, cut[None]).max(), rel=1e-4)
+    assert run("convert", path, "-o", tmp_path / "a.onnx").code == 0
 
 
 def renamed(trunk, prefix):

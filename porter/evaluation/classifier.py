@@ -54,7 +54,7 @@ def open_classifier(
     opened = opened or open_model(source, options)
     model, mapping = opened.classifier, opened.mapping
     background = mapping.classes.background if model.num_classes == mapping.classes.background_of else None
-    fast = fastest(model, mapping.input.size) if device == "cpu" else model
+    fast = fastest(model, mapping.input.sides) if device == "cpu" else model
     names = opened.metadata.class_names if opened.metadata else []
     return _check_classes(
         Classifier(

@@ -151,7 +151,7 @@ class _Batches(Dataset[list[np.ndarray | PorterError]]):
 
     def _image(self, photo: Labelled) -> np.ndarray | PorterError:
         try:
-            return resized(read_image(photo.path), (self.spec.size,) * 2, self.spec.crop, self.preprocess)
+            return resized(read_image(photo.path), self.spec.sides, self.spec.crop, self.preprocess)
         except PorterError as error:
             return error
 

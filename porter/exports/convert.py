@@ -100,7 +100,7 @@ def _check_suffix(path: Path) -> None:
 def _save(path: Path, port: Port, artifact: Artifact, force: bool, boxes: bool = False) -> None:
     """Write a port."""
     if path.suffix in files.GRAPH_SUFFIXES:
-        size = port.mapping.input.size
+        size = port.mapping.input.sides
         write_bytes(path, files.export_bytes(path.suffix, port.target_network, artifact, size, boxes), force)
     else:
         save_artifact(path, artifact, force)

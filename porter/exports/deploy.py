@@ -144,8 +144,8 @@ class DeployedEightBits(nn.Module):
         return found.transpose(1, 2, 0)
 
 
-def fastest(model: nn.Module, size: int) -> nn.Module:
-    """``model`` deployed on the CPU for square images, or where that cannot be, 8 bits as PyTorch computes them."""
+def fastest(model: nn.Module, size: Size) -> nn.Module:
+    """``model`` deployed on the CPU for images of ``size``; where that cannot be, 8 bits as PyTorch computes them."""
     try:
         return deploy(model, size)
     except ArtifactError as error:

@@ -15,8 +15,8 @@ from porter.network.node import Size
 GRAPH_SUFFIXES = (".onnx", ".tflite")
 
 
-def export_bytes(suffix: str, network: Network, artifact: Artifact, size: int | Size, boxes: bool = False) -> bytes:
-    """``network`` with the weights and metadata of ``artifact`` as a file for images of ``size``, or square ones.
+def export_bytes(suffix: str, network: Network, artifact: Artifact, size: Size, boxes: bool = False) -> bytes:
+    """``network`` with the weights and metadata of ``artifact`` as a file for images of ``size``.
 
     A batch may have any size; with ``boxes``, a detector's graph decodes and suppresses the boxes of one image. A
     ``.tflite`` of what was trained for 8 bits is the integer one; the weights must be in layout ``slim`` then. Raises
@@ -28,21 +28,20 @@ def export_bytes(suffix: str, network: Network, artifact: Artifact, size: int | 
         raise ValueError(f"{suffix}: no export; one of {', '.join(GRAPH_SUFFIXES)}")
     if boxes and not isinstance(network.head, Detection):
         raise ArtifactError(f"a {metadata.variant} port is no detector; leave boxes out")
-    sides = (size, size) if isinstance(size, int) else size
     if suffix == ".tflite":
         from porter.exports.tflite_model import tflite_model
 
         if not metadata.ranges:
-            return tflite_model(program(network, metadata.num_classes, arrays), sides, boxes=boxes)
+            return tflite_model(program(network, metadata.num_classes, arrays), size, boxes=boxes)
         # Its constant stays in the graph, where the source has it
         made = program(replace(network, gate=TIMM_GATE), metadata.num_classes, arrays)
-        return tflite_model(made, sides, metadata.ranges, metadata.source_gate)
+        return tflite_model(made, size, metadata.ranges, metadata.source_gate)
     if metadata.ranges:
         raise ArtifactError(
             f"a {suffix} is of a float network, and this port computes 8 bits: write a .tflite, or the float network "
             "(fake_quant=False)"
         )
-    return onnx_bytes(program(network, metadata.num_classes, arrays), sides, metadata, boxes)
+    return onnx_bytes(program(network, metadata.num_classes, arrays), size, metadata, boxes)
 
 
 def onnx_bytes(made: Program, size: Size, metadata: Metadata | None, boxes: bool = False) -> bytes:

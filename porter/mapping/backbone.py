@@ -19,6 +19,7 @@ from porter.mapping.schema import VariantMapping
 from porter.network.network import build_network
 from porter.sources import Checkpoint
 from porter.sources.dtypes import FLOATS
+from porter.sources.object_graph import OBJECT_GRAPH
 
 # What variables are named in what is no MobileNetV3, or wrapped: slim's, keras.applications', tfmot's layers
 OTHERS = tuple(
@@ -108,9 +109,12 @@ def hint(checkpoint: Checkpoint) -> MappingError | None:
     if not found.exact:
         known = next((what for names, what in OTHERS if any(names.search(name) for name in checkpoint)), None)
         return MappingError(f"{checkpoint.given}: {known}") if known else None
+    whole = ""
+    if checkpoint.graph is None and not checkpoint.remote and OBJECT_GRAPH in checkpoint.set_aside.values():
+        whole = f"to port it whole, put what its model.to_json() gives into {checkpoint.path.name}.json beside it; "
     return MappingError(
-        f"{checkpoint.given}: not a MobileNetV3 classifier, but holds a {found.mapping.variant} backbone: to port "
-        f"{found.expected} of its {len(checkpoint)} variables use",
+        f"{checkpoint.given}: not a MobileNetV3 classifier, but holds a {found.mapping.variant} backbone: {whole}"
+        f"to port {found.expected} of its {len(checkpoint)} variables use",
         option=Option("backbone"),
     )
 

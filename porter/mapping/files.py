@@ -48,7 +48,8 @@ def load_variant(variant: str, names: Names = "slim") -> VariantMapping:
     document = _document(f"{name}.yaml")
     if names != "slim":
         document = overlay(document, _document(f"{names}.yaml"))
-    return _convert_document(document)
+    mapping = _convert_document(document)
+    return msgspec.structs.replace(mapping, top="required") if mapping.head and mapping.top != "none" else mapping
 
 
 @functools.cache
@@ -79,6 +80,13 @@ def list_with_head(*keys: str) -> tuple[str, ...]:
     """The built-in networks with one of the heads ``keys`` (e.g. ``segmentation``), or with any if empty."""
     wanted = keys or tuple(head.KEY for head in HEADS)
     return tuple(name for name in _variants() if any(_document(f"{name}.yaml").content.get(key) for key in wanted))
+
+
+@functools.cache
+def list_with_rules_of_head(names: Names) -> tuple[str, ...]:
+    """The built-in networks with a head, as far as ``names`` has names for its variables."""
+    rules = _document(f"{names}.yaml").content.get("rules", {})
+    return list_with_head(*keys) if (keys := [one.KEY for one in HEADS if rules.keys() >= {*one.SECTIONS}]) else ()
 
 
 def list_networks() -> tuple[str, ...]:

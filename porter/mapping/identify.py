@@ -11,7 +11,7 @@ import msgspec
 
 from porter.mapping.axes import AXES
 from porter.mapping.by_graph import by_graph
-from porter.mapping.files import Names, list_variants, list_with_head, load_mapping, load_variant
+from porter.mapping.files import Names, list_variants, list_with_rules_of_head, load_mapping, load_variant
 from porter.mapping.plan import fit, followed_by
 from porter.mapping.rules import Expected, expected_variables
 from porter.mapping.schema import VariantMapping
@@ -59,8 +59,8 @@ def match_variants(checkpoint: Checkpoint, variants: Sequence[str] | None = None
     matches: list[Match] = []
     tried = NAMES.get(checkpoint.format, TENSORFLOW_NAMES)
     groups = [(names, variants or list_variants()) for names in tried]
-    if not variants and "slim" in tried:
-        groups.append(("slim", list_with_head()))
+    if not variants:
+        groups += [(names, list_with_rules_of_head(names)) for names in tried]
     for names, named in groups:
         for variant in named:
             matches.append(_match(load_variant(variant, names), checkpoint))

@@ -14,7 +14,7 @@ from porter.mapping.options import ArtifactLayout, PortOptions
 from porter.mapping.ranges import FIELDS
 from porter.mapping.rules import Expected, expected_variables, module_outputs
 from porter.mapping.schema import VariantMapping
-from porter.network.network import TIMM_GATE, Head, Network, build_network
+from porter.network.network import TIMM_GATE, Network, build_network
 from porter.network.node import Shape
 from porter.network.nodes import check_needs, is_weight, nodes, state_dict_shapes
 from porter.sources import Checkpoint
@@ -119,6 +119,12 @@ def make_plan(mapping: VariantMapping, fitted: Fit, checkpoint: Checkpoint, opti
         )
     if options.fake_quant and not ranges:
         raise MappingError(f"{checkpoint.given}: holds no ranges of fake quantisation; it was not trained for 8 bits")
+    if ranges and network.head is not None and options.fake_quant is not False:
+        raise MappingError(
+            f"{checkpoint.given}: computes 8 bits, also behind its backbone, where the port does not. The backbone "
+            "alone can be ported with its 8 bits; for the whole network in float use",
+            option=Option("fake_quant", value=False),
+        )
     operations = checkpoint.graph.operations.values() if checkpoint.graph else ()
     rounded = [one for one in operations if one.kind == "fake_quant"]
     if rounded and not ranges and options.fake_quant is None:
@@ -247,9 +253,11 @@ def fit(mapping: VariantMapping, checkpoint: Checkpoint) -> Fit:
             axis, shape = AXES[want.axes].order[0], checkpoint[want.source].shape
             if len(shape) > axis and shape[axis] >= each:
                 classes = shape[axis] // each
-                if network.head is not None:
-                    network = replace(network, head=_as_in_graph(network.head, mapping, checkpoint))
-                return Fit(network, classes, expected_variables(mapping, network, classes))
+                expected = expected_variables(mapping, network, classes)
+                if network.head is not None and checkpoint.graph:
+                    sources = {want.target: want.source for want in expected}
+                    network = replace(network, head=network.head.as_in_graph(checkpoint.graph, sources))
+                return Fit(network, classes, expected)
     if mapping.top == "required":
         return Fit(network, 1, expected_variables(mapping, network, classes=1))
     with_embedding, without = (expected_variables(mapping, net, classes=0) for net in (network, bare))
@@ -273,12 +281,6 @@ def _fit_backbone(mapping: VariantMapping, network: Network, checkpoint: Checkpo
     if whole.pools_in_layers and any(want.source in checkpoint for want in set(with_last) - set(without)):
         return Fit(whole, 0, with_last)
     return Fit(blocks, 0, without)
-
-
-def _as_in_graph(head: Head, mapping: VariantMapping, checkpoint: Checkpoint) -> Head:
-    """``head`` with the constants of the checkpoint's own graph, if it has one."""
-    parent = mapping.scope.rpartition("/")[0]
-    return head.as_in_graph(checkpoint.graph, f"{parent}/" if parent else "") if checkpoint.graph else head
 
 
 def _misfit(want: Expected, checkpoint: Checkpoint) -> str | None:

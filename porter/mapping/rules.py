@@ -72,7 +72,8 @@ def _expanded(mapping: VariantMapping, network: Network, classes: int) -> Iterat
             raise ValueError(f"names.{name}: is the `from` of no rule")
     every = nodes(network, classes)
     shapes, folds = state_dict_shapes(network, classes), behind_gates(every)
-    gates = {f"{node.layer}.bias" for node in every if node.activation == "gate"}
+    layers = {node.name: node.layer for node in every}
+    gates = {f"{node.layer or layers[node.inputs[0]]}.bias" for node in every if node.activation == "gate"}
     renamed = {} if network.head is None else torchvision_names(network)
     names, used = Placeholders(), 0
     for group in groups(network, classes):

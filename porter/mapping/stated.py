@@ -13,6 +13,7 @@ from msgspec.structs import replace as replace_struct
 from porter.errors import NotTheNetworkError, Option
 from porter.mapping.files import list_variants, load_variant
 from porter.mapping.gate import GATE_ROUNDING
+from porter.mapping.head_in_graph import head_problem
 from porter.mapping.plan import ignore_reason
 from porter.mapping.rules import expected_variables
 from porter.mapping.schema import VariantMapping
@@ -21,7 +22,7 @@ from porter.network.node import Node, map_sizes, same_padding
 from porter.network.nodes import nodes
 from porter.network.spec import TAIL_ACTIVATIONS, Input, Pooling, Predictions, Stem, TailLayer
 from porter.sources import Checkpoint
-from porter.sources.stored_graph import ACTIVATIONS, ROUNDING, WITH_WEIGHTS, StoredGraph, StoredOperation
+from porter.sources.stored_graph import ACTIVATIONS, ROUNDING, WITH_WEIGHTS, Sides, StoredGraph, StoredOperation
 
 # A network takes numbers of about -1 to 1. A factor above this one, half-way between 1 / 255 and 1, is of values from 0
 # to 1, one below it of pixels from 0 to 255
@@ -118,8 +119,13 @@ def as_stated(mapping: VariantMapping, checkpoint: Checkpoint) -> Function:
         return Function(mapping, Stated(stem=stem), FACTS)
     output_stride = _output_stride(network, layers, problems)
     image, white = _input(mapping.input, graph, layers[0].operation, checkpoint, problems)
-    size = _image_size(graph, layers[0].operation)
-    problems += _paddings(network, size or mapping.input.size, graph, layers)
+    sides = _image_sides(graph, layers[0].operation)
+    if network.head is not None and network.head.GIVES == "masks" and sides:
+        trunk = {layer.end: layer.node.name for layer in layers}
+        sources = {want.target: want.source for want in expected_variables(mapping, network, classes=1)}
+        problem = head_problem(network, graph, trunk, sources, sides)
+        problems += [problem] if problem else []
+    problems += _paddings(network, sides or mapping.input.sides, graph, layers)
     problems += _activations(graph, layers)
     swish = _one(
         "hard swish",
@@ -135,7 +141,8 @@ def as_stated(mapping: VariantMapping, checkpoint: Checkpoint) -> Function:
     decays = [
         one.decay for layer in layers for one in layer.behind if one.kind == "batch_norm" and one.decay is not None
     ]
-    slopes = {one.slope for layer in layers for one in layer.behind if one.kind == "hard_sigmoid"}
+    operations = graph.operations.values() if network.head else [one for layer in layers for one in layer.behind]
+    slopes = {one.slope for one in operations if one.kind == "hard_sigmoid"}
     gate = _one(
         "squeeze-excite gate",
         slopes,
@@ -164,7 +171,7 @@ def as_stated(mapping: VariantMapping, checkpoint: Checkpoint) -> Function:
         mapping = replace_struct(mapping, definition=replace_struct(mapping.definition, gate=gate))
     if mapping.head is None and mapping.top != "none" and not table.tail:
         try:
-            stated, mapping = _with_tail(stated, mapping, network, graph, layers[-1].end, checkpoint, size)
+            stated, mapping = _with_tail(stated, mapping, network, graph, layers[-1].end, checkpoint, sides)
         except NotTheNetworkError:
             used = {want.source for want in expected_variables(mapping, network, classes=0)}
             others = [name for name in checkpoint if name not in used]
@@ -239,20 +246,21 @@ def _by(sides: Sequence[int]) -> str:
     return "x".join(map(str, sides))
 
 
-def _paddings(network: Network, size: int, graph: StoredGraph, layers: Sequence[_Layer]) -> Iterator[str]:
+def _paddings(network: Network, size: Sides, graph: StoredGraph, layers: Sequence[_Layer]) -> Iterator[str]:
     """What differs from SAME padding for images of ``size``."""
-    sizes = map_sizes(nodes(replace(network, backbone=True), classes=0), size, size)
+    sizes = map_sizes(nodes(replace(network, backbone=True), classes=0), *size)
     for node, operation, _ in layers:
         before = graph.operations.get(operation.inputs[0]) if operation.inputs else None
         if node.operation != "convolution" or node.shape[2:] == (1, 1) or operation.padding == "same":
             continue
-        same = same_padding(sizes[node.inputs[0]][0], node.shape[2], node.stride, node.dilation)
+        given = sizes[node.inputs[0]]
+        same = tuple(same_padding(side, node.shape[2], node.stride, node.dilation) for side in given)
         own = operation.padding if isinstance(operation.padding, tuple) else ((0, 0), (0, 0))
         if before is not None and before.kind == "pad" and isinstance(before.padding, tuple):
             own = before.padding
-        if own != (same, same):
-            text = " and ".join(f"{low}, {high}" for low, high in own)
-            yield f"{operation.name}: pads by {text}, SAME padding of the network is {same[0]}, {same[1]}"
+        if own != same:
+            found, ours = (" and ".join(f"{low}, {high}" for low, high in dict.fromkeys(pads)) for pads in (own, same))
+            yield f"{operation.name}: pads by {found}, SAME padding of the network is {ours}"
 
 
 def _activations(graph: StoredGraph, layers: Sequence[_Layer]) -> Iterator[str]:
@@ -286,8 +294,9 @@ def _input(
         if checkpoint.format in STRICT:
             problems.append(f"{first.name} ({first.kind}): the first convolution does not get one image")
         return own, None
-    size = _image_size(graph, stem)
-    own = replace_struct(own, size=size or own.size)
+    sides = _image_sides(graph, stem)
+    if sides:
+        own = replace_struct(own, size=sides[0], width=None if sides[0] == sides[1] else sides[1])
     factor, offset = [1.0] * own.channels, [0.0] * own.channels
     for operation in others:
         if operation.kind in (*ROUNDING, "pad", "Pad", "resize", "flatten"):  # Pad: by edges that the graph computes
@@ -316,10 +325,10 @@ def _input(
     return replace_struct(found, levels=[list(row) for row in graph.levels] or None), unit
 
 
-def _image_size(graph: StoredGraph, stem: StoredOperation) -> int | None:
-    """The side of the image, or of what it is resized to; None where it is free or not square."""
-    sides = [one.window for one in graph.path(stem) if one.kind in ("image", "resize")]
-    return sides[-1][0] if sides and sides[-1][0] and sides[-1][0] == sides[-1][1] else None
+def _image_sides(graph: StoredGraph, stem: StoredOperation) -> Sides | None:
+    """Height and width of the image, or of what it is resized to; None where they are free."""
+    found = [one.window for one in graph.path(stem) if one.kind in ("image", "resize")]
+    return found[-1] if found and all(found[-1]) else None
 
 
 def _scaled(operation: StoredOperation, number: float, factor: float, offset: float) -> tuple[float, float]:
@@ -340,7 +349,7 @@ def _with_tail(
     graph: StoredGraph,
     end: str,
     checkpoint: Checkpoint,
-    size: int | None,
+    sides: Sides | None,
     pooled: bool = False,
 ) -> tuple[Stated, VariantMapping]:
     """``stated`` and ``mapping`` with what follows ``end``, the trunk's last map or, ``pooled``, its mean.
@@ -354,8 +363,8 @@ def _with_tail(
         if want.target == "classifier.weight"
         or (want.source in checkpoint and checkpoint[want.source].shape == want.shape)
     }
-    trunk, side = nodes(replace(network, backbone=True), classes=0), size or mapping.input.size
-    last_map = map_sizes(trunk, side, side)[trunk[-1].name]
+    trunk = nodes(replace(network, backbone=True), classes=0)
+    last_map = map_sizes(trunk, *(sides or mapping.input.sides))[trunk[-1].name]
     pooling: Pooling | None = "average" if pooled else None
     found: list[tuple[TailLayer, dict[str, str]]] = []
     embedded = softmax = False  # the operation before was the embedding's; there was a softmax
@@ -369,7 +378,7 @@ def _with_tail(
             pooling = "none"
         elif pooling is None and kind in ("mean", "max"):
             pooling = "average" if kind == "mean" else "max"
-        elif pooling is None and kind == "average_pool" and (size is None or operation.window == last_map):
+        elif pooling is None and kind == "average_pool" and (sides is None or operation.window == last_map):
             pooling = "average"
         elif pooling is None:
             raise _not_taken(checkpoint, operation)

@@ -402,7 +402,7 @@ def pretrained_cfg(mapping: VariantMapping, num_classes: int, channels: int | No
     return {
         "architecture": mapping.timm or mapping.variant,
         "custom_load": False,
-        "input_size": (channels or spec.channels, spec.size, spec.size),
+        "input_size": (channels or spec.channels, *spec.sides),
         "fixed_input_size": False,
         "interpolation": "bilinear",
         "crop_pct": spec.crop,

@@ -77,7 +77,7 @@ class Detection(Struct, frozen=True, forbid_unknown_fields=True):
         if self.anchors.min_scale > self.anchors.max_scale:
             raise ValueError("detection.anchors: min_scale is larger than max_scale")
 
-    def as_in_graph(self, _graph: StoredGraph, _above: str) -> Detection:
+    def as_in_graph(self, _graph: StoredGraph, _sources: Mapping[str, str]) -> Detection:
         """The head itself: none of its constants is read from a stored graph."""
         return self
 

@@ -126,15 +126,15 @@ def map_sizes(nodes: Iterable[Node], height: int, width: int) -> dict[str, Size]
     return sizes
 
 
-def multiply_accumulates(nodes: Sequence[Node], size: int) -> int:
-    """Multiply-accumulates of convolutions and dense layers for one ``size`` x ``size`` image; nothing else counted."""
-    sizes = map_sizes(nodes, size, size)
+def multiply_accumulates(nodes: Sequence[Node], size: Size) -> int:
+    """Multiply-accumulates of convolutions and dense layers for one image of ``size``; nothing else counted."""
+    sizes = map_sizes(nodes, *size)
     return sum(prod(sizes[node.name]) * prod(node.shape) for node in nodes if node.layer)
 
 
-def activations(nodes: Sequence[Node], size: int) -> int:
-    """Values that these layers put out for one ``size`` x ``size`` image, as timm's cards count them."""
-    sizes = map_sizes(nodes, size, size)
+def activations(nodes: Sequence[Node], size: Size) -> int:
+    """Values that these layers put out for one image of ``size``, as timm's cards count them."""
+    sizes = map_sizes(nodes, *size)
     return sum(prod(sizes[node.name]) * node.shape[0] for node in nodes if node.layer)
 
 

@@ -211,11 +211,11 @@ def check_needs(network: Network, spec: Input) -> None:
     weights = sum(prod(node.shape) for node in every)
     if weights > MOST_WEIGHTS:
         raise ValueError(f"network: has {weights:,} weights; at most {MOST_WEIGHTS:,} are computed")
-    if spec.size / spec.crop > MOST_SIDE:
+    if max(spec.sides) / spec.crop > MOST_SIDE:
         raise ValueError(
-            f"input.crop: {spec.size} pixels after a crop of {spec.crop:g}; at most {MOST_SIDE:,} before it"
+            f"input.crop: {max(spec.sides)} pixels after a crop of {spec.crop:g}; at most {MOST_SIDE:,} before it"
         )
-    check_image(network, spec.size, spec.size)
+    check_image(network, *spec.sides)
 
 
 def check_image(network: Network, height: int, width: int, count: int = 1) -> None:

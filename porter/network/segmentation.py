@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from porter.network.node import IMAGE, Group, Map, Node, Size
 from porter.network.spec import Activation, Count, Sides
+from porter.sources.stored_graph import ROUNDING
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,15 +53,18 @@ class Segmentation(Struct, frozen=True, forbid_unknown_fields=True):
     def check(self) -> None:
         """Raise ValueError where the numbers contradict each other."""
 
-    def as_in_graph(self, graph: StoredGraph, above: str) -> Segmentation:
-        """The head with the pooling and epsilon of a stored graph, whose scopes lie below ``above``."""
-        pooling = graph.operations.get(f"{above}AvgPool2D/AvgPool")
-        at = f"{above}aspp0/BatchNorm/FusedBatchNorm"
-        epsilon = next((one.epsilon for name, one in graph.operations.items() if name.startswith(at)), None)
+    def as_in_graph(self, graph: StoredGraph, sources: Mapping[str, str]) -> Segmentation:
+        """The head with the pooling and epsilon of a stored graph; ``sources`` are its variables by entry."""
+        gate, aspp = (graph.by_weight.get(sources[f"classifier.{layer}.weight"]) for layer in ("scale.1", "cbr.0"))
+        before = graph.path(gate)[::-1] if gate else []
+        pooling = next((one for one in before if one.kind not in ROUNDING), None)
+        pooling = pooling if pooling and min(pooling.window) > 0 else None
+        norms = graph.behind(aspp) if aspp else ()
+        epsilon = next((one.epsilon for one in norms if one.kind == "batch_norm"), None)
         return replace(
             self,
-            window=self.window if pooling is None else list(pooling.window),
-            stride=self.stride if pooling is None else list(pooling.stride),
+            window=list(pooling.window) if pooling else self.window,
+            stride=list(pooling.stride) if pooling else self.stride,
             epsilon=self.epsilon if epsilon is None else epsilon,
         )
 

@@ -61,6 +61,7 @@ BlockKind = Literal["separable", "inverted_residual", "fused", "projection"]
 class Input(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The image the network was trained on; ``mean`` and ``std`` refer to pixels / 255, a number for each channel.
 
+    ``size`` is the height, and the width where there is no ``width``.
     ``levels`` are a quantised network's own numbers for each of 256 pixel values, one row for all channels or one for
     each, where it computes them in integers.
     """
@@ -71,6 +72,12 @@ class Input(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True)
     std: list[Positive]
     crop: Positive
     levels: list[list[float]] | None = None
+    width: Count | None = None
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.size, self.width or self.size
 
 
 class BatchNorm(Struct, frozen=True, forbid_unknown_fields=True):

@@ -175,8 +175,8 @@ def _input_mistakes(port: Port, size: tuple[int, ...]) -> Iterator[Mistake]:
     yield Mistake("input taken for 0..255 and rescaled", images=lambda x: x / 127.5 - 1)
     yield Mistake("input taken for [0, 1], ImageNet mean and std", images=lambda x: (x - mean) / std)
     yield Mistake("BGR", images=lambda x: x.flip(1))
-    trained: Size = (port.mapping.input.size,) * 2
-    if tuple(size) != trained and max(size) <= trained[0]:  # enlarged: antialiasing changes nothing
+    trained = port.mapping.input.sides
+    if tuple(size) != trained and max(size) <= min(trained):  # enlarged: antialiasing changes nothing
         yield Mistake("bilinear resize", images=lambda x: _resize(x, trained, False))
     elif tuple(size) != trained:
         yield Mistake("bilinear resize without antialiasing", images=lambda x: _resize(x, trained, False))

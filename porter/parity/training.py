@@ -23,6 +23,7 @@ from porter.network.network import Network
 from porter.network.node import Size
 from porter.parity.candidates.candidate import Candidate, Output, Question
 from porter.parity.compare import NO_NOISE, SAME_FUNCTION, Row, compare
+from porter.parity.references.choose import of_keras
 from porter.parity.references.reference import Noise, Reference, Values, larger
 from porter.parity.references.training_step import GRADIENT, LOSS, STATISTICS, judged
 from porter.parity.samples import Sample, noise
@@ -126,7 +127,7 @@ def step_size(port: Port, sizes: Sequence[Size] | None) -> Size:
     """The size of the images: a Keras file's own model takes those that it was made for."""
     if sizes:
         return sizes[0]
-    return (port.mapping.input.size,) * 2 if port.checkpoint.format == "keras" else SIZE
+    return port.mapping.input.sides if of_keras(port.checkpoint) else SIZE
 
 
 def refuse_untrainable(port: Port) -> None:

@@ -219,7 +219,7 @@ def _find_causes(check: Check, sizes: Sequence[Size] | None, seconds: float) -> 
 def _target(check: Check, sizes: Sequence[Size] | None) -> tuple[Target, np.ndarray] | None:
     """Logits to explain, the port's, or the reference's if the port is as planned, and the images that it got."""
     candidate, reference = check.candidate, check.reference
-    size = reference.size or candidate.size or (sizes[0] if sizes else (check.mapping.input.size,) * 2)
+    size = reference.size or candidate.size or (sizes[0] if sizes else check.mapping.input.sides)
     images = reference.samples[0].images if reference.samples else noise(size, seed=0).images
     given = reference.prepare(images)
     if candidate.planned:
@@ -468,7 +468,7 @@ def _samples(reference: Reference, fixed: Size | None, spec: Input, inputs: Inpu
     if fixed and any(size != fixed for size in sizes or ()):
         raise ParityError(f"{reference.name}: runs at {fixed[0]}x{fixed[1]} only; leave out the size")
     if not sizes:
-        sizes = (fixed,) if fixed else ((spec.size, spec.size), *(() if images else OTHER_SIZES))
+        sizes = (fixed,) if fixed else (spec.sides, *(() if images else OTHER_SIZES))
     for size in sizes:
         if images:
             yield from photos(Path(images), size, spec)

@@ -36,11 +36,11 @@ def detector(source: str, opened: OpenedModel, device: str = "cpu") -> Callable[
     Photos are resized as TensorFlow 1 does, to the size that the detector was trained at. Raises PorterError; the
     function raises it for outputs that are NaN.
     """
-    network, size = opened.whole.network, opened.mapping.input.size
-    session, run = boxes_session(network, (size, size)), on_one_image(source, opened, device)
+    network, size = opened.whole.network, opened.mapping.input.sides
+    session, run = boxes_session(network, size), on_one_image(source, opened, device)
 
     def detect(photo: Image) -> list[Box]:
-        encodings, logits = (one[None].cpu().numpy() for one in run(resized(photo, (size, size), 1.0, "tf")))
+        encodings, logits = (one[None].cpu().numpy() for one in run(resized(photo, size, 1.0, "tf")))
         boxes, classes, scores = session.run(None, {"encodings": encodings, "logits": logits})
         return [
             Box(top, left, bottom, right, number, score)

@@ -48,7 +48,7 @@ def on_one_image(source: str, opened: OpenedModel, device: str) -> Callable[[np.
     spec, place = opened.input, chosen_device(device)
     model: nn.Module = opened.whole.to(place)
     if opened.fake_quant and place.type == "cpu" and kind_of(opened) == "classes":  # for others, opening costs more
-        model = fastest(model, spec.size)
+        model = fastest(model, spec.sides)
 
     def run(pixels: np.ndarray) -> list[Tensor]:
         inputs = (

@@ -155,7 +155,7 @@ def _classifier(
     run, spec = on_one_image(source, opened, device), opened.mapping.input
 
     def find(photo: Image) -> Prediction:
-        [logits] = run(resized(photo, (spec.size, spec.size), spec.crop, preprocess))
+        [logits] = run(resized(photo, spec.sides, spec.crop, preprocess))
         best = probabilities(opened.whole.network, logits).topk(top)
         rows, values = [], []
         for number, chance in zip(best.indices.tolist(), best.values.tolist(), strict=True):

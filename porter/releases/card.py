@@ -116,7 +116,7 @@ def model_card(card: Card) -> bytes:
     )
     environment.filters["plain"] = _plain
     found = nodes(port.network, port.plan.num_classes)
-    operations, outputs = (count(found, spec.size) for count in (multiply_accumulates, activations))
+    operations, outputs = (count(found, spec.sides) for count in (multiply_accumulates, activations))
     text = environment.get_template("card.md.j2").render(
         card=card,
         front_matter=yaml.safe_dump(_front_matter(card), sort_keys=False),
@@ -192,7 +192,12 @@ def _model_index(card: Card, operations: int) -> dict[str, Any]:
             "Weight Decay": training.weight_decay,
             "RMSProp Decay": training.rmsprop_decay,
         }
-    metadata |= {"Crop Pct": str(spec.crop), "Image Size": str(spec.size), "Interpolation": "bilinear"}
+    size = "x".join(map(str, dict.fromkeys(spec.sides)))
+    metadata |= {
+        "Crop Pct": str(spec.crop),
+        "Image Size": size,
+        "Interpolation": "bilinear",
+    }
     model: dict[str, Any] = {
         "Name": card.name,
         "In Collection": COLLECTION,

@@ -242,7 +242,7 @@ def _record_reference(check: Check) -> bytes:
     if check.reference.samples:
         images = check.reference.samples[0].images
     else:
-        size = check.reference.size or (check.mapping.input.size,) * 2
+        size = check.reference.size or check.mapping.input.sides
         levels = np.round((noise(size, seed=0, count=1).images + 1) * 127.5)
         images = (levels / 127.5 - 1).astype(np.float32)
     names = endpoint_names(check.network, classes=1)

@@ -86,7 +86,7 @@ def _stated(stated: Stated) -> Iterator[str]:
         yield f"embedding of {stated.embedding}"
     if spec := stated.input:
         mean, std = (", ".join(f"{one:g}" for one in dict.fromkeys(part)) for part in (spec.mean, spec.std))
-        yield f"image {spec.size}x{spec.size}, mean {mean}, std {std}{', 256 levels' if spec.levels else ''}"
+        yield f"image {spec.sides[0]}x{spec.sides[1]}, mean {mean}, std {std}{', 256 levels' if spec.levels else ''}"
     if stated.epsilon is not None:
         yield f"batch norm epsilon {stated.epsilon:g}"
     if stated.output_stride is not None:

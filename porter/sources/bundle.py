@@ -22,6 +22,7 @@ from porter.sources import dtypes
 from porter.sources.bounds import check_total
 from porter.sources.bundle_graph import beside_bundle
 from porter.sources.bundle_index import Entry, EntryParser, Index, read_index, shard_path
+from porter.sources.keras import by_config
 from porter.sources.object_graph import OBJECT_GRAPH_KEY, Resolved, resolve_names
 from porter.sources.remote import ByteRange, Fetch
 from porter.sources.slices import Part, assemble, place, shape_of_slices, slice_key
@@ -46,9 +47,12 @@ def read_bundle(prefix: Path, fetch: Fetch | None = None, checksums: bool = True
         variables = {variable.name: variable for variable in bundle.variables()}
     graph = bundle.object_graph()
     names = resolve_names(variables, graph, str(index.path)) if graph is not None else Resolved(variables, {})
+    by_keras = by_config(prefix, names.variables) if graph is not None and not fetch else None
+    if by_keras:
+        names = names._replace(variables=by_keras[0])
     check_total(names.variables.values(), [index.path, *bundle.paths], str(index.path))
     files = [index.path, *(() if fetch else bundle.paths)]
-    stated = beside_bundle(prefix, names.names)
+    stated = by_keras[1] if by_keras else beside_bundle(prefix, names.names)
     return Contents(names.variables, files, names.set_aside, prefetch=bundle.prefetch, graph=stated)
 
 

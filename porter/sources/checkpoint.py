@@ -83,10 +83,14 @@ class Checkpoint(Mapping[str, Variable]):
         averages = sum(variable.stored_as.endswith(AVERAGE_SUFFIX) for variable in self.values())
         if averages:
             return f"moving averages ({averages} variables named {AVERAGE_SUFFIX[1:]})"
-        of_optimizer = sum(reason == RAW_SET_ASIDE for reason in self.set_aside.values())
-        if of_optimizer:
-            return f"moving averages ({of_optimizer} variables of Keras's optimizer)"
+        if self.of_optimizer:
+            return f"moving averages ({self.of_optimizer} variables of Keras's optimizer)"
         return "moving averages (ema/ folder, plain names)" if self.averaged else self.rounds or "as stored"
+
+    @property
+    def of_optimizer(self) -> int:
+        """The number of moving averages that stand for raw weights."""
+        return sum(reason == RAW_SET_ASIDE for reason in self.set_aside.values())
 
     @property
     def place(self) -> str:

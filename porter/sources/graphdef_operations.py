@@ -466,8 +466,9 @@ class _Reader:
                 fields["padding"] = (edges[2], edges[3]), (edges[4], edges[5])
             else:
                 kind = node.op
-        elif node.op == "ResizeBilinear" and len(size := self._whole_numbers(node, 1)) == 2:
-            fields["window"] = size[0], size[1]
+        elif node.op == "ResizeBilinear":
+            corners, size = node.attribute(b"align_corners"), self._whole_numbers(node, 1)
+            fields |= {"window": size if len(size) == 2 else (0, 0), "corners": corners is not None and corners.b}
         elif node.op == "LeakyRelu":
             alpha = node.attribute(b"alpha")
             fields["slope"] = as_decimal(alpha.f) if alpha is not None else 0.2

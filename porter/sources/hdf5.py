@@ -14,13 +14,13 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 
 from porter.errors import CheckpointError
 from porter.sources.bounds import allowance, check_shape, limit_memory
-from porter.sources.keras_config import MAX_CONFIG
+from porter.sources.keras_config import MAX_CONFIG, averages
 
 MOST_GROUPS = 1 << 14
 CONTAINERS = ("layers", "_layer_checkpoint_dependencies")  # groups that have no names
@@ -34,10 +34,11 @@ _VARIABLES = {
 }
 
 
-def dump(path: Path, folder: Path, layer_names: dict[str, list[str]]) -> None:
+def dump(path: Path, folder: Path, layer_names: dict[str, list[str]], averaging: bool) -> None:
     """Copy the weights of ``path`` to ``folder``, and the configuration if it has one.
 
-    ``layer_names`` are keras_config.weight_paths of the configuration in a ``.keras``.
+    ``layer_names`` are keras_config.weight_paths of the configuration in a ``.keras``. Of an optimizer that is
+    ``averaging`` weights, as this or the file itself says, what it keeps is copied, too, but for its counters.
     """
     with h5py.File(path, "r") as file:
         legacy = file.get("model_weights", file)
@@ -45,32 +46,35 @@ def dump(path: Path, folder: Path, layer_names: dict[str, list[str]]) -> None:
             found = list(_legacy_datasets(legacy))
         else:
             found = list(_datasets(file, layer_names))
+        averaging = averaging or averages(_json(file, "training_config", path), "optimizer_config")
         variables: dict[str, dict[str, Any]] = {}
         with (folder / "values").open("wb") as values:
             for name, dataset in found:
                 unique = dataset.name.strip("/") if name in variables else name
-                _check(dataset, path, values.tell())
-                array = dataset[()]
-                if array.dtype.kind == "V":  # bfloat16, the upper half of a float32
-                    array = (array.view("<u2").astype("<u4") << 16).view("<f4")
-                plain = array.astype(array.dtype.newbyteorder("<"), copy=False)
-                variables[unique] = {
-                    "shape": list(plain.shape),
-                    "dtype": plain.dtype.name,
-                    "stored_as": dataset.name.strip("/"),
-                    "start": values.tell(),
-                }
-                values.write(plain.tobytes())
+                variables[unique] = _copied(dataset, values, path)
+            kept = [_copied(dataset, values, path) for dataset in _kept(file) if dataset.shape] if averaging else []
         optimizer = [group for group in ("optimizer", "optimizer_weights") if group in file]
-        config = _config(file, path)
+        config = _json(file, "model_config", path)
         groups = _group_names(file)
-    listing = {"variables": variables, "optimizer": optimizer, "config": config, "groups": groups}
+    listing = {"variables": variables, "kept": kept, "optimizer": optimizer, "config": config, "groups": groups}
     (folder / "listing.json").write_text(json.dumps(listing))
 
 
-def _config(file: h5py.File, path: Path) -> Any:
-    """The configuration of a whole model; None where there is none."""
-    text = file.attrs.get("model_config")
+def _copied(dataset: h5py.Dataset, values: BinaryIO, path: Path) -> dict[str, Any]:
+    """Append a dataset to ``values``: its shape and dtype, its name in the file, and where it starts."""
+    _check(dataset, path, start := values.tell())
+    array = dataset[()]
+    if array.dtype.kind == "V":  # bfloat16, the upper half of a float32
+        array = (array.view("<u2").astype("<u4") << 16).view("<f4")
+    plain = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    values.write(plain.tobytes())
+    stored_as = dataset.name.strip("/")
+    return {"shape": list(plain.shape), "dtype": plain.dtype.name, "stored_as": stored_as, "start": start}
+
+
+def _json(file: h5py.File, name: str, path: Path) -> Any:
+    """A configuration of a whole model; None where there is none."""
+    text = file.attrs.get(name)
     if text is None:
         return None
     if len(text) > MAX_CONFIG:
@@ -138,6 +142,18 @@ def _datasets(file: h5py.File, layer_names: dict[str, list[str]]) -> Iterator[tu
         yield f"{named or _in_models(parts[:-3], given or counted)}/{variable}", dataset
 
 
+def _kept(file: h5py.File) -> list[h5py.Dataset]:
+    """What the optimizer keeps, in its order, from its count of steps on; nothing where that is 0."""
+    if "optimizer_weights" in file:
+        group = _hard(file, "optimizer_weights")
+        names = _strings(group, "weight_names")
+    else:
+        group = _hard(file, "optimizer/vars") if "optimizer/vars" in file else ()
+        names = [str(number) for number in range(len(group))]
+    kept = [_hard(group, name) for name in names]
+    return kept if kept and kept[0].shape == () and kept[0][()] > 0 else []
+
+
 def _in_models(groups: list[str], name: str) -> str:
     """``name`` of a layer below the names of the models that it is in."""
     return "/".join([*(group for group in groups if group not in CONTAINERS), name])
@@ -169,10 +185,10 @@ def _hard(group: h5py.Group, name: str) -> Any:
 def main() -> None:
     """What ``python -m`` runs: exit code 2 and one line if the file is damaged."""
     path, folder = Path(sys.argv[1]), Path(sys.argv[2])
-    names = json.loads(sys.stdin.read() or "{}")
+    given = json.loads(sys.stdin.read())
     limit_memory(allowance(path.stat().st_size))
     try:
-        dump(path, folder, names)
+        dump(path, folder, given["names"], given["averaging"])
     except CheckpointError as error:
         sys.exit(_print_error(str(error)))
     except Exception as error:  # h5py raises anything for damaged bytes

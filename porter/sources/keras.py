@@ -14,18 +14,29 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from porter.errors import CheckpointError
 from porter.left_over import temporary_folder
 from porter.sources.bounds import allowance
-from porter.sources.keras_config import MAX_CONFIG, MODELS, stored_graph, weight_paths
+from porter.sources.keras_config import (
+    MAX_CONFIG,
+    MODELS,
+    averages,
+    layer_variables,
+    stored_graph,
+    trainable,
+    weight_paths,
+)
 from porter.sources.stored_graph import StoredGraph
 from porter.sources.tfjs import shard_beside
 from porter.sources.variable import Contents, Variable
+from porter.sources.weights import AVERAGE_SUFFIX
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,6 +44,8 @@ if TYPE_CHECKING:
 WEIGHTS_MEMBER, CONFIG_MEMBER = "model.weights.h5", "config.json"
 SECONDS = 15.0  # for libhdf5, and another second per RATE bytes
 RATE = 10 << 20
+ENDINGS = r"(\.weights)?\.[^.]+$"
+STEP = r"-\d+$"  # of a checkpoint
 SHARD = re.compile(r"(.+)_\d{5}\.weights\.h5")
 MOST_SHARDS = 64
 SCALING = ("mean", "variance", "count")  # of a Normalization; those of a batch norm are moving
@@ -49,6 +62,7 @@ def read_keras(path: Path) -> Contents:
         raise CheckpointError(f"{path}: one shard of a model's weights; port all of them by their index, {index}")
     folder = temporary_folder()
     variables: dict[str, Variable] = {}
+    kept: list[Variable] = []
     aside: dict[str, str] = {}
     try:
         with _wrap_errors(path):
@@ -61,15 +75,18 @@ def read_keras(path: Path) -> Contents:
             elif path.suffix == ".json":
                 files += shards
             names = weight_paths(config) if config else {}
+            given = {"names": names, "averaging": averages(config, "compile_config", "optimizer")}
             for number, hdf5 in enumerate(shards):
-                listing = _dump(hdf5, Path(folder.name) / str(number), names, path)
+                listing = _dump(hdf5, Path(folder.name) / str(number), given, path)
                 stored = Path(folder.name) / str(number) / "values"
                 variables |= {
                     name: _variable(name, found, folder, stored, path) for name, found in listing["variables"].items()
                 }
+                kept += [_variable("", found, folder, stored, path) for found in listing["kept"]]
                 aside |= dict.fromkeys(listing["optimizer"], "optimizer state")
                 config = config or listing["config"]
-                names = listing["groups"] | names  # the next shard may lack them
+                given["names"] = listing["groups"] | given["names"]  # the next shard may lack them
+            variables |= _averages(config, variables, kept)
     except BaseException:
         folder.cleanup()
         raise
@@ -90,20 +107,35 @@ def read_config(path: Path) -> Any:
             return json.loads(_member(path, CONFIG_MEMBER, MAX_CONFIG))
         if path.suffix == ".json":
             return None
-        return _config_beside(path) or _dump(path, Path(folder) / "0", {}, path)["config"]
+        given = {"names": {}, "averaging": False}
+        if not path.is_file():  # a checkpoint's prefix
+            return _config_beside(path)
+        return _config_beside(path) or _dump(path, Path(folder) / "0", given, path)["config"]
 
 
 def _config_beside(path: Path) -> Any:
-    """The configuration in a file beside weights: of an unzipped model, or what ``to_json`` gave; None without one."""
-    stem = path.name.removesuffix(path.suffix).removesuffix(".weights")
-    beside = path.with_name(CONFIG_MEMBER if path.name == WEIGHTS_MEMBER else f"{stem}.json")
-    if path.suffix not in (".h5", ".json") or beside == path or not beside.is_file():
+    """The configuration in a file beside weights: of an unzipped model, or what ``to_json`` gave; None without one.
+
+    A checkpoint's file, ``path`` being its prefix, may lack the step: ``ckpt.json`` for ``ckpt-1``.
+    """
+    names = [CONFIG_MEMBER if path.name == WEIGHTS_MEMBER else f"{re.sub(ENDINGS, '', path.name)}.json"]
+    if not path.is_file():
+        names = [f"{path.name}.json", f"{re.sub(STEP, '', path.name)}.json"]
+    elif path.suffix not in (".h5", ".json"):
+        return None
+    beside = next((file for name in names if (file := path.with_name(name)) != path and file.is_file()), None)
+    if beside is None:
         return None
     if beside.stat().st_size > MAX_CONFIG:
         raise CheckpointError(
             f"{beside}: a configuration of {beside.stat().st_size:,} bytes; larger than any MobileNetV3's"
         )
-    config = json.loads(beside.read_bytes())
+    try:
+        config = json.loads(beside.read_bytes())
+    except ValueError as error:
+        raise CheckpointError(
+            f"{beside}: not JSON ({error}); beside {path.name}, a file of this name is its model's configuration"
+        ) from error
     return config if isinstance(config, dict) and config.get("class_name") in MODELS else None
 
 
@@ -124,13 +156,51 @@ def _graph(path: Path, config: Any, variables: dict[str, Variable]) -> StoredGra
         return stored_graph(config, variables)
 
 
-def _dump(hdf5: Path, folder: Path, names: dict[str, list[str]], path: Path) -> Any:
-    """Have porter.sources.hdf5 copy the weights in ``hdf5`` to ``folder``, in a process of its own; what it lists."""
+def by_config(
+    prefix: Path, variables: dict[str, Variable]
+) -> tuple[dict[str, Variable], Callable[[], StoredGraph]] | None:
+    """The variables of the object-based checkpoint ``prefix`` by the names in a configuration beside it, and its graph.
+
+    None where there is no configuration. Raises CheckpointError where one of the model's variables is not there.
+    """
+    with _wrap_errors(prefix):
+        config = _config_beside(prefix)
+        if config is None:
+            return None
+        names = layer_variables(config, [name.removesuffix(AVERAGE_SUFFIX) for name in variables])
+        named = {}
+        for name, variable in variables.items():
+            raw = name.removesuffix(AVERAGE_SUFFIX)
+            new = names[raw] + name.removeprefix(raw)
+            named[new] = msgspec.structs.replace(variable, name=new)
+        graph = stored_graph(config, named)
+    missing = [name for operation in graph.layers() for name in operation.weights.values() if name not in named]
+    if missing:
+        raise CheckpointError(
+            f"{prefix}: has no variable {missing[0]} of the model whose configuration lies beside it; delete that file"
+        )
+    return named, lambda: graph
+
+
+def _averages(config: Any, variables: dict[str, Variable], kept: list[Variable]) -> dict[str, Variable]:
+    """Averages of trainable variables, with which what the optimizer ``kept`` begins; none where shapes differ."""
+    names = trainable(config, variables) if kept else []
+    if [variables[name].shape for name in names] != [one.shape for one in kept[: len(names)]]:
+        return {}
+    named = {name + AVERAGE_SUFFIX: one for name, one in zip(names, kept, strict=False)}
+    return {name: msgspec.structs.replace(one, name=name) for name, one in named.items()}
+
+
+def _dump(hdf5: Path, folder: Path, given: dict[str, Any], path: Path) -> Any:
+    """Have porter.sources.hdf5 copy the weights in ``hdf5`` to ``folder``, in a process of its own; what it lists.
+
+    ``given`` are the arguments of its ``dump``.
+    """
     folder.mkdir()
     seconds = SECONDS + hdf5.stat().st_size / RATE
     command = [sys.executable, "-P", "-m", "porter.sources.hdf5", str(hdf5.absolute()), str(folder)]
     try:
-        ran = subprocess.run(command, input=json.dumps(names), capture_output=True, text=True, timeout=seconds)
+        ran = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:
         raise CheckpointError(f"{path}: not readable: libhdf5 took more than {seconds:.0f} s; damaged?") from None
     if ran.returncode:

@@ -6,8 +6,8 @@ Sources: keras/src/models/functional.py (Keras 3) and tf_keras/src/engine/functi
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from porter.sources.stored_graph import StoredGraph, StoredOperation
@@ -30,6 +30,7 @@ ACTIVATIONS_3 = {"hard_silu": "hard_swish", "hard_swish": "hard_swish", "hard_si
 ACTIVATIONS = {"swish": "silu", "relu6": "relu6", **{name: name for name in ("relu", "sigmoid", "tanh", "elu", "silu")}}
 ACTIVATIONS |= {"softmax": "softmax", "gelu": "gelu"}
 SIXTH = 1 / 6
+TRAINABLE = ("kernel", "depthwise_kernel", "bias", "gamma", "beta")  # variables of layers, in Keras's order
 KNOWN = (
     *MODELS,
     *("InputLayer", "Conv2D", "DepthwiseConv2D", "Dense", "BatchNormalization", "ReLU", "LeakyReLU", "ELU", "Softmax"),
@@ -76,6 +77,46 @@ def weight_paths(config: Config) -> dict[str, list[str]]:
 
     walk(config["config"]["layers"], "", "", 0)
     return found
+
+
+def averages(config: Any, *path: str) -> bool:
+    """Whether the optimizer at ``path`` of a configuration keeps moving averages of the weights."""
+    for part in (*path, "config"):
+        config = config.get(part) if isinstance(config, dict) else None
+    return isinstance(config, dict) and config.get("use_ema") is True
+
+
+def _layers(config: Config, scope: str = "", depth: int = 0) -> Iterator[tuple[Config, str]]:
+    """The layers of ``config`` and of its models in their order, each with its name below theirs."""
+    for layer in config["config"]["layers"] if depth <= MOST_DEPTH else ():
+        name = scope + _name(layer)
+        yield layer, name
+        if _is_model(layer):
+            yield from _layers(layer, f"{name}/", depth + 1)
+
+
+def trainable(config: Config, variables: Container[str]) -> list[str]:
+    """The variables that an optimizer trains, in Keras's order."""
+    owners = [name for layer, name in _layers(config) if layer["config"].get("trainable", True)]
+    return [name for owner in owners for local in TRAINABLE if (name := f"{owner}/{local}") in variables]
+
+
+def layer_variables(config: Config, names: Iterable[str]) -> dict[str, str]:
+    """``names`` of variables in a checkpoint, below their layer and at most one model -> their names in a Keras file.
+
+    Those of no layer, or of several, keep theirs.
+    """
+    paths: defaultdict[str, list[str]] = defaultdict(list)
+    for layer, path in _layers(config):
+        paths[_name(layer)].append(path)
+    found: dict[str, str] = {}
+    for name in names:
+        *owner, local = name.split("/")[-MOST_DEPTH:]
+        ends = ("/".join(owner[start:]) for start in range(len(owner)))
+        of_layer = next((paths[end] for end in ends if end in paths), ())
+        found[name] = f"{of_layer[0]}/{local}" if len(of_layer) == 1 else name
+    counts = Counter(found.values())
+    return {name: new if counts[new] == 1 else name for name, new in found.items()}
 
 
 def stored_graph(config: Config, variables: Mapping[str, Variable]) -> StoredGraph:

@@ -23,7 +23,9 @@ PRIVATE = re.compile(r"/_(conv|norm|squeeze_excitation)")
 # Keras 3's optimizers list the model's own variables, and a checkpoint may name those by this way alone
 OWN = re.compile(r"(^|/)optimizer/_trainable_variables/\d+$")
 LISTED_AGAIN = "_all_variables"
+OBJECT_GRAPH = "object graph"
 VALUE_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
+STEPS = f"optimizer/_iterations{VALUE_SUFFIX}"
 
 
 class Resolved(NamedTuple):
@@ -58,13 +60,20 @@ def resolve_names(variables: Mapping[str, Variable], serialized: bytes, file: st
     twice = {k for k, name in full_names.items() if k.split("/")[0] == LISTED_AGAIN and name in listed}
     counts = Counter(name for key, name in full_names.items() if key not in twice)
     of_average = {f"{name.replace('/', '_')}_average": name for name, count in counts.items() if count == 1}
+    owners = {
+        key: of_average.get(full_names.get(key, "").rpartition("/")[2])
+        for key in variables
+        if "optimizer" in key.split("/")
+    }
+    if any(owners.values()) and any(key.endswith(STEPS) and not variables[key].read().any() for key in owners):
+        owners = {}  # before the first step, averages are zeros
     resolved: dict[str, Variable] = {}
     set_aside: dict[str, str] = {}
     for key, variable in variables.items():
         path = key.removesuffix(VALUE_SUFFIX)
         if key == OBJECT_GRAPH_KEY:
-            set_aside[key] = "object graph"
-        elif "optimizer" in path.split("/") and (own := of_average.get(full_names.get(key, "").rpartition("/")[2])):
+            set_aside[key] = OBJECT_GRAPH
+        elif own := owners.get(key):
             resolved[own + AVERAGE_SUFFIX] = msgspec.structs.replace(variable, name=own + AVERAGE_SUFFIX)
         elif key in slot_keys or ("optimizer" in path.split("/") and not OWN.search(path)):
             set_aside[key] = "optimizer state"

@@ -33,7 +33,8 @@ class StoredOperation(Struct, frozen=True):
     variables by role: ``weight`` and ``bias``, or ``gamma``, ``beta``, ``mean`` and ``variance``. ``constant`` is the
     second operand of arithmetic where the file holds it: one number, or one for each channel; ``constant_first`` where
     it is the first. ``padding`` is ``same``, ``valid``, or the zeros before and after, of height and width. ``slope``
-    is that of a hard sigmoid or hard swish, relu6(x + 3) times it. ``decay`` is that of a batch norm's statistics in
+    is that of a hard sigmoid or hard swish, relu6(x + 3) times it. ``corners``: a bilinear ``resize`` puts corner
+    pixels on corner pixels. ``decay`` is that of a batch norm's statistics in
     training, None where the file does not say.
     """
 
@@ -49,6 +50,7 @@ class StoredOperation(Struct, frozen=True):
     padding: str | tuple[Sides, Sides] = "same"
     epsilon: float = 0.0
     slope: float = 0.0
+    corners: bool = False
     decay: float | None = None
 
 

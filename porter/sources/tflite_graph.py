@@ -55,6 +55,7 @@ _OPTIONS: dict[str, dict[str, tuple[int, Any, int]]] = {
     "max_pool_2d": _POOL,
     **dict.fromkeys(("fully_connected", "add", "mul", "sub", "div"), _FUSED),
     "concatenation": {"fused": (1, _INT8, 0)},
+    "resize_bilinear": {"align_corners": (2, number_types.BoolFlags, 0)},
     "softmax": {"beta": (0, _FLOAT32, 0)},
     "leaky_relu": {"alpha": (0, _FLOAT32, 0)},
     "gelu": {"approximate": (0, number_types.BoolFlags, 0)},

@@ -179,7 +179,7 @@ class _Reader:
         elif kind in ("leaky_relu", "hard_swish"):
             fields["slope"] = options.get("alpha", 1 / 6)
         elif kind == "resize_bilinear" and after and len(after.shape) == 4:
-            fields["window"] = after.shape[1:3]
+            fields |= {"window": after.shape[1:3], "corners": bool(options["align_corners"])}
         elif kind == "pad":
             edges = self._whole_numbers(operator, 1)
             if len(edges) == 8 and not any(edges[:2] + edges[6:]):

@@ -42,7 +42,7 @@ def open_candidate(
     if kind == "timm" and colon:
         return foreign.timm_model(name, None if weights_file is None else Path(weights_file), port)
     if text.endswith(tuple(f".{ending}" for ending in PROGRAMS)):
-        return foreign.program(Path(text), sizes or [(port.mapping.input.size,) * 2])
+        return foreign.program(Path(text), sizes or [port.mapping.input.sides])
     if colon and "://" not in text and name.isidentifier() and not Path(text).exists():
         return foreign.called(text, port)
     return foreign.tensorflow_source(text, mapping)

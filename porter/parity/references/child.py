@@ -145,7 +145,7 @@ def in_child(request: Request) -> Reference:
     """The reference, or program, that ``request`` asks for, in a process of its own. Raises ParityError."""
     child = Child(request)
     about = child.ready()
-    prepares = about.precision == "levels" or request.kind in ("tflite", "keras")
+    prepares = about.precision == "levels" or about.takes
     return Reference(
         name=about.name,
         run=child.run,

@@ -23,6 +23,8 @@ from porter.parity.references.wire import Request
 from porter.port import Port
 from porter.sources import Checkpoint
 from porter.sources.bundle_writer import write_bundle
+from porter.sources.keras import read_config
+from porter.sources.object_graph import OBJECT_GRAPH
 from porter.text import printable
 
 KINDS = ("frozen", "meta", "keras", "tflite", "tf.nn")
@@ -57,13 +59,13 @@ def open_reference(asked: str, port: Port, sizes: tuple[Size, ...] | None = None
         return recorded(Path(asked))
     if asked not in ("auto", *KINDS):
         raise ParityError(f"unknown reference {asked!r}: use auto, {', '.join(KINDS)} or a path to an .npz")
-    if asked in ("keras", "tflite") and port.checkpoint.format != asked:
+    if (asked == "keras" and not of_keras(port.checkpoint)) or (asked == "tflite" != port.checkpoint.format):
         raise ParityError(f"{port.checkpoint.given}: no {asked} file; use another reference")
     if asked == "auto":
         asked = _first(port, sizes)
     if asked.endswith(".npz"):
         return recorded(Path(asked))
-    return _live(asked, port, sizes or ((port.mapping.input.size,) * 2,))
+    return _live(asked, port, sizes or (port.mapping.input.sides,))
 
 
 def training_reference(asked: str, port: Port, images: tuple[int, Size]) -> Reference:
@@ -73,8 +75,8 @@ def training_reference(asked: str, port: Port, images: tuple[int, Size]) -> Refe
     """
     count, (height, width) = images
     if asked == "auto":
-        asked = "keras" if port.checkpoint.format == "keras" and _first(port, None) == "keras" else "tf.nn"
-    if asked not in ("keras", "tf.nn") or (asked == "keras" and port.checkpoint.format != "keras"):
+        asked = "keras" if of_keras(port.checkpoint) and _first(port, None) == "keras" else "tf.nn"
+    if asked not in ("keras", "tf.nn") or (asked == "keras" and not of_keras(port.checkpoint)):
         raise ParityError(
             f"{port.checkpoint.given}: a step of training is compared with tf.nn, or with a Keras file's own model"
         )
@@ -86,13 +88,13 @@ def _first(port: Port, sizes: tuple[Size, ...] | None) -> str:
     checkpoint = port.checkpoint
     if checkpoint.format == "tflite":
         return "tflite"
-    own_size = all(size == (port.mapping.input.size,) * 2 for size in sizes or ())
+    own_size = all(size == port.mapping.input.sides for size in sizes or ())
     averaged = checkpoint.format == "graphdef" or checkpoint.weights.startswith("moving averages")
     if importlib.util.find_spec("tensorflow") is not None:
         whole = (port.classes or not port.network.embedding) and not port.network.backbone
         known = port.mapping.keras and not port.stated.multiplier and whole  # of keras.applications
         runs = known if checkpoint.graph is None else port.assumed != FACTS  # else the network is not in the graph
-        if checkpoint.format == "keras" and runs and own_size:
+        if of_keras(checkpoint) and runs and own_size:
             return "keras"
         if averaged and _frozen_beside(checkpoint):
             return "frozen"
@@ -130,7 +132,7 @@ def _live(kind: str, port: Port, sizes: tuple[Size, ...], train: bool = False) -
         drop_class=port.mapping.classes.background if port.plan.background_dropped else None,
     )
     reference = in_child(request)
-    if kind not in ("keras", "tflite") and port.white is not None:
+    if not reference.takes and port.white is not None:
         reference = _from_pixels(reference, port)
     return reference if copy is None else replace(reference, run=_keep_copy(copy, reference))
 
@@ -178,6 +180,12 @@ def _folders(checkpoint: Checkpoint) -> list[Path]:
     """Where a checkpoint's companions may be: its own folder, and the released folder above ``ema/``."""
     folder = checkpoint.path.parent
     return [folder, folder.parent] if folder.name in ("ema", "pristine") else [folder]
+
+
+def of_keras(checkpoint: Checkpoint) -> bool:
+    """Whether it is a Keras file, or a checkpoint with its model's configuration beside it."""
+    by_objects = OBJECT_GRAPH in checkpoint.set_aside.values() and not checkpoint.remote
+    return checkpoint.format == "keras" or (by_objects and read_config(checkpoint.path) is not None)
 
 
 def _frozen_beside(checkpoint: Checkpoint) -> Path | None:

@@ -22,7 +22,7 @@ ALLOWED = frozenset(
         "Add", "AddV2", "Sub", "Mul", "RealDiv", "Rsqrt", "Maximum", "Minimum",
         "Relu", "Relu6", "Sigmoid", "Softmax",
         "Mean", "AvgPool", "ResizeBilinear", "SpaceToBatchND", "BatchToSpaceND",
-        "Pad", "Reshape", "Squeeze", "ExpandDims", "Shape", "StridedSlice", "Pack",
+        "Pad", "Reshape", "Squeeze", "ExpandDims", "Shape", "StridedSlice", "Pack", "Unpack", "Cast",
     )
 )  # fmt: skip
 VARIABLES = frozenset(("Variable", "VariableV2", "VarHandleOp"))  # replaced by constants before TensorFlow sees them
@@ -30,6 +30,7 @@ READS = frozenset(("ReadVariableOp",))
 
 # Most values that a constant may fill by repeating its last one; no weight of these networks needs more
 MAX_REPEATED = 1 << 16
+FLOAT = 1  # DT_FLOAT of tensorflow/core/framework/types.proto
 MAX_NODES = 100_000  # the largest graph seen, a training graph of large_100, has 8,000
 
 
@@ -45,7 +46,10 @@ def guarded(definition: Any, fetches: Iterable[str], cut: str, path: str, values
     needed = _dependencies(nodes, fetches, cut, path)
     graph = type(definition)()
     graph.versions.CopyFrom(definition.versions)
-    _placeholder(graph, cut)
+    placeholder = nodes.get(node_of(cut))
+    _placeholder(
+        graph, cut, placeholder.attr["dtype"].type if placeholder and placeholder.op == "Placeholder" else FLOAT
+    )
     for name in needed:
         _copy(graph, nodes[name], path, values)
     return graph
@@ -105,9 +109,9 @@ def node_of(source: str) -> str:
     return source.removeprefix("^").split(":")[0]
 
 
-def _placeholder(graph: Any, cut: str) -> None:
+def _placeholder(graph: Any, cut: str, dtype: int) -> None:
     node = graph.node.add(name=node_of(cut), op="Placeholder")
-    node.attr["dtype"].type = 1  # DT_FLOAT
+    node.attr["dtype"].type = dtype
     node.attr["shape"].shape.dim.extend([])
     for _ in range(4):
         node.attr["shape"].shape.dim.add(size=-1)

@@ -1,11 +1,12 @@
 """Original TensorFlow graphs as references, in float64 and float32: the frozen ``.pb``, or the ``.meta`` with weights.
 
-The graph is cut at the first convolution, so it takes images of any size and its own preprocessing is skipped.
+The graph is cut at the first convolution, so that it takes images of any size. What is before that, from 8-bit pixels
+on, runs by itself, and must be the port's preprocessing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,15 @@ from porter.network.spec import ACTIVATIONS
 from porter.parity.references.graph_float64 import in_float64, pooling_everything
 from porter.parity.references.graph_guard import READS, guarded, node_of
 from porter.parity.references.live_tensorflow import stored_values, tensorflow
-from porter.parity.references.reference import Endpoints, Reference, Values, noise_between
+from porter.parity.references.reference import (
+    Endpoints,
+    Reference,
+    Values,
+    check_preprocessing,
+    for_file,
+    noise_between,
+    told_pixels,
+)
 from porter.port import Port
 
 
@@ -65,6 +74,8 @@ def _reference(name: str, path: str, definition: Any, port: Port, values: dict[s
         raise ParityError(f"{path}: holds no endpoint of {port.mapping.variant} under {scope}; use the reference tf.nn")
     cut = _input_of_stem(definition, port, path)
     graph = guarded(definition, operations.values(), cut, path, values)
+    size = _fixed_size(definition, network, scope)
+    preprocess = _preprocessing(definition, port, cut, path, values, size)
     sessions: dict[tuple[int, ...], dict[str, Any]] = {}
 
     def sessions_for(size: tuple[int, ...]) -> dict[str, Any]:
@@ -89,10 +100,54 @@ def _reference(name: str, path: str, definition: Any, port: Port, values: dict[s
 
     def run(images: np.ndarray, names: Sequence[str]) -> Endpoints:
         have = [name for name in names if name in operations]
+        images = prepare(images)
         yield from paired(have, compute(images, "float64", have), compute(images, "float32", have))
 
+    def prepare(images: np.ndarray) -> np.ndarray:
+        if preprocess is None:
+            return images
+        given = preprocess(images)
+        check_preprocessing(given, images, port, path)
+        return given
+
     missing = tuple(endpoint for endpoint, operation in found.items() if not operation)
-    return Reference(name, run, missing=missing, size=_fixed_size(definition, network, scope))
+    takes = told_pixels(port.white) if preprocess else ""
+    return Reference(name, run, prepare=prepare, missing=missing, size=size, takes=takes)
+
+
+def _preprocessing(
+    definition: Any, port: Port, cut: str, path: str, values: dict[str, np.ndarray], size: Size | None
+) -> Callable[[np.ndarray], np.ndarray] | None:
+    """What the graph makes of images in [-1, 1] as 8-bit pixels.
+
+    None where it cannot be run, takes no pixels, or pads or resizes images, which may have any ``size``.
+    """
+    stored, white = port.checkpoint.graph, port.white
+    stem = stored.by_weight.get(port.plan.steps[0].source) if stored else None
+    before = stored.path(stem) if stored and stem else ()
+    if white is None or not before or before[0].kind != "image":
+        return None
+    if size is None and any(one.kind.lower() in ("pad", "resize") for one in before):
+        return None
+    bare = type(definition)()  # control edges are not copied, and a check of the image's size needs nothing else
+    for node in definition.node:
+        bare.node.add().CopyFrom(node)
+        del bare.node[-1].input[:]
+        bare.node[-1].input.extend(source for source in node.input if not source.startswith("^"))
+    try:
+        graph = guarded(bare, [node_of(cut)], before[0].name, path, values)
+    except ParityError:
+        return None  # an operation that is not run: a decoder of files, say
+    [image] = (node for node in graph.node if node.op == "Placeholder")
+    dtype = tensorflow().dtypes.as_dtype(image.attr["dtype"].type).as_numpy_dtype
+    session = _session(graph, path)
+
+    def preprocess(images: np.ndarray) -> np.ndarray:
+        given = for_file(images, white).astype(dtype)
+        rows = [session.run(f"{node_of(cut)}:0", {f"{image.name}:0": one[None]}) for one in given]
+        return np.concatenate(rows)
+
+    return preprocess
 
 
 def _fixed_size(definition: Any, network: Network, scope: str) -> Size | None:

@@ -22,18 +22,16 @@ from porter.parity.references.reference import (
     Endpoints,
     Reference,
     Values,
+    check_preprocessing,
     for_file,
-    for_port,
     noise_between,
     told_pixels,
 )
 from porter.port import Port
 from porter.sources.keras import WEIGHTS_MEMBER, read_config
-from porter.sources.keras_config import KNOWN, MODELS, Config, stored_graph
+from porter.sources.keras_config import KNOWN, MODELS, Config, stored_graph, trainable
 from porter.sources.stored_graph import StoredGraph
 
-# Keras rounds the constants of its preprocessing to float32, an error of 2^-24 each: of scale, offset, mean, variance
-PREPROCESSING = 2.0**-21
 MOST_DEPTH = 64  # of a configuration; a model in a model in a model takes 30
 TENSOR = "__keras_tensor__"
 LOGITS_ENDPOINT = "Logits"
@@ -78,6 +76,13 @@ def open_keras(port: Port) -> Opened:
         config, graph, sources = _application(port)
     library = _library(config, path)
     models = {dtype: _load(library, config, path, dtype) for dtype in ("float64", "float32")}
+    if port.checkpoint.format == "bundle":
+        _restore(models["float32"], path)
+        models["float64"].set_weights(models["float32"].get_weights())
+    averaged = trainable(config, port.checkpoint) if port.checkpoint.of_optimizer else []
+    for model in models.values():
+        for variable, name in zip(model.trainable_variables, averaged, strict=False):
+            variable.assign(port.checkpoint[name].read())
     places, activation = _places(port, graph, sources), None
     if port.classes and LOGITS_ENDPOINT not in places:
         weight = sources[f"{port.network.class_layers[0]}.weight"]
@@ -119,16 +124,11 @@ def of_model(port: Port, opened: Opened) -> Reference:
 
     def prepare(images: np.ndarray) -> np.ndarray:
         """What the first convolution gets, by the file's own preprocessing, which must be the port's."""
-        given, ours = for_file(images, white), for_port(images, spec, white, np.float64)
+        given = for_file(images, white)
         if before_stem is None:
             return given
         theirs = np.asarray(values_at(library, models["float64"], given, {"": before_stem})[""])
-        scale = np.abs(ours).max() + np.abs(np.array(spec.mean) / spec.std).max()
-        if not np.abs(theirs - ours).max() <= PREPROCESSING * scale:
-            raise ParityError(
-                f"{path}: its own preprocessing gives its network {theirs.min():.4g} to {theirs.max():.4g}, "
-                f"the port's gives {ours.min():.4g} to {ours.max():.4g}"
-            )
+        check_preprocessing(theirs, images, port, path)
         return theirs
 
     missing = tuple(e for node in nodes(port.network, port.classes) for e in node.endpoints if e not in places)
@@ -136,7 +136,7 @@ def of_model(port: Port, opened: Opened) -> Reference:
     return Reference(
         name,
         run,
-        size=(spec.size, spec.size),
+        size=spec.sides,
         missing=missing,
         prepare=prepare,
         takes=told_pixels(white),
@@ -232,6 +232,8 @@ def _load(library: Any, config: Config, path: Path, dtype: str) -> Any:
         model = library.models.model_from_json(json.dumps(plain))
         with temporary_folder() as folder:
             weights = path
+            if not path.is_file():  # a checkpoint's prefix
+                return model
             if zipfile.is_zipfile(path):
                 weights = Path(folder) / WEIGHTS_MEMBER
                 with zipfile.ZipFile(path) as archive:
@@ -246,6 +248,17 @@ def _load(library: Any, config: Config, path: Path, dtype: str) -> Any:
     return model
 
 
+def _restore(model: Any, prefix: Path) -> None:
+    """Fill ``model`` from the checkpoint ``prefix``, in which it is an attribute or the root."""
+    tf = tensorflow()
+    names = [name for name, _ in tf.train.list_variables(str(prefix))]
+    root = tf.train.Checkpoint(model=model) if any(name.startswith("model/") for name in names) else None
+    try:
+        (root or tf.train.Checkpoint(model)).read(str(prefix)).assert_existing_objects_matched().expect_partial()
+    except AssertionError as error:
+        raise ParityError(f"{prefix}: does not hold Keras's whole model as `model`; use the reference tf.nn") from error
+
+
 def _application(port: Port) -> tuple[Config, StoredGraph, dict[str, str]]:
     """keras.applications' network for a file of weights alone, as configuration, graph, and variables by entry."""
     import keras
@@ -253,9 +266,8 @@ def _application(port: Port) -> tuple[Config, StoredGraph, dict[str, str]]:
     path, spec, top = port.checkpoint.path, port.mapping.keras, port.classes > 0
     if spec is None or (port.network.embedding and not top) or port.network.backbone:
         raise ParityError(f"{path}: keras.applications has no such network; use the reference tf.nn")
-    size = port.mapping.input.size
     model = getattr(keras.applications, spec.model)(
-        input_shape=(size, size, port.network.channels),
+        input_shape=(*port.mapping.input.sides, port.network.channels),
         alpha=spec.alpha,
         minimalistic=spec.minimalistic,
         include_top=top,

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from porter.errors import ParityError
 from porter.network.node import Size
 from porter.network.spec import Input
 from porter.parity.samples import Sample
 from porter.photos.images import normalized
 
+if TYPE_CHECKING:
+    from porter.port import Port
+
 # If the network sees fewer distinct values than a 4-bit photo has, it does not see the image that was asked for
 FEWEST_VALUES = 16
+# Constants of a preprocessing are rounded to float32, an error of 2^-24 each: of scale, offset, mean, variance. So are
+# its operations in a graph of float32
+PREPROCESSING = 2.0**-21
 Precision = Literal["float64", "float32", "levels"]
 
 
@@ -80,6 +87,18 @@ def for_port(images: np.ndarray, spec: Input, white: float | None, dtype: type[n
 def for_file(images: np.ndarray, white: float | None) -> np.ndarray:
     """Images in [-1, 1] as a file takes them that has the number ``white``, 255 or 1, for a white pixel; float64."""
     return images if white is None else as_pixels(images) * (white / 255)
+
+
+def check_preprocessing(theirs: np.ndarray, images: np.ndarray, port: Port, path: object) -> None:
+    """Raise ParityError unless a file makes ``theirs`` of ``images`` in [-1, 1] as the port does by its own numbers."""
+    spec = port.mapping.input
+    ours = for_port(images, spec, port.white, np.float64)
+    scale = np.abs(ours).max() + np.abs(np.array(spec.mean) / spec.std).max()
+    if theirs.shape != ours.shape or not np.abs(theirs - ours).max() <= PREPROCESSING * scale:
+        raise ParityError(
+            f"{path}: its own preprocessing gives its network {theirs.min():.4g} to {theirs.max():.4g} of shape "
+            f"{theirs.shape[1:]}, the port's gives {ours.min():.4g} to {ours.max():.4g} of shape {ours.shape[1:]}"
+        )
 
 
 def told_pixels(white: float | None) -> str:

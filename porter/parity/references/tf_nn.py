@@ -18,6 +18,7 @@ from porter.mapping.axes import to_target
 from porter.mapping.files import list_variants, load_variant
 from porter.mapping.rules import Expected, expected_variables
 from porter.network.network import Block, Network
+from porter.network.nodes import torchvision_names
 from porter.network.spec import Activation
 from porter.parity.references.live_tensorflow import stored_values, tensorflow
 from porter.parity.references.reference import Endpoints, Reference, Values, noise_between
@@ -128,9 +129,10 @@ def _of_biases(tf: Any, port: Port, dtype: str) -> Callable[[Any], Layers]:
     """A network whose batch norms are biases: of a .tflite (weights OHWI or 1HWC) or a TensorFlow.js model."""
     checkpoint, network = port.checkpoint, port.network
     entries = {want.target: want for want in expected_variables(port.mapping, network, port.classes)}
+    renamed = {} if network.head is None else torchvision_names(network)
 
     def pair(_scope: str, module: str) -> tuple[Any, Any]:
-        weights, bias = (entries[f"{module}.{part}"] for part in ("weight", "bias"))
+        weights, bias = (entries[f"{renamed.get(module, module)}.{part}"] for part in ("weight", "bias"))
         kernel = checkpoint[weights.source].read()
         if weights.axes.endswith(("ohwi", "1hwc")):
             kernel = kernel.transpose(1, 2, 3, 0)
