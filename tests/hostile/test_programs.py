@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 onnx = pytest.importorskip("onnx")
@@ -480,12 +481,90 @@ def torchscript(path):
     torch.jit.trace(Small().eval(), torch.zeros(1, 3, 64, 64)).save(str(path))
 
 
-@pytest.mark.parametrize(
-    ("name", "write_file"), [("x.npz", arrays_of_objects), ("x.pt", torchscript), ("x.torchscript", torchscript)]
-)
-def test_other_loaders(run, demo_folder, tmp_path, name, write_file):
-    write_file(tmp_path / name)
-    verify(run, demo_folder, tmp_path / name)
-    ran = run("verify", demo_folder, "--reference", tmp_path / name) if name == "x.npz" else None
-    assert ran is None or ran.code == 2
+def test_recorded_arrays_of_objects(run, demo_folder, tmp_path):
+    arrays_of_objects(tmp_path / "x.npz")
+    verify(run, demo_folder, tmp_path / "x.npz")
+    assert run("verify", demo_folder, "--reference", tmp_path / "x.npz").code == 2
     assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize("name", ["x.pt", "x.pth", "x.ts"])
+def test_torchscript_is_a_program(run, demo_folder, tmp_path, name):
+    torch.jit.trace(Small().eval(), torch.zeros(1, 3, 64, 64)).save(str(tmp_path / name))
+    Image.new("RGB", (32, 32)).save(tmp_path / "photo.png")
+    commands = [("convert", "-o", tmp_path / "out.pth"), ("predict", tmp_path / "photo.png")]
+    commands.append(("release", "--out", tmp_path / "dist"))
+    for command, *others in commands:
+        ran = run(command, tmp_path / name, *others)
+        assert (ran.code, ran.err.count("\n")) == (2, 1), ran.err
+        assert f"{name}: a TorchScript program, and loading it could run code" in ran.err
+    assert "name a callable that returns torch.jit.load" in verify(run, demo_folder, tmp_path / name)
+
+
+CODE = """
+import ctypes, os, sys
+from torch import nn
+
+class Module(nn.Module):
+    def forward(self, images):
+        os._exit(0)
+
+class Copied(nn.Module):
+    def __deepcopy__(self, memo):
+        sys.exit(0)
+
+class Stated(nn.Module):
+    def state_dict(self, *args, **kwargs):
+        sys.exit(0)
+
+def leaves():
+    os._exit(0)
+
+def crashes():
+    ctypes.string_at(0)
+
+def stops():
+    raise GeneratorExit
+
+def prints():
+    print("PARITY")
+    sys.exit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ("Module", "ended the process, with exit code 0, so that there is no verdict"),
+        ("leaves", "ended the process, with exit code 0, so that there is no verdict"),
+        ("crashes", "ended the process, by signal 11, so that there is no verdict"),
+        ("Copied", "cannot be copied in float64 (SystemExit: 0)"),
+        ("Stated", "is no ordinary module (SystemExit: 0)"),
+        ("stops", "gives no module (GeneratorExit:)"),
+        ("prints", "gives no module (SystemExit: 0)"),
+    ],
+)
+def test_code_does_not_give_the_exit_code(demo_folder, tmp_path, named, message):
+    """Nor does it print in place of the verdict, and JUnit's file has the error."""
+    (tmp_path / "code.py").write_text(CODE)
+    command = [sys.executable, "-m", "porter", "verify", demo_folder, f"{tmp_path / 'code.py'}:{named}"]
+    options = ["--reference", demo_folder / "expected.npz", "--junit", tmp_path / "junit.xml"]
+    ran = subprocess.run([*map(str, [*command, *options])], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (2, ""), ran.stderr
+    assert ran.stderr.removeprefix("PARITY\n").count("\n") == 1
+    assert message in ran.stderr
+    assert "<error" in (tmp_path / "junit.xml").read_text()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("send", [os.kill, os.killpg])
+def test_a_signal_ends_code(demo_folder, tmp_path, number, code, send):
+    """Also where a terminal sends it to both processes."""
+    mark = tmp_path / "mark"
+    (tmp_path / "code.py").write_text(f"def endless():\n    open({str(mark)!r}, 'w')\n    while True: pass\n")
+    command = [sys.executable, "-m", "porter", "verify", str(demo_folder), f"{tmp_path / 'code.py'}:endless"]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    _wait_for(mark.exists)
+    send(running.pid, number)
+    _, said = running.communicate(timeout=20)
+    assert (running.returncode, said) == (code, "Interrupted\n" if number == signal.SIGINT else "")
