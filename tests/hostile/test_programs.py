@@ -26,6 +26,7 @@ pytest.importorskip("onnxruntime")
 from onnx import TensorProto, helper
 
 from porter.errors import ParityError
+from porter.parity.candidates.foreign import program
 from porter.parity.candidates.programs import exported_program
 from porter.parity.references import child
 from porter.parity.references.wire import Closed, Header, Request, send
@@ -174,6 +175,19 @@ def verify(run, demo_folder, port):
 def test_graphs_of_onnx(run, demo_folder, tmp_path, made, message):
     (tmp_path / "x.onnx").write_bytes(made())
     assert message in verify(run, demo_folder, tmp_path / "x.onnx")
+
+
+def test_weights_beside_a_graph(tmp_path):
+    """They are part of what is judged."""
+    nodes = [*logits_of_image()[:-1], helper.make_node("Slice", ["flat", "from", "to", "axis"], ["few"])]
+    loaded = onnx.load_model_from_string(model([*nodes, helper.make_node("Add", ["few", "w"], ["logits"])]))
+    loaded.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(1000, "f"), "w"))
+    onnx.save_model(loaded, tmp_path / "x.onnx", save_as_external_data=True, location="x.onnx.data")
+    found = program(tmp_path / "x.onnx", [(75, 64)])
+    images = np.random.default_rng(0).uniform(-1, 1, (1, 75, 64, 3)).astype("f")
+    [(_, output)] = found.record(images, frozenset(["rounding"]), 0).returned
+    assert np.array_equal(output.single, images.transpose(0, 3, 1, 2).reshape(1, -1)[:, :1000] + 1)
+    assert sorted(found.digests) == ["x.onnx", "x.onnx.data"]
 
 
 @pytest.mark.parametrize("sides", [(60000, 60000), (1, 1 << 30), (0, 224)])

@@ -170,7 +170,9 @@ def program(path: Path, sizes: Sequence[Size]) -> Candidate:
     """
     if not path.is_file():
         raise ParityError(f"{path}: {'is no regular file' if path.exists() else 'no such file'}")
-    request = Request(path.suffix[1:], os.fsencode(path.absolute()), printable(str(path)), memory_for([path], sizes))
+    beside = path.with_name(f"{path.name}.data")  # where torch.onnx.export writes weights
+    files = [path, beside] if beside.is_file() else [path]
+    request = Request(path.suffix[1:], os.fsencode(path.absolute()), printable(str(path)), memory_for(files, sizes))
     runner = in_child(request)
 
     def record(images: np.ndarray, _questions: frozenset[Question], _keep: int) -> Recording:
@@ -178,7 +180,7 @@ def program(path: Path, sizes: Sequence[Size]) -> Candidate:
         return Recording([(name, Output(None, values)) for name, (values, _) in found])
 
     answers = frozenset[Question](("rounding",))
-    digests = {path.name: sha256(path)}
+    digests = {file.name: sha256(file) for file in files}
     return Candidate(str(path), record=record, answers=answers, size=runner.size, digests=digests)
 
 

@@ -21,8 +21,8 @@ from porter.parity.references.reference import Endpoints, Noise, Precision, Refe
 from porter.parity.references.wire import PROGRAMS, Closed, Header, Request, receive, send
 
 # How long a process may keep us waiting in all, from its start to its last answer: SECONDS, and more for each pixel of
-# the images. On two cores with a load of 15, the start with TensorFlow took 22 s, and large_100 in both precisions 7e-5 s
-# a pixel; a step of training takes about three times that.
+# the images. On two cores with a load of 15, the start with TensorFlow took 22 s, and large_100 in both precisions
+# 7e-5 s a pixel; a step of training takes about three times that.
 SECONDS, PER_PIXEL = 120.0, 2e-4
 
 # Limit of an endpoint's values, in multiples of its image's: EdgeTPU's first expansion has 8 times as many
