@@ -27,7 +27,7 @@ from porter.mapping.options import PathLike
 from porter.network.network import GATE_ENTRY, TIMM_GATE
 from porter.network.nodes import is_weight
 from porter.network.spec import MOST
-from porter.sources.bounds import allowance, check_zip
+from porter.sources.bounds import Budget, allowance, check_zip
 from porter.sources.checkpoint import sha256
 from porter.sources.content import TORCHSCRIPT, is_torchscript
 from porter.sources.dtypes import as_decimal
@@ -87,9 +87,9 @@ def find_artifact(source: PathLike) -> ArtifactFile | None:
 
 
 def _remote(url: str) -> ArtifactFile | None:
-    place = url.split("?")[0].split("#")[0].rstrip("/")
+    place, budget = url.split("?")[0].split("#")[0].rstrip("/"), Budget(url)
     if place.endswith(ARTIFACT_SUFFIXES):
-        found = mirror(url)
+        found = mirror(url, budget)
         return ArtifactFile(found.path, url, copy=found.folder)
     if url.startswith("http") or PurePosixPath(place).suffix:  # a web server has no folders
         return None
@@ -99,9 +99,9 @@ def _remote(url: str) -> ArtifactFile | None:
             return None
     except CheckpointError as error:
         raise error.renamed(weights, url) from error
-    found, mapping = mirror(weights), None
+    found, mapping = mirror(weights, budget), None
     if exists(f"{place}/{MAPPING}"):
-        own = mirror(f"{place}/{MAPPING}")
+        own = mirror(f"{place}/{MAPPING}", budget)
         mapping = own.path.rename(found.path.with_name(MAPPING))
     return ArtifactFile(found.path, url, mapping, found.folder)
 

@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 WEIGHTS_MEMBER, CONFIG_MEMBER = "model.weights.h5", "config.json"
-SECONDS = 15.0  # for libhdf5, and another second per RATE bytes
+SECONDS = 15.0  # for libhdf5 with all shards of a model, and another second per RATE bytes
 RATE = 10 << 20
 SHARD = re.compile(r"(.+)_\d{5}\.weights\.h5")
 MOST_SHARDS = 64
@@ -61,8 +62,9 @@ def read_keras(path: Path) -> Contents:
             elif path.suffix == ".json":
                 files += shards
             names = weight_paths(config) if config else {}
+            end = time.monotonic() + SECONDS + sum(shard.stat().st_size for shard in shards) / RATE
             for number, hdf5 in enumerate(shards):
-                listing = _dump(hdf5, Path(folder.name) / str(number), names, path)
+                listing = _dump(hdf5, Path(folder.name) / str(number), names, path, end)
                 stored = Path(folder.name) / str(number) / "values"
                 variables |= {
                     name: _variable(name, found, folder, stored, path) for name, found in listing["variables"].items()
@@ -90,7 +92,7 @@ def read_config(path: Path) -> Any:
             return json.loads(_member(path, CONFIG_MEMBER, MAX_CONFIG))
         if path.suffix == ".json":
             return None
-        return _config_beside(path) or _dump(path, Path(folder) / "0", {}, path)["config"]
+        return _config_beside(path) or _dump(path, Path(folder) / "0", {}, path, time.monotonic() + SECONDS)["config"]
 
 
 def _config_beside(path: Path) -> Any:
@@ -124,15 +126,18 @@ def _graph(path: Path, config: Any, variables: dict[str, Variable]) -> StoredGra
         return stored_graph(config, variables)
 
 
-def _dump(hdf5: Path, folder: Path, names: dict[str, list[str]], path: Path) -> Any:
-    """Have porter.sources.hdf5 copy the weights in ``hdf5`` to ``folder``, in a process of its own; what it lists."""
+def _dump(hdf5: Path, folder: Path, names: dict[str, list[str]], path: Path, end: float) -> Any:
+    """Have porter.sources.hdf5 copy the weights in ``hdf5`` to ``folder``, in a process of its own; what it lists.
+
+    ``end`` is when it is stopped (time.monotonic).
+    """
     folder.mkdir()
-    seconds = SECONDS + hdf5.stat().st_size / RATE
+    seconds = end - time.monotonic()
     command = [sys.executable, "-P", "-m", "porter.sources.hdf5", str(hdf5.absolute()), str(folder)]
     try:
         ran = subprocess.run(command, input=json.dumps(names), capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:
-        raise CheckpointError(f"{path}: not readable: libhdf5 took more than {seconds:.0f} s; damaged?") from None
+        raise CheckpointError(f"{path}: not readable: libhdf5 took too long; damaged?") from None
     if ran.returncode:
         said = ran.stderr.strip().splitlines()[-1:] if ran.returncode == 2 else []
         line = said[0] if said else f"{path}: not readable: libhdf5 failed on it (code {ran.returncode}); damaged?"
