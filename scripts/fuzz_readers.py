@@ -5,13 +5,18 @@
 Inputs are guided by coverage (atheris, libFuzzer), and each reader runs in a process of its own. It stops on an error
 that is not PorterError, after 20 s, or above 4 x the file + 64 MiB of resident memory, and keeps the input. libhdf5 is
 not instrumented and may crash, so the HDF5 readers run without guidance in forked processes, and deaths of these are
-counted. Where atheris is missing, ``--random`` mutates without guidance, from that seed. Prints a line for each reader.
+counted. ``--pyfive FOLDER`` compares pyfive with h5py instead. Where atheris is missing, ``--random`` mutates without
+guidance, from that seed. Prints a line for each reader.
 """
 
 import argparse
+import importlib
+import math
 import os
+import pickle
 import random
 import re
+import resource
 import shlex
 import signal
 import subprocess
@@ -19,10 +24,11 @@ import sys
 import tempfile
 import time
 import warnings
+import zipfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
@@ -118,7 +124,7 @@ def _read_hdf5_here() -> None:
     from porter.errors import CheckpointError
     from porter.sources import hdf5, keras
 
-    def dump(path: Path, folder: Path, arguments: dict[str, Any], given: Path) -> None:
+    def dump(path: Path, folder: Path, arguments: dict[str, Any], given: Path, _end: float) -> None:
         try:
             hdf5.dump(path, folder, arguments["names"], arguments["averaging"])
         except CheckpointError:
@@ -127,6 +133,110 @@ def _read_hdf5_here() -> None:
             raise CheckpointError(f"{given}: {error}") from error
 
     keras._dump = dump
+
+
+def pyfive_trial(folder: Path, minutes: float) -> None:
+    """Compare pyfive with h5py on the HDF5 files below ``folder``; then read mutants of the small ones with pyfive.
+
+    The seeds of the HDF5 readers are put there first. Prints a line for each file, and the outcomes of mutants. (pip
+    install --no-deps --target FOLDER pyfive numcodecs, and PYTHONPATH=FOLDER.)
+    """
+    import fuzzing
+    import pyfive  # noqa: F401 - once for all processes
+
+    seeds: list[bytes] = []
+    (folder / "seeds").mkdir()
+    assert len(list(fuzzing._hdf5_targets(folder / "seeds"))) == len(HDF5)
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in (".h5", ".hdf5", ".keras")):
+        data = path.read_bytes()
+        if zipfile.is_zipfile(path):
+            data = zipfile.ZipFile(path).read("model.weights.h5")
+        seeds.append(data)
+        (plain := Path(tempfile.mkdtemp()) / "x.h5").write_bytes(data)
+        trees, cost = {}, {}
+        for library in ("h5py", "pyfive"):
+            command = [sys.executable, __file__, "--tree", library, str(plain)]
+            start = time.perf_counter()
+            ran = subprocess.run(command, capture_output=True)
+            trees[library] = pickle.loads(ran.stdout) if not ran.returncode else (ran.stderr.splitlines()[-1:], 0, 0)
+            cost[library] = f"{trees[library][1]:.2f} of {time.perf_counter() - start:.2f} s, {trees[library][2]} MiB"
+        (theirs, *_), (ours, *_) = trees["h5py"], trees["pyfive"]
+        differ = [name for name in theirs if name not in ours or ours[name] != theirs[name]]
+        same = "same" if theirs == ours else f"differs in {len(differ)} of {len(theirs)}, {differ[:3]}: {ours!s:.200}"
+        print(f"{path.relative_to(folder)}: {len(data):,} bytes; h5py {cost['h5py']}; pyfive {cost['pyfive']}; {same}")
+    small = sorted({seed for seed in seeds if len(seed) < 1 << 16}, key=len)
+    counts, kinds, done, end = Counter[str](), Counter[str](), 0, time.monotonic() + 60 * minutes
+    while time.monotonic() < end:
+        reader, writer = os.pipe()
+        if not (child := os.fork()):
+            _read_mutants(small, folder / "mutant", done, writer)
+        os.close(writer)
+        with os.fdopen(reader) as pipe:
+            lines = pipe.read().splitlines()
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        kinds.update(lines)
+        done += len(lines) + bool(code)
+        if code:
+            counts["hangs" if code == -signal.SIGALRM else "memory" if code == 71 else f"ends with {code}"] += 1
+    print(f"pyfive: {done:,} mutants of {len(small)} files: {dict(counts)}; {dict(kinds.most_common())}")
+
+
+def _read_mutants(seeds: list[bytes], path: Path, first: int, writer: int) -> NoReturn:
+    """Read mutants with pyfive, a line into ``writer`` for each; ends at the first that takes too long or too much."""
+    import fuzzing
+    import pyfive
+
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    warnings.simplefilter("ignore")
+    resource.setrlimit(resource.RLIMIT_DATA, (2 << 30,) * 2)
+    for number in range(first, first + BATCH):
+        source = random.Random(f"pyfive {number}")
+        data = fuzzing.mutate(source.choice(seeds), source)
+        path.write_bytes(data)
+        before = fuzzing.resident_reset()
+        signal.alarm(5)
+        try:
+            tree(pyfive, path)
+            outcome = "read"
+        except Exception as error:
+            outcome = type(error).__name__
+        signal.alarm(0)
+        if fuzzing.resident_peak() - before > 4 * len(data) + fuzzing.SLACK:
+            os._exit(71)
+        os.write(writer, f"{outcome}\n".encode())
+    os._exit(0)
+
+
+def tree(library: Any, path: Path) -> dict[str, Any]:
+    """Attributes by a group's name; attributes, dtype, shape and bytes by a dataset's."""
+    found: dict[str, Any] = {}
+    most = 4 * path.stat().st_size + (64 << 20)
+
+    def walk(item: Any, depth: int) -> None:
+        about = {key: plain(item.attrs[key]) for key in item.attrs}
+        if hasattr(item, "shape"):
+            if math.prod(item.shape) * item.dtype.itemsize > most:
+                raise ValueError("claims more than the file has")
+            values = item[()]
+            found[item.name] = about, str(values.dtype), values.shape, values.tobytes()
+            return
+        found[item.name] = about
+        for key in item if depth < 16 else ():
+            walk(item[key], depth + 1)
+
+    def plain(value: Any) -> Any:
+        value = value.tolist() if hasattr(value, "tolist") else value
+        return (
+            list(map(plain, value))
+            if isinstance(value, list)
+            else value.decode()
+            if isinstance(value, bytes)
+            else value
+        )
+
+    with library.File(str(path)) as file:
+        walk(file, 0)
+    return found
 
 
 def _target(fuzzing, name: str, folder: Path):
@@ -162,9 +272,20 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--only", action="append")
     parser.add_argument("--random", type=int)
+    parser.add_argument("--pyfive", type=Path, metavar="FOLDER")
+    parser.add_argument("--minutes", type=float, default=25)
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--tree", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")  # torch.load and tarfile warn about what they meet
+    if arguments.pyfive:
+        return pyfive_trial(arguments.pyfive, arguments.minutes)
+    if arguments.tree:
+        start = time.perf_counter()
+        found = tree(importlib.import_module(arguments.tree[0]), Path(arguments.tree[1]))
+        peak = re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+        sys.stdout.buffer.write(pickle.dumps((found, time.perf_counter() - start, int(peak[0]) >> 10)))
+        return None
     if arguments.one:
         name, folder = arguments.one
         if arguments.random is None:

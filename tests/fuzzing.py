@@ -16,22 +16,40 @@ from typing import NamedTuple
 import h5py
 import hostile_files
 import numpy as np
+from PIL import Image
+from three_blocks import MAPPING
 
-from porter.artifacts.artifact import load_artifact
+from porter.artifacts.artifact import load_artifact, save_artifact
 from porter.errors import PorterError
-from porter.mapping.files import load_mapping, mappings_folder
-from porter.parity.demo import demo_variables
+from porter.evaluation.boxes import read_coco
+from porter.evaluation.dataset import find_labelled
+from porter.evaluation.masks import _read_labels
+from porter.mapping.files import load_mapping, mappings_folder, standalone
+from porter.mapping.options import PortOptions
+from porter.network.segmentation import Segmentation
+from porter.parity.candidates.programs import exported_program
+from porter.parity.demo import demo_variables, random_variables
 from porter.parity.references.recorded import recorded
-from porter.port import plan_port
+from porter.photos.labels import read_class_names
+from porter.port import carry_out_port, plan_port
+from porter.releases.card import config
+from porter.releases.check import _contradictions
+from porter.releases.folder import add_hash, checksum_problems, write_checksums
 from porter.sources import open_checkpoint
 from porter.sources.bundle_graph import read_graph
 from porter.sources.bundle_index import read_index
 from porter.sources.bundle_writer import write_bundle
+from porter.sources.checkpoint import sha256
 from porter.sources.sstable import read_table
 from porter.sources.sstable_writer import table_bytes
+from porter.sources.stored_graph import StoredGraph
+from porter.sources.tfjs_graph import read_topology
+from porter.sources.variable import Variable
 
 SECONDS = 20.0  # per input, on any machine; libhdf5 is stopped after 15. These limits: SECURITY.md
 HDF5_SHARE = 60
+HEAD = Segmentation(filters=128, window=[49, 49], stride=[16, 20], epsilon=1e-5, low="layer_4/expansion_output")
+BETWEEN = b"\0\n"  # files that are mutated together
 SLACK = 64 << 20  # bytes of resident memory beyond 4 x the file's size
 
 
@@ -55,7 +73,44 @@ def read_checkpoint(path: Path) -> None:
     for variable in opened.values():
         variable.read()
     if opened.graph:
-        assert list(opened.graph.in_order) is not None
+        follow(opened.graph)
+
+
+def follow(graph: StoredGraph) -> None:
+    """Ask ``graph`` what mappings and heads ask it."""
+    for operation in graph.in_order:
+        graph.path(operation)
+        graph.behind(operation)
+    assert graph.by_weight is not None
+    HEAD.as_in_graph(graph, "")
+
+
+def read_tfjs_nodes(path: Path) -> None:
+    variables = {
+        name: Variable(name, (1, 1, 2, 2), "float32", name, "", lambda: np.ones((1, 1, 2, 2))) for name in "ak"
+    }
+    follow(read_topology(path.read_bytes(), ("m",), variables, str(path)))
+
+
+def read_release(path: Path, folder: Path) -> None:
+    """The files that a release has as text lie behind each other in ``path``; weights and digests are honest."""
+    parts = path.read_bytes().split(BETWEEN)
+    for name, data in zip(("config.json", "parity.json", "mapping.yaml"), parts, strict=False):
+        (folder / name).write_bytes(data)
+    write_checksums(folder)
+    assert checksum_problems(folder) == []
+    list(_contradictions(folder))
+
+
+def read_program(path: Path) -> None:
+    """The program of a .pt2 and the list of its weights lie behind each other in ``path``."""
+    program, _, weights = path.read_bytes().partition(BETWEEN)
+    with zipfile.ZipFile(path.with_suffix(".pt2"), "w") as archive:
+        archive.writestr("x/models/model.json", program)
+        archive.writestr("x/data/weights/model_weights_config.json", weights)
+        archive.writestr("x/data/constants/model_constants_config.json", b'{"config": {}}')
+        archive.writestr("x/data/weights/weight_0", bytes(48))
+    exported_program(path.with_suffix(".pt2"))
 
 
 def read_recorded(path: Path) -> None:
@@ -63,6 +118,27 @@ def read_recorded(path: Path) -> None:
     [sample] = reference.samples
     for _ in reference.run(sample.images, ["Logits"]):
         pass
+
+
+TFJS_NODES = [
+    {"name": "x", "op": "Placeholder", "attr": {"shape": {"shape": {"dim": [{"size": "-1"}, {"size": "8"}]}}}},
+    *({"name": name, "op": "Const"} for name in "ak"),
+    {
+        "name": "c",
+        "op": "_FusedConv2D",
+        "input": ["x", "k", "a"],
+        "attr": {
+            "strides": {"list": {"i": ["1", "2", "2", "1"]}},
+            "padding": {"s": "U0FNRQ=="},
+            "fused_ops": {"list": {"s": ["Qmlhc0FkZA==", "UmVsdTY="]}},
+            "epsilon": {"f": 0.001},
+            "T": {"type": "DT_FLOAT"},
+        },
+    },
+    {"name": "AvgPool2D/AvgPool", "op": "AvgPool", "input": ["c"], "attr": {"ksize": {"list": {"i": [1, 49, 49, 1]}}}},
+    {"name": "d", "op": "AddV2", "input": ["c", "AvgPool2D/AvgPool"]},
+    {"name": "m", "op": "_FusedMatMul", "input": ["d", "a"], "attr": {"fused_ops": {"list": {"s": ["UmVsdQ=="]}}}},
+]
 
 
 def small_variables() -> dict[str, np.ndarray]:
@@ -91,6 +167,12 @@ def targets(folder: Path) -> Iterator[Target]:
     np.savez_compressed(folder / "r.npz", **arrays)
     yield Target(".npz", folder / "r.npz", read_recorded)
     yield Target("tfjs", _tfjs(folder / "js"), read_checkpoint)
+    (folder / "nodes").write_text(json.dumps(TFJS_NODES))
+    yield Target("tfjs topology", folder / "nodes", read_tfjs_nodes)
+    yield from _candidate_targets(folder)
+    yield from _photo_targets(folder)
+    release = folder / "release"
+    yield Target("release", _release(release), lambda path: read_release(path, release), share=10)
     shutil.copy(mappings_folder() / "small_100.yaml", folder / "m.yaml")
     yield Target("mapping", folder / "m.yaml", load_mapping, share=10)
     try:
@@ -124,10 +206,90 @@ def _tfjs(folder: Path) -> Path:
     return folder / "model.json"
 
 
-def _artifact_targets(folder: Path) -> Iterator[Target]:
-    from porter.artifacts.artifact import save_artifact
-    from porter.port import carry_out_port
+def _candidate_targets(folder: Path) -> Iterator[Target]:
+    def tensor(name: str) -> dict[str, object]:
+        return {"as_tensor": {"name": name}}
 
+    def sizes(*sides: int) -> list[dict[str, int]]:
+        return [{"as_int": side} for side in sides]
+
+    arguments = {
+        "input": tensor("x"),
+        "weight": tensor("w"),
+        "bias": {"as_none": True},
+        "stride": {"as_ints": [2, 2]},
+        "padding": {"as_ints": [0, 0]},
+        "groups": {"as_int": 1},
+    }
+    nodes = [
+        {
+            "target": "torch.ops.aten.conv2d.default",
+            "inputs": [{"name": name, "arg": arg} for name, arg in arguments.items()],
+            "outputs": [tensor("y")],
+        },
+        {
+            "target": "torch.ops.aten.relu.default",
+            "inputs": [{"name": "self", "arg": tensor("y")}],
+            "outputs": [tensor("z")],
+        },
+    ]
+    known = {"x": {"sizes": [{"as_expr": {"expr_str": "s0"}}, *sizes(3, 8, 8)]}}
+    inputs = [
+        {"parameter": {"arg": {"name": "w"}, "parameter_name": "conv.weight"}},
+        {"user_input": {"arg": tensor("x")}},
+    ]
+    program = {
+        "graph": {"nodes": nodes, "outputs": [tensor("z")], "tensor_values": known},
+        "signature": {"input_specs": inputs, "output_specs": [{"user_output": {"arg": tensor("z")}}]},
+    }
+    about = {"dtype": 7, "sizes": sizes(4, 3, 1, 1), "strides": sizes(3, 1, 1, 1), "storage_offset": {"as_int": 0}}
+    weights = {"conv.weight": {"path_name": "weight_0", "use_pickle": False, "tensor_meta": about}}
+    texts = (json.dumps(one).encode() for one in ({"graph_module": program}, {"config": weights}))
+    (folder / "program").write_bytes(BETWEEN.join(texts))
+    yield Target(".pt2", folder / "program", read_program)
+
+
+def _photo_targets(folder: Path) -> Iterator[Target]:
+    """Masks, boxes and classes of photos, and the names of classes."""
+    photos = folder / "photos"
+    photos.mkdir()
+    for name in "ab":
+        Image.new("RGB", (8, 8)).save(photos / f"{name}.png")
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(folder / "mask.png")
+    yield Target("mask", folder / "mask.png", lambda path: _read_labels(path, (8, 8)))
+    coco = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 8, "width": 8}],
+        "annotations": [{"image_id": 1, "category_id": 2, "bbox": [0, 0.5, 4, 4], "area": 16, "iscrowd": 0}],
+        "categories": [{"id": 2, "name": "a person"}],
+    }
+    (folder / "coco.json").write_text(json.dumps(coco))
+    yield Target("COCO", folder / "coco.json", read_coco)
+    (folder / "names").write_text("tench\ngreat white shark, \u00e9\n=1+1\n")
+    yield Target("class names", folder / "names", read_class_names)
+    (folder / "labels.csv").write_text('file,label\na.png,n01440764 1 2\n"b",great white\n')
+    yield Target("CSV", folder / "labels.csv", lambda path: find_labelled(photos, path, ("tench", "great white")))
+
+
+def _release(folder: Path) -> Path:
+    """What a release of a small network has in text, in one file beside its weights in ``folder``."""
+    folder.mkdir()
+    own = folder / "mapping.yaml"
+    own.write_text(MAPPING)
+    own.write_bytes(standalone(load_mapping(own)))
+    write_bundle(folder.with_name("model-3"), random_variables(load_mapping(own)))
+    port = plan_port(folder.with_name("model-3"), PortOptions(mapping=own))
+    artifact = carry_out_port(port)
+    save_artifact(folder / "model.safetensors", artifact)
+    save_artifact(folder / "small.pth", artifact)
+    weights = add_hash(folder / "small.pth")
+    parity = json.dumps({"passed": True, "digests": {weights.name: sha256(weights)}}).encode()
+    assert artifact.metadata is not None
+    seed = folder.with_name("texts")
+    seed.write_bytes(BETWEEN.join((config(port, artifact.metadata), parity, own.read_bytes())))
+    return seed
+
+
+def _artifact_targets(folder: Path) -> Iterator[Target]:
     prefix = folder / "whole" / "model-1"
     prefix.parent.mkdir()
     write_bundle(prefix, demo_variables("small_075", classes=2))
@@ -184,6 +346,7 @@ def _tensorflow_targets(tf, folder: Path) -> Iterator[Target]:
         tf.nn.bias_add(convolved, tf.constant([1.0, 2.0, 3.0], name="c/biases"))
         (folder / "frozen.pb").write_bytes(graph.as_graph_def().SerializeToString())
         v1.train.export_meta_graph(str(folder / "run.meta"), graph=graph, graph_def=graph.as_graph_def())
+    yield Target("head graph", _head(v1, tf, folder), read_checkpoint)
     hostile = (
         hostile_files.graph((1, 1, 9, 9), float_val=[1.0]),
         hostile_files.graph((1 << 62, 0), float_val=[1.0]),
@@ -200,6 +363,23 @@ def _tensorflow_targets(tf, folder: Path) -> Iterator[Target]:
         read_checkpoint,
         more=(hostile_files.tflite(), hostile_files.tflite(4, 8, shared=16)),
     )
+
+
+def _head(v1, tf, folder: Path) -> Path:
+    """What a segmenter's graph says of its head: a window, an epsilon, and resizing."""
+    with tf.Graph().as_default() as graph:
+        x = v1.placeholder("float32", (1, 9, 9, 2), "ImageTensor")
+        kernel = tf.constant(np.arange(4, dtype="f").reshape(1, 1, 2, 2), name="aspp0/weights")
+        with tf.name_scope("aspp0"):
+            branch = tf.nn.relu6(tf.nn.conv2d(x, kernel, 1, "SAME"))
+            two = tf.constant([1.0, 2.0])
+            branch = v1.nn.fused_batch_norm(branch, two, two, two, two, 1e-5, is_training=False, name="BatchNorm")[0]
+        with tf.name_scope("AvgPool2D"):
+            pooled = tf.nn.avg_pool2d(x, (4, 4), (2, 2), "VALID", name="AvgPool")
+        gate = tf.sigmoid(v1.image.resize_bilinear(pooled, (9, 9), align_corners=True))
+        v1.image.resize_bilinear(branch * gate, (17, 17), align_corners=True, name="ResizeBilinear_2")
+        (folder / "head.pb").write_bytes(graph.as_graph_def().SerializeToString())
+    return folder / "head.pb"
 
 
 def _tflite(tf, folder: Path) -> Path:

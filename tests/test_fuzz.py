@@ -1,5 +1,6 @@
 """A short seeded fuzz of every reader; scripts/fuzz_readers.py runs it for long."""
 
+import json
 import tarfile
 import warnings
 
@@ -12,6 +13,7 @@ from porter.errors import ArtifactError, CheckpointError
 from porter.sources import open_checkpoint
 from porter.sources.bundle_writer import write_bundle
 from porter.sources.slices import Part, assemble
+from porter.sources.tfjs_graph import read_topology
 
 
 def test_mutants_are_refused_or_read(tmp_path):
@@ -53,3 +55,14 @@ def test_finding_sliced_variable_of_unknown_dtype():
     )
     with pytest.raises(CheckpointError, match="f: tensor t: dtype 0 values cannot be read"):
         read()
+
+
+def test_finding_sum_of_nodes_that_are_missing():
+    """KeyError came out of a graph whose sum takes a node that the file does not have."""
+    for inputs in (["x", "y"], ["x", "image"], ["image", "x"]):
+        nodes = [
+            {"name": "image", "op": "Placeholder", "attr": {}},
+            {"name": "sum", "op": "AddV2", "input": inputs},
+        ]
+        graph = read_topology(json.dumps(nodes).encode(), ("sum",), {}, "model.json")
+        assert graph.operations["sum"].inputs == tuple(name for name in inputs if name == "image")

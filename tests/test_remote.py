@@ -5,16 +5,18 @@ import functools
 import http.server
 import shutil
 import threading
+import time
 import zipfile
 
 import fsspec
+import numpy as np
 import pytest
 from conftest import same_bits
 
 import porter
 from porter.errors import CheckpointError
 from porter.parity.demo import demo_variables, write_demo_checkpoint
-from porter.sources import open_checkpoint, remote
+from porter.sources import bounds, open_checkpoint, remote
 from porter.sources.bundle_writer import write_bundle
 
 
@@ -172,10 +174,10 @@ def test_hostile_zip(tmp_path, name, mode):
 
 
 def test_zip_bomb(tmp_path, monkeypatch):
-    monkeypatch.setattr("porter.sources.archive.MAX_UNPACKED", 1 << 20)
+    monkeypatch.setitem(bounds.MOST, "bytes", 1 << 20)
     with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("model-1.index", bytes(2 << 20))
-    with pytest.raises(CheckpointError, match="unpacks to more than"):
+    with pytest.raises(CheckpointError, match="takes more than 1,048,576 bytes"):
         open_checkpoint(tmp_path / "x.zip")
 
 
@@ -220,11 +222,46 @@ def test_an_answer_without_end(tmp_path, run, monkeypatch):
     ran = run("convert", f"{url}/model-1", "-o", tmp_path / "a.pth")
     assert ran.code == 2
     assert "sends more than the" in ran.err
-    monkeypatch.setattr(remote, "MAX_FOLDER", 50 << 20)
+    monkeypatch.setitem(bounds.MOST, "bytes", 50 << 20)
     (tmp_path / "www" / "a.tgz").write_bytes(bytes(200_000))
     ran = run("inspect", f"{url}/a.tgz")
     assert ran.code == 2
-    assert "sends more than" in ran.err
+    assert "a.tgz: takes more than 52,428,800 bytes" in ran.err
+
+
+def test_bytes_count_together(tmp_path, monkeypatch):
+    """Those of several files, and those fetched and then unpacked."""
+    monkeypatch.setitem(bounds.MOST, "bytes", 2 << 20)
+    megabyte = np.random.default_rng(0).bytes(1 << 20)
+    system = fsspec.filesystem("memory")
+    for name in "abc":
+        system.pipe(f"/budget/folder/{name}", megabyte)
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("x/a.pb", megabyte + bytes(1 << 10))
+    system.pipe("/budget/x.zip", (tmp_path / "x.zip").read_bytes())
+    for name in ("folder", "x.zip"):
+        with pytest.raises(CheckpointError, match=f"memory://budget/{name}: takes more than 2,097,152 bytes"):
+            open_checkpoint(f"memory://budget/{name}")
+
+
+@pytest.mark.parametrize("command", ["inspect", "download"])
+def test_an_answer_that_drips(tmp_path, run, monkeypatch, command):
+    """A byte before every time-out, for ever."""
+
+    def drip(handler, _data):
+        handler.send_response(200)
+        handler.end_headers()
+        while True:
+            handler.wfile.write(b"x")
+            time.sleep(0.2)
+
+    monkeypatch.setattr("porter.sources.bounds.SILENCE", 1)
+    (tmp_path / "a.tgz").write_bytes(b"x")
+    url = f"{serving(tmp_path, drip)}/a.tgz"
+    options = {"inspect": [url], "download": ["--variant", "small_075", "--url", url, "-o", tmp_path / "b.tgz"]}
+    ran = run(command, *options[command])
+    assert ran.code == 2
+    assert "sends less than 1024 bytes a second" in ran.err
 
 
 def test_an_answer_that_never_comes(tmp_path, run, monkeypatch):

@@ -27,8 +27,9 @@ from porter.mapping.options import PathLike
 from porter.network.network import GATE_ENTRY, TIMM_GATE
 from porter.network.nodes import is_weight
 from porter.network.spec import MOST
-from porter.sources.bounds import allowance, check_zip
+from porter.sources.bounds import Budget, allowance, check_zip
 from porter.sources.checkpoint import sha256
+from porter.sources.content import TORCHSCRIPT, is_torchscript
 from porter.sources.dtypes import as_decimal
 from porter.sources.remote import exists, is_url, mirror
 
@@ -86,9 +87,9 @@ def find_artifact(source: PathLike) -> ArtifactFile | None:
 
 
 def _remote(url: str) -> ArtifactFile | None:
-    place = url.split("?")[0].split("#")[0].rstrip("/")
+    place, budget = url.split("?")[0].split("#")[0].rstrip("/"), Budget(url)
     if place.endswith(ARTIFACT_SUFFIXES):
-        found = mirror(url)
+        found = mirror(url, budget)
         return ArtifactFile(found.path, url, copy=found.folder)
     if url.startswith("http") or PurePosixPath(place).suffix:  # a web server has no folders
         return None
@@ -98,9 +99,9 @@ def _remote(url: str) -> ArtifactFile | None:
             return None
     except CheckpointError as error:
         raise error.renamed(weights, url) from error
-    found, mapping = mirror(weights), None
+    found, mapping = mirror(weights, budget), None
     if exists(f"{place}/{MAPPING}"):
-        own = mirror(f"{place}/{MAPPING}")
+        own = mirror(f"{place}/{MAPPING}", budget)
         mapping = own.path.rename(found.path.with_name(MAPPING))
     return ArtifactFile(found.path, url, mapping, found.folder)
 
@@ -240,15 +241,21 @@ def _load_pickle(path: Path) -> Artifact:
 
 
 def _check_packing(path: Path) -> None:
-    """Raise ArtifactError where the zip ``path`` unpacks to more than its bytes. (torch.save does not compress.)"""
+    """Raise ArtifactError where the zip ``path`` is a program, or unpacks to more than its bytes.
+
+    (torch.save does not compress.)
+    """
     try:
         if not zipfile.is_zipfile(path):
             return
         check_zip(path)
         with zipfile.ZipFile(path) as archive:
-            unpacked = sum(member.file_size for member in archive.infolist())
+            members = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path}: {_unreadable(error)}") from error
+    if is_torchscript(member.filename for member in members):
+        raise ArtifactError(f"{path}: {TORCHSCRIPT}")
+    unpacked = sum(member.file_size for member in members)
     if unpacked > path.stat().st_size:
         raise ArtifactError(
             f"{path}: unpacks to {unpacked:,} bytes, the file has {path.stat().st_size:,}; save it uncompressed, as "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -83,16 +84,21 @@ def verify(
     two run that code.
     """
     from porter.atomic import write_bytes
-    from porter.parity.evidence import Evidence
-    from porter.parity.verify import verify
-    from porter.report.console import endpoint_progress
+    from porter.parity.candidates.callables import is_callable, run_apart
 
     check_outputs(junit, markdown, html, as_json=as_json)
     if options["images"]:
         refuse_ignored("--images are no noise", "seed")
-    evidence = Evidence() if html else None
+    died = run_apart(artifact) if artifact and is_callable(artifact) and "torch" not in sys.modules else None
     with reporting(f"verify {checkpoint}", junit, markdown) as verdicts:
-        with endpoint_progress() as progress:
+        if died:
+            raise died
+        from porter.parity.evidence import Evidence
+        from porter.parity.verify import verify
+        from porter.report.console import endpoint_progress
+
+        evidence = Evidence() if html else None
+        with endpoint_progress() as progress, redirect_stdout(sys.stderr):  # for what a port's code prints
             verdict = verify(checkpoint, artifact, evidence=evidence, progress=progress, **options)
         verdicts.append(verdict)
     if html and evidence:

@@ -98,6 +98,8 @@ def config(port: Port, metadata: Metadata) -> bytes:
     else:
         content |= {"library": "mnv3-port", "variant": metadata.variant, "images": cfg}
         content["fake_quant"] = bool(metadata.ranges)
+        if metadata.ranges and (levels := port.mapping.input.levels):
+            content["images"]["levels"] = levels
     return json.dumps(content, indent=2).encode() + b"\n"
 
 

@@ -18,12 +18,10 @@ from typing import IO, NamedTuple
 
 from porter.errors import CheckpointError
 from porter.left_over import temporary_folder
-from porter.sources.bounds import check_zip
+from porter.sources.bounds import Budget, check_zip
 
-# bytes; a released tarball holds at most 130 MB
-MAX_UNPACKED = 4 << 30
 MAX_NAME = 1 << 16  # bytes of a member's name, or of its extended header
-MAX_MEMBERS, MAX_DEPTH = 10_000, 32  # folders count; a released tarball has 20 members, 3 deep
+MAX_DEPTH = 32  # folders; a released tarball has 3
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 
 
@@ -58,18 +56,16 @@ class _Member(NamedTuple):
     open: Callable[[], IO[bytes] | None]
 
 
-def unpack(path: Path) -> tempfile.TemporaryDirectory[str]:
+def unpack(path: Path, budget: Budget) -> tempfile.TemporaryDirectory[str]:
     """Unpack the regular files of the zip or gzipped tar ``path``; the folder goes when the result is cleaned up.
 
     They lie below the archive's own name, so that messages about them name it. Links and names that leave the folder
-    are refused. Raises CheckpointError on damage.
+    are refused. Raises CheckpointError on damage, or beyond the ``budget``.
     """
     folder = temporary_folder()
     try:
-        total = 0
-        for number, member in enumerate(_members(path)):
-            if number >= MAX_MEMBERS:
-                raise CheckpointError(f"{path}: has more than {MAX_MEMBERS} members; not a released tarball")
+        for member in _members(path):
+            budget.take(1, "files")
             if member.folder:
                 continue
             name = PurePosixPath(member.name.replace("\\", "/"))
@@ -79,9 +75,7 @@ def unpack(path: Path) -> tempfile.TemporaryDirectory[str]:
                 raise CheckpointError(
                     f"{path}: refusing member {member.name[:100]!r}: a link, a device or an unsafe path"
                 )
-            total += member.size
-            if total > MAX_UNPACKED:
-                raise CheckpointError(f"{path}: unpacks to more than {MAX_UNPACKED >> 30} GiB; not a released tarball")
+            budget.take(member.size, "bytes")
             # Only content, so that damaged times, owners and modes do not matter
             target = Path(folder.name) / path.name / name
             target.parent.mkdir(parents=True, exist_ok=True)

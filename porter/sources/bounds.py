@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+import time
 import zipfile
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 from porter.errors import CheckpointError
 from porter.sources.variable import Variable
@@ -21,12 +23,41 @@ MAX_VALUES = 1 << 48
 MAX_DIRECTORY = 1 << 20  # bytes of a zip's list of members; a PyTorch file of 1,000 tensors has 100 KB
 END_OF_ZIP = 22 + (1 << 16)  # bytes in which a zip's end lies: the record, and a comment
 
+Kind = Literal["bytes", "files", "requests"]
+MOST: dict[Kind, int] = {
+    "bytes": 4 << 30,  # fetched and unpacked; a released tarball unpacks to 130 MB
+    "files": 10_000,  # unpacked, folders too; a released tarball has 20
+    "requests": 1_000,  # files asked for; a checkpoint has 3, the largest models' some hundred
+}
+SILENCE = 30  # seconds without a byte
+SLOWEST = 1 << 10  # bytes a second, so that its bytes bound the time of a fetch; a modem of 1995 had three times that
+
 MOST_BEHIND = 64  # nodes between a layer and its weights; quantisation-aware training has 12
 
 
 def allowance(size: int) -> int:
     """Bytes that the values of a source of ``size`` bytes may take in memory."""
     return TIMES * size + SLACK
+
+
+class Budget:
+    """What may still be taken for one source. Whatever fetches or unpacks for it gets the same one."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.left = dict(MOST)
+
+    def take(self, count: int, what: Kind) -> None:
+        """Raise CheckpointError if ``count`` more are too many."""
+        self.left[what] -= count
+        if self.left[what] < 0:
+            raise CheckpointError(f"{self.source}: takes more than {MOST[what]:,} {what}; no released checkpoint does")
+
+
+def check_pace(begun: float, count: int, source: str) -> None:
+    """Raise CheckpointError if ``count`` bytes are too few since ``begun`` (time.monotonic)."""
+    if time.monotonic() - begun > SILENCE + count / SLOWEST:
+        raise CheckpointError(f"{source}: sends less than {SLOWEST} bytes a second; stopped, try again")
 
 
 def check_shape(shape: tuple[int, ...], what: str) -> tuple[int, ...]:

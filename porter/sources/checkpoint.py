@@ -17,7 +17,7 @@ import msgspec
 
 from porter.errors import CheckpointError
 from porter.sources.archive import unpack
-from porter.sources.bounds import check_total
+from porter.sources.bounds import Budget, check_total
 from porter.sources.bundle import read_bundle
 from porter.sources.locate import Source, locate, step_of
 from porter.sources.remote import is_url, mirror
@@ -132,7 +132,8 @@ def open_checkpoint(path: str | os.PathLike[str], weights: Weights = "auto", che
         >>> checkpoint["MobilenetV3/Conv/weights"].read().dtype
         dtype('float32')
     """
-    remote = mirror(str(path)) if is_url(path) else None
+    budget = Budget(str(path))
+    remote = mirror(str(path), budget) if is_url(path) else None
     here = remote.path if remote else Path(path)
     with _name_source(str(here) if remote else "", str(path)):
         source = locate(here, weights)
@@ -140,7 +141,7 @@ def open_checkpoint(path: str | os.PathLike[str], weights: Weights = "auto", che
     copy = str(here) if remote else ""
     if source.kind == "archive":
         with _name_source(copy, str(path)):
-            temporary = unpack(source.path)
+            temporary = unpack(source.path, budget)
         copy = str(Path(temporary.name) / source.path.name)
         with _name_source(copy, str(path)):
             source = locate(Path(copy), weights)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from porter.errors import CheckpointError
 
+TORCHSCRIPT = (
+    "a TorchScript program, and loading it could run code; where it was made: torch.save(module.state_dict(), ...). To "
+    "verify it, name a callable that returns torch.jit.load(...)"
+)
 HEAD = 4096  # bytes read
 KNOWN = (  # how files begin
     (rb"version https://git-lfs", "a git-LFS pointer: the file itself was not fetched; run git lfs pull"),
@@ -27,6 +32,11 @@ KNOWN = (  # how files begin
     ),
     (rb"\s*[\[{]\s*[\"{\[\]}]", "JSON, no checkpoint"),
 )
+
+
+def is_torchscript(members: Iterable[str]) -> bool:
+    """Whether a zip of these ``members`` is a program that torch.jit.save wrote."""
+    return any(name.endswith("/constants.pkl") for name in members)
 
 
 def recognised(path: Path) -> str | None:

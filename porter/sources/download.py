@@ -6,6 +6,7 @@ import base64
 import hashlib
 import http.client
 import os
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -19,11 +20,11 @@ import crc32c
 from porter.atomic import check_output, is_stream, place_of, write_through
 from porter.errors import PorterError
 from porter.left_over import temporary_folder
+from porter.sources.bounds import MOST, SILENCE, check_pace
 from porter.sources.redirects import SCHEMES, Redirects
-from porter.sources.remote import SILENCE, reason
+from porter.sources.remote import reason
 
 CHUNK = 1 << 16
-MOST = 4 << 30  # bytes; a released tarball has up to 130 MB
 Progress = Callable[[int, int | None], None]
 
 
@@ -151,16 +152,18 @@ def _fetch(url: str, part: Path, sha256: str | None, progress: Progress | None) 
             start = 0
         length = response.headers.get("Content-Length", "")
         total = start + int(length) if length.isdecimal() else None
-        most = MOST if total is None else min(total, MOST)
-        if total is not None and total > MOST:
-            raise DownloadError(f"{url}: announces {total} bytes; no released file has more than {MOST}")
+        most = MOST["bytes"] if total is None else min(total, MOST["bytes"])
+        if total is not None and total > MOST["bytes"]:
+            raise DownloadError(f"{url}: announces {total} bytes; no released file has more than {MOST['bytes']}")
         if not resumed:
             _keep_version(response.headers, part)
         with part.open("ab" if resumed else "wb") as file:
-            while chunk := response.read(CHUNK):
+            begun, before = time.monotonic(), file.tell()
+            while chunk := response.read1(CHUNK):  # read would wait for a whole one
                 if file.tell() + len(chunk) > most:
                     raise DownloadError(f"{url}: sends more than {most} bytes; stopped")
                 file.write(chunk)
+                check_pace(begun, file.tell() - before, url)
                 if progress:
                     progress(file.tell(), total)
         return response.headers, total

@@ -258,7 +258,7 @@ class _Reader:
             self._norm(node, inputs)
         elif node.op == "BiasAdd" and (bias := self._weight(node, 1, (1,))):
             self._add(node, "bias", inputs, weights={"bias": bias})
-        elif node.op in ARITHMETIC and len(given) == 2:
+        elif node.op in ARITHMETIC and len(given) == 2 and inputs:
             self._arithmetic(node, given, inputs)
         elif node.op in ("SpaceToBatchND", "BatchToSpaceND") and inputs and self._laid_out(node, given[0]):
             self.values[node.name] = inputs[0]
@@ -384,7 +384,7 @@ class _Reader:
         if len(inputs) == 2:
             self._add(node, kind, inputs)
             return
-        first = given[0] in self.fixed
+        first = given[0] not in self.values
         reference, other = node.inputs if first else node.inputs[::-1]
         values, leaf = self._number(reference), self._leaf(reference)
         before = self.nodes[self._lead(other)]

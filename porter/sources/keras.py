@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 WEIGHTS_MEMBER, CONFIG_MEMBER = "model.weights.h5", "config.json"
-SECONDS = 15.0  # for libhdf5, and another second per RATE bytes
+SECONDS = 15.0  # for libhdf5 with all shards of a model, and another second per RATE bytes
 RATE = 10 << 20
 ENDINGS = r"(\.weights)?\.[^.]+$"
 STEP = r"-\d+$"  # of a checkpoint
@@ -76,8 +77,9 @@ def read_keras(path: Path) -> Contents:
                 files += shards
             names = weight_paths(config) if config else {}
             given = {"names": names, "averaging": averages(config, "compile_config", "optimizer")}
+            end = time.monotonic() + SECONDS + sum(shard.stat().st_size for shard in shards) / RATE
             for number, hdf5 in enumerate(shards):
-                listing = _dump(hdf5, Path(folder.name) / str(number), given, path)
+                listing = _dump(hdf5, Path(folder.name) / str(number), given, path, end)
                 stored = Path(folder.name) / str(number) / "values"
                 variables |= {
                     name: _variable(name, found, folder, stored, path) for name, found in listing["variables"].items()
@@ -107,10 +109,10 @@ def read_config(path: Path) -> Any:
             return json.loads(_member(path, CONFIG_MEMBER, MAX_CONFIG))
         if path.suffix == ".json":
             return None
-        given = {"names": {}, "averaging": False}
+        given, end = {"names": {}, "averaging": False}, time.monotonic() + SECONDS
         if not path.is_file():  # a checkpoint's prefix
             return _config_beside(path)
-        return _config_beside(path) or _dump(path, Path(folder) / "0", given, path)["config"]
+        return _config_beside(path) or _dump(path, Path(folder) / "0", given, path, end)["config"]
 
 
 def _config_beside(path: Path) -> Any:
@@ -191,18 +193,18 @@ def _averages(config: Any, variables: dict[str, Variable], kept: list[Variable])
     return {name: msgspec.structs.replace(one, name=name) for name, one in named.items()}
 
 
-def _dump(hdf5: Path, folder: Path, given: dict[str, Any], path: Path) -> Any:
+def _dump(hdf5: Path, folder: Path, given: dict[str, Any], path: Path, end: float) -> Any:
     """Have porter.sources.hdf5 copy the weights in ``hdf5`` to ``folder``, in a process of its own; what it lists.
 
-    ``given`` are the arguments of its ``dump``.
+    ``given`` are the arguments of its ``dump``; ``end`` is when it is stopped (time.monotonic).
     """
     folder.mkdir()
-    seconds = SECONDS + hdf5.stat().st_size / RATE
+    seconds = end - time.monotonic()
     command = [sys.executable, "-P", "-m", "porter.sources.hdf5", str(hdf5.absolute()), str(folder)]
     try:
         ran = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:
-        raise CheckpointError(f"{path}: not readable: libhdf5 took more than {seconds:.0f} s; damaged?") from None
+        raise CheckpointError(f"{path}: not readable: libhdf5 took too long; damaged?") from None
     if ran.returncode:
         said = ran.stderr.strip().splitlines()[-1:] if ran.returncode == 2 else []
         line = said[0] if said else f"{path}: not readable: libhdf5 failed on it (code {ran.returncode}); damaged?"

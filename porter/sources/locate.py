@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from porter.errors import CheckpointError
 from porter.sources.bounds import check_zip
+from porter.sources.content import TORCHSCRIPT, is_torchscript
 from porter.sources.keras import CONFIG_MEMBER, WEIGHTS_MEMBER
 from porter.sources.sstable import FOOTER_SIZE, is_table
 from porter.sources.tfjs import FILE as TFJS_FILE
@@ -95,6 +96,8 @@ def _holds(path: Path, member: str) -> bool:
             names = archive.namelist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: damaged zip archive ({error}); fetch it again") from error
+    if is_torchscript(names):
+        raise CheckpointError(f"{path}: {TORCHSCRIPT}")
     if any(name.endswith("/data.pkl") for name in names):
         raise CheckpointError(f"{path}: a PyTorch file, not a TensorFlow checkpoint; a state dict is read from a .pth")
     return member in names

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import socket
 import tempfile
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -20,11 +21,10 @@ from urllib.parse import urljoin
 
 from porter.errors import CheckpointError
 from porter.left_over import temporary_folder
+from porter.sources.bounds import MOST, SILENCE, Budget, check_pace
 from porter.sources.redirects import Redirects, check_redirect
 
-MAX_FOLDER = 4 << 30  # bytes; a released folder holds at most 130 MB
 MAX_PAGE = 16 << 20  # bytes of a listing, or of an answer to a request without a length
-MAX_FILES = 1000  # that are asked for; a released checkpoint has 3, the largest models' some hundred
 GAP = 1 << 16  # bytes; extents with a smaller gap share a request
 _SHARD = re.compile(r"(.+)\.data-\d{5}-of-(\d{5})")
 
@@ -56,21 +56,22 @@ def is_url(path: object) -> bool:
     return isinstance(path, str) and re.match(r"[a-z][a-z0-9+.-]*://", path) is not None
 
 
-def mirror(url: str) -> Mirror:
+def mirror(url: str, budget: Budget) -> Mirror:
     """Make ``url`` (a file, a checkpoint's prefix or a folder) available as local files.
 
-    Raises CheckpointError if it cannot be reached, or the file system's package is not installed.
+    Raises CheckpointError if it cannot be reached, takes more than the ``budget``, or the file system's package is not
+    installed.
     """
     folder = temporary_folder()
     try:
         with _wrap_errors(url):
-            return _mirror(url, folder)
+            return _mirror(url, folder, budget)
     except BaseException:
         folder.cleanup()
         raise
 
 
-def _mirror(url: str, folder: tempfile.TemporaryDirectory[str]) -> Mirror:
+def _mirror(url: str, folder: tempfile.TemporaryDirectory[str], budget: Budget) -> Mirror:
     import fsspec
 
     system, root = fsspec.core.url_to_fs(url, **(web_options() if url.startswith("http") else {}))
@@ -82,12 +83,12 @@ def _mirror(url: str, folder: tempfile.TemporaryDirectory[str]) -> Mirror:
     places: dict[Path, str] = {}  # stand-in -> its remote file
     prefix = _prefix(system, root, name)
     if prefix is not None:
-        _checkpoint(system, prefix, base.parent, places)
+        _checkpoint(system, prefix, base.parent, places, budget)
     elif _size(system, root) is not None:
-        _fetch_file(system, root, base)
+        _fetch_file(system, root, base, budget)
     else:
-        _folder(system, root, base, places)
-    return Mirror(base, folder, _ranges(url, system, places))
+        _folder(system, root, base, places, budget)
+    return Mirror(base, folder, _ranges(url, system, places, budget))
 
 
 def exists(url: str) -> bool:
@@ -120,58 +121,57 @@ def _prefix(system: Any, root: str, name: str) -> str | None:
     return prefix if _size(system, f"{prefix}.index") is not None else None
 
 
-def _checkpoint(system: Any, prefix: str, base: Path, places: dict[Path, str]) -> None:
+def _checkpoint(system: Any, prefix: str, base: Path, places: dict[Path, str], budget: Budget) -> None:
     """Fetch the index of a V2 checkpoint, and make stand-ins for its shards."""
     from porter.sources.bundle_index import read_index, shard_path
 
     index = base / (PurePosixPath(prefix).name + ".index")
-    _fetch_file(system, f"{prefix}.index", index)
+    _fetch_file(system, f"{prefix}.index", index, budget)
     shards = read_index(index).shards
-    if shards > MAX_FILES:  # a request each
-        raise CheckpointError(f"{index.name}: names {shards} shards; at most {MAX_FILES} are fetched")
+    budget.take(shards, "requests")
     for number in range(shards):
         local = shard_path(index.with_suffix(""), number, shards)
         remote = prefix[: prefix.rindex("/") + 1] + local.name
-        _stand_in(local, _size(system, remote))
+        _stand_in(local, _size(system, remote), budget)
         places[local] = remote
 
 
-def _folder(system: Any, root: str, base: Path, places: dict[Path, str]) -> None:
+def _folder(system: Any, root: str, base: Path, places: dict[Path, str], budget: Budget) -> None:
     """Fetch all files of a folder; if it holds checkpoints, only those."""
     found: dict[str, Any] = system.find(root, maxdepth=3, detail=True)
     if not found:
         raise CheckpointError(f"{system.unstrip_protocol(root)}: no such file, checkpoint or folder")
-    if len(found) > MAX_FILES:
+    if len(found) > MOST["requests"]:
         raise CheckpointError(f"{system.unstrip_protocol(root)}: has {len(found)} files; name the file")
     wanted = re.compile(r".*(\.index|\.data-\d{5}-of-\d{5}|/checkpoint|/saved_model\.pb)")
     checkpoints = any(path.endswith(".index") for path in found)
-    total = 0
     for path, info in found.items():
         relative = PurePosixPath(path[len(root) :].lstrip("/"))
         if relative.is_absolute() or ".." in relative.parts or (checkpoints and not wanted.fullmatch(path)):
             continue
         local = base / relative
         local.parent.mkdir(parents=True, exist_ok=True)
-        size = info.get("size")
         if _SHARD.fullmatch(local.name):
-            _stand_in(local, size)
+            _stand_in(local, info.get("size"), budget)
             places[local] = path
             continue
-        total += size or 0
-        if total > MAX_FOLDER:
-            raise CheckpointError(f"{system.unstrip_protocol(root)}: more than {MAX_FOLDER >> 30} GiB; name the file")
-        _fetch_file(system, path, local)
+        _fetch_file(system, path, local, budget)
 
 
-def _fetch_file(system: Any, place: str, local: Path) -> None:
-    """Fetch a whole file, up to ``MAX_FOLDER`` bytes, whatever size was announced."""
+def _fetch_file(system: Any, place: str, local: Path, budget: Budget) -> None:
+    """Fetch a whole file, whatever size was announced."""
     from fsspec.callbacks import Callback
+
+    begun, taken = time.monotonic(), 0
 
     class Bounded(Callback):  # type: ignore[misc]
         def call(self, *_: object, **__: object) -> None:
-            if self.value > MAX_FOLDER:
-                raise CheckpointError(f"{system.unstrip_protocol(place)}: sends more than {MAX_FOLDER >> 30} GiB")
+            nonlocal taken
+            budget.take(self.value - taken, "bytes")
+            taken = self.value
+            check_pace(begun, taken, system.unstrip_protocol(place))
 
+    budget.take(1, "requests")
     system.get_file(place, str(local), callback=Bounded())
 
 
@@ -192,12 +192,13 @@ def web_options() -> dict[str, Any]:
             if self._body is None:
                 asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.request_info.headers.get("Range", ""))
                 most = int(asked[2]) - int(asked[1]) + 1 if asked and self.status == 206 else MAX_PAGE
-                body = bytearray()
+                body, begun = bytearray(), time.monotonic()
                 async for chunk in self.content.iter_chunked(1 << 16):
                     body += chunk
                     if len(body) > most:
                         self.close()
                         raise CheckpointError(f"{self.url}: sends more than the {most} bytes asked for")
+                    check_pace(begun, len(body), str(self.url))
                 self._body = bytes(body)
             return self._body
 
@@ -221,15 +222,14 @@ def web_options() -> dict[str, Any]:
     }
 
 
-def _stand_in(path: Path, size: int | None) -> None:
+def _stand_in(path: Path, size: int | None, budget: Budget) -> None:
     if size is not None:  # otherwise it is missing, and the reader says so
-        if size > MAX_FOLDER:
-            raise CheckpointError(f"{path.name}: announced as {size} bytes; larger than any checkpoint")
+        budget.take(size, "bytes")
         with path.open("wb") as file:
             file.truncate(size)
 
 
-def _ranges(url: str, system: Any, places: dict[Path, str]) -> Fetch:
+def _ranges(url: str, system: Any, places: dict[Path, str], budget: Budget) -> Fetch:
     """``fetch`` for ``places``: neighbouring extents share a request, and requests run at once if the store can."""
     probed: set[Path] = set()
     whole: set[Path] = set()  # files that were fetched whole
@@ -242,7 +242,8 @@ def _ranges(url: str, system: Any, places: dict[Path, str]) -> Fetch:
             for file in {extent.file for extent in distant} - probed:
                 probed.add(file)
                 if not _has_ranges(system, places[file]):
-                    _fetch_file(system, places[file], file)
+                    budget.left["bytes"] += file.stat().st_size  # its stand-in's
+                    _fetch_file(system, places[file], file, budget)
                     whole.add(file)
             distant = [extent for extent in distant if extent.file not in whole]
             merged = merge_offset_ranges(
@@ -295,7 +296,6 @@ def _wrap_errors(url: str) -> Iterator[None]:
         raise CheckpointError(f"{url}: {reason(error)}") from error
 
 
-SILENCE = 30  # seconds without a byte
 MISSING = "no such file or folder there"
 
 

@@ -12,7 +12,8 @@ import zipfile
 import pytest
 
 from porter.errors import CheckpointError
-from porter.sources.archive import MAX_MEMBERS, unpack
+from porter.sources.archive import unpack
+from porter.sources.bounds import MOST, Budget
 from porter.sources.locate import locate
 
 
@@ -38,7 +39,7 @@ def refused(monkeypatch, tmp_path):
         before = time.process_time()
         tracemalloc.start()
         with pytest.raises(CheckpointError, match=words):
-            unpack(locate(path).path)
+            unpack(locate(path).path, Budget(str(path)))
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert time.process_time() - before < 20
@@ -50,11 +51,11 @@ def refused(monkeypatch, tmp_path):
 
 def test_many_folders(tmp_path, refused):
     one = header("d", tarfile.DIRTYPE)
-    refused(packed(tmp_path / "a.tgz", one * 100_000), f"more than {MAX_MEMBERS} members")
+    refused(packed(tmp_path / "a.tgz", one * 100_000), f"takes more than {MOST['files']:,} files")
 
 
 def test_many_empty_files(tmp_path, refused):
-    refused(packed(tmp_path / "a.tgz", b"".join(header(f"f{n}") for n in range(20_000))), "members")
+    refused(packed(tmp_path / "a.tgz", b"".join(header(f"f{n}") for n in range(20_000))), "files")
 
 
 def test_many_members_of_a_zip(tmp_path, refused):
@@ -64,9 +65,9 @@ def test_many_members_of_a_zip(tmp_path, refused):
     with pytest.raises(CheckpointError, match="a list of members of"):
         locate(tmp_path / "a.zip")
     with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
-        for number in range(MAX_MEMBERS + 1):
+        for number in range(MOST["files"] + 1):
             archive.writestr(f"f{number}", b"")
-    refused(tmp_path / "b.zip", "members")
+    refused(tmp_path / "b.zip", "files")
 
 
 def test_nested_folders(tmp_path, refused):
@@ -110,7 +111,7 @@ def test_a_full_disk_is_not_damage(tmp_path):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
         try:
-            unpack(path)
+            unpack(path, Budget(str(path)))
         except CheckpointError as error:
             os._exit(7 if "cannot be unpacked into" in str(error) else 8)
         os._exit(9)

@@ -94,6 +94,9 @@ def test_release_into_a_link_and_into_this_folder(tmp_path, run, demo_folder, mo
     assert run("release", demo_folder, *options, "--out", tmp_path / "link").code == 0
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "real" / "SHA256SUMS").is_file()
+    assert run("release", demo_folder, *options, "--out", tmp_path / "link", "--force").code == 0
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
     monkeypatch.chdir(tmp_path / "real")
     ran = run("release", demo_folder, *options, "--out", ".", "--force")
     assert ran.code == 2

@@ -1,13 +1,16 @@
 """Candidates that are programs: `verify SOURCE x.onnx` and `x.pt2` compute, and do nothing else, under limits."""
 
+import contextlib
 import io
 import json
 import os
 import pickle
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from pathlib import Path
@@ -15,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 onnx = pytest.importorskip("onnx")
@@ -22,9 +26,10 @@ pytest.importorskip("onnxruntime")
 from onnx import TensorProto, helper
 
 from porter.errors import ParityError
+from porter.parity.candidates.foreign import program
 from porter.parity.candidates.programs import exported_program
 from porter.parity.references import child
-from porter.parity.references.wire import Request
+from porter.parity.references.wire import Closed, Header, Request, send
 
 
 class Payload:
@@ -172,6 +177,19 @@ def test_graphs_of_onnx(run, demo_folder, tmp_path, made, message):
     assert message in verify(run, demo_folder, tmp_path / "x.onnx")
 
 
+def test_weights_beside_a_graph(tmp_path):
+    """They are part of what is judged."""
+    nodes = [*logits_of_image()[:-1], helper.make_node("Slice", ["flat", "from", "to", "axis"], ["few"])]
+    loaded = onnx.load_model_from_string(model([*nodes, helper.make_node("Add", ["few", "w"], ["logits"])]))
+    loaded.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(1000, "f"), "w"))
+    onnx.save_model(loaded, tmp_path / "x.onnx", save_as_external_data=True, location="x.onnx.data")
+    found = program(tmp_path / "x.onnx", [(75, 64)])
+    images = np.random.default_rng(0).uniform(-1, 1, (1, 75, 64, 3)).astype("f")
+    [(_, output)] = found.record(images, frozenset(["rounding"]), 0).returned
+    assert np.array_equal(output.single, images.transpose(0, 3, 1, 2).reshape(1, -1)[:, :1000] + 1)
+    assert sorted(found.digests) == ["x.onnx", "x.onnx.data"]
+
+
 @pytest.mark.parametrize("sides", [(60000, 60000), (1, 1 << 30), (0, 224)])
 def test_the_size_of_the_images_is_bounded(run, demo_folder, tmp_path, sides):
     """Our own process makes them."""
@@ -197,9 +215,31 @@ def test_a_graph_takes_its_own_memory(run, demo_folder, tmp_path):
 
 
 def test_a_graph_that_never_ends(run, demo_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(child, "SECONDS", 3)
+    monkeypatch.setattr(child, "SECONDS", 8)
     (tmp_path / "x.onnx").write_bytes(endless())
-    assert "running it takes more than 3 s; stopped" in verify(run, demo_folder, tmp_path / "x.onnx")
+    assert re.search(r"running it takes more than (8|9|10) s; stopped", verify(run, demo_folder, tmp_path / "x.onnx"))
+
+
+def test_answers_have_one_limit_of_time_together(monkeypatch, tmp_path):
+    """Each of many answers in time was never stopped."""
+    ours, theirs = socket.socketpair()
+    values = np.zeros((1, 1, 1, 1), "f")
+
+    def slow():
+        with contextlib.suppress(Closed):
+            send(theirs, Header("started"))
+            for number in range(100):
+                time.sleep(0.3)
+                send(theirs, Header("values", str(number), dtype="float32", shape=[1, 1, 1, 1]), values)
+
+    monkeypatch.setattr(child, "_connect", lambda _: ours)
+    monkeypatch.setattr(child, "SECONDS", 1.0)
+    threading.Thread(target=slow, daemon=True).start()
+    process = child.Child(Request("onnx", b"", "x.onnx", 0))
+    found = []
+    with pytest.raises(ParityError, match=re.escape("x.onnx: running it takes more than 1 s; stopped")):
+        found.extend(process.run(values, ["Logits"]))
+    theirs.close()
 
 
 def test_a_signal_ends_it(demo_folder, tmp_path):
@@ -480,12 +520,90 @@ def torchscript(path):
     torch.jit.trace(Small().eval(), torch.zeros(1, 3, 64, 64)).save(str(path))
 
 
-@pytest.mark.parametrize(
-    ("name", "write_file"), [("x.npz", arrays_of_objects), ("x.pt", torchscript), ("x.torchscript", torchscript)]
-)
-def test_other_loaders(run, demo_folder, tmp_path, name, write_file):
-    write_file(tmp_path / name)
-    verify(run, demo_folder, tmp_path / name)
-    ran = run("verify", demo_folder, "--reference", tmp_path / name) if name == "x.npz" else None
-    assert ran is None or ran.code == 2
+def test_recorded_arrays_of_objects(run, demo_folder, tmp_path):
+    arrays_of_objects(tmp_path / "x.npz")
+    verify(run, demo_folder, tmp_path / "x.npz")
+    assert run("verify", demo_folder, "--reference", tmp_path / "x.npz").code == 2
     assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize("name", ["x.pt", "x.pth", "x.ts"])
+def test_torchscript_is_a_program(run, demo_folder, tmp_path, name):
+    torch.jit.trace(Small().eval(), torch.zeros(1, 3, 64, 64)).save(str(tmp_path / name))
+    Image.new("RGB", (32, 32)).save(tmp_path / "photo.png")
+    commands = [("convert", "-o", tmp_path / "out.pth"), ("predict", tmp_path / "photo.png")]
+    commands.append(("release", "--out", tmp_path / "dist"))
+    for command, *others in commands:
+        ran = run(command, tmp_path / name, *others)
+        assert (ran.code, ran.err.count("\n")) == (2, 1), ran.err
+        assert f"{name}: a TorchScript program, and loading it could run code" in ran.err
+    assert "name a callable that returns torch.jit.load" in verify(run, demo_folder, tmp_path / name)
+
+
+CODE = """
+import ctypes, os, sys
+from torch import nn
+
+class Module(nn.Module):
+    def forward(self, images):
+        os._exit(0)
+
+class Copied(nn.Module):
+    def __deepcopy__(self, memo):
+        sys.exit(0)
+
+class Stated(nn.Module):
+    def state_dict(self, *args, **kwargs):
+        sys.exit(0)
+
+def leaves():
+    os._exit(0)
+
+def crashes():
+    ctypes.string_at(0)
+
+def stops():
+    raise GeneratorExit
+
+def prints():
+    print("PARITY")
+    sys.exit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ("Module", "ended the process, with exit code 0, so that there is no verdict"),
+        ("leaves", "ended the process, with exit code 0, so that there is no verdict"),
+        ("crashes", "ended the process, by signal 11, so that there is no verdict"),
+        ("Copied", "cannot be copied in float64 (SystemExit: 0)"),
+        ("Stated", "is no ordinary module (SystemExit: 0)"),
+        ("stops", "gives no module (GeneratorExit:)"),
+        ("prints", "gives no module (SystemExit: 0)"),
+    ],
+)
+def test_code_does_not_give_the_exit_code(demo_folder, tmp_path, named, message):
+    """Nor does it print in place of the verdict, and JUnit's file has the error."""
+    (tmp_path / "code.py").write_text(CODE)
+    command = [sys.executable, "-m", "porter", "verify", demo_folder, f"{tmp_path / 'code.py'}:{named}"]
+    options = ["--reference", demo_folder / "expected.npz", "--junit", tmp_path / "junit.xml"]
+    ran = subprocess.run([*map(str, [*command, *options])], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (2, ""), ran.stderr
+    assert ran.stderr.removeprefix("PARITY\n").count("\n") == 1
+    assert message in ran.stderr
+    assert "<error" in (tmp_path / "junit.xml").read_text()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("send", [os.kill, os.killpg])
+def test_a_signal_ends_code(demo_folder, tmp_path, number, code, send):
+    """Also where a terminal sends it to both processes."""
+    mark = tmp_path / "mark"
+    (tmp_path / "code.py").write_text(f"def endless():\n    open({str(mark)!r}, 'w')\n    while True: pass\n")
+    command = [sys.executable, "-m", "porter", "verify", str(demo_folder), f"{tmp_path / 'code.py'}:endless"]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    _wait_for(mark.exists)
+    send(running.pid, number)
+    _, said = running.communicate(timeout=20)
+    assert (running.returncode, said) == (code, "Interrupted\n" if number == signal.SIGINT else "")

@@ -10,6 +10,7 @@ from porter.artifacts.artifact import ArtifactFile
 from porter.errors import ParityError
 from porter.mapping.options import PathLike
 from porter.network.node import Size
+from porter.parity.candidates.callables import is_callable
 from porter.parity.candidates.candidate import Candidate
 from porter.parity.candidates.own import artifact, converted
 from porter.parity.references.wire import PROGRAMS
@@ -43,6 +44,6 @@ def open_candidate(
         return foreign.timm_model(name, None if weights_file is None else Path(weights_file), port)
     if text.endswith(tuple(f".{ending}" for ending in PROGRAMS)):
         return foreign.program(Path(text), sizes or [port.mapping.input.sides])
-    if colon and "://" not in text and name.isidentifier() and not Path(text).exists():
+    if is_callable(text):
         return foreign.called(text, port)
     return foreign.tensorflow_source(text, mapping)

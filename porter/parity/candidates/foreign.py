@@ -6,7 +6,7 @@ import copy
 import importlib
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from porter.network.node import Size
 from porter.network.nodes import endpoint_names, nodes
 from porter.parity.candidates.candidate import QUESTIONS, Candidate, Output, Outputs, Question, Recording, Weights
 from porter.parity.candidates.own import unrounded
-from porter.parity.candidates.recorder import Run, recorded
+from porter.parity.candidates.recorder import Run, recorded, their_code
 from porter.parity.references.child import in_child
 from porter.parity.references.choose import memory_for, open_reference
 from porter.parity.references.wire import Request
@@ -61,11 +61,8 @@ def called(name: str, port: Port) -> Candidate:
     Raises ParityError if it returns anything else.
     """
     place, _, attribute = name.rpartition(":")
-    try:
-        make = getattr(_import_module(place), attribute)
-        model = make()
-    except (Exception, SystemExit) as error:  # it is somebody's code
-        raise ParityError(f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+    with their_code(f"{name}: gives no module"):
+        model = getattr(_import_module(place), attribute)()
     if not isinstance(model, nn.Module):
         raise ParityError(f"{name}: gives {type(model).__name__}, not an nn.Module")
     return module(name, model, port)
@@ -88,14 +85,17 @@ def module(name: str, model: nn.Module, port: Port) -> Candidate:
     If its state dict has the entries of a port of the source, and most values, float64 uses the source's unrounded
     weights where they are equal. Otherwise it uses the module's own, whose constants may be folded and rounded.
     """
-    remarks = _as_handed_over(model)
-    with suppress(NotImplementedError):  # a module of torch.export has one mode
-        model.eval()
-    single = model.float()
-    state = _unrounded_state(single, port)
+    with their_code(f"{name}: is no ordinary module"):
+        remarks = _as_handed_over(model)
+        with suppress(NotImplementedError):  # a module of torch.export has one mode
+            model.eval()
+        single = model.float()
+        arrays = {own_name: tensor.cpu().numpy() for own_name, tensor in single.state_dict().items()}
+    state = _unrounded_state(arrays, port)
     # Weights that were folded in another way were all rounded again; a few that differ were not
     rounded = state is None or any(share > SOME for share in state.changed.values())
-    exact = _in_float64(single, {} if state is None or rounded else state.exact)
+    with their_code(f"{name}: cannot be copied in float64"):
+        exact = _in_float64(single, {} if state is None or rounded else state.exact)
 
     def record(images: np.ndarray, questions: frozenset[Question], keep: int) -> Recording:
         inputs = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
@@ -147,12 +147,11 @@ class _State(NamedTuple):
     changed: dict[str, float]
 
 
-def _unrounded_state(model: nn.Module, port: Port) -> _State | None:
-    """The module's state dict, if it is that of a port."""
-    state = model.state_dict()
+def _unrounded_state(state: Mapping[str, np.ndarray], port: Port) -> _State | None:
+    """A module's ``state`` dict, if it is that of a port."""
     stem = f"{nodes(port.network, classes=0)[0].layer}.weight"
     prefix = next((name.removesuffix(stem) for name in state if name.endswith(stem)), "")  # of a network inside another
-    arrays = {name.removeprefix(prefix): tensor.cpu().numpy() for name, tensor in state.items()}
+    arrays = {name.removeprefix(prefix): values for name, values in state.items()}
     fitting = []
     for layout in LAYOUTS:
         try:
@@ -171,7 +170,9 @@ def program(path: Path, sizes: Sequence[Size]) -> Candidate:
     """
     if not path.is_file():
         raise ParityError(f"{path}: {'is no regular file' if path.exists() else 'no such file'}")
-    request = Request(path.suffix[1:], os.fsencode(path.absolute()), printable(str(path)), memory_for([path], sizes))
+    beside = path.with_name(f"{path.name}.data")  # where torch.onnx.export writes weights
+    files = [path, beside] if beside.is_file() else [path]
+    request = Request(path.suffix[1:], os.fsencode(path.absolute()), printable(str(path)), memory_for(files, sizes))
     runner = in_child(request)
 
     def record(images: np.ndarray, _questions: frozenset[Question], _keep: int) -> Recording:
@@ -179,7 +180,7 @@ def program(path: Path, sizes: Sequence[Size]) -> Candidate:
         return Recording([(name, Output(None, values)) for name, (values, _) in found])
 
     answers = frozenset[Question](("rounding",))
-    digests = {path.name: sha256(path)}
+    digests = {file.name: sha256(file) for file in files}
     return Candidate(str(path), record=record, answers=answers, size=runner.size, digests=digests)
 
 

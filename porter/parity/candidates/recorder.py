@@ -7,7 +7,7 @@ only a few values of each; those that are asked for afterwards come from another
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from porter.errors import ParityError
+from porter.errors import ParityError, PorterError
 from porter.parity.candidates.candidate import Operation, Output, Recording
 from porter.parity.candidates.match import kinds, sampled
 from porter.parity.references.reference import thin
@@ -24,6 +24,7 @@ from porter.text import listed
 
 # They compute nothing, and a module in another precision may have more of them
 COPIES = frozenset(("_to_copy", "detach", "alias", "lift_fresh", "lift_fresh_copy", "clone", "contiguous"))
+TERMINATED = 143  # the command's exit code at SIGTERM, whose handler raises SystemExit
 DEEPEST = 8  # of what a module returns: tuples in dicts in tuples
 
 Give = Callable[[tuple[str, Tensor]], None]
@@ -103,15 +104,26 @@ class Run:
         self._next = 0
 
     def _run(self, give: Give | None) -> Any:
-        try:
-            given = self.inputs.clone()
-            with torch.no_grad(), nullcontext() if give is None else _Recorder(give):
-                returned = self.model(given)
-            self.changed_input |= not torch.equal(given, self.inputs)
-            return returned
-        except (Exception, SystemExit) as error:  # it is somebody's code
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            raise ParityError(f"{self.name}: does not run on {describe(self.inputs)} ({reason})") from error
+        given = self.inputs.clone()
+        recorder = nullcontext() if give is None else _Recorder(give)
+        with their_code(f"{self.name}: does not run on {describe(self.inputs)}"), torch.no_grad(), recorder:
+            returned = self.model(given)
+        self.changed_input |= not torch.equal(given, self.inputs)
+        return returned
+
+
+@contextmanager
+def their_code(failed: str) -> Iterator[None]:
+    """Where code of a port runs: whatever it raises becomes a ParityError that begins with ``failed``."""
+    try:
+        yield
+    except (PorterError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        if isinstance(error, SystemExit) and error.code == TERMINATED:
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ParityError(f"{failed} ({reason})") from error
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -19,11 +20,10 @@ from porter.network.node import Size
 from porter.parity.references.reference import Endpoints, Noise, Precision, Reference, Values
 from porter.parity.references.wire import PROGRAMS, Closed, Header, Request, receive, send
 
-# Longest wait for a message: at most one endpoint of one image. large_100 at 224 x 224 takes 0.25 s in both precisions
-# on two cores; this allows an image of 20 million pixels, or a machine a hundred times slower.
-SECONDS = 120
-# Importing TensorFlow takes 4 s from a cold disk
-SECONDS_TO_START = 120
+# How long a process may keep us waiting in all, from its start to its last answer: SECONDS, and more for each pixel of
+# the images. On two cores with a load of 15, the start with TensorFlow took 22 s, and large_100 in both precisions
+# 7e-5 s a pixel; a step of training takes about three times that.
+SECONDS, PER_PIXEL = 120.0, 2e-4
 
 # Limit of an endpoint's values, in multiples of its image's: EdgeTPU's first expansion has 8 times as many
 LARGEST_ENDPOINT = 64
@@ -58,7 +58,7 @@ class Child:
         except OSError:  # the server was killed
             server.cache_clear()
             self.connection = _connect(with_tensorflow)
-        self.connection.settimeout(SECONDS_TO_START)
+        self.allowed = self.left = SECONDS
         self.pid = 0
         self.pid = self.receive(0)[0].pid
         send(self.connection, request)
@@ -77,11 +77,14 @@ class Child:
         raise self.failure
 
     def _receive(self, most: int) -> tuple[Header, np.ndarray | None]:
+        began = time.monotonic()
         try:
+            self.connection.settimeout(max(self.left, 1e-3))  # 0 would not wait for what has come
             header, array = receive(self.connection, most)
+            self.left -= time.monotonic() - began
         except TimeoutError as error:
             self.end()
-            raise ParityError(f"{self.given}: running it takes more than {SECONDS} s; stopped") from error
+            raise ParityError(f"{self.given}: running it takes more than {self.allowed:.0f} s; stopped") from error
         except (Closed, OSError, ValueError, msgspec.MsgspecError) as error:
             self.end()
             raise ParityError(
@@ -97,7 +100,6 @@ class Child:
     def ready(self) -> About:
         """Wait until the reference is built."""
         header, _ = self.receive(0)
-        self.connection.settimeout(SECONDS)
         about = msgspec.convert(header.about, About)
         if about.size is not None and (min(about.size) < 1 or about.size[0] * about.size[1] > MOST_PIXELS):
             self.end()
@@ -130,6 +132,8 @@ class Child:
     def _ask(self, header: Header, images: np.ndarray) -> None:
         while self.unread:  # skip the unread rest of the last answer
             self._next()
+        more = PER_PIXEL * images.size / 3
+        self.allowed, self.left = self.allowed + more, self.left + more
         with suppress(Closed):  # its last message can still be received
             send(self.connection, header, images)
 
