@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGES = {path.name: path for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]}
 # What is measured differs by machine, and between trained and untrained weights: any figure of the same form will do
-MEASURED = re.compile(r"\b\d\.\de-\d\d\b|\b\d+\.\d x")
+MEASURED = re.compile(r"\b\d\.\de[-+]\d\d\b|\b\d+\.\d x")
 
 
 def sessions(page):

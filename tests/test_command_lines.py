@@ -33,6 +33,7 @@ COUNTED = {
     "ci.md": 2,
     "fine-tuning.md": 2,
     "index.md": 20,
+    "troubleshooting.md": 15,
 }
 
 
@@ -111,6 +112,24 @@ def prepare(page, run):
         slots = {f"{name}/{slot}": value**2 for name, value in variables.items() for slot in made if value.ndim}
         Path(RELEASED, "pristine").mkdir()
         write_bundle(Path(RELEASED, "pristine", "model-497500"), variables | slots)
+    if page == "troubleshooting.md":
+        import tensorflow as tf
+        from keras_models import build
+        from test_tflite import eight_bits
+
+        for name in ("small_075.pth", "theirs.onnx"):
+            assert run("convert", RELEASED, "-o", name).code == 0
+        taken = tf.keras.Input((224, 224, 3))
+        base = build(tf.keras, classes=5, include_preprocessing=False)
+        model = tf.keras.Model(taken, base(tf.keras.layers.Rescaling(1 / 255)(taken)))
+        model.save("own.keras")
+        converter = tf.lite.TFLiteConverter.from_keras_model(model)
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        Path("dynamic.tflite").write_bytes(converter.convert())
+        Path("int8.tflite").write_bytes(eight_bits(tf, converter, 0, taken="uint8"))
+        ports = Path(__file__).with_name("ports.py").read_text()
+        given = f"import os\nos.environ.update(VARIANT='small_075', SOURCE={RELEASED!r})\n"
+        Path("theirs.py").write_text(f"{given}{ports}\nmodel = symmetric_padding\n")
     if page == "ci.md":
         assert run("convert", "checkpoint", "-o", "artifact.pth").code == 0
         assert run("release", "checkpoint", "--out", "release").code == 0
