@@ -17,4 +17,4 @@ first = verdict.first_divergence()
 if first is not None:
     print(f"first differs at {first.endpoint}, by {first.distance:.1e} of its scale, on {first.sample}")
 for cause in verdict.causes:
-    print(f"cause: {cause.what}; with it the logits differ by {cause.after:.1e}, without by {cause.before:.1e}")
+    print(f"cause: {cause.what}")

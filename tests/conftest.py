@@ -109,6 +109,22 @@ def demo_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tarball_folder(tf, tmp_path_factory) -> Path:
+    """What a released tarball of small_075 holds, with untrained weights; read only by agreement."""
+    from slim_graph import frozen
+
+    folder = tmp_path_factory.mktemp("tarball") / "v3-small_224_0.75_float"
+    (folder / "ema").mkdir(parents=True)
+    variables = demo_variables("small_075")
+    write_bundle(folder / "ema" / "model-497500", variables)
+    graph = frozen(tf, variables)
+    (folder / f"{folder.name}.pb").write_bytes(graph.SerializeToString())
+    meta = tf.compat.v1.MetaGraphDef(graph_def=graph)
+    (folder / "ema" / "model-497500.meta").write_bytes(meta.SerializeToString())
+    return folder
+
+
+@pytest.fixture(scope="session")
 def three_blocks(tf, tmp_path_factory):
     """A small network of the user's own, and what TensorFlow makes of it; read only by agreement."""
     from three_blocks import write_three_blocks

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from json_schemas import check_json
 from random_networks import checkpoint_with_head
 
 import porter
@@ -149,6 +150,7 @@ def photographed(made, run, tmp_path):
     image.fromarray(random.integers(0, 255, (200, 300, 3), np.uint8)).save(photos / "one.png")
     assert run("convert", made, "-o", tmp_path / "a.pth").code == 0
     ran = run("predict", tmp_path / "a.pth", photos, "--least", "0", "--json")
+    check_json(json.loads(ran.out), "predict")
     boxes = json.loads(ran.out)["boxes"]
     assert 1 <= len(boxes) <= 100
     assert all(0 <= box["top"] <= box["bottom"] <= 1 and 1 <= box["number"] <= 5 for box in boxes)
@@ -192,6 +194,7 @@ def test_mean_average_precision(photographed, run, tmp_path):
     wide = (best["right"] - best["left"]) * 300
     file.write_text(json.dumps(annotations(best, shift=wide * 0.2)))  # they overlap by two thirds
     found = json.loads(run("evaluate", path, photos, "--labels", file, "--json").out)
+    check_json(found, "evaluate_scores")
     assert found["ap50"] > found["map"] > found["ap75"]
     assert found["ap"] == {str(number): found["map"]}
     (tmp_path / "names.txt").write_text("none\none\ntwo\nthree\nfour\nfive\n")

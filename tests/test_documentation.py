@@ -1,5 +1,6 @@
 """README and docs: what they name exists, what is generated is current, and the examples run."""
 
+import configparser
 import json
 import re
 import subprocess
@@ -20,7 +21,7 @@ def test_links_and_paths(page):
     text = page.read_text()
     for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
         assert (page.parent / link).exists(), link
-    for link in re.findall(r"\]\(https://(?:github\.com/OWNER/mnv3-port/blob|raw\.[^)]*?)/main/([^)#]+)", text):
+    for link in re.findall(r"\]\(https://(?:github\.com/[\w-]+/mnv3-port/blob|raw\.[^)]*?)/main/([^)#]+)", text):
         assert (ROOT / link).exists(), link
     for path in re.findall(r"`((?:porter|tests|scripts|docs|mappings|benchmarks)/[\w/.-]*)`", text):
         assert (ROOT / path).exists(), path
@@ -40,6 +41,22 @@ def test_the_readme_is_whole_on_pypi():
     links = re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text())
     assert len(links) > 15
     assert all(link.startswith("https://") for link in links)
+
+
+def test_owner_and_version_are_those_of_setup_cfg():
+    """Addresses of the repository are written out in many files, as README's have to be; one file decides."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    [owner] = re.findall(r"github\.com/([\w-]+)/mnv3-port$", setup["metadata"]["url"])
+    patterns = ("*.md", "*.cfg", "*.cff", "*.yml", ".github/**/*.yml", "docs/*.md", "examples/*.yml")
+    files = [path for pattern in patterns for path in ROOT.glob(pattern)]
+    address = r"(?:github\.com/|githubusercontent\.com/|uses: )([\w-]+)/mnv3-port|([\w-]+)\.github\.io/mnv3-port"
+    found = [one or other for path in files for one, other in re.findall(address, path.read_text())]
+    assert len(found) > 25
+    assert set(found) == {owner}
+    assert f"\nversion: {setup['metadata']['version']}\n" in (ROOT / "CITATION.cff").read_text()
+    assert porter.__version__ == setup["metadata"]["version"]
+    assert not [path for path in files if re.search(r"mnv3-port(\[\w+\])?==\d|mnv3-port/\S*@v?\d", path.read_text())]
 
 
 def test_the_command_reference_is_current():

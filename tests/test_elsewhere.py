@@ -27,6 +27,14 @@ def test_scripted(variant):
             torch.testing.assert_close(scripted(images), model(images))
 
 
+def test_a_head_is_traced():
+    """Its images are of the size that it was traced with."""
+    model = porter.create_model("lraspp_small", num_classes=5)
+    with torch.no_grad():
+        traced = torch.jit.trace(model, IMAGES, check_trace=False)
+        torch.testing.assert_close(traced(IMAGES), model(IMAGES))
+
+
 @pytest.mark.parametrize("dynamo", [False, True])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_onnx_of_torch(model, tmp_path, dynamo):

@@ -12,6 +12,7 @@ import pytest
 from conftest import SHARED
 from hypothesis import given
 from hypothesis import strategies as st
+from json_schemas import check_json
 
 import porter
 from porter.errors import PorterError
@@ -107,6 +108,7 @@ def test_counts_are_those_of_the_model(photos, demo_folder, run, tmp_path):
     ran = run("evaluate", demo_folder, photos, "--preprocess", "tf", "--batch", 5, "--json", "--per-class", table)
     assert ran.code == 0, ran.err
     found = json.loads(ran.out)
+    check_json(found, "evaluate")
     [result] = found["results"]
     assert (found["images"], result["top1"]["hits"], result["top5"]["hits"]) == (22, first, fifth)
     rows = list(csv.DictReader(table.open()))
@@ -214,6 +216,7 @@ def test_trained_classifier_beside_its_interpreter(run):
     ran = run("evaluate", source, REAL / "images", "--compare", f"tf:{source}", "--json")
     assert ran.code == 0, ran.err
     found = json.loads(ran.out)
+    check_json(found, "evaluate")
     assert found["images"] == 125
     ours, theirs = found["results"]
     assert ours["top1"]["share"] > 0.7
@@ -232,6 +235,7 @@ def test_unreadable_images_are_left_out_and_named(photos, demo_folder, run, tmp_
     ran = run("evaluate", demo_folder, photos, *options, "--skip-unreadable", "--resume", tmp_path / "j", "--json")
     assert ran.code == 0, ran.err
     found = json.loads(ran.out)
+    check_json(found, "evaluate")
     assert found["skipped"] == [str(bad)]
     assert found["results"] == whole["results"]
     ran = run("evaluate", demo_folder, photos, *options, "--skip-unreadable", "--resume", tmp_path / "j")

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from json_schemas import check_json
 
 
 def test_every_variant_is_named(run, released):
@@ -22,6 +23,7 @@ def test_slots_are_counted_not_listed(run, shared):
 
 def test_json(run, demo_folder):
     found = json.loads(run("inspect", demo_folder, "--json").out)
+    check_json(found, "inspect")
     assert found["variant"] == "small_075"
     assert found["step"] == 1000
     stem = next(v for v in found["variables"] if v["name"] == "MobilenetV3/Conv/weights")

@@ -7,6 +7,7 @@ import re
 
 import pytest
 from conftest import SHARED
+from json_schemas import check_json
 
 from porter.parity.demo import write_demo_checkpoint
 from porter.photos.labels import imagenet_labels
@@ -48,6 +49,7 @@ def test_order_and_sum(tmp_path, photo, run):
     assert ran.code == 0, ran.err
     first, second = (json.loads(line) for line in ran.out.splitlines())
     assert first == second
+    check_json(first, "predict")
     chances = [guess["probability"] for guess in first["classes"]]
     assert chances == sorted(chances, reverse=True)
     assert math.isclose(sum(chances), 1, rel_tol=1e-5)

@@ -11,6 +11,7 @@ import pytest
 import safetensors.numpy
 import torch
 from conftest import SHARED
+from json_schemas import check_json
 from random_networks import checkpoint_with_head
 
 import porter
@@ -297,6 +298,7 @@ def test_mean_iou(labelled, run, tmp_path):
     """That of its own masks, and what follows from labels that differ in some pixels, class by class."""
     path, photos, masks = labelled
     found = json.loads(run("evaluate", path, photos, "--labels", masks, "--json").out)
+    check_json(found, "evaluate_scores")
     assert (found["mean_iou"], found["pixel_accuracy"], found["images"]) == (1.0, 1.0, 2)
     [number] = found["iou"]  # random weights have one favourite
     other = (int(number) + 1) % 4

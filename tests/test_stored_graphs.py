@@ -185,6 +185,19 @@ def freeze(tf, model, path, size):
     path.write_bytes(convert_variables_to_constants_v2(function).graph.as_graph_def().SerializeToString())
 
 
+def test_a_keras_model_that_ends_in_a_model(tf, tmp_path):
+    """Keras counts the uses of a model within a model from 0 where they are inputs, and from 1 where they are outputs."""
+    keras = tf.keras
+    taken = keras.Input((8, 8, 3))
+    inner = keras.Model(taken, keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3)(taken)))
+    taken = keras.Input((8, 8, 3))
+    model = keras.Model(taken, inner(keras.layers.Rescaling(1 / 255)(taken)))
+    model.save(tmp_path / "m.keras")
+    images = np.random.default_rng(0).uniform(0, 255, (2, 8, 8, 3)).astype(np.float32)
+    [found] = computed(tf, open_checkpoint(tmp_path / "m.keras"), images).values()
+    assert np.abs(found[:, 0, 0] - np.asarray(model(images))).max() < 1e-5
+
+
 @pytest.mark.parametrize("how", ["frozen", "export", "saved_model", "keras 2"])
 def test_keras_models_as_graphs(tf, tmp_path, how):
     """A SavedModel's variables are found through calls of functions, by the names that the bundle gives them."""

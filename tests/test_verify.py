@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import FOLDERS, SOME
+from json_schemas import check_json
 
 import porter
 from porter.artifacts.artifact import load_artifact, save_artifact
@@ -262,40 +263,18 @@ def test_human_table_and_junit(run, demo_folder, tmp_path):
     assert [case.get("name") for case in suite.findall("testcase")][:2] == ["layer_1", "layer_2/depthwise_output"]
 
 
-def check_schema(value, schema, at="$"):
-    """The words of JSON Schema that docs/verify.schema.json uses; every key must be described."""
-    kinds = {"string": str, "boolean": bool, "integer": int, "array": list, "object": dict, "null": type(None)}
-    known = {"$schema", "title", "description", "type", "const", "enum", "required", "properties", "items"}
-    assert schema.keys() <= known | {"additionalProperties"}, at
-    if "type" in schema:
-        names = [schema["type"]] if isinstance(schema["type"], str) else schema["type"]
-        types = tuple(kinds.get(name, (int, float)) for name in names)
-        assert isinstance(value, types), at
-        assert "boolean" in names or not isinstance(value, bool), at
-    if "const" in schema or "enum" in schema:
-        assert value in schema.get("enum", [schema.get("const")]), at
-    if isinstance(value, dict):
-        assert set(schema.get("required", ())) <= value.keys(), at
-        for key, below in value.items():
-            described = schema.get("properties", {}).get(key) or schema.get("additionalProperties")
-            assert described, f"{at}.{key} is not described"
-            check_schema(below, described, f"{at}.{key}")
-    for number, below in enumerate(value if isinstance(value, list) else ()):
-        check_schema(below, schema["items"], f"{at}[{number}]")
-
-
 @pytest.mark.parametrize("changed", [False, True])
 def test_json_is_as_documented(run, demo_folder, tmp_path, changed):
-    schema = json.loads((Path(__file__).parents[1] / "docs" / "verify.schema.json").read_text())
     path = tmp_path / "port.safetensors"
     assert run("convert", demo_folder, "-o", path).code == 0
+    check_json(json.loads(run("inspect", path, "--json").out), "inspect_artifact")
     if changed:
         artifact = load_artifact(path)
         artifact.arrays["conv_stem.weight"] *= 1.01
         save_artifact(path, artifact, force=True)
     ran = run("verify", demo_folder, path, "--reference", demo_folder / "expected.npz", "--json")
     assert ran.code == changed
-    check_schema(json.loads(ran.out), schema)
+    check_json(json.loads(ran.out), "verify")
 
 
 def test_an_error_is_in_the_reports(run, demo_folder, tmp_path):

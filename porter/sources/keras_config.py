@@ -198,6 +198,8 @@ class _Reader:
                     continue
                 taken = [known[name, node][position] for name, node, position in inputs]
                 known[at] = self.layer(layer, scope, taken, constants, depth)
+                if _is_model(layer) and len(nodes) == 1:  # in places Keras counts what a model itself is as use 0
+                    known[_name(layer), 1] = known[at]
             if len(later) == len(waiting):
                 raise ValueError(f"layer {_name(later[0][0])} has inputs that no layer gives")
             waiting = later
