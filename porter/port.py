@@ -64,14 +64,15 @@ def plan_port(checkpoint: PathLike | Checkpoint, options: PortOptions = DEFAULT_
         return plan_opened(opened, opened.mapping, options)
     if options.backbone:
         return plan_opened(opened, choose_backbone(opened, options.variant, options.mapping), options)
+    chosen = None
     try:
-        return plan_opened(opened, choose_mapping(opened, options.variant, options.mapping), options)
+        chosen = choose_mapping(opened, options.variant, options.mapping)
+        return plan_opened(opened, chosen, options)
     except NotTheNetworkError:
         raise
     except MappingError:
-        best = match_variants(opened)[0]
-        whole = best.exact and best.classes  # a classifier that fits; otherwise the error says why
         unasked = options.mapping is None and options.variant is None
+        whole = unasked and chosen and fit(chosen, opened).classes  # a classifier that fits; the error says why
         if unasked and not whole and (refusal := hint(opened)):
             raise refusal from None
         raise

@@ -10,6 +10,7 @@ import tarfile
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
+from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
 
@@ -81,8 +82,8 @@ def follow(graph: StoredGraph) -> None:
     for operation in graph.in_order:
         graph.path(operation)
         graph.behind(operation)
-    assert graph.by_weight is not None
-    HEAD.as_in_graph(graph, "")
+    weights = cycle(graph.by_weight or ("none",))
+    HEAD.as_in_graph(graph, {f"classifier.{layer}.weight": next(weights) for layer in ("scale.1", "cbr.0")})
 
 
 def read_tfjs_nodes(path: Path) -> None:

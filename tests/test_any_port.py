@@ -336,7 +336,7 @@ def test_timm_by_name_with_our_weights_and_plain_ones(run, demo_folder, demo, tm
     assert ran.code == 2
     assert "squeeze_excite_gate_is_not_one_sixth" in ran.err
     torch.save({name: v for name, v in load_artifact(slim).tensors.items() if not name.startswith("squeeze")}, slim)
-    ran = run(*command)
+    ran = run(*command, "--diagnose", "all")
     assert ran.code == 1
     assert "cause      squeeze-excite gate of 1/6" in ran.out
     # The first block has the first gate: both sides' names for where it shows

@@ -115,7 +115,7 @@ def prepare(page, run):
     if page == "troubleshooting.md":
         import tensorflow as tf
         from keras_models import build
-        from test_tflite import eight_bits
+        from lite import eight_bits
 
         for name in ("small_075.pth", "theirs.onnx"):
             assert run("convert", RELEASED, "-o", name).code == 0

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SHARED
+from lite import eight_bits
 
 import porter
 from porter.errors import ArtifactError, CheckpointError, ParityError
@@ -229,19 +230,6 @@ def test_demo_folder_is_no_tflite(tmp_path, run):
     ran = run("verify", folder, "--reference", "tflite")
     assert ran.code == 2
     assert "no tflite file; use another reference" in ran.err
-
-
-def eight_bits(tf, converter, low, whole=True, taken="int8"):
-    """Post-training quantisation as today's converter does it: int8, a scale for each channel of the weights."""
-    random = np.random.default_rng(0)
-    converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.representative_dataset = lambda: (
-        [random.uniform(low, low + 2 if low else 255, (1, 224, 224, 3)).astype("f")] for _ in range(4)
-    )
-    if whole:
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-        converter.inference_input_type = converter.inference_output_type = getattr(tf, taken)
-    return converter.convert()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -64,19 +65,42 @@ def program(
         for node in found
         if node.layer or node.operation == "batch_norm"
     }
-    return Program(network, found, weights, values, network.channels, features=endpoints is not None)
+    found = _merged(found, weights, values)
+    rounded = {name: Constants(*(part.astype("float32") for part in own)) for name, own in weights.items()}
+    return Program(network, found, rounded, values, network.channels, features=endpoints is not None)
+
+
+def _merged(found: Sequence[Node], weights: dict[str, Constants], values: Sequence[str]) -> list[Node]:
+    """Nodes without the batch norms behind or before a dense layer, whose ``weights`` have them then."""
+    users = Counter((*values, *(name for node in found for name in node.inputs)))
+    made: list[Node] = []
+    for node in found:
+        before = made[-1] if made else node
+        single = node.inputs == (before.name,) and users[before.name] == 1 and before.activation is None
+        kinds = before.operation, node.operation
+        if single and kinds in (("dense", "batch_norm"), ("batch_norm", "dense")):
+            first, second = weights.pop(before.name), weights[node.name]
+            if node.operation == "dense":
+                weight, bias = second.weight * first.weight, second.weight @ first.bias + second.bias
+                node = node._replace(inputs=before.inputs)
+            else:
+                weight, bias = second.weight[:, None] * first.weight, second.weight * first.bias + second.bias
+                node = before._replace(name=node.name, endpoints=node.endpoints, module=node.module)
+            made[-1], weights[node.name] = node, Constants(weight, bias)
+        else:
+            made.append(node)
+    return made
 
 
 def _folded(node: Node, network: Network, arrays: Mapping[str, np.ndarray], scale: float) -> Constants:
-    """Weight (times ``scale``) and bias with the batch norm in them, worked out in float64 and rounded once."""
+    """Weight (times ``scale``) and bias with the batch norm in them, in float64."""
     import numpy as np
 
     owners = (node.layer, node.norm)
     own = {name: arrays[name].astype("float64") for name in arrays if name.rpartition(".")[0] in owners}
     if node.operation == "batch_norm":
         own["ones.weight"] = np.ones(node.shape)
-        weight, bias = fold_batch_norm(own, "ones", node.norm, node.epsilon)
-        return Constants(weight.astype("float32"), bias.astype("float32"))
+        return Constants(*fold_batch_norm(own, "ones", node.norm, node.epsilon))
     weight = own[f"{node.layer}.weight"] = own[f"{node.layer}.weight"] * scale
     if not node.norm or network.bn_folded:
         bias = own[f"{node.layer}.bias"]
@@ -84,7 +108,7 @@ def _folded(node: Node, network: Network, arrays: Mapping[str, np.ndarray], scal
         weight, bias = fold_batch_norm(own, node.layer, node.norm, node.epsilon)
     if node.operation == "dense":
         weight = weight.reshape(weight.shape[:2])
-    return Constants(weight.astype("float32"), bias.astype("float32"))
+    return Constants(weight, bias)
 
 
 def _check_entries(expected: Mapping[str, tuple[int, ...]], owners: set[str], arrays: Mapping[str, np.ndarray]) -> None:

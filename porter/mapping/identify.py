@@ -142,6 +142,8 @@ def _in_other_sizes(mapping: VariantMapping, checkpoint: Checkpoint) -> Iterator
     for multiplier in MULTIPLIERS:
         table = msgspec.structs.replace(mapping.network, multiplier=multiplier, head=head)
         network = build_network(msgspec.structs.replace(mapping, network=table))
+        if last_map and network.blocks[-1].out != last_map[1]:
+            continue
         if network.stem != stem[0]:  # Keras's stays as it is
             fixed = msgspec.structs.replace(table.stem, out=stem[0], fixed=True)
             table = msgspec.structs.replace(table, stem=fixed)

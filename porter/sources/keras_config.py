@@ -198,7 +198,7 @@ class _Reader:
                     continue
                 taken = [known[name, node][position] for name, node, position in inputs]
                 known[at] = self.layer(layer, scope, taken, constants, depth)
-                if _is_model(layer) and len(nodes) == 1:  # in places Keras counts what a model itself is as use 0
+                if _is_model(layer) and len(nodes) == 1:  # Keras 3 counts a model that is an output from 1
                     known[_name(layer), 1] = known[at]
             if len(later) == len(waiting):
                 raise ValueError(f"layer {_name(later[0][0])} has inputs that no layer gives")

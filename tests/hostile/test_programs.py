@@ -575,12 +575,14 @@ def prints():
     ("named", "message"),
     [
         ("Module", "ended the process, with exit code 0, so that there is no verdict"),
-        ("leaves", "ended the process, with exit code 0, so that there is no verdict"),
+        pytest.param(
+            "leaves", "ended the process, with exit code 0, so that there is no verdict", marks=pytest.mark.slow
+        ),
         ("crashes", "ended the process, by signal 11, so that there is no verdict"),
-        ("Copied", "cannot be copied in float64 (SystemExit: 0)"),
+        pytest.param("Copied", "cannot be copied in float64 (SystemExit: 0)", marks=pytest.mark.slow),
         ("Stated", "is no ordinary module (SystemExit: 0)"),
         ("stops", "gives no module (GeneratorExit:)"),
-        ("prints", "gives no module (SystemExit: 0)"),
+        pytest.param("prints", "gives no module (SystemExit: 0)", marks=pytest.mark.slow),
     ],
 )
 def test_code_does_not_give_the_exit_code(demo_folder, tmp_path, named, message):
@@ -595,8 +597,15 @@ def test_code_does_not_give_the_exit_code(demo_folder, tmp_path, named, message)
     assert "<error" in (tmp_path / "junit.xml").read_text()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-@pytest.mark.parametrize("send", [os.kill, os.killpg])
+@pytest.mark.parametrize(
+    ("number", "code", "send"),
+    [
+        (signal.SIGINT, 130, os.killpg),
+        pytest.param(signal.SIGINT, 130, os.kill, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 143, os.killpg, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 143, os.kill, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_ends_code(demo_folder, tmp_path, number, code, send):
     """Also where a terminal sends it to both processes."""
     mark = tmp_path / "mark"
