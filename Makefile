@@ -22,10 +22,10 @@ demo: setup
 	$(BIN)/mnv3-port demo
 
 test: setup
-	$(BIN)/python -m pytest -n 2 -m "not slow" --durations=10
+	$(BIN)/python -m pytest -n 4 -m "not slow" --durations=10
 
 test-all: .venv/.bench
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 4
 
 # The README's commands from the wheel, in an environment that has nothing of this tree
 test-wheel: setup

@@ -79,6 +79,7 @@ def test_tf32_is_named(demo_folder, tmp_path, run):
     assert verdict.causes == []
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_training_on_the_device(tf, shared):
     assert porter.verify(shared / FOLDERS["small_075"], train=True, device="cpu", sizes=[(32, 32)]).passed

@@ -84,7 +84,7 @@ def test_the_readme_shows_the_commands_that_there_are():
     ("name", "arguments", "printed"),
     [
         pytest.param("port_and_fine_tune.py", ["DEMO"], "fine_tuned.pth: ", marks=pytest.mark.slow),
-        ("tensorflow_fine_tune_to_timm.py", ["DEMO"], "small_075, 1000 classes"),
+        pytest.param(*("tensorflow_fine_tune_to_timm.py", ["DEMO"], "small_075, 1000 classes"), marks=pytest.mark.slow),
         pytest.param("keras_with_own_head.py", [], "small_100, 5 classes, images of 96x96", marks=pytest.mark.slow),
         pytest.param("segment_photos.py", ["SEGMENTER", "PHOTOS"], "lraspp_small, ", marks=pytest.mark.slow),
         pytest.param("judge_a_port.py", ["DEMO", "other.pth"], "no parity: ", marks=pytest.mark.slow),

@@ -130,6 +130,7 @@ def test_one_name_is_not_taken_twice(tmp_path):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_by_the_graph(tf, tmp_path, run):
     """Layers of Keras with other names follow each other as the network's do; names then decide nothing."""

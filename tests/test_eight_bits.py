@@ -54,6 +54,7 @@ def test_parts_of_an_8_bit_model(trained, images, how):
         assert found.shape == (1, how["num_classes"] or 1024)
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("plain", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_release(trained, tmp_path, run, plain, tf):

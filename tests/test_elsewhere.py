@@ -35,7 +35,7 @@ def test_a_head_is_traced():
         torch.testing.assert_close(traced(IMAGES), model(IMAGES))
 
 
-@pytest.mark.parametrize("dynamo", [False, True])
+@pytest.mark.parametrize("dynamo", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_onnx_of_torch(model, tmp_path, dynamo):
     runtime = pytest.importorskip("onnxruntime")

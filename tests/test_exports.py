@@ -117,10 +117,8 @@ def test_several(demo_folder, tmp_path, run):
     assert "is for several checkpoints" in run("convert", prefix, "--format", "onnx").err
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["v3-small_224_1.0_uint8", pytest.param("mobilenet_edgetpu_224_1.0_uint8", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["v3-small_224_1.0_uint8", "mobilenet_edgetpu_224_1.0_uint8"])
 def test_integers_and_back(lite, shared, tmp_path, run, name):
     """What the authors quantised -> ours -> .tflite: the same levels of every class for every photo."""
     image = pytest.importorskip("PIL.Image")

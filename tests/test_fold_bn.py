@@ -129,6 +129,7 @@ def test_training_keeps_the_zeros():
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_verdict_of_fold(tf, shared, monkeypatch):
     """In both precisions, with every endpoint."""

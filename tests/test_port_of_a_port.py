@@ -113,6 +113,7 @@ def test_8_bits(tmp_path, trained, run):
     assert direct.read_bytes() == found.read_bytes()
 
 
+@pytest.mark.slow
 def test_heads(tmp_path, three_kinds):
     for source in three_kinds:
         artifact, _ = porter.convert(source, tmp_path / "a.pth", force=True)
@@ -220,6 +221,7 @@ def test_release(tf, tuned, demo_folder, tmp_path, run):
     assert json.loads((tmp_path / "more" / "config.json").read_text())["label_names"][0] == "class 0"
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_release_of_a_variant_of_ones_own(tf, tuned, tmp_path, run):
     (tmp_path / "mine.yaml").write_text("base: small_075.yaml\nvariant: mine\ntimm: null\nurl: null\n")

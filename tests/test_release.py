@@ -521,6 +521,7 @@ def test_no_claims_for_others(tmp_path, run, tf, source):
     assert "| licence | not stated" in card
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_what_the_owner_says(tmp_path, run, tf):
     """A fine-tune of three classes, by its own name; predict and create_model know the names."""
@@ -556,6 +557,7 @@ def test_what_the_owner_says(tmp_path, run, tf):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_a_variant_of_ones_own(tmp_path, run, tf):
     """Exports, the accuracy and --check know it by the mapping in the folder."""

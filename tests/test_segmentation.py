@@ -233,6 +233,7 @@ def made(tmp_path_factory):
     return checkpoint_with_head("lraspp_small", tmp_path_factory, classes=4)
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_of_our_own_making(made, tf, run, tmp_path):
     """What the tests need they make: our graph in tf.nn, at odd sizes; back to TensorFlow; ONNX."""

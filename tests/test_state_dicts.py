@@ -236,6 +236,7 @@ def test_artifacts_of_9ccb27a(tmp_path):
             assert furthest(logits(found), expected) < 1e-5, (name, layout)
 
 
+@pytest.mark.slow
 def test_a_model_of_8_bits(trained, tmp_path, timm, run):
     """Its state dict has no ranges, so it is not opened as a float network without a word."""
     model = porter.create_model(VARIANT, trained)

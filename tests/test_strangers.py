@@ -162,6 +162,7 @@ def test_scaling_of_the_users_own(keras, port, tmp_path, given):
     check(port, model, saved(model, tmp_path / "m.keras"))
 
 
+@pytest.mark.slow
 def test_scaling_of_keras(keras, port, tmp_path):
     model = filled(whole(keras, include_preprocessing=True, minimalistic=False))
     check(port, model, saved(model, tmp_path / "m.keras"))
@@ -311,7 +312,8 @@ CONTAINERS = {
 @pytest.mark.parametrize(
     ("kind", "container"),
     [
-        *(("nested", "h5"), ("nested", "weights"), ("whole", "checkpoint"), ("nested", "shards"), ("whole", "folder")),
+        *(("nested", "h5"), ("nested", "weights"), ("whole", "checkpoint")),
+        *slow(("nested", "shards"), ("whole", "folder")),
         *slow(("nested", "SavedModel"), ("whole", "SavedModel"), ("whole", "h5"), ("whole", "weights")),
         *slow(("whole", "shards"), ("nested", "folder")),
     ],
@@ -372,6 +374,7 @@ def test_averages_that_fit_no_variables(keras, tmp_path, run):
     assert (ran.code, "no variable ends in /ExponentialMovingAverage" in ran.err) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_layer_of_tensorflow_hub(tmp_path, run):
     """``hub.KerasLayer`` keeps slim's names. The package is not here, so the file is made by hand."""
     variables = demo_variables("small_minimal_100", classes=21)
@@ -437,7 +440,7 @@ def functional(keras):
     return keras.Model(image, layers.Dense(5, "softmax")(layers.GlobalAveragePooling2D()(features)))
 
 
-@pytest.mark.parametrize("make", [nested, functional, *slow(whole)])
+@pytest.mark.parametrize("make", [functional, *slow(nested, whole)])
 def test_h5_of_keras_2(keras2, port, tmp_path, make):
     model = filled(make(keras2))
     check(port, model, saved(model, tmp_path / "m.h5"))
@@ -468,6 +471,7 @@ def test_bfloat16(keras, port, tmp_path):
 # Sizes, and networks inside a model
 
 
+@pytest.mark.slow
 def test_another_multiplier_is_found(keras, port, tmp_path):
     model = filled(whole(keras, alpha=0.5))
     check(port, model, saved(model, tmp_path / "m.keras"))
@@ -483,6 +487,7 @@ def test_another_multiplier_and_one_channel_in_a_model(keras, port, tmp_path):
     same(found, np.asarray(inner(grey.astype("f"), training=False)))
 
 
+@pytest.mark.slow
 def test_one_channel(keras, port, tmp_path):
     grey = pixels(channels=1)
     model = filled(whole(keras, input_shape=(SIDE, SIDE, 1)), pixels(8, 1))
@@ -534,6 +539,7 @@ def test_layers_with_names_of_the_users_own(keras, port, tmp_path):
     assert porter.convert(path, tmp_path / "p.pth", backbone=True)[1].network.gate == 1 / 6
 
 
+@pytest.mark.slow
 def test_two_networks_are_named_and_ported_one_at_a_time(keras, port, tmp_path):
     image = keras.Input((SIDE, SIDE, 3))
     trunks = [base(keras, name=name) for name in ("first", "second")]

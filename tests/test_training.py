@@ -131,7 +131,7 @@ def test_timms_momentum_is_named(tf, timm, small, tmp_path, run):
             ["batch norm momentum 0.997, TensorFlow's decay instead of 0.003"],
         ),
         ("se = model.blocks[2][0].se; se.gate.forward = lambda x: type(se.gate).forward(se.gate, x).detach()", "", []),
-        ("model.bn1.train = lambda mode=True: model.bn1", "bn1.running_mean", []),
+        pytest.param("model.bn1.train = lambda mode=True: model.bn1", "bn1.running_mean", [], marks=pytest.mark.slow),
     ],
 )
 def test_faults_of_training_alone(tf, small, tmp_path, change, first, cause):
@@ -151,6 +151,7 @@ def test_faults_of_training_alone(tf, small, tmp_path, change, first, cause):
         assert GRADIENT + "blocks.2.0.se.conv_expand.weight" in wrong
 
 
+@pytest.mark.slow
 def test_lost_precision_fails_on_every_batch(tf, small, tmp_path):
     path, _ = convert(small, tmp_path / "x.pth")
     change = "conv = model.conv_stem; conv.forward = lambda x: type(conv).forward(conv, x.bfloat16().to(x.dtype))"

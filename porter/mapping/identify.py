@@ -48,7 +48,7 @@ class Match(NamedTuple):
 
 
 def match_variants(checkpoint: Checkpoint, variants: Sequence[str] | None = None) -> list[Match]:
-    """``variants`` (None: all), best fit first. Naming schemes are tried in turn until one fits exactly.
+    """``variants`` (None: all), best fit first. Naming schemes are tried in turn until a variant fits exactly.
 
     Then come the same names below another scope, then a network without its classifier, and then the order of layers in
     the file's graph.
@@ -61,11 +61,10 @@ def match_variants(checkpoint: Checkpoint, variants: Sequence[str] | None = None
     groups = [(names, variants or list_variants()) for names in tried]
     if not variants:
         groups += [(names, list_with_rules_of_head(names)) for names in tried]
-    for names, named in groups:
-        for variant in named:
-            matches.append(_match(load_variant(variant, names), checkpoint))
-        if any(match.exact for match in matches):
-            break
+    for names, variant in ((names, variant) for names, named in groups for variant in named):
+        matches.append(_match(load_variant(variant, names), checkpoint))
+        if matches[-1].exact:
+            return matches[::-1]
     for others in (_below_scopes, _without_classes, by_graph, other_sizes):
         if not any(match.exact for match in matches):
             matches += [_match(mapping, checkpoint) for mapping in others(checkpoint, variants)]

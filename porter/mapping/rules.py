@@ -32,7 +32,8 @@ class Expected(NamedTuple):
     gate_bias: bool = False
 
 
-_latest: deque[tuple[VariantMapping, Network, int, tuple[Expected, ...]]] = deque(maxlen=4)
+# Identifying a file asks each variant four times, and the next file of a batch asks again
+_latest: deque[tuple[VariantMapping, Network, int, tuple[Expected, ...]]] = deque(maxlen=64)
 NEXT = re.compile(r"\{next_(\w+)\}")
 
 

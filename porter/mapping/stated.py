@@ -51,6 +51,8 @@ class Stated(Struct, frozen=True, omit_defaults=True):
 
     def applied(self, mapping: VariantMapping) -> VariantMapping:
         """``mapping`` of the variant with these facts in it."""
+        if self == Stated():
+            return mapping
         norm, table = mapping.definition.batch_norm, mapping.network
         return replace_struct(
             mapping,
@@ -167,7 +169,7 @@ def as_stated(mapping: VariantMapping, checkpoint: Checkpoint) -> Function:
     assumed = ["scaling"] if white is None else []
     assumed += ["gate"] if gate is None and any(block.squeezed for block in network.blocks) else []
     assumed += ["epsilon"] if epsilon is None and not mapping.bn_folded else []
-    if gate is not None:
+    if gate not in (None, mapping.definition.gate):
         mapping = replace_struct(mapping, definition=replace_struct(mapping.definition, gate=gate))
     if mapping.head is None and mapping.top != "none" and not table.tail:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -29,13 +30,26 @@ def beside_bundle(prefix: Path, names: Mapping[str, str]) -> Callable[[], Stored
 
 def read_graph(path: Path, names: Mapping[str, str]) -> StoredGraph:
     """The operations of a ``.meta`` or ``saved_model.pb``. Raises CheckpointError."""
-    from porter.sources.graphdef import variable_of
-    from porter.sources.graphdef_operations import Source, stored_graph
-
     try:
         data = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from error
+    for known, graph in list(_latest):
+        if known == (data, names):
+            return graph
+    graph = _parsed(path, data, names)
+    _latest.append(((data, names), graph))
+    return graph
+
+
+# The checkpoints of one training run have the same graph
+_latest: deque[tuple[tuple[bytes, Mapping[str, str]], StoredGraph]] = deque(maxlen=1)
+
+
+def _parsed(path: Path, data: bytes, names: Mapping[str, str]) -> StoredGraph:
+    from porter.sources.graphdef import variable_of
+    from porter.sources.graphdef_operations import Source, stored_graph
+
     if path.suffix == ".meta":
         meta = protos.parse(protos.MetaGraphDef, data, str(path), "the graph")
     else:

@@ -140,8 +140,10 @@ class _Reader:
         """The nodes behind a layer whose value nothing takes."""
         users: defaultdict[str, list[str]] = defaultdict(list)
         found: list[str] = []
+        ops = {node.op for node in self.nodes.values()}
+        without = {op for op in ops if op in NO_VALUES or any(part in op for part in NO_VALUES_IN)}
         for node in self.nodes.values():
-            if node.op in NO_VALUES or any(part in node.op for part in NO_VALUES_IN) or "gradients" in node.name:
+            if node.op in without or "gradients" in node.name:
                 continue
             if node.op in LAYERS or node.op in FUSED:
                 found.append(node.name)

@@ -58,6 +58,7 @@ def test_many_empty_files(tmp_path, refused):
     refused(packed(tmp_path / "a.tgz", b"".join(header(f"f{n}") for n in range(20_000))), "files")
 
 
+@pytest.mark.slow
 def test_many_members_of_a_zip(tmp_path, refused):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         for number in range(30_000):

@@ -113,6 +113,7 @@ def test_a_socket(tmp_path, monkeypatch):
             write_bytes(Path("socket"), b"", force=True)
 
 
+@pytest.mark.slow
 def test_reports_into_fifos(run, demo_folder, artifact, photos, tmp_path):
     fifos = {name: Fifo(tmp_path / name) for name in ("junit", "parity", "guesses", "accuracy", "csv", "mapping")}
     for command in (
