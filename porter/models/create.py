@@ -175,9 +175,10 @@ def create_model(
         fold_bn: Fold the batch norms for inference, as ``porter.fold`` does.
 
     Returns:
-        The model, in eval mode: (N, channels, H, W) RGB in [-1, 1] -> (N, num_classes) logits. State-dict keys are
-        timm's. A variant with another head gives an ``LRASPP``, with torchvision's keys, or an ``SSDLite``. On CUDA,
-        PyTorch computes convolutions in TF32 unless ``torch.backends.cudnn.allow_tf32`` is False, three digits short.
+        The model, in eval mode: (N, channels, H, W) -> (N, num_classes) logits. Images are RGB in [-1, 1], or what
+        ``pretrained_cfg`` has as mean and std if the source states others. State-dict keys are timm's. A variant with
+        another head gives an ``LRASPP``, with torchvision's keys, or an ``SSDLite``. On CUDA, PyTorch computes
+        convolutions in TF32 unless ``torch.backends.cudnn.allow_tf32`` is False, three digits short.
 
     Raises:
         PorterError: On weights that do not fit, or an argument that is none of those allowed.
