@@ -1,6 +1,8 @@
 """8-bit ports: verify, release, predict, evaluate, the card and create_model are about one model, and say which."""
 
 import json
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -172,6 +174,13 @@ def test_the_authors_8_bit_classifier(tf, tmp_path, run):
         found[how] = json.loads(ran.out)["results"][0]["top1"]["hits"]
         config = json.loads((tmp_path / how / "config.json").read_text())
         assert "pretrained_cfg" not in config  # folded batch norms: timm would not load it
+        photo = next((REAL / "images").iterdir())
+        [code, *_] = re.findall("```python\n(.*?)```", (tmp_path / how / "README.md").read_text(), re.S)
+        code = code.replace("photo.jpg", str(photo)) + "\nprint(int(classes[0, 0]))"
+        shown = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / how, capture_output=True, text=True)
+        assert shown.returncode == 0, shown.stderr
+        [(_, predicted)] = porter.predict(tmp_path / how, [photo])
+        assert int(shown.stdout) == predicted.rows[0].number
     assert found == {"8bit": 102, "dequantized": 97}
     ran = run("evaluate", f"tf:{EIGHT_BIT}", REAL / "images", "--json", "--workers", 0)
     assert json.loads(ran.out)["results"][0]["top1"]["hits"] == 102

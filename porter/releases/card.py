@@ -12,6 +12,7 @@ from typing import Any
 from porter.artifacts.metadata import Metadata
 from porter.artifacts.source import StoredPort
 from porter.evaluation.result import Evaluation
+from porter.mapping.schema import VariantMapping
 from porter.models.create import pretrained_cfg
 from porter.models.feature_info import pyramid
 from porter.network.network import Head, Network
@@ -82,9 +83,17 @@ class Card:
         return why_not_timm(self.port.mapping, self.metadata)
 
 
+def images(mapping: VariantMapping, metadata: Metadata) -> dict[str, Any]:
+    """The images in ``config.json``: timm's keys, and the levels of pixels of weights that compute 8 bits."""
+    found = pretrained_cfg(mapping, metadata.num_classes)
+    if metadata.ranges and mapping.input.levels:
+        found["levels"] = mapping.input.levels
+    return found
+
+
 def config(port: Port, metadata: Metadata) -> bytes:
     """``config.json``, for ``timm.create_model("local-dir:FOLDER")`` if timm's class computes these weights."""
-    cfg = pretrained_cfg(port.mapping, metadata.num_classes)
+    cfg = images(port.mapping, metadata)
     del cfg["architecture"]
     content: dict[str, Any] = {
         "architecture": architecture(port.mapping, metadata),
@@ -98,8 +107,6 @@ def config(port: Port, metadata: Metadata) -> bytes:
     else:
         content |= {"library": "mnv3-port", "variant": metadata.variant, "images": cfg}
         content["fake_quant"] = bool(metadata.ranges)
-        if metadata.ranges and (levels := port.mapping.input.levels):
-            content["images"]["levels"] = levels
     return json.dumps(content, indent=2).encode() + b"\n"
 
 

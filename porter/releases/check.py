@@ -13,13 +13,13 @@ from porter.artifacts.variant import mapping_of
 from porter.errors import ArtifactError, NoParityError
 from porter.mapping.files import load_mapping, mapping_digest
 from porter.mapping.options import PortOptions
-from porter.models.create import pretrained_cfg
 from porter.network.nodes import check_image
 from porter.parity.candidates.own import recorded_artifact
 from porter.parity.references.recorded import recorded
 from porter.parity.verdict import Verdict
 from porter.parity.verify import Check, asked, check_sample, environment, verify
 from porter.releases import folder as contents
+from porter.releases.card import images
 from porter.releases.naming import architecture
 from porter.sources.checkpoint import sha256
 
@@ -85,12 +85,12 @@ def _contradictions(folder: Path) -> list[str]:
     expected = _Config(architecture(mapping, artifact.metadata), artifact.metadata.num_classes)
     if stated != expected:
         problems.append(f"{CONFIG}: is of {stated}, the weights are of {expected}")
-    images = msgspec.json.decode(msgspec.json.encode(pretrained_cfg(mapping, artifact.metadata.num_classes)))
+    known = msgspec.json.decode(msgspec.json.encode(images(mapping, artifact.metadata)))
     for found in (config.pretrained_cfg or {}, config.images or {}):
         problems += [
-            f"{CONFIG}: {key}: {found[key]}, the mapping has {images.get(key)}"
+            f"{CONFIG}: {key}: {found[key]}, the mapping has {known.get(key)}"
             for key in found
-            if found[key] != images.get(key)
+            if found[key] != known.get(key)
         ]
     # Its digest; before version 0.3, that of its content
     if own and artifact.metadata.mapping not in (sha256(own), mapping_digest(load_mapping(own))):
