@@ -446,6 +446,16 @@ def test_h5_of_keras_2(keras2, port, tmp_path, make):
     check(port, model, saved(model, tmp_path / "m.h5"))
 
 
+@pytest.mark.slow
+def test_a_base_that_keras_2_uses_twice(keras2, port, tmp_path):
+    """Its uses are counted from 1, as the one on its own images is not in the file."""
+    layers, inner = keras2.layers, filled(base(keras2))
+    pair = [keras2.Input((SIDE, SIDE, 3)) for _ in range(2)]
+    both = layers.Concatenate()([layers.GlobalAveragePooling2D()(inner(image)) for image in pair])
+    source = saved(keras2.Model(pair, layers.Dense(5)(both)), tmp_path / "m.h5")
+    same(port(source, pixels(), "map", backbone=True), theirs(inner, pixels()))
+
+
 def test_one_shard_is_refused(keras, tmp_path):
     as_shards(filled(whole(keras)), tmp_path)
     with pytest.raises(CheckpointError, match=r"one shard .* m\.weights\.json"):

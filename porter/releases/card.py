@@ -202,11 +202,7 @@ def _model_index(card: Card, operations: int) -> dict[str, Any]:
             "RMSProp Decay": training.rmsprop_decay,
         }
     size = "x".join(map(str, dict.fromkeys(spec.sides)))
-    metadata |= {
-        "Crop Pct": str(spec.crop),
-        "Image Size": size,
-        "Interpolation": "bilinear",
-    }
+    metadata |= {"Crop Pct": str(spec.crop), "Image Size": size, "Interpolation": "bilinear"}
     model: dict[str, Any] = {
         "Name": card.name,
         "In Collection": COLLECTION,

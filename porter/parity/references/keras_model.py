@@ -34,7 +34,7 @@ from porter.sources.stored_graph import StoredGraph
 
 MOST_DEPTH = 64  # of a configuration; a model in a model in a model takes 30
 TENSOR = "__keras_tensor__"
-LOGITS_ENDPOINT = "Logits"
+LOGITS_ENDPOINT, PREDICTIONS = CLASS_ENDPOINTS
 # Where Keras 3 and Keras 2 keep layers and operations; other modules hold functions that could do anything
 MODULES = re.compile(
     r"keras(\.(layers|models))?|keras\.src\.(models|ops|layers)(\.\w+)*|tf_keras\.src\.(layers|engine)(\.\w+)*"
@@ -115,7 +115,7 @@ def of_model(port: Port, opened: Opened) -> Reference:
         exact, single = (values_at(library, models[dtype], given.astype(dtype), at) for dtype in models)
         if activation:
             for found in (exact, single):
-                found["Predictions"] = activation(found[LOGITS_ENDPOINT])
+                found[PREDICTIONS] = activation(found[LOGITS_ENDPOINT])
         for name in wanted:
             double, rounded = np.asarray(exact.pop(name)), np.asarray(single.pop(name))
             if name in CLASS_ENDPOINTS:
@@ -319,9 +319,9 @@ def _places(port: Port, graph: StoredGraph, sources: Mapping[str, str]) -> dict[
         if value and ":" not in value:
             found |= dict.fromkeys(node.endpoints, value)
     if port.classes and graph.outputs and graph.operations[graph.outputs[0]].kind in ("softmax", "sigmoid"):
-        found["Predictions"] = ""
+        found[PREDICTIONS] = ""
     elif port.classes:
-        found["Logits"] = ""
+        found[LOGITS_ENDPOINT] = ""
     return found
 
 
