@@ -323,6 +323,81 @@ def test_containers(keras, port, tmp_path, container, kind):
     check(port, model, CONTAINERS[container](model, tmp_path))
 
 
+def mixed(keras):
+    keras.mixed_precision.set_global_policy("mixed_float16")
+    try:
+        return nested(keras)
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+
+
+def adapted(keras):
+    layer = keras.layers.Normalization()
+    layer.adapt(pixels().astype(np.float32))
+    return scaled(keras, layer)
+
+
+SAVED_MODELS = {
+    "adapted": adapted,
+    "mixed precision": mixed,
+    "silu": lambda keras: filled(
+        keras.Sequential([base(keras, pooling="avg"), keras.layers.Dense(8, "silu"), keras.layers.Dense(5, "softmax")])
+    ),
+    "Rescaling": lambda keras: scaled(keras, keras.layers.Rescaling(1 / 255)),
+}
+
+
+@pytest.mark.parametrize("kind", ["adapted", *slow("mixed precision", "silu", "Rescaling")])
+def test_a_saved_model_is_compared_from_the_pixel(keras, port, tmp_path, run, kind):
+    model = SAVED_MODELS[kind](keras)
+    path = as_saved_model(model, tmp_path)
+    if kind != "mixed precision":  # whose rounding to 16 bits the port does not have
+        check(port, model, path)
+    ran = run("verify", path)
+    assert ran.code == 0, ran.out + ran.err
+    assert "reference  SavedModel (m)" in ran.out
+    assert "received   reference: 8-bit pixels as numbers from 0 to 255; port: " in ran.out
+
+
+@pytest.mark.slow
+def test_a_saved_model_of_keras_2(keras2, port, tmp_path, run):
+    model = nested(keras2)
+    model.save(tmp_path / "m", save_format="tf")
+    check(port, model, tmp_path / "m")
+    ran = run("verify", tmp_path / "m")
+    assert (ran.code, "reference  SavedModel (m)" in ran.out) == (0, True), ran.out + ran.err
+
+
+def test_a_saved_model_that_reads_files(tf, keras, port, tmp_path, run):
+    """Its signature decodes JPEG files and gives classes as well; its scaling is behind the decoder."""
+    model = scaled(keras, keras.layers.Rescaling(1 / 255))
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
+    def serve(files):
+        images = tf.map_fn(
+            lambda file: tf.image.resize(tf.cast(tf.image.decode_jpeg(file, channels=3), tf.float32), (SIDE, SIDE)),
+            files,
+            fn_output_signature=tf.float32,
+        )
+        return {"classes": tf.argmax(model(images), -1), "scores": model(images)}
+
+    tf.saved_model.save(model, tmp_path / "m", signatures=serve)
+    check(port, model, tmp_path / "m")
+    ran = run("verify", tmp_path / "m")
+    assert (ran.code, "reference  SavedModel (m)" in ran.out) == (0, True), ran.out
+    assert "port: 0 to 1, float32" in ran.out
+
+
+def test_a_saved_model_in_training_mode(tf, keras, tmp_path, run):
+    model = filled(keras.Sequential([base(keras, pooling="avg"), keras.layers.Dense(5)]))
+    serve = tf.function(lambda images: model(images, training=True))
+    signature = serve.get_concrete_function(tf.TensorSpec([None, SIDE, SIDE, 3], tf.float32))
+    tf.saved_model.save(model, tmp_path / "m", signatures=signature)
+    ran = run("convert", tmp_path / "m", "-o", tmp_path / "p.pth")
+    assert ran.code == 2
+    assert "its batch norms use the statistics of each batch, as in training" in ran.err
+
+
 @pytest.mark.parametrize("container", [".keras", *slow("checkpoint", ".h5", "weights", "folder", "Keras 2")])
 def test_averages_of_keras(keras, port, tmp_path, run, request, container):
     """``use_ema``: Keras's optimizers keep them in all files that have their state."""

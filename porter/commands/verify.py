@@ -35,7 +35,7 @@ from porter.text import SCHEMA, json_text
     default="auto",
     show_default=True,
     metavar="KIND",
-    help="auto, frozen (.pb), meta (.meta), keras, tflite, tf.nn, or a recorded .npz.",
+    help="auto, frozen (.pb), meta (.meta), saved_model, keras, tflite, tf.nn, or a recorded .npz.",
 )
 @click.option(
     "--dtype",

@@ -18,9 +18,11 @@ from porter.network.network import TIMM_GATE, Network, build_network
 from porter.network.node import Shape
 from porter.network.nodes import check_needs, is_weight, nodes, state_dict_shapes
 from porter.sources import Checkpoint
+from porter.sources.bundle_graph import saved_model_of
 from porter.sources.dtypes import FLOATS
 
 NOT_BACKBONE = "not of the backbone"
+NOT_SERVED = "not in the SavedModel's graph"  # a Normalization's statistics, which its graph holds as constants
 
 
 @dataclass(frozen=True)
@@ -197,8 +199,11 @@ def _left_over(
 ) -> tuple[list[str], dict[str, str]]:
     """Variables that no rule uses or ignores; and the ignored ones, with the reason."""
     used = {want.source for want in expected} | {f"{name}/{field}" for name in ranges.values() for field in FIELDS}
+    served = _served(checkpoint)
     reasons = {
-        name: ignore_reason(mapping, name) or _training_state(checkpoint, name, mapping.scope, used)
+        name: ignore_reason(mapping, name)
+        or _training_state(checkpoint, name, mapping.scope, used)
+        or (NOT_SERVED if served and name not in served else None)
         for name in checkpoint
         if name not in used
     }
@@ -206,6 +211,14 @@ def _left_over(
         reasons = {name: reason or NOT_BACKBONE for name, reason in reasons.items()}
     ignored = {name: reason for name, reason in reasons.items() if reason is not None}
     return [name for name, reason in reasons.items() if reason is None], dict(checkpoint.set_aside) | ignored
+
+
+def _served(checkpoint: Checkpoint) -> set[str]:
+    """The variables that a SavedModel's graph uses; none for other files, and where some are not found."""
+    if checkpoint.format != "bundle" or saved_model_of(checkpoint.path) is None or checkpoint.graph is None:
+        return set()
+    names = {name for one in checkpoint.graph.operations.values() for name in one.weights.values()}
+    return names if names <= checkpoint.keys() else set()
 
 
 def _training_state(checkpoint: Checkpoint, name: str, scope: str, used: Container[str]) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from typing import NamedTuple
 
 from msgspec import Struct
@@ -22,7 +23,15 @@ from porter.network.node import Node, map_sizes, same_padding
 from porter.network.nodes import nodes
 from porter.network.spec import TAIL_ACTIVATIONS, Input, Pooling, Predictions, Stem, TailLayer
 from porter.sources import Checkpoint
-from porter.sources.stored_graph import ACTIVATIONS, ROUNDING, WITH_WEIGHTS, Sides, StoredGraph, StoredOperation
+from porter.sources.stored_graph import (
+    ACTIVATIONS,
+    BATCH_STATISTICS,
+    ROUNDING,
+    WITH_WEIGHTS,
+    Sides,
+    StoredGraph,
+    StoredOperation,
+)
 
 # A network takes numbers of about -1 to 1. A factor above this one, half-way between 1 / 255 and 1, is of values from 0
 # to 1, one below it of pixels from 0 to 255
@@ -30,6 +39,9 @@ PIXEL_FACTOR = 1 / 16
 FLOAT32 = 2.0**-22  # of a constant that was rounded to float32, and computed with once more
 STRICT = ("keras", "tflite", "tfjs")  # formats of a network alone; a TensorFlow graph may begin with a reader of files
 NOTHING_AT_ONE_POSITION = ("flatten", "mean", "max", "average_pool", "max_pool")  # slim pools twice
+SCALES = ("add", "subtract", "multiply", "divide")
+LAYS_OUT = ("pad", "Pad", "resize", "flatten")  # Pad: by edges that the graph computes
+ON_PIXELS = (*SCALES, *LAYS_OUT, *ROUNDING)
 FACTS = ("scaling", "gate", "epsilon", "strides")
 
 
@@ -119,6 +131,11 @@ def as_stated(mapping: VariantMapping, checkpoint: Checkpoint) -> Function:
         return _of_hub(Stated(stem=stem), mapping, network, graph, hub, checkpoint)
     if graph is None or not layers:
         return Function(mapping, Stated(stem=stem), FACTS)
+    if any(one.kind == BATCH_STATISTICS for one in graph.operations.values()):
+        raise NotTheNetworkError(
+            f"{checkpoint.given}: its batch norms use the statistics of each batch, as in training; convert the "
+            "model's .keras, .h5 or checkpoint instead"
+        )
     output_stride = _output_stride(network, layers, problems)
     image, white = _input(mapping.input, graph, layers[0].operation, checkpoint, problems)
     sides = _image_sides(graph, layers[0].operation)
@@ -295,16 +312,18 @@ def _input(
     if first.kind != "image":
         if checkpoint.format in STRICT:
             problems.append(f"{first.name} ({first.kind}): the first convolution does not get one image")
-        return own, None
+            return own, None
+        path = [first, *others]  # a reader of files gives the image
+        others = [*takewhile(lambda one: one.kind in ON_PIXELS, path[::-1])][::-1]
     sides = _image_sides(graph, stem)
     if sides:
         own = replace_struct(own, size=sides[0], width=None if sides[0] == sides[1] else sides[1])
     factor, offset = [1.0] * own.channels, [0.0] * own.channels
     for operation in others:
-        if operation.kind in (*ROUNDING, "pad", "Pad", "resize", "flatten"):  # Pad: by edges that the graph computes
+        if operation.kind in (*ROUNDING, *LAYS_OUT):
             continue
         numbers = list(operation.constant) * (own.channels if len(operation.constant) == 1 else 1)
-        if len(numbers) != own.channels or operation.kind not in ("add", "subtract", "multiply", "divide"):
+        if len(numbers) != own.channels or operation.kind not in SCALES:
             problems.append(f"{operation.name}: {operation.kind} before the first convolution cannot be taken over")
             return own, None
         for channel, number in enumerate(numbers):

@@ -20,12 +20,16 @@ def beside_bundle(prefix: Path, names: Mapping[str, str]) -> Callable[[], Stored
 
     ``names``: key in the checkpoint -> variable, where keys are not the names.
     """
-    folder = prefix.absolute().parent  # of a bare name, in the folder one is in
-    saved_model = folder.parent / "saved_model.pb"
-    if folder.name == "variables" and saved_model.is_file():
-        return partial(read_graph, saved_model, names)
     meta = prefix.with_name(prefix.name + ".meta")
-    return partial(read_graph, meta, names) if meta.is_file() else None
+    path = saved_model_of(prefix) or (meta if meta.is_file() else None)
+    return partial(read_graph, path, names) if path else None
+
+
+def saved_model_of(prefix: Path) -> Path | None:
+    """The ``saved_model.pb`` to which the checkpoint ``prefix`` belongs, if there is one."""
+    folder = prefix.absolute().parent  # of a bare name, in the folder one is in
+    path = folder.parent / "saved_model.pb"
+    return path if folder.name == "variables" and path.is_file() else None
 
 
 def read_graph(path: Path, names: Mapping[str, str]) -> StoredGraph:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from porter.errors import CheckpointError
 from porter.sources import protos
 from porter.sources.bounds import MOST_BEHIND
 from porter.sources.dtypes import FLOATS, as_decimal, name_of
-from porter.sources.stored_graph import Sides, StoredGraph, StoredOperation
+from porter.sources.stored_graph import BATCH_STATISTICS, Sides, StoredGraph, StoredOperation
 from porter.sources.variable import Variable
 
 LAYERS = {"Conv2D": "convolution", "DepthwiseConv2dNative": "depthwise", "MatMul": "dense"}
@@ -36,6 +37,11 @@ ON_ONE = {
     "LeakyRelu": "leaky_relu", "AvgPool": "average_pool", "MaxPool": "max_pool", "Mean": "mean", "Max": "max",
     "Reshape": "flatten", "Squeeze": "flatten", "ExpandDims": "flatten", "Pad": "pad", "ResizeBilinear": "resize",
     **dict.fromkeys(ROUNDS, "fake_quant"),
+}  # fmt: skip
+# What a graph may compute of constants before an image reaches it, such as the variances of Keras's Normalization
+OF_CONSTANTS: dict[str, Callable[..., float]] = {
+    "Sqrt": math.sqrt, "Maximum": max, "Minimum": min, "Neg": operator.neg, "Add": operator.add, "AddV2": operator.add,
+    "Sub": operator.sub, "Mul": operator.mul, "RealDiv": operator.truediv,
 }  # fmt: skip
 # What a dilated convolution may hold between SpaceToBatchND and BatchToSpaceND
 BY_POSITION = (*LAYERS, *NORMS, *ARITHMETIC, "BiasAdd", "Relu", "Relu6")
@@ -90,6 +96,16 @@ class Source(NamedTuple):
     names: Mapping[str, str] = {}
 
 
+class Program(NamedTuple):
+    """The nodes that compute a graph's outputs, with the bodies of functions in place of calls, in no order.
+
+    ``variables`` are names of variables by the node that holds them.
+    """
+
+    nodes: list[GraphNode]
+    variables: dict[str, str]
+
+
 class _Weight(NamedTuple):
     name: str
     rank: int
@@ -134,7 +150,32 @@ class _Reader:
         for node in self._in_order(outputs):
             self._node(node)
         found = dict.fromkeys(self.values[name] for name in map(self._lead, outputs) if name in self.values)
-        return StoredGraph(list(self.operations.values()), tuple(found), self.takes_pixels)
+        return StoredGraph(list(self.operations.values()), tuple(found), self.takes_pixels, program=self._program)
+
+    def _program(self) -> Program:
+        """What TensorFlow runs for the operations that were read, under the same names."""
+        waiting = list(self.operations)
+        found: dict[str, GraphNode] = {}
+        while waiting:
+            name = waiting.pop()
+            node = self.nodes.get(name)
+            if node is None or name in found:
+                continue
+            found[name] = node._replace(inputs=tuple(map(self._called, node.inputs)))
+            waiting += [reference.partition(":")[0] for reference in found[name].inputs]
+        leaves = {name: self._leaf(name) for name, node in found.items() if node.op in VARIABLES}
+        return Program(list(found.values()), {name: leaf.name for name, leaf in leaves.items() if leaf})
+
+    def _called(self, reference: str) -> str:
+        """``reference``, or what a called function or an identity returns there."""
+        for _ in range(MOST_BEHIND):
+            node = self.nodes.get(reference.partition(":")[0])
+            passed = node is not None and node.op in (*CALLS, *SAME_VALUE)
+            following = self._following(reference) if passed else None
+            if following is None:
+                break
+            reference = following
+        return reference
 
     def _last(self) -> tuple[str, ...]:
         """The nodes behind a layer whose value nothing takes."""
@@ -363,9 +404,14 @@ class _Reader:
         rank = len(shape.shape.dim) if shape is not None else -1
         return _Weight(self.source.names.get(node.name, plain or node.name), rank, None)
 
-    def _number(self, reference: str) -> tuple[float, ...]:
+    def _number(self, reference: str, depth: int = 0) -> tuple[float, ...]:
         """The values of a constant, one or one for each channel; empty if it is none."""
         node = self.nodes.get(self._lead(reference))
+        if node and node.op in OF_CONSTANTS and node.name not in self.numbers and depth < MOST_BEHIND:
+            self.numbers[node.name] = ()  # where it needs itself
+            self.numbers[node.name] = self._computed(OF_CONSTANTS[node.op], node.inputs, depth)
+        if node and node.op in OF_CONSTANTS:
+            return self.numbers.get(node.name, ())
         if node and node.op in ("Reshape", "Squeeze", "ExpandDims", "Cast") and node.inputs:
             reference = node.inputs[0]
         found = self._leaf(reference)
@@ -380,6 +426,19 @@ class _Reader:
             known = self.left[2] >= 0
             self.numbers[variable.name] = tuple(variable.read().reshape(-1).astype(float).tolist()) if known else ()
         return self.numbers[variable.name]
+
+    def _computed(self, operation: Callable[..., float], inputs: tuple[str, ...], depth: int) -> tuple[float, ...]:
+        """The values of ``operation`` on constants; empty where they are none, or have no such value."""
+        of = [self._number(one, depth + 1) for one in inputs]
+        count = max(map(len, of), default=0)
+        if not all(of) or {*map(len, of)} - {1, count}:
+            return ()
+        self.left[2] -= count
+        try:
+            rows = zip(*(numbers * (count // len(numbers)) for numbers in of), strict=True)
+            return tuple(operation(*row) for row in rows) if self.left[2] >= 0 else ()
+        except (ValueError, TypeError, ArithmeticError):  # a root of -1, another number of inputs, a division by 0
+            return ()
 
     def _arithmetic(self, node: GraphNode, given: list[str], inputs: list[str]) -> None:
         kind = ARITHMETIC[node.op]
@@ -460,7 +519,9 @@ class _Reader:
         elif node.op in ("Mean", "Max"):
             axes = self._whole_numbers(node, 1)
             order = node.attribute(b"data_format")
-            if {axis % 4 for axis in axes} != {1, 2} or order is not None:
+            if node.op == "Mean" and {axis % 4 for axis in axes} == {0, 1, 2}:
+                kind = BATCH_STATISTICS
+            elif {axis % 4 for axis in axes} != {1, 2} or order is not None:
                 kind = f"{node.op} over the axes {[*axes[:8]]}"
         elif node.op == "Pad":
             edges = self._whole_numbers(node, 1)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 from msgspec.structs import replace
+
+if TYPE_CHECKING:
+    from porter.sources.graphdef_operations import Program
 
 Sides = tuple[int, int]  # height and width
 ACTIVATIONS = (
@@ -15,6 +19,7 @@ ACTIVATIONS = (
 )
 WITH_WEIGHTS = ("convolution", "depthwise", "dense")
 ROUNDING = ("quantize", "fake_quant")
+BATCH_STATISTICS = "batch_statistics"
 
 
 class StoredOperation(Struct, frozen=True):
@@ -25,7 +30,8 @@ class StoredOperation(Struct, frozen=True):
     ``hard_swish``, ``sigmoid``, ``softmax``, ``tanh``, ``elu``, ``silu``, ``gelu``, ``leaky_relu``; ``add``,
     ``subtract``, ``multiply``, ``divide``, ``minimum``, ``maximum``; over the whole map ``mean`` and ``max``;
     ``average_pool`` and ``max_pool`` over ``window``; ``flatten`` for everything that only drops or merges axes of (N,
-    H, W, C); ``pad``, ``resize``, ``concat``; of ROUNDING ``fake_quant`` is training's, on floats. What does nothing at
+    H, W, C); ``pad``, ``resize``, ``concat``; of ROUNDING ``fake_quant`` is training's, on floats;
+    ``batch_statistics``, the mean of each channel, is a batch norm's in training. What does nothing at
     inference (dropout, identity, casts between floats) is left out.
 
     An ``image`` has its size as ``window``, zeros where it is free, and so has what a ``resize`` makes. ``name`` is the
@@ -60,7 +66,7 @@ class StoredGraph:
     ``outputs`` are names of values. ``takes_pixels`` is true where the file says that its image has values from 0 to
     255 (8-bit inputs, TensorFlow Lite's metadata), and false where it does not say. ``levels`` are the values that the
     first convolution gets for each of 256 pixel values, a row for all channels or one for each, where the file computes
-    them in integers; empty elsewhere.
+    them in integers; empty elsewhere. ``program`` gives the nodes of a GraphDef that compute the operations.
     """
 
     def __init__(
@@ -69,9 +75,11 @@ class StoredGraph:
         outputs: Sequence[str],
         takes_pixels: bool = False,
         levels: Sequence[Sequence[float]] = (),
+        program: Callable[[], Program] | None = None,
     ) -> None:
         self.operations = _recognised({operation.name: operation for operation in operations}, outputs)
         self.outputs, self.takes_pixels, self.levels = tuple(outputs), takes_pixels, levels
+        self.program = program
 
     @cached_property
     def users(self) -> Mapping[str, list[StoredOperation]]:

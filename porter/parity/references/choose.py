@@ -22,12 +22,13 @@ from porter.parity.references.reference import Endpoints, Reference, for_port
 from porter.parity.references.wire import Request
 from porter.port import Port
 from porter.sources import Checkpoint
+from porter.sources.bundle_graph import saved_model_of
 from porter.sources.bundle_writer import write_bundle
 from porter.sources.keras import read_config
 from porter.sources.object_graph import OBJECT_GRAPH
 from porter.text import printable
 
-KINDS = ("frozen", "meta", "keras", "tflite", "tf.nn")
+KINDS = ("frozen", "meta", "saved_model", "keras", "tflite", "tf.nn")
 RECORDED_NAME = "expected.npz"
 COPY = "model"
 
@@ -41,11 +42,11 @@ TRAINING = 4  # times as much for each pixel: batch norms, activations and convo
 def open_reference(asked: str, port: Port, sizes: tuple[Size, ...] | None = None) -> Reference:
     """The reference ``asked``: one of KINDS, a path to an ``.npz``, or ``auto``.
 
-    ``auto`` prefers what runs the source itself (a .tflite's interpreter, Keras). Otherwise it takes the first of: the
-    frozen ``.pb`` beside the checkpoint, its ``.meta``, our ``tf.nn`` graph and, without TensorFlow, an
-    ``expected.npz`` beside it. Files beside a checkpoint were made from its averages, so they are no reference for raw
-    weights. ``sizes`` are the sizes of the images to come. Fake quantisation needs ``tf.nn``, or for a .tflite its
-    interpreter, which has nothing else. Raises ParityError if there is no reference.
+    ``auto`` prefers what runs the source itself (a .tflite's interpreter, Keras, a SavedModel's graph). Otherwise it
+    takes the first of: the frozen ``.pb`` beside the checkpoint, its ``.meta``, our ``tf.nn`` graph and, without
+    TensorFlow, an ``expected.npz`` beside it. Files beside a checkpoint were made from its averages, so they are no
+    reference for raw weights. ``sizes`` are the sizes of the images to come. Fake quantisation needs ``tf.nn``, or for
+    a .tflite its interpreter, which has nothing else. Raises ParityError if there is no reference.
     """
     if port.plan.dequantized and asked in ("auto", "tflite"):
         if asked == "tflite":
@@ -96,6 +97,8 @@ def _first(port: Port, sizes: tuple[Size, ...] | None) -> str:
         runs = known if checkpoint.graph is None else port.assumed != FACTS  # else the network is not in the graph
         if of_keras(checkpoint) and runs and own_size:
             return "keras"
+        if _of_saved_model(checkpoint) and checkpoint.graph and port.assumed != FACTS and own_size:
+            return "saved_model"
         if averaged and _frozen_beside(checkpoint):
             return "frozen"
         return "meta" if _meta_beside(checkpoint) else "tf.nn"
@@ -115,6 +118,8 @@ def _live(kind: str, port: Port, sizes: tuple[Size, ...], train: bool = False) -
     graph = _frozen_beside(checkpoint) if kind == "frozen" else None
     if kind == "frozen" and graph is None:
         raise ParityError(f"{checkpoint.given}: expected one frozen .pb beside it; use the reference tf.nn")
+    if kind == "saved_model" and not _of_saved_model(checkpoint):
+        raise ParityError(f"{checkpoint.given}: no SavedModel's checkpoint; use the reference tf.nn")
     if kind == "meta" and not _meta_beside(checkpoint):
         raise ParityError(f"{checkpoint.path}.meta: no such file; use the reference tf.nn")
     memory = memory_for([graph] if graph else checkpoint.files, sizes)
@@ -193,6 +198,10 @@ def _frozen_beside(checkpoint: Checkpoint) -> Path | None:
         return checkpoint.path
     graphs = [path for folder in _folders(checkpoint) for path in sorted(folder.glob("*.pb"))]
     return graphs[0] if len(graphs) == 1 and graphs[0].name != "saved_model.pb" else None
+
+
+def _of_saved_model(checkpoint: Checkpoint) -> bool:
+    return checkpoint.format == "bundle" and not checkpoint.remote and saved_model_of(checkpoint.path) is not None
 
 
 def _meta_beside(checkpoint: Checkpoint) -> bool:

@@ -19,9 +19,9 @@ ALLOWED = frozenset(
         "Placeholder", "Const", "Identity", "NoOp",
         "Conv2D", "DepthwiseConv2dNative", "MatMul", "BiasAdd",
         "FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3",
-        "Add", "AddV2", "Sub", "Mul", "RealDiv", "Rsqrt", "Maximum", "Minimum",
-        "Relu", "Relu6", "Sigmoid", "Softmax",
-        "Mean", "AvgPool", "ResizeBilinear", "SpaceToBatchND", "BatchToSpaceND",
+        "Add", "AddV2", "Sub", "Mul", "RealDiv", "Neg", "Sqrt", "Rsqrt", "Maximum", "Minimum",
+        "Relu", "Relu6", "Sigmoid", "Softmax", "Elu", "Tanh",
+        "Mean", "Max", "AvgPool", "ResizeBilinear", "SpaceToBatchND", "BatchToSpaceND",
         "Pad", "Reshape", "Squeeze", "ExpandDims", "Shape", "StridedSlice", "Pack", "Unpack", "Cast",
     )
 )  # fmt: skip

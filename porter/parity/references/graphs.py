@@ -1,4 +1,5 @@
-"""Original TensorFlow graphs as references, in float64 and float32: the frozen ``.pb``, or the ``.meta`` with weights.
+"""Original TensorFlow graphs as references, in float64 and float32: a frozen ``.pb``, or a ``.meta`` or SavedModel with
+the values of its variables.
 
 The graph is cut at the first convolution, so that it takes images of any size. What is before that, from 8-bit pixels
 on, runs by itself, and must be the port's preprocessing.
@@ -6,9 +7,9 @@ on, runs by itself, and must be the port's preprocessing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,10 +17,10 @@ from porter.errors import ParityError
 from porter.mapping.rules import expected_variables, layer_scopes
 from porter.network.network import Network
 from porter.network.node import Size
-from porter.network.nodes import nodes
+from porter.network.nodes import CLASS_ENDPOINTS, LOGITS, nodes
 from porter.network.spec import ACTIVATIONS
 from porter.parity.references.graph_float64 import in_float64, pooling_everything
-from porter.parity.references.graph_guard import READS, guarded, node_of
+from porter.parity.references.graph_guard import FLOAT, READS, check_operation, constant, guarded, node_of
 from porter.parity.references.live_tensorflow import stored_values, tensorflow
 from porter.parity.references.reference import (
     Endpoints,
@@ -31,12 +32,34 @@ from porter.parity.references.reference import (
     told_pixels,
 )
 from porter.port import Port
+from porter.sources.bundle_graph import saved_model_of
+from porter.sources.stored_graph import WITH_WEIGHTS, StoredGraph
+
+SHORT_FLOATS = (14, 19)  # DT_BFLOAT16 and DT_HALF of tensorflow/core/framework/types.proto
+LOGITS_ENDPOINT, PREDICTIONS = CLASS_ENDPOINTS
+
+
+class Given(NamedTuple):
+    """The GraphDef ``definition`` of a file, with the ``values`` of variables by node.
+
+    ``stored`` are the operations of the graph, where the port's own file states them. ``size`` is the only one for
+    which it computes SAME padding.
+    """
+
+    name: str
+    path: str
+    definition: Any
+    values: Mapping[str, np.ndarray]
+    stored: StoredGraph | None
+    size: Size | None = None
 
 
 def frozen_graph(path: Path, port: Port) -> Reference:
     """The frozen graph ``path``. Raises ParityError if it is not the port's network, or not harmless."""
     definition = _parse(path, tensorflow().compat.v1.GraphDef())
-    return _reference(f"frozen graph ({path.name})", str(path), definition, port, {})
+    stored = port.checkpoint.graph if path == port.checkpoint.path else None
+    given = Given(f"frozen graph ({path.name})", str(path), definition, {}, stored)
+    return _reference(given, port)
 
 
 def meta_graph(port: Port) -> Reference:
@@ -49,7 +72,39 @@ def meta_graph(port: Port) -> Reference:
     definition = _parse(path, tensorflow().compat.v1.MetaGraphDef()).graph_def
     stored = stored_values(checkpoint)
     values = {name: stored(variable.name) for name, variable in checkpoint.items() if variable.dtype == "float32"}
-    return _reference(f"meta graph ({path.name})", str(path), definition, port, values)
+    return _reference(Given(f"meta graph ({path.name})", str(path), definition, values, checkpoint.graph), port)
+
+
+def saved_model(port: Port) -> Reference:
+    """The SavedModel that the port's checkpoint belongs to, the bodies of its functions in place of their calls.
+
+    Raises ParityError if it is not the port's network, or not harmless.
+    """
+    checkpoint = port.checkpoint
+    path, graph = saved_model_of(checkpoint.path), checkpoint.graph
+    if path is None or graph is None or graph.program is None:
+        raise ParityError(f"{checkpoint.given}: no SavedModel's checkpoint; use the reference tf.nn")
+    program = graph.program()
+    definition = tensorflow().compat.v1.GraphDef()
+    for node in program.nodes:
+        made = definition.node.add(name=node.name, op=node.op, input=node.inputs)
+        for attribute in node.attributes:
+            made.attr[attribute.key.decode(errors="replace")].ParseFromString(attribute.value.SerializeToString())
+        if made.op == "Const":
+            check_operation(made, str(path))  # before its values are made
+        _in_float32(made)
+    values = {node: checkpoint[name].read() for node, name in program.variables.items() if name in checkpoint}
+    name, size = f"SavedModel ({path.parent.name})", port.mapping.input.sides
+    return _reference(Given(name, str(path), definition, values, graph, size), port)
+
+
+def _in_float32(node: Any) -> None:
+    """Compute in float32 what Keras's mixed precision computes in 16 bits, whose rounding is not compared."""
+    if node.op == "Const" and node.attr["dtype"].type in SHORT_FLOATS:
+        constant(node, tensorflow().make_ndarray(node.attr["value"].tensor).astype(np.float32))
+    for value in node.attr.values():
+        if value.type in SHORT_FLOATS:
+            value.type = FLOAT
 
 
 def _parse(path: Path, proto: Any) -> Any:
@@ -62,7 +117,8 @@ def _parse(path: Path, proto: Any) -> Any:
     return proto
 
 
-def _reference(name: str, path: str, definition: Any, port: Port, values: dict[str, np.ndarray]) -> Reference:
+def _reference(given: Given, port: Port) -> Reference:
+    name, path, definition, values, stored, size = given
     network, scope = port.network, port.mapping.scope
     present = {node.name for node in definition.node}
     found = {
@@ -70,12 +126,15 @@ def _reference(name: str, path: str, definition: Any, port: Port, values: dict[s
         for endpoint, candidates in endpoint_operations(port).items()
     }
     operations = {endpoint: operation for endpoint, operation in found.items() if operation}
+    if stored is not None:
+        sources = {step.target: step.source for step in port.plan.steps}
+        operations = {e: one for e, one in places(port, stored, sources).items() if one in present} | operations
     if not operations:
         raise ParityError(f"{path}: holds no endpoint of {port.mapping.variant} under {scope}; use the reference tf.nn")
-    cut = _input_of_stem(definition, port, path)
+    cut = _input_of_stem(given, port.plan.steps[0].source)
     graph = guarded(definition, operations.values(), cut, path, values)
-    size = _fixed_size(definition, network, scope)
-    preprocess = _preprocessing(definition, port, cut, path, values, size)
+    size = size or _fixed_size(definition, network, scope)
+    preprocess = _preprocessing(given, port, cut, size)
     sessions: dict[tuple[int, ...], dict[str, Any]] = {}
 
     def sessions_for(size: tuple[int, ...]) -> dict[str, Any]:
@@ -90,8 +149,11 @@ def _reference(name: str, path: str, definition: Any, port: Port, values: dict[s
         fetches = [f"{operations[name]}:0" for name in names]
         try:
             session = sessions_for(images.shape[1:3])[dtype]
-            found: list[np.ndarray] = session.run(fetches, {f"{node_of(cut)}:0": images.astype(dtype)})
-            return found
+            found = session.run(fetches, {f"{node_of(cut)}:0": images.astype(dtype)})
+            return [
+                values.reshape(len(values), -1) if name in CLASS_ENDPOINTS else values
+                for name, values in zip(names, found, strict=True)
+            ]
         except ParityError:
             raise
         except Exception as error:  # TensorFlow has many exceptions
@@ -106,23 +168,21 @@ def _reference(name: str, path: str, definition: Any, port: Port, values: dict[s
     def prepare(images: np.ndarray) -> np.ndarray:
         if preprocess is None:
             return images
-        given = preprocess(images)
-        check_preprocessing(given, images, port, path)
-        return given
+        prepared = preprocess(images)
+        check_preprocessing(prepared, images, port, path)
+        return prepared
 
-    missing = tuple(endpoint for endpoint, operation in found.items() if not operation)
+    missing = tuple(endpoint for endpoint in found if endpoint not in operations)
     takes = told_pixels(port.white) if preprocess else ""
     return Reference(name, run, prepare=prepare, missing=missing, size=size, takes=takes)
 
 
-def _preprocessing(
-    definition: Any, port: Port, cut: str, path: str, values: dict[str, np.ndarray], size: Size | None
-) -> Callable[[np.ndarray], np.ndarray] | None:
+def _preprocessing(given: Given, port: Port, cut: str, size: Size | None) -> Callable[[np.ndarray], np.ndarray] | None:
     """What the graph makes of images in [-1, 1] as 8-bit pixels.
 
     None where it cannot be run, takes no pixels, or pads or resizes images, which may have any ``size``.
     """
-    stored, white = port.checkpoint.graph, port.white
+    definition, stored, white = given.definition, given.stored, port.white
     stem = stored.by_weight.get(port.plan.steps[0].source) if stored else None
     before = stored.path(stem) if stored and stem else ()
     if white is None or not before or before[0].kind != "image":
@@ -135,16 +195,16 @@ def _preprocessing(
         del bare.node[-1].input[:]
         bare.node[-1].input.extend(source for source in node.input if not source.startswith("^"))
     try:
-        graph = guarded(bare, [node_of(cut)], before[0].name, path, values)
+        graph = guarded(bare, [node_of(cut)], before[0].name, given.path, given.values)
     except ParityError:
         return None  # an operation that is not run: a decoder of files, say
     [image] = (node for node in graph.node if node.op == "Placeholder")
     dtype = tensorflow().dtypes.as_dtype(image.attr["dtype"].type).as_numpy_dtype
-    session = _session(graph, path)
+    session = _session(graph, given.path)
 
     def preprocess(images: np.ndarray) -> np.ndarray:
-        given = for_file(images, white).astype(dtype)
-        rows = [session.run(f"{node_of(cut)}:0", {f"{image.name}:0": one[None]}) for one in given]
+        pixels = for_file(images, white).astype(dtype)
+        rows = [session.run(f"{node_of(cut)}:0", {f"{image.name}:0": one[None]}) for one in pixels]
         return np.concatenate(rows)
 
     return preprocess
@@ -186,21 +246,56 @@ def _session(graph: Any, path: str) -> Any:
     return tf.compat.v1.Session(graph=loaded, config=config)
 
 
-def _input_of_stem(definition: Any, port: Port, path: str) -> str:
-    """The name of the first convolution's input tensor; its weights are those of the plan's first step."""
-    weights = port.plan.steps[0].source
-    named = {weights}
+def _input_of_stem(given: Given, weights: str) -> str:
+    """The name of the first convolution's input tensor; ``weights`` is the variable that it uses."""
+    definition, named = given.definition, {weights}
     for node in definition.node:  # frozen variables keep the Identity that read them
         if (node.op == "Identity" or node.op in READS) and node.input and node_of(node.input[0]) in named:
             named.add(node.name)
+    stem = given.stored.by_weight.get(weights) if given.stored else None
     users = [
         node for node in definition.node
-        if node.op == "Conv2D" and len(node.input) > 1 and node_of(node.input[1]) in named
+        if node.op == "Conv2D" and len(node.input) > 1
+        and (node.name == stem.name if stem else node_of(node.input[1]) in named)
     ]  # fmt: skip
     if len(users) != 1:
-        raise ParityError(f"{path}: {len(users)} convolutions use {weights}, expected one; use the reference tf.nn")
+        raise ParityError(
+            f"{given.path}: {len(users)} convolutions use {weights}, expected one; use the reference tf.nn"
+        )
     source: str = users[0].input[0]
+    before = next((node for node in definition.node if node.name == node_of(source)), None)
+    if before is not None and before.op == "Pad" and users[0].attr["padding"].s == b"VALID":  # together they are SAME
+        source = before.input[0]
     return source
+
+
+def places(port: Port, graph: StoredGraph, sources: Mapping[str, str]) -> dict[str, str]:
+    """Endpoint -> the operation of ``graph`` that gives it; ``sources`` are variables by entry."""
+    by_weight = {operation.weights["weight"]: operation for operation in graph.layers()}
+    found: dict[str, str] = {}
+    value = ""
+    for node in nodes(port.network, port.classes):
+        if node.layer:
+            operation = by_weight.get(sources.get(f"{node.layer}.weight", ""))
+            if operation is None:
+                continue
+            behind = graph.behind(operation)
+            if node.name == LOGITS or not node.activation:
+                behind = [one for one in behind if one.kind in ("bias", "batch_norm")]
+            value = (behind or [operation])[-1].name
+        elif node.operation in ("batch_norm", "softmax", "mean", "max", "flatten", "multiply"):
+            continue
+        elif node.operation == "add":
+            value = next((user.name for user in graph.users.get(value, []) if user.kind == "add"), "")
+        if value and ":" not in value:
+            found |= dict.fromkeys(node.endpoints, value)
+    for name in graph.outputs if port.classes else ():
+        kind = graph.operations[name].kind
+        if kind in ("softmax", "sigmoid"):
+            found[PREDICTIONS] = name
+        elif kind in (*WITH_WEIGHTS, "bias", "flatten"):
+            found[LOGITS_ENDPOINT] = name
+    return found
 
 
 def endpoint_operations(port: Port) -> dict[str, list[str]]:

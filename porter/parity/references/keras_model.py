@@ -16,7 +16,8 @@ from porter.errors import ParityError
 from porter.left_over import temporary_folder
 from porter.mapping.files import load_variant
 from porter.mapping.rules import expected_variables
-from porter.network.nodes import CLASS_ENDPOINTS, LOGITS, nodes
+from porter.network.nodes import CLASS_ENDPOINTS, nodes
+from porter.parity.references.graphs import LOGITS_ENDPOINT, PREDICTIONS, places
 from porter.parity.references.live_tensorflow import tensorflow
 from porter.parity.references.reference import (
     Endpoints,
@@ -34,7 +35,6 @@ from porter.sources.stored_graph import StoredGraph
 
 MOST_DEPTH = 64  # of a configuration; a model in a model in a model takes 30
 TENSOR = "__keras_tensor__"
-LOGITS_ENDPOINT, PREDICTIONS = CLASS_ENDPOINTS
 # Where Keras 3 and Keras 2 keep layers and operations; other modules hold functions that could do anything
 MODULES = re.compile(
     r"keras(\.(layers|models))?|keras\.src\.(models|ops|layers)(\.\w+)*|tf_keras\.src\.(layers|engine)(\.\w+)*"
@@ -51,8 +51,8 @@ LEFT_OUT = ("_initializer", "_regularizer", "_constraint", "build_config", "comp
 class Opened(NamedTuple):
     """Keras, the file's model in float64 and float32, its graph, and the graph's variables by entry.
 
-    ``places`` are paths of layers by endpoint. ``activation`` is that of the classifier's last layer, where it computes
-    one itself. It is taken out of the models, which end in logits then.
+    ``places`` are paths of layers by endpoint, empty for the whole model's output. ``activation`` is that of the
+    classifier's last layer, where it computes one itself. It is taken out of the models, which end in logits then.
     """
 
     library: Any
@@ -83,15 +83,16 @@ def open_keras(port: Port) -> Opened:
     for model in models.values():
         for variable, name in zip(model.trainable_variables, averaged, strict=False):
             variable.assign(port.checkpoint[name].read())
-    places, activation = _places(port, graph, sources), None
-    if port.classes and LOGITS_ENDPOINT not in places:
+    at, activation = places(port, graph, sources), None
+    at = {endpoint: "" if one == graph.outputs[0] else one for endpoint, one in at.items()}  # the whole model's
+    if port.classes and LOGITS_ENDPOINT not in at:
         weight = sources[f"{port.network.class_layers[0]}.weight"]
         [operation] = (one for one in graph.layers() if one.weights["weight"] == weight)
-        places[LOGITS_ENDPOINT] = operation.name.removesuffix(":linear")
+        at[LOGITS_ENDPOINT] = operation.name.removesuffix(":linear")
         for model in models.values():
-            layer = dict(layers_of(model))[places[LOGITS_ENDPOINT]]
+            layer = dict(layers_of(model))[at[LOGITS_ENDPOINT]]
             activation, layer.activation = layer.activation, library.activations.linear
-    return Opened(library, models, graph, sources, places, activation)
+    return Opened(library, models, graph, sources, at, activation)
 
 
 def keras_model(port: Port) -> Reference:
@@ -101,18 +102,18 @@ def keras_model(port: Port) -> Reference:
 
 def of_model(port: Port, opened: Opened) -> Reference:
     """The reference that ``opened`` is."""
-    library, models, graph, sources, places, activation = opened
+    library, models, graph, sources, at, activation = opened
     path = port.checkpoint.path
     before_stem = _before_stem(graph, sources)
     spec, white = port.mapping.input, port.white
 
     def run(images: np.ndarray, names: Sequence[str]) -> Endpoints:
         given = for_file(images, white)
-        wanted = {name: places[name] for name in names if name in places}
+        wanted = {name: at[name] for name in names if name in at}
         if not wanted:
             return
-        at = {**wanted, LOGITS_ENDPOINT: places[LOGITS_ENDPOINT]} if activation else wanted
-        exact, single = (values_at(library, models[dtype], given.astype(dtype), at) for dtype in models)
+        fetched = {**wanted, LOGITS_ENDPOINT: at[LOGITS_ENDPOINT]} if activation else wanted
+        exact, single = (values_at(library, models[dtype], given.astype(dtype), fetched) for dtype in models)
         if activation:
             for found in (exact, single):
                 found[PREDICTIONS] = activation(found[LOGITS_ENDPOINT])
@@ -131,7 +132,7 @@ def of_model(port: Port, opened: Opened) -> Reference:
         check_preprocessing(theirs, images, port, path)
         return theirs
 
-    missing = tuple(e for node in nodes(port.network, port.classes) for e in node.endpoints if e not in places)
+    missing = tuple(e for node in nodes(port.network, port.classes) for e in node.endpoints if e not in at)
     name = f"Keras {library.__version__} ({path.name})"
     return Reference(
         name,
@@ -296,33 +297,6 @@ def layers_of(model: Any, scope: str = "") -> Iterator[tuple[str, Any]]:
         yield f"{scope}{layer.name}", layer
         if hasattr(layer, "layers"):
             yield from layers_of(layer, f"{scope}{layer.name}/")
-
-
-def _places(port: Port, graph: StoredGraph, sources: Mapping[str, str]) -> dict[str, str]:
-    """Endpoint -> the path of the layer that gives it; empty for the whole model's output."""
-    by_weight = {operation.weights["weight"]: operation for operation in graph.layers()}
-    found: dict[str, str] = {}
-    value = ""
-    for node in nodes(port.network, port.classes):
-        if node.layer:
-            operation = by_weight.get(sources.get(f"{node.layer}.weight", ""))
-            if operation is None:
-                continue
-            behind = graph.behind(operation)
-            if node.name == LOGITS or not node.activation:
-                behind = [one for one in behind if one.kind in ("bias", "batch_norm")]
-            value = (behind or [operation])[-1].name
-        elif node.operation == "batch_norm" or node.operation in ("softmax", "mean", "max", "flatten", "multiply"):
-            continue
-        elif node.operation == "add":
-            value = next((user.name for user in graph.users.get(value, []) if user.kind == "add"), "")
-        if value and ":" not in value:
-            found |= dict.fromkeys(node.endpoints, value)
-    if port.classes and graph.outputs and graph.operations[graph.outputs[0]].kind in ("softmax", "sigmoid"):
-        found[PREDICTIONS] = ""
-    elif port.classes:
-        found[LOGITS_ENDPOINT] = ""
-    return found
 
 
 def values_at(

@@ -128,8 +128,10 @@ def build(request: Request) -> Reference:
         from porter.parity.references.tf_nn import tf_nn
 
         return tf_nn(port)
-    from porter.parity.references.graphs import frozen_graph, meta_graph
+    from porter.parity.references.graphs import frozen_graph, meta_graph, saved_model
 
+    if request.kind == "saved_model":
+        return saved_model(port)
     return meta_graph(port) if request.graph is None else frozen_graph(Path(os.fsdecode(request.graph)), port)
 
 
