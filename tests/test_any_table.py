@@ -55,7 +55,10 @@ def tails(draw):
     """Layers of a classifier: none, the dense one, or several with others before and behind it."""
     others = st.sampled_from(
         [TailLayer("dense", out=12), TailLayer("batch_norm", epsilon=1e-3)]
-        + [TailLayer("activation", activation=name) for name in TAIL_ACTIVATIONS]
+        + [
+            TailLayer("activation", activation=name, slope=0.2 if name == "leaky_relu" else None)
+            for name in TAIL_ACTIVATIONS
+        ]
     )
     if draw(st.booleans()):
         return []

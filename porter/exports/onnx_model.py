@@ -143,10 +143,22 @@ class _Writer:
         elif node.activation:
             forms = TAIL_ACTIVATIONS[node.activation]
             limits = [self.constant(f"{forms.onnx}/{limit:g}", np.float32(limit)) for limit in forms.limits]
-            if node.activation == "silu":
+            if node.activation == "gelu":
+                self._gelu(made, node.name)
+            elif node.activation == "leaky_relu":
+                self.add(forms.onnx, [made], node.name, alpha=node.slope)
+            elif node.activation == "silu":
                 self.add("Mul", [made, self.add(forms.onnx, [made], f"{node.name}/sigmoid")], node.name)
             else:
                 self.add(forms.onnx, [made, *limits], node.name)
+
+    def _gelu(self, given: str, output: str) -> None:
+        """x * (1 + erf(x / sqrt(2))) / 2: the operator Gelu is of a later OPSET."""
+        numbers = {"half root": np.sqrt(0.5), "one": 1, "half": 0.5}
+        half_root, one, half = (self.constant(f"gelu/{name}", np.float32(n)) for name, n in numbers.items())
+        error = self.add("Erf", [self.add("Mul", [given, half_root], f"{output}/scaled")], f"{output}/erf")
+        doubled = self.add("Mul", [given, self.add("Add", [error, one], f"{output}/shifted")], f"{output}/doubled")
+        self.add("Mul", [doubled, half], output)
 
     def boxes(self, network: Network, size: Size) -> list[str]:
         """The operators of ``boxes_model`` behind the values ``encodings`` and ``logits``; names of the outputs."""

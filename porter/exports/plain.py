@@ -12,7 +12,7 @@ from porter.exports.program import Program
 from porter.network.node import IMAGE, Node, same_padding
 from porter.network.spec import TAIL_ACTIVATIONS
 
-ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+ACTIVATION_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     **{name: getattr(F, forms.function) for name, forms in TAIL_ACTIVATIONS.items()},
     "gate": F.hardsigmoid,
 }
@@ -51,7 +51,8 @@ class Plain(nn.Module):
             return given[0].permute(0, 2, 3, 1).flatten(1)[:, :, None, None]
         if node.operation == "activation":
             assert node.activation is not None
-            return ACTIVATION_FUNCTIONS[node.activation](given[0])
+            slope = (node.slope,) if node.slope else ()
+            return ACTIVATION_FUNCTIONS[node.activation](given[0], *slope)
         if node.operation in ("add", "multiply"):
             return given[0] + given[1] if node.operation == "add" else given[0] * given[1]
         x, weight = given[0], self.get_buffer(f"weight_{number}")

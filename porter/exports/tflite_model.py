@@ -15,6 +15,7 @@ from porter.network.network import TIMM_GATE
 from porter.network.node import IMAGE, Node, Size, map_sizes
 from porter.network.nodes import LOGITS, anchors
 from porter.network.spec import TAIL_ACTIVATIONS
+from porter.sources.stored_graph import SELU
 from porter.sources.tflite_writer import FUSED, SAME, VALID, NewOperator, NewTensor, flexbuffer, tflite_bytes
 
 
@@ -171,12 +172,15 @@ class _Writer:
             assert node.activation is not None
             output = self._computed(node.name, shape, node.module)
             kind = TAIL_ACTIVATIONS[node.activation].tflite
-            if node.activation == "silu":
+            options = {"alpha": node.slope} if node.slope else {}
+            if node.activation == "selu":
+                self._selu(node.name, given, output)
+            elif node.activation == "silu":
                 chance = self._computed(f"{node.name}/sigmoid", shape, "")
                 self._step(kind, [given], chance)
                 self._step("mul", [given, chance], output, fused=FUSED[None])
             else:
-                self._step(kind, [given], output)
+                self._step(kind, [given], output, **options)
             return output
         # relu6(x + 3) times a constant, which TensorFlow Lite has no operator for
         shifted = self._computed(f"{node.name}/relu6", shape, f"{node.module}.relu6")
@@ -186,6 +190,17 @@ class _Writer:
         slope = self._scalar(f"{node.name}/slope", self.gate)
         self._step("mul", [shifted, slope], output, fused=FUSED[None])
         return output
+
+    def _selu(self, name: str, given: int, output: int) -> None:
+        """A sum of relu and elu, since TensorFlow Lite has no operator for it."""
+        shape = self.tensors[given].shape
+        parts = []
+        for kind, factor in SELU.items():
+            part, scaled = (self._computed(f"{name}/{what}", shape, "") for what in (kind, f"{kind} scaled"))
+            self._step(kind, [given], part)
+            self._step("mul", [part, self._scalar(f"{name}/{kind} factor", factor)], scaled, fused=FUSED[None])
+            parts.append(scaled)
+        self._step("add", parts, output, fused=FUSED[None])
 
     def _mean(self, node: Node, given: int) -> int:
         shape = self.tensors[given].shape

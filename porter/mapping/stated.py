@@ -23,9 +23,11 @@ from porter.network.node import Node, map_sizes, same_padding
 from porter.network.nodes import nodes
 from porter.network.spec import TAIL_ACTIVATIONS, Input, Pooling, Predictions, Stem, TailLayer
 from porter.sources import Checkpoint
+from porter.sources.dtypes import as_float32
 from porter.sources.stored_graph import (
     ACTIVATIONS,
     BATCH_STATISTICS,
+    FLOAT32,
     ROUNDING,
     WITH_WEIGHTS,
     Sides,
@@ -36,7 +38,6 @@ from porter.sources.stored_graph import (
 # A network takes numbers of about -1 to 1. A factor above this one, half-way between 1 / 255 and 1, is of values from 0
 # to 1, one below it of pixels from 0 to 255
 PIXEL_FACTOR = 1 / 16
-FLOAT32 = 2.0**-22  # of a constant that was rounded to float32, and computed with once more
 STRICT = ("keras", "tflite", "tfjs")  # formats of a network alone; a TensorFlow graph may begin with a reader of files
 NOTHING_AT_ONE_POSITION = ("flatten", "mean", "max", "average_pool", "max_pool")  # slim pools twice
 SCALES = ("add", "subtract", "multiply", "divide")
@@ -423,8 +424,12 @@ def _with_tail(
         elif kind in TAIL_ACTIVATIONS:
             if embedded and kind != network.embedding_activation:
                 raise _not_taken(checkpoint, operation)
+            # TensorFlow computes with float32's slope, in float64 as well
+            slope = as_float32(operation.slope) if kind == "leaky_relu" else None
+            if slope is not None and not 0 < slope <= 1:
+                raise _not_taken(checkpoint, operation)
             if not embedded:
-                found.append((TailLayer("activation", activation=kind), {}))
+                found.append((TailLayer("activation", activation=kind, slope=slope), {}))
             embedded = False
         else:
             raise _not_taken(checkpoint, operation)

@@ -109,10 +109,12 @@ def batch_norm(channels: int, network: Network, epsilon: float | None = None) ->
     return nn.BatchNorm2d(channels, eps=epsilon or network.epsilon, momentum=1 - network.decay)
 
 
-def activation(name: TailActivation) -> nn.Module:
-    """The module of the activation ``name``, which works in place where it can."""
+def activation(name: TailActivation, slope: float | None = None) -> nn.Module:
+    """The module of the activation ``name``, which works in place where it can; ``slope`` is that of leaky_relu."""
     kind: type[nn.Module] = getattr(nn, TAIL_ACTIVATIONS[name].torch)
-    return kind() if name in ("tanh", "sigmoid") else kind(inplace=True)
+    if slope is not None:
+        return kind(slope, inplace=True)
+    return kind() if name in ("tanh", "sigmoid", "gelu") else kind(inplace=True)
 
 
 class Gate(nn.Module):
@@ -508,7 +510,7 @@ def _classifier(network: Network, num_classes: int) -> nn.Module:
             layers.append(nn.BatchNorm1d(width, eps=layer.epsilon, momentum=1 - decay))
         else:
             assert layer.activation is not None
-            layers.append(activation(layer.activation))
+            layers.append(activation(layer.activation, layer.slope))
     return layers[0] if len(layers) == 1 else nn.Sequential(*layers)
 
 

@@ -314,6 +314,8 @@ def _check_tail(table: Table) -> None:
     dense = [number for number, layer in enumerate(table.tail) if layer.kind == "dense"]
     for number, layer in enumerate(table.tail):
         key = f"network.tail[{number}]"
+        if (layer.activation == "leaky_relu") != (layer.slope is not None):
+            raise ValueError(f"{key}.slope: is for leaky_relu, which needs it")
         if layer.decay is not None and layer.kind != "batch_norm":
             raise ValueError(f"{key}.decay: is not wanted; it is a {layer.kind}")
         has = {"out": layer.out, "epsilon": layer.epsilon, "activation": layer.activation}

@@ -39,7 +39,7 @@ class Node(NamedTuple):
     A ``convolution`` has SAME padding, with ``stride`` and ``dilation`` along both axes and ``groups``; a ``dense``
     node is a convolution of one position, (N, I) -> (N, O). ``layer`` is the prefix of their entries in the state dict,
     ``shape`` that of the weight (OIHW, or OI), ``norm`` the prefix of the batch norm behind it with its ``epsilon``.
-    ``activation`` follows; ``gate`` is relu6(x + 3) times the network's constant.
+    ``activation`` follows; ``gate`` is relu6(x + 3) times the network's constant, and ``slope`` that of a leaky_relu.
 
     A ``mean`` or ``max`` is over the whole map, whose axes it keeps. A ``flatten`` of a map of ``window`` has
     TensorFlow's order: channels are the last axis. A ``batch_norm`` stands by itself, on rows of (N, ``shape``). A
@@ -58,6 +58,7 @@ class Node(NamedTuple):
     norm: str = ""
     epsilon: float = 0.0
     activation: TailActivation | Literal["gate"] | None = None
+    slope: float = 0.0
     stride: int = 1
     dilation: int = 1
     groups: int = 1

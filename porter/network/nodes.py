@@ -134,7 +134,7 @@ def _tail(network: Network, value: str, classes: int) -> Iterator[Group]:
         elif layer.kind == "batch_norm":
             assert layer.epsilon is not None
             node = node._replace(norm=at, shape=(width,), epsilon=layer.epsilon)
-        node = node._replace(activation=layer.activation, module="classifier" if last else at)
+        node = node._replace(activation=layer.activation, slope=layer.slope or 0.0, module="classifier" if last else at)
         yield Group("" if layer.kind == "activation" else layer.kind, {"layer": at}, [node])
         value = node.name
 

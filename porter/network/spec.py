@@ -15,7 +15,7 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 Sides = Annotated[list[Count], Meta(min_length=2, max_length=2)]  # height and width
 
 Activation = Literal["relu", "hard_swish", "relu6"]
-TailActivation = Literal[Activation, "tanh", "sigmoid", "silu", "elu"]
+TailActivation = Literal[Activation, "tanh", "sigmoid", "silu", "elu", "selu", "gelu", "leaky_relu"]
 Pooling = Literal["average", "max", "none"]
 Predictions = Literal["softmax", "sigmoid"]
 
@@ -47,13 +47,19 @@ ACTIVATIONS: dict[TailActivation, ActivationForms] = {
         "Hardswish", "hardswish", "HardSwish", "hard_swish", "hard_swish/mul_1", "Hard Swish", in_convolution=False
     ),
 }
-# What heads that people put behind the network have besides; ONNX and TensorFlow Lite write silu as x * sigmoid(x)
+# What heads that people put behind the network have besides. ONNX and TensorFlow Lite write silu as x * sigmoid(x); the
+# ONNX of these exports writes gelu by the error function, and TensorFlow Lite writes selu by elu
 TAIL_ACTIVATIONS: dict[TailActivation, ActivationForms] = {
     **ACTIVATIONS,
     "tanh": ActivationForms("Tanh", "tanh", "Tanh", "tanh", "Tanh", "Tanh", in_convolution=False),
     "sigmoid": ActivationForms("Sigmoid", "sigmoid", "Sigmoid", "logistic", "Sigmoid", "Sigmoid", in_convolution=False),
     "silu": ActivationForms("SiLU", "silu", "Sigmoid", "logistic", "mul", "SiLU", in_convolution=False),
     "elu": ActivationForms("ELU", "elu", "Elu", "elu", "Elu", "ELU", in_convolution=False),
+    "selu": ActivationForms("SELU", "selu", "Selu", "elu", "Selu", "SELU", in_convolution=False),
+    "gelu": ActivationForms("GELU", "gelu", "Erf", "gelu", "mul_1", "GELU", in_convolution=False),
+    "leaky_relu": ActivationForms(
+        "LeakyReLU", "leaky_relu", "LeakyRelu", "leaky_relu", "LeakyRelu", "LeakyReLU", in_convolution=False
+    ),
 }
 BlockKind = Literal["separable", "inverted_residual", "fused", "projection"]
 
@@ -146,7 +152,8 @@ class TailLayer(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
     """One layer of a classifier of several, on (N, features).
 
     A ``dense`` one has ``out`` features, and the last as many as there are classes (None). A ``batch_norm`` has its
-    ``epsilon``, and its ``decay`` where that is not the network's; an ``activation`` its name.
+    ``epsilon``, and its ``decay`` where that is not the network's; an ``activation`` its name, and ``leaky_relu`` its
+    ``slope`` below 0.
     """
 
     kind: Literal["dense", "batch_norm", "activation"]
@@ -154,6 +161,7 @@ class TailLayer(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
     epsilon: Positive | None = None
     decay: Share | None = None
     activation: TailActivation | None = None
+    slope: Annotated[float, Meta(gt=0, le=1)] | None = None
 
 
 class Table(Struct, frozen=True, forbid_unknown_fields=True):

@@ -84,6 +84,13 @@ def tensor_values(proto: Any, shape: tuple[int, ...], dtype: str, what: str) -> 
     return np.concatenate([values, np.repeat(values[-1:], count - len(values))]).reshape(shape)
 
 
+def as_float32(value: float) -> float:
+    """What float32 rounds ``value`` to."""
+    import numpy as np
+
+    return float(np.float32(value))
+
+
 def as_decimal(value: float) -> float:
     """The shortest decimal that float32 rounds to ``value``: what was written in the code."""
     import numpy as np

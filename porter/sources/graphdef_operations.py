@@ -34,7 +34,8 @@ ARITHMETIC = {
 # Nodes of which only the first input is data
 ON_ONE = {
     "Relu": "relu", "Relu6": "relu6", "Sigmoid": "sigmoid", "Softmax": "softmax", "Tanh": "tanh", "Elu": "elu",
-    "LeakyRelu": "leaky_relu", "AvgPool": "average_pool", "MaxPool": "max_pool", "Mean": "mean", "Max": "max",
+    "Selu": "selu", "LeakyRelu": "leaky_relu", "AvgPool": "average_pool", "MaxPool": "max_pool", "Mean": "mean",
+    "Max": "max",
     "Reshape": "flatten", "Squeeze": "flatten", "ExpandDims": "flatten", "Pad": "pad", "ResizeBilinear": "resize",
     **dict.fromkeys(ROUNDS, "fake_quant"),
 }  # fmt: skip
@@ -534,7 +535,7 @@ class _Reader:
             fields |= {"window": size if len(size) == 2 else (0, 0), "corners": corners is not None and corners.b}
         elif node.op == "LeakyRelu":
             alpha = node.attribute(b"alpha")
-            fields["slope"] = as_decimal(alpha.f) if alpha is not None else 0.2
+            fields["slope"] = alpha.f if alpha is not None else 0.2
         self._add(node, kind, inputs, **fields)
 
     def _whole_numbers(self, node: GraphNode, position: int) -> tuple[int, ...]:

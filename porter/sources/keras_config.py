@@ -28,7 +28,9 @@ NOTHING = (
 # Keras 2's hard sigmoid has another slope and shift: clip(0.2 x + 0.5, 0, 1)
 ACTIVATIONS_3 = {"hard_silu": "hard_swish", "hard_swish": "hard_swish", "hard_sigmoid": "hard_sigmoid"}
 ACTIVATIONS = {"swish": "silu", "relu6": "relu6", **{name: name for name in ("relu", "sigmoid", "tanh", "elu", "silu")}}
-ACTIVATIONS |= {"softmax": "softmax", "gelu": "gelu"}
+ACTIVATIONS |= {name: name for name in ("softmax", "selu", "gelu", "leaky_relu")}
+ACTIVATION_LAYERS = ("ReLU", "LeakyReLU", "ELU", "Softmax", "Activation")
+LEAK = 0.2  # of the activation "leaky_relu"; the layer LeakyReLU states its own
 SIXTH = 1 / 6
 TRAINABLE = ("kernel", "depthwise_kernel", "bias", "gamma", "beta")  # variables of layers, in Keras's order
 KNOWN = (
@@ -230,7 +232,7 @@ class _Reader:
             return self.model(layer, f"{name}/", inputs, depth + 1)
         if kind == "InputLayer":
             return [self._image(layer, scope)] if not inputs else list(inputs)
-        if kind in NOTHING or (kind == "Activation" and _activation_of(kind, layer) == "linear"):
+        if kind in NOTHING or (kind == "Activation" and _activation_of(kind, layer)[0] == "linear"):
             return list(inputs[:1])
         return [self._operation(kind, layer, config, name, inputs, constants)]
 
@@ -249,8 +251,9 @@ class _Reader:
             weights = {role: f"{name}/{local}" for role, local in _norm_weights(config).items()}
             epsilon, decay = float(config["epsilon"]), float(config["momentum"])
             return self.add(name, "batch_norm", inputs, weights=weights, epsilon=epsilon, decay=decay)
-        if kind in ("ReLU", "LeakyReLU", "ELU", "Softmax", "Activation"):
-            return self._activation(name, _activation_of(kind, layer), inputs)
+        if kind in ACTIVATION_LAYERS:
+            activation, slope = _activation_of(kind, layer)
+            return self.add(name, activation, inputs, slope=slope)
         if kind == "Rescaling":
             scale, offset = (_numbers(config[key]) for key in ("scale", "offset"))
             scaled = self.add(f"{name}:scale", "multiply", inputs, constant=scale)
@@ -291,7 +294,7 @@ class _Reader:
         weights = {"weight": f"{name}/{kernel}"}
         if config.get("use_bias", True):
             weights["bias"] = f"{name}/bias"
-        activation = _activation_of(kind, layer)
+        activation, slope = _activation_of(kind, layer)
         own = name if activation == "linear" else f"{name}:linear"
         if kind == "Dense":
             made = self.add(own, "dense", inputs, weights=weights)
@@ -300,10 +303,7 @@ class _Reader:
             facts = {"stride": _sides(config["strides"]), "dilation": _sides(config["dilation_rate"])}
             word = "depthwise" if kind == "DepthwiseConv2D" else "grouped convolution" if grouped else "convolution"
             made = self.add(own, word, inputs, weights=weights, padding=str(config["padding"]), **facts)
-        return made if activation == "linear" else self._activation(name, activation, (made,))
-
-    def _activation(self, name: str, kind: str, inputs: Sequence[str]) -> str:
-        return self.add(name, kind, inputs, slope=SIXTH if kind in ("hard_swish", "hard_sigmoid") else 0.0)
+        return made if activation == "linear" else self.add(name, activation, (made,), slope=slope)
 
     def _stored(self, name: str) -> tuple[float, ...]:
         """A variable's values, at most one for each channel of an image; empty where there are none."""
@@ -333,25 +333,28 @@ def _norm_weights(config: Config) -> dict[str, str]:
     return found | {"mean": "moving_mean", "variance": "moving_variance"}
 
 
-def _activation_of(kind: str, layer: Config) -> str:
-    """Our word for the activation of a layer; Keras's own where there is none."""
+def _activation_of(kind: str, layer: Config) -> tuple[str, float]:
+    """Our word for the activation of a layer, Keras's own where there is none; and its slope."""
     config = layer["config"]
-    if kind == "ReLU":
-        plain = not config.get("negative_slope") and not config.get("threshold")
-        limits = {None: "relu", 6: "relu6"}
+    if kind in ("ReLU", "LeakyReLU"):
+        leak = config.get("negative_slope", config.get("alpha")) or 0.0
         most = config.get("max_value")
-        return limits[most] if plain and most in limits else f"ReLU of {most}"
-    if kind in ("LeakyReLU", "ELU", "Softmax"):
-        plain = kind != "ELU" or config.get("alpha", 1) == 1
-        return {"LeakyReLU": "leaky_relu", "ELU": "elu", "Softmax": "softmax"}[kind] if plain else "ELU"
+        limits = {None: "relu", 6: "relu6"}
+        if config.get("threshold") or most not in limits or (leak and most):
+            return f"ReLU of {most}", 0.0
+        return ("leaky_relu", float(_numbers(leak)[0])) if leak else (limits[most], 0.0)
+    if kind in ("ELU", "Softmax"):
+        return ("softmax" if kind == "Softmax" else "elu" if config.get("alpha", 1) == 1 else "ELU"), 0.0
     given = config.get("activation") or "linear"
-    if not isinstance(given, str):  # a function of the user's own, or one with arguments
+    if not isinstance(given, str):  # a function of the user's own, a layer, or one with arguments
+        if given.get("class_name") in ACTIVATION_LAYERS:
+            return _activation_of(given["class_name"], given)
         inner = given.get("config")
         given = inner if isinstance(inner, str) else str(given.get("class_name"))
     if given in ACTIVATIONS_3:
         keras_3 = "module" in layer or given != "hard_sigmoid"
-        return ACTIVATIONS_3[given] if keras_3 else "hard sigmoid of Keras 2"
-    return ACTIVATIONS.get(given, given)
+        return (ACTIVATIONS_3[given], SIXTH) if keras_3 else ("hard sigmoid of Keras 2", 0.0)
+    return ACTIVATIONS.get(given, given), LEAK if given == "leaky_relu" else 0.0
 
 
 def _numbers(given: Any) -> tuple[float, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -15,10 +16,27 @@ if TYPE_CHECKING:
 
 Sides = tuple[int, int]  # height and width
 ACTIVATIONS = (
-    *("relu", "relu6", "hard_sigmoid", "hard_swish", "sigmoid", "softmax", "tanh", "elu", "silu", "gelu", "leaky_relu"),
+    *(
+        "relu",
+        "relu6",
+        "hard_sigmoid",
+        "hard_swish",
+        "sigmoid",
+        "softmax",
+        "tanh",
+        "elu",
+        "selu",
+        "silu",
+        "gelu",
+        "leaky_relu",
+    ),
 )
 WITH_WEIGHTS = ("convolution", "depthwise", "dense")
 ROUNDING = ("quantize", "fake_quant")
+FLOAT32 = 2.0**-22  # of a constant that was rounded to float32, and computed with once more
+# selu as the sum of two activations times numbers, from its alpha and scale as torch.nn.SELU has them
+SELU_ALPHA, SELU_SCALE = 1.6732632423543772, 1.0507009873554805
+SELU = {"relu": SELU_SCALE * (1 - SELU_ALPHA), "elu": SELU_SCALE * SELU_ALPHA}
 BATCH_STATISTICS = "batch_statistics"
 
 
@@ -27,7 +45,7 @@ class StoredOperation(Struct, frozen=True):
 
     Readers use these words for ``kind``, and the format's own for others: ``image``; with weights ``convolution``,
     ``depthwise``, ``dense``; ``bias``, ``batch_norm``; the activations ``relu``, ``relu6``, ``hard_sigmoid``,
-    ``hard_swish``, ``sigmoid``, ``softmax``, ``tanh``, ``elu``, ``silu``, ``gelu``, ``leaky_relu``; ``add``,
+    ``hard_swish``, ``sigmoid``, ``softmax``, ``tanh``, ``elu``, ``selu``, ``silu``, ``gelu``, ``leaky_relu``; ``add``,
     ``subtract``, ``multiply``, ``divide``, ``minimum``, ``maximum``; over the whole map ``mean`` and ``max``;
     ``average_pool`` and ``max_pool`` over ``window``; ``flatten`` for everything that only drops or merges axes of (N,
     H, W, C); ``pad``, ``resize``, ``concat``; of ROUNDING ``fake_quant`` is training's, on floats;
@@ -39,9 +57,9 @@ class StoredOperation(Struct, frozen=True):
     variables by role: ``weight`` and ``bias``, or ``gamma``, ``beta``, ``mean`` and ``variance``. ``constant`` is the
     second operand of arithmetic where the file holds it: one number, or one for each channel; ``constant_first`` where
     it is the first. ``padding`` is ``same``, ``valid``, or the zeros before and after, of height and width. ``slope``
-    is that of a hard sigmoid or hard swish, relu6(x + 3) times it. ``corners``: a bilinear ``resize`` puts corner
-    pixels on corner pixels. ``decay`` is that of a batch norm's statistics in
-    training, None where the file does not say.
+    is that of a hard sigmoid or hard swish, relu6(x + 3) times it, or of a leaky_relu below 0. ``corners``: a bilinear
+    ``resize`` puts corner pixels on corner pixels. ``decay`` is that of a batch norm's statistics in training, None
+    where the file does not say.
     """
 
     name: str
@@ -151,7 +169,9 @@ class StoredGraph:
 
 
 def _recognised(operations: dict[str, StoredOperation], outputs: Sequence[str]) -> dict[str, StoredOperation]:
-    """``operations`` with hard sigmoid, hard swish and silu in place of the arithmetic that computes them."""
+    """``operations`` with activations in place of the arithmetic that computes them: hard sigmoid, hard swish, silu,
+    gelu and selu.
+    """
     found: dict[str, StoredOperation] = {}
 
     def maker(name: str) -> StoredOperation | None:
@@ -171,8 +191,34 @@ def _recognised(operations: dict[str, StoredOperation], outputs: Sequence[str]) 
             return inner.inputs[0]
         return relu6.inputs[0] if inner is not None and inner.kind in (*WITH_WEIGHTS, "bias") else None
 
+    def scaled_by(name: str, factor: float) -> str | None:
+        """x of x * factor, or of x / (1 / factor)."""
+        by = maker(name)
+        if by is None or by.kind not in ("multiply", "divide") or by.constant_first or len(by.constant) != 1:
+            return None
+        [number] = by.constant
+        own = number if by.kind == "multiply" else 1 / number if number else 0.0
+        return by.inputs[0] if math.isclose(own, factor, rel_tol=FLOAT32) and len(by.inputs) == 1 else None
+
+    def error_function_of(name: str) -> str | None:
+        """x of 1 + erf(x / sqrt(2)), or of erfc(-x / sqrt(2))."""
+        by = maker(name)
+        error = maker(by.inputs[0]) if by and by.kind == "add" and by.constant == (1.0,) else by
+        if error is None or error.kind not in ("Erf", "Erfc") or not error.inputs:
+            return None
+        x = scaled_by(error.inputs[0], math.sqrt(0.5))
+        if error.kind == "Erf":
+            return x if error is not by else None
+        negative = maker(x) if x else None
+        return negative.inputs[0] if negative and negative.kind == "Neg" and negative.inputs and error is by else None
+
     for name, operation in operations.items():
         found[name] = operation
+        if operation.kind == "add" and len(operation.inputs) == 2:
+            parts = [(kind, x) for one in operation.inputs for kind in SELU if (x := scaled_by(one, SELU[kind]))]
+            sources = {of.inputs for kind, x in parts if (of := maker(x)) and of.kind == kind}
+            if len(parts) == 2 and len(sources) == 1:
+                found[name] = StoredOperation(name, "selu", sources.pop())
         if operation.kind not in ("multiply", "divide") or operation.constant_first:
             continue
         if len(operation.constant) == 1 and len(operation.inputs) == 1 and operation.constant[0]:
@@ -195,6 +241,8 @@ def _recognised(operations: dict[str, StoredOperation], outputs: Sequence[str]) 
                 if by is not None and by.inputs == (x,) and by.kind in ("hard_sigmoid", "sigmoid"):
                     kind = "hard_swish" if by.kind == "hard_sigmoid" else "silu"
                     found[name] = StoredOperation(name, kind, (x,), slope=by.slope)
+                if (halved := scaled_by(x, 0.5)) and halved == error_function_of(gate):
+                    found[name] = StoredOperation(name, "gelu", (halved,))
                 scaled = maker(x)  # TensorFlow's optimiser moves the constant: (x * 1/6) * relu6(x + 3)
                 by_number = scaled is not None and scaled.kind == "multiply" and len(scaled.constant) == 1
                 if scaled and by_number and scaled.inputs == (shifted(gate),):

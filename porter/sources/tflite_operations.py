@@ -177,7 +177,7 @@ class _Reader:
         elif kind == "gelu" and options["approximate"]:
             return "gelu by tanh"
         elif kind in ("leaky_relu", "hard_swish"):
-            fields["slope"] = options.get("alpha", 1 / 6)
+            fields["slope"] = options["alpha"] if kind == "leaky_relu" else 1 / 6
         elif kind == "resize_bilinear" and after and len(after.shape) == 4:
             fields |= {"window": after.shape[1:3], "corners": bool(options["align_corners"])}
         elif kind == "pad":

@@ -39,6 +39,7 @@ OPTIONS: dict[str, tuple[int, int, dict[str, tuple[int, str]]]] = {
     "resize_bilinear": (15, 4, {"align_corners": (2, "Bool")}),
     "reshape": (17, 1, {}),
     "mul": (21, 1, {"fused": (0, "Int8")}),
+    "leaky_relu": (75, 1, {"alpha": (0, "Float32")}),
     "mean": (27, 1, {"keep_dims": (0, "Bool")}),
 }
 SAME, VALID = 0, 1  # paddings
@@ -104,7 +105,8 @@ def tflite_bytes(
     codes = []
     for kind in kinds:
         code = CODES.get(kind, CUSTOM)
-        fields: dict[int, tuple[str, Any]] = {0: ("Int8", code), 2: ("Int32", 1), 3: ("Int32", code)}
+        # The first field is of the time when there were fewer than 128
+        fields: dict[int, tuple[str, Any]] = {0: ("Int8", min(code, 127)), 2: ("Int32", 1), 3: ("Int32", code)}
         if code == CUSTOM:
             fields[1] = ("UOffsetTRelative", builder.CreateString(kind))
         codes.append(_table(builder, 4, fields))

@@ -84,7 +84,7 @@ OPERATORS = frozenset(
     (
         "conv2d", "convolution", "conv_transpose2d", "linear", "addmm", "mm", "bmm", "matmul", "einsum", "t",
         "batch_norm", "_native_batch_norm_legit_no_training", "layer_norm", "native_layer_norm", "group_norm",
-        "relu", "relu6", "hardtanh", "hardswish", "hardsigmoid", "sigmoid", "silu", "gelu", "elu", "leaky_relu",
+        "relu", "relu6", "hardtanh", "hardswish", "hardsigmoid", "sigmoid", "silu", "gelu", "elu", "selu", "leaky_relu",
         "prelu", "mish", "tanh", "softplus", "softmax", "_softmax", "log_softmax", "_log_softmax", "clamp", "clamp_min",
         "clamp_max",
         "add", "sub", "rsub", "mul", "div", "neg", "abs", "exp", "log", "sqrt", "rsqrt", "reciprocal", "square",

@@ -6,6 +6,7 @@ was written; they become the original decimal or fraction again.
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from typing import Any
 
@@ -50,9 +51,12 @@ def in_float64(graph: Any) -> Any:
 
 
 def as_written(value: np.float32) -> float:
-    """The constant as the code had it: a small fraction, or the shortest decimal that rounds to ``value``."""
+    """The constant as the code had it: the root of 2 or 1/2, a small fraction, or the shortest decimal of ``value``."""
     if not np.isfinite(value):
         return float(value)
+    for root in (math.sqrt(2), math.sqrt(0.5)):  # of gelu
+        if np.float32(root) == value:
+            return root
     fraction = Fraction(float(value)).limit_denominator(LARGEST_DENOMINATOR)
     if np.float32(fraction.numerator / fraction.denominator) == value:
         return fraction.numerator / fraction.denominator

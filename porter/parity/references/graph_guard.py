@@ -20,7 +20,7 @@ ALLOWED = frozenset(
         "Conv2D", "DepthwiseConv2dNative", "MatMul", "BiasAdd",
         "FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3",
         "Add", "AddV2", "Sub", "Mul", "RealDiv", "Neg", "Sqrt", "Rsqrt", "Maximum", "Minimum",
-        "Relu", "Relu6", "Sigmoid", "Softmax", "Elu", "Tanh",
+        "Relu", "Relu6", "Sigmoid", "Softmax", "Elu", "Selu", "LeakyRelu", "Tanh", "Erf", "Erfc",
         "Mean", "Max", "AvgPool", "ResizeBilinear", "SpaceToBatchND", "BatchToSpaceND",
         "Pad", "Reshape", "Squeeze", "ExpandDims", "Shape", "StridedSlice", "Pack", "Unpack", "Cast",
     )

@@ -7,6 +7,7 @@ import re
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from porter.parity.references.reference import (
     noise_between,
     told_pixels,
 )
+from porter.parity.references.tf_heads import activated
 from porter.port import Port
 from porter.sources.keras import WEIGHTS_MEMBER, read_config
 from porter.sources.keras_config import KNOWN, MODELS, Config, stored_graph, trainable
@@ -81,6 +83,9 @@ def open_keras(port: Port) -> Opened:
         models["float64"].set_weights(models["float32"].get_weights())
     averaged = trainable(config, port.checkpoint) if port.checkpoint.of_optimizer else []
     for model in models.values():
+        for _, layer in layers_of(model):
+            if getattr(layer, "activation", None) is library.activations.gelu:  # has its constant in float32
+                layer.activation = partial(activated, tensorflow(), "gelu")
         for variable, name in zip(model.trainable_variables, averaged, strict=False):
             variable.assign(port.checkpoint[name].read())
     at, activation = places(port, graph, sources), None

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
@@ -59,8 +60,8 @@ Convolved = Callable[..., Any]
 Pair = Callable[[str, str], tuple[Any, Any]]
 
 
-def activated(tf: Any, kind: TailActivation, x: Any) -> Any:
-    """``x`` after the activation ``kind``. Raises KeyError if the table has no such activation."""
+def activated(tf: Any, kind: TailActivation, x: Any, slope: float | None = None) -> Any:
+    """``x`` after the activation ``kind``, with the ``slope`` of leaky_relu. Raises KeyError if there is none."""
     functions: dict[TailActivation, Callable[[Any], Any]] = {
         "relu": tf.nn.relu,
         "relu6": tf.nn.relu6,
@@ -69,6 +70,9 @@ def activated(tf: Any, kind: TailActivation, x: Any) -> Any:
         "sigmoid": tf.nn.sigmoid,
         "silu": lambda x: x * tf.nn.sigmoid(x),
         "elu": tf.nn.elu,
+        "selu": tf.nn.selu,
+        "gelu": lambda x: x * (1.0 + tf.math.erf(x * math.sqrt(0.5))) * 0.5,
+        "leaky_relu": lambda x: tf.maximum(x, x * slope),  # tf.nn's keeps the slope in float32
     }
     return functions[kind](x)
 

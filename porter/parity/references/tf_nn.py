@@ -313,5 +313,5 @@ def _tail(net: Net, quantize: Quantize, x: Any) -> Any:
             x = net.normalize(x, mean, variance, beta, gamma, layer.epsilon, decay)
         else:
             assert layer.activation is not None
-            x = quantize(at, activated(tf, layer.activation, x))
+            x = quantize(at, activated(tf, layer.activation, x, layer.slope))
     return x
