@@ -36,7 +36,23 @@ FOLDERS = {
 
 
 # All six are compared with what the original graph recorded; of what takes longer, the quick suite runs these
-SOME = [pytest.param(v, marks=() if v in ("small_075", "large_minimal_100") else pytest.mark.slow) for v in FOLDERS]
+QUICK = ("small_075", "large_minimal_100")
+SOME = [pytest.param(v, marks=() if v in QUICK else pytest.mark.slow) for v in FOLDERS]
+
+# (variant, layout, keep_background) of every port; the quick suite has each variant once, and two in another form
+PORTED = [
+    pytest.param(
+        v,
+        layout,
+        kept,
+        marks=()
+        if (layout, kept) == ("timm", False) or (v in QUICK and layout == "slim" and kept)
+        else pytest.mark.slow,
+    )
+    for v in FOLDERS
+    for layout in ("timm", "slim")
+    for kept in (False, True)
+]
 
 # A shell that starts the suite in the background has SIGINT ignored, and so would the commands that tests interrupt
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
