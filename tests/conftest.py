@@ -1,5 +1,6 @@
 """Fixtures: what a test needs it makes; the shared checkpoints are used where they are."""
 
+import gc
 import gzip
 import os
 import shutil
@@ -23,6 +24,9 @@ from porter.parity.demo import demo_variables, write_demo_checkpoint
 from porter.sources.bundle_writer import write_bundle
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+# Each collection of garbage looks through the objects of torch, TensorFlow and Keras: a tenth of the suite's time
+gc.set_threshold(20_000, 20, 50)
 
 SHARED = Path(os.environ.get("MNV3_CHECKPOINTS", Path(__file__).parents[2] / "shared" / "checkpoints"))
 FOLDERS = {
