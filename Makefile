@@ -22,7 +22,7 @@ demo: setup
 	$(BIN)/mnv3-port demo
 
 test: setup
-	$(BIN)/python -m pytest -n 4 -m "not slow" --durations=10
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 -m "not slow" --durations=10
 
 test-all: .venv/.bench
 	$(BIN)/python -m pytest -n 4

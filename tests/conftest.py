@@ -1,5 +1,6 @@
 """Fixtures: what a test needs it makes; the shared checkpoints are used where they are."""
 
+import gc
 import gzip
 import os
 import shutil
@@ -24,6 +25,9 @@ from porter.sources.bundle_writer import write_bundle
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+# Each collection of garbage looks through the objects of torch, TensorFlow and Keras: a tenth of the suite's time
+gc.set_threshold(20_000, 20, 50)
+
 SHARED = Path(os.environ.get("MNV3_CHECKPOINTS", Path(__file__).parents[2] / "shared" / "checkpoints"))
 FOLDERS = {
     "large_075": "v3-large_224_0.75_float",
@@ -36,7 +40,23 @@ FOLDERS = {
 
 
 # All six are compared with what the original graph recorded; of what takes longer, the quick suite runs these
-SOME = [pytest.param(v, marks=() if v in ("small_075", "large_minimal_100") else pytest.mark.slow) for v in FOLDERS]
+QUICK = ("small_075", "large_minimal_100")
+SOME = [pytest.param(v, marks=() if v in QUICK else pytest.mark.slow) for v in FOLDERS]
+
+# (variant, layout, keep_background) of every port; the quick suite has each variant once, and two in another form
+PORTED = [
+    pytest.param(
+        v,
+        layout,
+        kept,
+        marks=()
+        if (layout, kept) == ("timm", False) or (v in QUICK and layout == "slim" and kept)
+        else pytest.mark.slow,
+    )
+    for v in FOLDERS
+    for layout in ("timm", "slim")
+    for kept in (False, True)
+]
 
 # A shell that starts the suite in the background has SIGINT ignored, and so would the commands that tests interrupt
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

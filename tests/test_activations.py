@@ -103,7 +103,7 @@ def test_a_frozen_graph(tf, kind, tmp_path):
 
 
 @pytest.mark.tensorflow
-@pytest.mark.parametrize("suffix", [pytest.param("pth", marks=pytest.mark.slow), "safetensors", "onnx"])
+@pytest.mark.parametrize("suffix", [*(pytest.param(s, marks=pytest.mark.slow) for s in ("pth", "safetensors")), "onnx"])
 def test_files(tf, made, tmp_path, suffix):
     pytest.importorskip("onnxruntime" if suffix == "onnx" else "torch")
     port, _ = porter.convert(made.source, tmp_path / f"own.{suffix}", mapping=made.mapping)

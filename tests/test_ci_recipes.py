@@ -34,10 +34,16 @@ def act(folder, **inputs):
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A user's repository: a checkpoint, the artifact made from it, another one, a release."""
+    """A user's repository: a checkpoint, and the artifact made from it."""
     folder = tmp_path_factory.mktemp("project")
-    source = write_demo_checkpoint(folder)
-    convert(source, folder / "good.pth")
+    convert(write_demo_checkpoint(folder), folder / "good.pth")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole_project(project):
+    """The repository with other artifacts, and a release."""
+    folder, source = project, project / "small_075_demo"
     convert(source, folder / "slim.safetensors", layout="slim")
     convert(write_demo_checkpoint(folder, "small_100"), folder / "other.pth")
     command = ["mnv3-port", "release", source, "--out", folder / "release", "--reference", source / "expected.npz"]
@@ -46,7 +52,8 @@ def project(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_action(project):
+def test_action(whole_project):
+    project = whole_project
     recorded = "small_075_demo/expected.npz"
     given = {"checkpoint": "small_075_demo", "reference": recorded}
     for artifact in ("good.pth", "slim.safetensors", ""):
@@ -75,7 +82,7 @@ def test_action_fails_the_build(project, tmp_path):
 
 
 @pytest.mark.slow
-def test_hooks(project, tmp_path):
+def test_hooks(whole_project, tmp_path):
     """The pre-commit hook with the arguments of docs/ci.md, and the plain one."""
     guide = (ROOT / "docs/ci.md").read_text()
     [hook] = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text())
@@ -83,11 +90,11 @@ def test_hooks(project, tmp_path):
     [used] = config["repos"][0]["hooks"]
     assert used["id"] == hook["id"]
     plain = re.search(r"```sh\n#!/bin/sh\n(.*?)```", guide, re.S)[1]
-    release = Path(shutil.copytree(project / "release", tmp_path / "release"))
+    release = Path(shutil.copytree(whole_project / "release", tmp_path / "release"))
     words = " ".join(hook["args"])  # pre-commit takes these where a configuration has none
     for command in (f"{hook['entry']} {' '.join(used['args'])}", f"{hook['entry']} {words}", plain):
         for expected in (0, 2):
             ran = subprocess.run(["sh", "-c", command], cwd=tmp_path, env=os.environ | {"PATH": PATH})
             assert ran.returncode == expected
             (release / "README.md").write_text("changed")
-        shutil.copy(project / "release" / "README.md", release)
+        shutil.copy(whole_project / "release" / "README.md", release)

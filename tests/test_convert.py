@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -267,17 +268,15 @@ def test_read_only_folder(locked_folder):
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_full_disk(demo_folder, tmp_path, suffix):
+def test_full_disk(run, demo_folder, tmp_path, suffix):
     """A file size limit stands in for a full disk: the write fails half-way."""
-    limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-    limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000));"
-    code = f"{limit} import sys; from porter.commands import main; sys.argv[0] = 'x'; main()"
-    out = tmp_path / f"out{suffix}"
-    command = [sys.executable, "-c", code, "convert", demo_folder, "-o", out]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert_refused(
-        type("Ran", (), {"code": ran.returncode, "err": ran.stderr}), "cannot be written: File too large", tmp_path
-    )
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))  # Python ignores the signal
+    try:
+        ran = run("convert", demo_folder, "-o", tmp_path / f"out{suffix}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert_refused(ran, "cannot be written: File too large", tmp_path)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])

@@ -8,6 +8,7 @@ import torch
 
 import porter
 from porter.errors import PorterError
+from porter.models.mobilenet_v3 import initialize
 
 ROOT = Path(__file__).parents[1]
 
@@ -171,3 +172,15 @@ def test_types(tmp_path):
     said, _, _ = api.run([str(tmp_path / "user.py"), "--follow-imports=silent", f"--cache-dir={ROOT / '.mypy_cache'}"])
     kinds = [line.rpartition(".")[2].rstrip('"') for line in said.splitlines() if "Revealed type" in line]
     assert kinds == ["MobileNetV3", "MobileNetV3Features"], said
+
+
+def test_untrained_weights_are_truncated_normal():
+    """As torch draws them."""
+    layer, torchs = torch.nn.Linear(1000, 500), torch.empty(500, 1000)
+    torch.manual_seed(0)
+    initialize(layer)
+    torch.nn.init.trunc_normal_(torchs, std=0.09, a=-0.18, b=0.18)
+    found, expected = (values.detach().flatten().sort().values for values in (layer.weight, torchs))
+    assert found.abs().max() <= torch.tensor(0.18)
+    assert (found - expected).abs().max() < 1e-3
+    assert not layer.bias.any()

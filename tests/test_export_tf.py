@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import FOLDERS, same_bits
+from conftest import FOLDERS, PORTED, same_bits
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -38,11 +38,10 @@ def test_layouts_are_tensorflows():
     assert to_target("conv_ohwi", values)[1, 4, 2, 3] == values[1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("layout", ["timm", "slim"])
-@pytest.mark.parametrize("keep_background", [False, True])
-def test_there_and_back_is_bit_identical(released, tmp_path, layout, keep_background):
+@pytest.mark.parametrize(("variant", "layout", "keep_background"), PORTED)
+def test_there_and_back_is_bit_identical(shared, tmp_path, variant, layout, keep_background):
     """convert -> export-tf -> convert, all six variants, the gate fold included."""
-    _, folder = released
+    folder = shared / FOLDERS[variant]
     first, _ = convert(folder, tmp_path / "a.pth", layout=layout, keep_background=keep_background)
     exported = export_tf(first, tmp_path / "out")
     second, port = convert(exported.prefix, tmp_path / "b.pth", layout=layout, keep_background=keep_background)
@@ -57,7 +56,7 @@ def test_there_and_back_is_bit_identical(released, tmp_path, layout, keep_backgr
 
 
 @pytest.mark.tensorflow
-@pytest.mark.parametrize("keep_background", [False, True])
+@pytest.mark.parametrize("keep_background", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_slims_graph_restores_it(tf, shared, tmp_path, keep_background):
     """The original ``.meta`` graph with our checkpoint in it gives the recorded logits, of a port of 1,000 too."""
     folder = shared / FOLDERS["small_075"]

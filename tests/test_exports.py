@@ -41,7 +41,7 @@ def test_onnx_by_its_own_reference(variant):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("builtin", [True, False])
+@pytest.mark.parametrize("builtin", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_tflite(lite, variant, builtin, tmp_path):
     model, x = trained(variant), images(2, 75, 64)
     arrays = {name: tensor.numpy() for name, tensor in model.state_dict().items()}

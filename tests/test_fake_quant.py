@@ -40,7 +40,9 @@ def test_float_weights_and_ranges_are_kept(trained, run, tmp_path):
 
 
 @pytest.mark.tensorflow
-@pytest.mark.parametrize("options", [[], ["--fold-bn"], ["--layout", "slim"]])
+@pytest.mark.parametrize(
+    "options", [[], *(pytest.param(one, marks=pytest.mark.slow) for one in (["--fold-bn"], ["--layout", "slim"]))]
+)
 def test_parity_with_tensorflows_fake_quant_graph(trained, run, tmp_path, options):
     run("convert", trained, "-o", tmp_path / "a.safetensors", *options)
     verdict = porter.verify(trained, tmp_path / "a.safetensors", fake_quant=True, sizes=[(96, 96), (65, 80)])

@@ -17,10 +17,20 @@ from porter.models.mobilenet_v3 import SameConv2d
 from porter.parity.demo import write_demo_checkpoint
 
 PORTS = Path(__file__).parent / "ports.py"
+FOLDED = ("small_075", "large_minimal_100", "edgetpu_075", "lraspp_small", "ssdlite_small")  # the slow suite: all
 
 
-@pytest.mark.parametrize("variant", list_variants())
-@pytest.mark.parametrize("layout", ["timm", pytest.param("slim", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("variant", "layout"),
+    [
+        pytest.param(
+            *(variant, layout),
+            marks=() if (variant, layout) in (("small_075", "timm"), ("edgetpu_075", "timm")) else pytest.mark.slow,
+        )
+        for variant in list_variants()
+        for layout in ("timm", "slim")
+    ],
+)
 def test_same_function(tmp_path, run, variant, layout):
     source = write_demo_checkpoint(tmp_path, variant)
     for name, options in (("plain", []), ("folded", ["--fold-bn"])):
@@ -70,7 +80,14 @@ def outputs(model, images):
 @pytest.mark.parametrize(
     ("variant", "options"),
     [
-        *((variant, {"num_classes": 7} if load_variant(variant).head else {}) for variant in list_networks()),
+        *(
+            pytest.param(
+                variant,
+                {"num_classes": 7} if load_variant(variant).head else {},
+                marks=() if variant in FOLDED else pytest.mark.slow,
+            )
+            for variant in list_networks()
+        ),
         *(("small_075", options) for options in ({"features_only": True}, {"layout": "slim"})),
     ],
 )

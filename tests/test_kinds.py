@@ -1,6 +1,7 @@
 """``predict`` and ``evaluate`` of all three kinds of port: each kind with each option, against the network itself."""
 
 import base64
+import functools
 import io
 import json
 import re
@@ -61,6 +62,7 @@ def outputs(port, image):
         return porter.create_model(port)(torch.from_numpy(normalized(image, HALF, HALF)).permute(2, 0, 1)[None])
 
 
+@functools.cache
 def expected(kind, port, seed, least=0.3):
     """(class, value) of everything that is found, and the mask or the boxes."""
     photo = PIL.fromarray(pixels(seed))
@@ -97,7 +99,7 @@ def same(rows, expected):
     assert [float(row[1].rstrip("%")) for row in rows] == pytest.approx([100 * v for _, v in expected], abs=0.02)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def least(ports):
     """A score that some boxes of the photos have, and others do not."""
     scores = sorted(value for seed in (0, 1) for _, value in expected("boxes", ports["boxes"], seed, 0)[0])

@@ -20,6 +20,7 @@ from markdown_it import MarkdownIt
 
 import porter
 from porter.artifacts.artifact import load_artifact
+from porter.commands import cli
 from porter.mapping.files import list_variants, load_variant
 from porter.network.network import build_network
 from porter.network.node import multiply_accumulates
@@ -41,13 +42,13 @@ def command(*arguments):
     return [sys.executable, "-m", "porter", *map(str, arguments)]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A release of the demo checkpoint, against its recorded reference (no TensorFlow)."""
     folder = tmp_path_factory.mktemp("release")
     source = write_demo_checkpoint(folder)
-    reference = source / "expected.npz"
-    subprocess.run(command("release", source, "--out", folder / "dist", "--reference", reference), check=True)
+    options = ("release", source, "--out", folder / "dist", "--reference", source / "expected.npz")
+    cli.main([*map(str, options)], standalone_mode=False)
     return folder / "dist"
 
 
@@ -72,7 +73,7 @@ def test_published_cost(variant):
 
 
 @pytest.mark.parametrize("variant", list_variants())
-@pytest.mark.parametrize("size", [224, 193])
+@pytest.mark.parametrize("size", [193, pytest.param(224, marks=pytest.mark.slow)])
 def test_cost_is_what_the_model_does(variant, size):
     """Counted by hooks on the layers as they run."""
     model = porter.create_model(variant)
@@ -156,6 +157,7 @@ def test_safetensors_tells_what_was_measured(made):
 
 
 def test_same_input_same_bytes(made, tmp_path):
+    """In another process, too."""
     source = write_demo_checkpoint(tmp_path / "elsewhere")
     folder = tmp_path / "again"
     subprocess.run(command("release", source, "--out", folder, "--reference", source / "expected.npz"), check=True)

@@ -1,9 +1,8 @@
 """Parity on all six, and that the verifier notices what it is there to notice."""
 
+import importlib.util
 import json
-import os
 import re
-import subprocess
 import sys
 import weakref
 from dataclasses import replace
@@ -13,7 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
-from conftest import FOLDERS, SOME
+from conftest import FOLDERS, PORTED, SOME
 from json_schemas import check_json
 
 import porter
@@ -36,18 +35,10 @@ def worst(verdict):
     return max(row.function for row in verdict.rows)
 
 
-@pytest.mark.parametrize(
-    ("layout", "keep_background"),
-    [
-        ("timm", False),
-        ("slim", True),
-        pytest.param("timm", True, marks=pytest.mark.slow),
-        pytest.param("slim", False, marks=pytest.mark.slow),
-    ],
-)
-def test_recorded_outputs_of_the_original_graph(released, layout, keep_background):
+@pytest.mark.parametrize(("variant", "layout", "keep_background"), PORTED)
+def test_recorded_outputs_of_the_original_graph(shared, variant, layout, keep_background):
     """An old record, of float32 alone: logits within 1e-5, every endpoint within 2e-5; no TensorFlow involved."""
-    variant, folder = released
+    folder = shared / FOLDERS[variant]
     reference = str(folder / "expected.npz")
     verdict = porter.verify(folder, reference=reference, layout=layout, keep_background=keep_background)
     assert verdict.passed
@@ -378,39 +369,31 @@ def test_one_pair_of_endpoints_at_a_time(demo_folder):
     assert len(alive) == len(check.verdict.rows) == 50
 
 
-WITHOUT_TENSORFLOW = """
-import sys
-sys.modules["tensorflow"] = None
-import importlib.util
-real = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *rest: None if name == "tensorflow" else real(name, *rest)
-from porter.commands import main
-sys.argv[0] = "mnv3-port"
-main()
-"""
+@pytest.fixture
+def no_tensorflow(monkeypatch):
+    """As where it is not installed."""
+    find = importlib.util.find_spec
+    hidden = lambda name, *rest: None if name == "tensorflow" else find(name, *rest)  # noqa: E731
+    monkeypatch.setattr("importlib.util.find_spec", hidden)
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
 
 
-def without_tensorflow(*arguments):
-    command = [sys.executable, "-c", WITHOUT_TENSORFLOW, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
+def test_without_tensorflow_the_recorded_reference_serves(no_tensorflow, run, demo_folder):
+    ran = run("verify", demo_folder)
+    assert ran.code == 0, ran.err
+    assert "recorded (expected.npz)" in ran.out
 
 
-def test_without_tensorflow_the_recorded_reference_serves(demo_folder):
-    ran = without_tensorflow("verify", demo_folder)
-    assert ran.returncode == 0, ran.stderr
-    assert "recorded (expected.npz)" in ran.stdout
+def test_without_tensorflow_and_reference(no_tensorflow, run, demo_folder):
+    ran = run("verify", demo_folder / "ema" / "model-1000", "--reference", "tf.nn")
+    assert ran.code == 2
+    assert "pip install 'mnv3-port[tensorflow]'" in ran.err
 
 
-def test_without_tensorflow_and_reference(demo_folder):
-    ran = without_tensorflow("verify", demo_folder / "ema" / "model-1000", "--reference", "tf.nn")
-    assert ran.returncode == 2
-    assert "pip install 'mnv3-port[tensorflow]'" in ran.stderr
-
-
-def test_demo_without_tensorflow():
-    ran = without_tensorflow("demo")
-    assert ran.returncode == 0, ran.stderr
-    assert "PARITY" in ran.stdout
+def test_demo_without_tensorflow(no_tensorflow, run):
+    ran = run("demo")
+    assert ran.code == 0, ran.err
+    assert "PARITY" in ran.out
 
 
 @TENSORFLOW

@@ -13,7 +13,7 @@ from porter.mapping.axes import AXES
 from porter.mapping.by_graph import by_graph
 from porter.mapping.files import Names, list_variants, list_with_rules_of_head, load_mapping, load_variant
 from porter.mapping.plan import fit, followed_by
-from porter.mapping.rules import Expected, expected_variables
+from porter.mapping.rules import Expected, expected_variables, first_variable
 from porter.mapping.schema import VariantMapping
 from porter.network.network import build_network
 from porter.network.node import Shape
@@ -48,27 +48,36 @@ class Match(NamedTuple):
 
 
 def match_variants(checkpoint: Checkpoint, variants: Sequence[str] | None = None) -> list[Match]:
-    """``variants`` (None: all), best fit first. Naming schemes are tried in turn until a variant fits exactly.
+    """``variants`` (None: all), best fit first: those that fit exactly, or if none does, every one that was tried.
 
-    Then come the same names below another scope, then a network without its classifier, and then the order of layers in
-    the file's graph.
+    Naming schemes are tried in turn until a variant fits exactly. Then come the same names below another scope, then a
+    network without its classifier, and then the order of layers in the file's graph.
 
     A minimalistic network's variables are not a subset of the full one's: expansion widths or kernels differ, so at
     most one variant fits.
     """
-    matches: list[Match] = []
-    tried = NAMES.get(checkpoint.format, TENSORFLOW_NAMES)
-    groups = [(names, variants or list_variants()) for names in tried]
+    schemes = NAMES.get(checkpoint.format, TENSORFLOW_NAMES)
+    groups = [(names, variants or list_variants()) for names in schemes]
     if not variants:
-        groups += [(names, list_with_rules_of_head(names)) for names in tried]
+        groups += [(names, list_with_rules_of_head(names)) for names in schemes]
+    usual = []
     for names, variant in ((names, variant) for names, named in groups for variant in named):
-        matches.append(_match(load_variant(variant, names), checkpoint))
-        if matches[-1].exact:
-            return matches[::-1]
+        usual.append(mapping := load_variant(variant, names))
+        if _begins(mapping, checkpoint) and (match := _match(mapping, checkpoint)).exact:
+            return [match]
+    matches: list[Match] = []
     for others in (_below_scopes, _without_classes, by_graph, other_sizes):
         if not any(match.exact for match in matches):
             matches += [_match(mapping, checkpoint) for mapping in others(checkpoint, variants)]
+    if not any(match.exact for match in matches):
+        matches = [_match(mapping, checkpoint) for mapping in usual] + matches
     return sorted(matches, key=lambda match: -match.fitting / match.expected)
+
+
+def _begins(mapping: VariantMapping, checkpoint: Checkpoint) -> bool:
+    """Whether the first convolution's weight is there: without it the mapping need not be expanded."""
+    first = first_variable(mapping)
+    return first.source in checkpoint and checkpoint[first.source].shape == first.shape
 
 
 def from_file(path: Path, checkpoint: Checkpoint) -> VariantMapping:
@@ -126,12 +135,12 @@ def other_sizes(checkpoint: Checkpoint, variants: Sequence[str] | None) -> Itera
 
 
 def _in_other_sizes(mapping: VariantMapping, checkpoint: Checkpoint) -> Iterator[VariantMapping]:
-    every = {want.target: want for want in expected_variables(mapping, build_network(mapping), classes=0)}
-    first, *_ = every.values()
-    last = every.get(f"{build_network(mapping).last_conv}.weight")
-    stem, last_map, embedding = (_stored(one, checkpoint) for one in (first, last, every.get("conv_head.weight")))
+    stem = _stored(first_variable(mapping), checkpoint)
     if not stem or stem[1] > MOST_CHANNELS:
         return
+    every = {want.target: want for want in expected_variables(mapping, build_network(mapping), classes=0)}
+    last = every.get(f"{build_network(mapping).last_conv}.weight")
+    last_map, embedding = (_stored(one, checkpoint) for one in (last, every.get("conv_head.weight")))
     channels, spec, head = stem[1], mapping.input, mapping.network.head
     if channels != spec.channels:
         mean, std = spec.mean[:1] * channels, spec.std[:1] * channels
@@ -163,7 +172,7 @@ def _stored(want: Expected | None, checkpoint: Checkpoint) -> Shape:
 def stem_scopes(mapping: VariantMapping, checkpoint: Checkpoint, any_size: bool = False) -> list[str]:
     """The first scopes that hold the first convolution of ``mapping``, or one of any size."""
     plain = msgspec.structs.replace(mapping, scope="", top="none")
-    first = expected_variables(plain, build_network(plain), classes=0)[0]
+    first = first_variable(plain)
     names = (name for name in checkpoint if name == first.source or name.endswith(f"/{first.source}"))
     fitting = (name for name in names if any_size or checkpoint[name].shape == first.shape)
     return [name.removesuffix(first.source).rstrip("/") for name in islice(fitting, MOST_SCOPES)]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 from porter.mapping.axes import source_shape
 from porter.mapping.schema import Rule, VariantMapping
 from porter.network.names import fill
-from porter.network.network import Network
+from porter.network.network import Network, build_network
 from porter.network.node import Group, Shape, behind_gates
 from porter.network.nodes import groups, nodes, state_dict_shapes, torchvision_names
 
@@ -64,6 +65,12 @@ def expected_variables(mapping: VariantMapping, network: Network, classes: int) 
     expected = list(_expanded(mapping, network, classes))
     _latest.append((mapping, network, classes, tuple(expected)))
     return expected
+
+
+def first_variable(mapping: VariantMapping) -> Expected:
+    """The weight of the first convolution, without expanding the rules of the rest. Raises ValueError."""
+    network = replace(build_network(mapping), blocks=(), last=0, backbone=True, head=None)
+    return next(_expanded(mapping, network, classes=0))
 
 
 def _expanded(mapping: VariantMapping, network: Network, classes: int) -> Iterator[Expected]:

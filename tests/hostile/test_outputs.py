@@ -17,22 +17,23 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from porter.atomic import atomic_write, put_folder, sweep, write_bytes
 from porter.errors import PorterError
-from porter.parity.demo import demo_variables, write_demo_checkpoint
+from porter.parity.demo import write_demo_checkpoint
 from porter.sources import open_checkpoint
 from porter.sources.bundle_writer import write_bundle
 
 
 def test_replaced_checkpoint_is_old_or_new_at_every_kill(tmp_path):
     """Killed while it overwrites again and again, the checkpoint is whole each time that we look."""
-    write_bundle(tmp_path / "model-1", demo_variables("small_075"))
+    made = "[{f'v{n}': np.full((400, 50), seed + n, 'f') for n in range(100)} for seed in (0, 1)]"
     code = (
-        "import sys; from pathlib import Path\n"
-        "from porter.parity.demo import demo_variables; from porter.sources.bundle_writer import write_bundle\n"
-        "sets = [demo_variables('small_075', seed=s) for s in (0, 1)]; print('ready', flush=True)\n"
+        "import sys; from pathlib import Path; import numpy as np\n"
+        "from porter.sources.bundle_writer import write_bundle\n"
+        f"sets = {made}; print('ready', flush=True)\n"
         "while True:\n"
         "    for values in sets: write_bundle(Path(sys.argv[1]), values, force=True)"
     )
-    sets = [demo_variables("small_075", seed=seed) for seed in (0, 1)]
+    sets = eval(made)
+    write_bundle(tmp_path / "model-1", sets[0])
     random = np.random.default_rng(0)
     for _ in range(8):
         process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "model-1")], stdout=subprocess.PIPE)

@@ -285,7 +285,9 @@ def test_an_output_is_no_input(run, demo_folder, artifact, photos, tmp_path):
 COMMAND = [sys.executable, "-c", "from porter.__main__ import main; main()"]
 
 
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    "closed", [">&-", "<&- >&- 2>&-", *(pytest.param(one, marks=pytest.mark.slow) for one in ("<&-", "2>&-"))]
+)
 def test_closed_streams(demo_folder, tmp_path, closed):
     """The file is written, the exit code is that of the work, and no file gets what was meant for a stream."""
     out = tmp_path / "a.safetensors"

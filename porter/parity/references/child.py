@@ -31,6 +31,9 @@ SMALL = 1 << 20  # bytes, for images of a few pixels
 # A file of fixed input size decides how large our process makes images: twice the pixels of DeepLab's 1025 x 2049
 MOST_PIXELS = 1 << 22
 
+# By kind of request, what is imported once for all of that kind; for those not listed, TensorFlow
+LIBRARIES = {"tflite": "numpy", "onnx": "numpy", "pt2": "torch"}
+
 
 class About(msgspec.Struct, frozen=True):
     """Attributes of a Reference, as its process sends them."""
@@ -52,12 +55,12 @@ class Child:
         self.weights = request.memory if request.train else 0  # a gradient is as large as its weight
         self.failure: ParityError | None = None
         self.advice = "" if request.kind in PROGRAMS else " compare with another reference"
-        with_tensorflow = request.kind not in ("tflite", *PROGRAMS)
+        library = LIBRARIES.get(request.kind, "tensorflow")
         try:
-            self.connection = _connect(with_tensorflow)
+            self.connection = _connect(library)
         except OSError:  # the server was killed
             server.cache_clear()
-            self.connection = _connect(with_tensorflow)
+            self.connection = _connect(library)
         self.allowed = self.left = SECONDS
         self.pid = 0
         self.pid = self.receive(0)[0].pid
@@ -163,15 +166,15 @@ def in_child(request: Request) -> Reference:
 
 
 @functools.cache
-def server(with_tensorflow: bool) -> socket.socket:
-    """The connection to the process that forks one for each reference; the first call starts it.
+def server(library: str) -> socket.socket:
+    """The connection to the process that imports ``library`` and forks one for each reference.
 
-    An early call imports TensorFlow there while this process imports torch.
+    The first call starts it. An early call imports TensorFlow there while this process imports torch.
     """
     ours, theirs = socket.socketpair()
     command = [sys.executable, "-P", "-m", "porter.parity.references.server", str(theirs.fileno())]
     subprocess.Popen(  # ends when our end of the connection closes
-        [*command, "tensorflow" if with_tensorflow else "-"],
+        [*command, library],
         pass_fds=[theirs.fileno()],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -183,8 +186,8 @@ def server(with_tensorflow: bool) -> socket.socket:
     return ours
 
 
-def _connect(with_tensorflow: bool) -> socket.socket:
+def _connect(library: str) -> socket.socket:
     ours, theirs = socket.socketpair()
     with theirs:
-        socket.send_fds(server(with_tensorflow), [b"+"], [theirs.fileno()])
+        socket.send_fds(server(library), [b"+"], [theirs.fileno()])
     return ours

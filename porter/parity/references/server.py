@@ -1,4 +1,4 @@
-"""The process that runs references and programs: it imports TensorFlow once, then forks a process for each of them.
+"""The process that runs references and programs: it imports a library once, then forks a process for each of them.
 
 A stranger's graph runs only there, under a memory limit, and leaves nothing behind for the next one.
 porter.parity.references.child starts it, and ends a process that takes too long.
@@ -39,6 +39,8 @@ def main() -> None:
 
         with suppress(ParityError):  # each reference that needs it says so
             tensorflow()
+    elif sys.argv[2] == "torch":
+        import torch  # noqa: F401 - once, and its memory does not count as a program's
     while True:
         data, descriptors, _, _ = socket.recv_fds(control, 1, 1)
         if not data:
@@ -62,8 +64,6 @@ def _serve(connection: socket.socket) -> None:
     send(connection, Header("started", pid=os.getpid()))
     encoded, _ = receive_bytes(connection, 0)
     request = msgspec.msgpack.decode(encoded, type=Request)
-    if request.kind == "pt2":
-        import torch  # noqa: F401 - its memory does not count as the program's
     try:
         limit_memory(request.memory)
         reference = build(request)
