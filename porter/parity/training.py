@@ -21,13 +21,14 @@ from porter.mapping.rules import expected_variables
 from porter.models.build import Whole, capture
 from porter.network.network import Network
 from porter.network.node import Size
-from porter.parity.candidates.candidate import Candidate, Output, Question
+from porter.parity.candidates.candidate import Output, Question
+from porter.parity.check import Check
 from porter.parity.compare import NO_NOISE, SAME_FUNCTION, Row, compare
 from porter.parity.references.choose import of_keras
-from porter.parity.references.reference import Noise, Reference, Values, larger
+from porter.parity.references.reference import Noise, Values, larger
 from porter.parity.references.training_step import GRADIENT, LOSS, STATISTICS, judged
 from porter.parity.samples import Sample, noise
-from porter.parity.verdict import Cause, Verdict
+from porter.parity.verdict import Cause
 from porter.port import Port
 
 # Eight images of 64 pixels have 32 positions on a last map of stride 32: a variance of some precision
@@ -48,19 +49,13 @@ class _Step(NamedTuple):
     before: dict[str, np.ndarray]
 
 
-def check_step(
-    port: Port,
-    candidate: Candidate,
-    reference: Reference,
-    questions: frozenset[Question],
-    verdict: Verdict,
-    sizes: Sequence[Size] | None,
-    seed: int,
-) -> Verdict:
-    """Run the step on both sides and give ``verdict`` a row for each value, and a cause for a wrong momentum.
+def check_step(check: Check, sizes: Sequence[Size] | None, seed: int) -> None:
+    """Run the step on both sides and give the verdict a row for each value, and a cause for a wrong momentum.
 
     Raises ParityError for a candidate that is no module with the port's entries.
     """
+    port, candidate, reference, verdict = check.port, check.candidate, check.reference, check.verdict
+    assert port is not None
     if candidate.modules is None:
         raise ParityError(f"{verdict.artifact}: has no gradients; only a state dict or an nn.Module can be trained")
     shapes = {name: tuple(value.shape) for name, value in candidate.modules[0].state_dict().items()}
@@ -74,28 +69,21 @@ def check_step(
     if reference.size not in (None, size):
         raise ParityError(f"{reference.name}: runs at {reference.size[0]}x{reference.size[1]} only; leave out the size")
     for batch in range(BATCHES):
-        rows = _rows(port, candidate, reference, questions, verdict, noise(size, seed + batch, BATCH))
+        rows = _rows(check, port, noise(size, seed + batch, BATCH))
         best = {row.endpoint: row for row in verdict.rows}
         verdict.rows = [min(row, best.get(row.endpoint, row), key=lambda one: one.excess) for row in rows]
         if verdict.passed or verdict.same_function is False:
             break
-    return verdict
 
 
-def _rows(
-    port: Port,
-    candidate: Candidate,
-    reference: Reference,
-    questions: frozenset[Question],
-    verdict: Verdict,
-    sample: Sample,
-) -> list[Row]:
-    """The step on one batch, in the order of computation; names the cause of wrong statistics in ``verdict``."""
+def _rows(check: Check, port: Port, sample: Sample) -> list[Row]:
+    """The step on one batch, in the order of computation; names the cause of wrong statistics in the verdict."""
+    candidate, reference = check.candidate, check.reference
     assert candidate.modules is not None
     given = reference.prepare(sample.images)
     single, exact = candidate.modules
     runs: dict[Question, nn.Module] = {"function": exact, "rounding": single}
-    steps = {asked: _step(module, port, given) for asked, module in runs.items() if asked in questions}
+    steps = {asked: _step(module, port, given) for asked, module in runs.items() if asked in check.questions}
     gate = port.plan.gate if candidate.model is None else candidate.model.network.gate
     theirs = {name: _as_ported(port, gate, name, one) for name, one in reference.run(sample.images, [])}
     scales = _scales(theirs)
@@ -107,7 +95,7 @@ def _rows(
         inherited = larger(inherited, row.reference or NO_NOISE)
         rows.append(row.with_rounded_weights() if candidate.rounded_weights else row)
     if "function" in steps:
-        verdict.causes = _momentum(port.network, steps["function"], theirs, scales)
+        check.verdict.causes = _momentum(port.network, steps["function"], theirs, scales)
     return rows
 
 

@@ -15,9 +15,10 @@ from porter.mapping.files import load_mapping, mapping_digest
 from porter.mapping.options import PortOptions
 from porter.network.nodes import check_image
 from porter.parity.candidates.own import recorded_artifact
+from porter.parity.check import Check, check_sample
 from porter.parity.references.recorded import recorded
 from porter.parity.verdict import Verdict
-from porter.parity.verify import Check, asked, check_sample, environment, verify
+from porter.parity.verify import asked, environment, verify
 from porter.releases import folder as contents
 from porter.releases.card import images
 from porter.releases.naming import architecture

@@ -32,11 +32,12 @@ from porter.evaluation.run import evaluate
 from porter.mapping.files import PLAIN_NAME, load_mapping, standalone
 from porter.mapping.options import PathLike, PortOptions
 from porter.network.nodes import endpoint_names
+from porter.parity.check import Check, Progress
 from porter.parity.evidence import Evidence
 from porter.parity.references.recorded import record
 from porter.parity.samples import noise
 from porter.parity.verdict import Verdict
-from porter.parity.verify import Against, Check, Progress, open_check, run_check
+from porter.parity.verify import Against, open_check, run_check
 from porter.port import Port, carry_out_port, plan_port
 from porter.releases import folder as contents
 from porter.releases.card import STATISTICS, Card, config, model_card
@@ -142,9 +143,9 @@ def release(
         path = stage / f"{release_name(port, publication)}.pth"
         save_artifact(path, Artifact(arrays, metadata))
         path = contents.add_hash(path)
-        check = open_check(checkpoint, path, options, Against(reference))
-        evidence = Evidence()
-        run_check(check, evidence=evidence, progress=progress)
+        evidence, against = Evidence(), Against(reference)
+        check = open_check(checkpoint, path, options, against)
+        run_check(check, against, evidence, progress)
         # Published files must not name folders of this machine
         last_name = str(checkpoint).rstrip("/").rpartition("/")[2]
         verdict = replace(check.verdict, checkpoint=last_name, artifact=path.name)
