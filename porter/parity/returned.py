@@ -13,7 +13,7 @@ from porter.network.network import Network
 from porter.network.node import Node, Size
 from porter.network.nodes import CLASS_ENDPOINTS, endpoint_names, nodes
 from porter.parity.candidates.candidate import Output, Recording
-from porter.parity.candidates.match import Found, Judge, Operations, apart, squeezed, without_class
+from porter.parity.candidates.match import Expected, Found, Judge, Operations, apart, squeezed, without_class
 from porter.parity.compare import Row
 from porter.parity.references.reference import Noise, Values, larger
 from porter.parity.verdict import Verdict
@@ -25,13 +25,6 @@ from porter.text import listed
 ROUNDS, LEFT = 16.0, 1e-2
 MOST_KEYS = 7  # rows, after the first, that decide how columns are sorted
 MOST_SHIFTS = 16  # places at which a rolled vector may begin, if its first value occurs several times
-
-
-class Expected(NamedTuple):
-    """Values that a port may return, and the name of the endpoint, or of the output, that they are."""
-
-    name: str
-    values: Values
 
 
 class Wrong(NamedTuple):
@@ -169,30 +162,19 @@ class Returned:
 
     def _fitting(self, one: Expected, output: Output) -> tuple[Expected, Output] | None:
         """Both in one shape, without the background class if the port lacks it; None where that cannot be."""
-        for values in self._with_and_without_background(one):
-            shape = values.values.shape
-            for change in (_same, _channels_last):
-                shown = output if output.best.ndim == 4 or change is _same else None
-                if shown is None:
-                    continue
-                shown = shown.mapped(change)
-                shown = shown.thinned(self.keep) if self.keep else shown
-                if squeezed(shown.best.shape) == squeezed(shape):
-                    return one._replace(values=values), shown.reshaped(shape)
-        return None
-
-    def _with_and_without_background(self, one: Expected) -> Iterator[Values]:
-        yield one.values
+        possible = [one.values]
         if one.name in CLASS_ENDPOINTS and self.background is not None and one.values.values.shape[1] > 1:
-            yield without_class(one.values, self.background, one.name == "Predictions")
-
-
-def _same(values: np.ndarray) -> np.ndarray:
-    return values
-
-
-def _channels_last(values: np.ndarray) -> np.ndarray:
-    return values.transpose(0, 2, 3, 1)
+            possible.append(without_class(one.values, self.background, one.name == "Predictions"))
+        found = [output]
+        if output.best.ndim == 4:
+            found.append(output.mapped(lambda values: values.transpose(0, 2, 3, 1)))
+        if self.keep:
+            found = [shown.thinned(self.keep) for shown in found]
+        for values in possible:
+            for shown in found:
+                if squeezed(shown.best.shape) == squeezed(values.values.shape):
+                    return one._replace(values=values), shown.reshaped(values.values.shape)
+        return None
 
 
 def _made(network: Network, every: Sequence[Node], expected: Sequence[Expected], size: Size) -> Iterator[Expected]:
@@ -212,12 +194,10 @@ def _made(network: Network, every: Sequence[Node], expected: Sequence[Expected],
     ]
     for name, values in made.items():
         distances = [np.abs(other[name] - values) for other in moved]
-        of_made = (
-            Noise(float(np.sqrt(np.mean(np.square(distances[0])))), float(distances[1].max(initial=0.0)))
-            if moved
-            else None
-        )
-        yield Expected(name, Values(values, of_made))
+        noise = None
+        if distances:
+            noise = Noise(float(np.sqrt(np.mean(np.square(distances[0])))), float(distances[1].max(initial=0.0)))
+        yield Expected(name, Values(values, noise))
 
 
 def _relation(one: Expected, output: Output, row: Row) -> str | None:

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from porter.errors import ParityError
 from porter.mapping.rules import expected_variables
-from porter.models.build import Whole, capture
+from porter.models.build import Whole, capture, nhwc
 from porter.network.network import Network
 from porter.network.node import Size
 from porter.parity.candidates.candidate import Output, Question
@@ -147,7 +147,7 @@ def _step(module: nn.Module, port: Port, images: np.ndarray) -> _Step:
     given = {name: outputs[name] for name in judged(port.network, classes)}
     loss = _loss(port.network, classes, given)
     loss.backward()  # type: ignore[no-untyped-call]
-    found = {name: _nhwc(values) for name, values in given.items()} | {LOSS: loss.detach().cpu().numpy().reshape(1)}
+    found = {name: nhwc(values) for name, values in given.items()} | {LOSS: loss.detach().cpu().numpy().reshape(1)}
     for name, value in module.state_dict(keep_vars=True).items():
         if name.endswith(STATISTICS):
             found[name] = value.detach().cpu().numpy()
@@ -172,12 +172,6 @@ def _loss(network: Network, classes: int, given: dict[str, Tensor]) -> Tensor:
         else:
             total = total + F.cross_entropy(rows, labels)
     return total
-
-
-def _nhwc(values: Tensor) -> np.ndarray:
-    values = values.detach().cpu()
-    found: np.ndarray = (values.permute(0, 2, 3, 1) if values.ndim == 4 else values).numpy()
-    return found
 
 
 def _shaped(values: np.ndarray | None, like: Values) -> np.ndarray | None:

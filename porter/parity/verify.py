@@ -21,7 +21,7 @@ from porter.models.create import open_model
 from porter.network.node import Size
 from porter.network.nodes import endpoint_names
 from porter.parity.candidates.candidate import QUESTIONS, Candidate, Question
-from porter.parity.candidates.choose import open_candidate
+from porter.parity.candidates.foreign import open_candidate
 from porter.parity.candidates.own import deployed as in_deployed_form
 from porter.parity.candidates.own import quantised
 from porter.parity.check import Check, Progress, check_sample

@@ -16,7 +16,7 @@ from porter.parity.candidates.candidate import Weights
 from porter.parity.candidates.own import ROUNDED, plan_like
 from porter.parity.verdict import Cause
 from porter.port import Port, plan_opened
-from porter.sources import open_checkpoint
+from porter.sources import Checkpoint, open_checkpoint
 from porter.sources.weights import AVERAGE_SET_ASIDE, RAW_SET_ASIDE
 from porter.sources.weights import Weights as Choice
 from porter.text import listed
@@ -24,6 +24,7 @@ from porter.text import listed
 MOST_STEPS = 8  # other checkpoints beside this one that are compared
 SAME = "weights "  # said of the checkpoint's own, rounded or moved
 FIRST = 64  # values that are looked at first
+UNCHANGED = PortOptions(layout="slim", keep_background=True, fake_quant=False)  # a port of the checkpoint's own values
 BITS = {"float16": 10, "bfloat16": 7}  # of a mantissa
 
 
@@ -121,8 +122,7 @@ def _with_background(port: Port, name: str) -> np.ndarray | None:
     """The classifier's entry with the background class; None where there is none."""
     if not port.plan.background_dropped:
         return None
-    options = PortOptions(layout="slim", keep_background=True, fake_quant=False)
-    plan = plan_opened(port.checkpoint, port.mapping, options).plan
+    plan = plan_opened(port.checkpoint, port.mapping, UNCHANGED).plan
     steps = tuple(step for step in plan.steps if step.target == name)
     one = replace(plan, steps=steps, targets=(name,), norms={}, constants={}, ranges={})
     found: np.ndarray | None = carry_out(one, port.checkpoint, "float64").arrays.get(name) if steps else None
@@ -134,11 +134,9 @@ def _other_weights(port: Port, stored: Weights) -> Iterator[tuple[str, Mapping[s
     checkpoint = port.checkpoint
     if checkpoint.remote or checkpoint.format != "bundle":
         return
-    reasons = set(checkpoint.set_aside.values())
-    raw = RAW_SET_ASIDE in reasons
-    if raw or AVERAGE_SET_ASIDE in reasons:
-        words = "raw weights instead of their averages" if raw else "averages instead of raw weights"
-        yield words, _arrays(_planned(port, checkpoint.path, "raw" if raw else "ema"), stored)
+    if other := other_average(checkpoint):
+        words, weights = other
+        yield words, _arrays(_planned(port, checkpoint.path, weights), stored)
     own = checkpoint.path.name
     beside = sorted(path.with_suffix("") for path in checkpoint.path.parent.glob("*.index"))
     for path in [path for path in beside if path.name != own][:MOST_STEPS]:
@@ -146,6 +144,14 @@ def _other_weights(port: Port, stored: Weights) -> Iterator[tuple[str, Mapping[s
             yield f"the weights of another checkpoint, {path.name}", _arrays(_planned(port, path), stored)
         except PorterError:  # another network's, or damaged: not where these weights come from
             continue
+
+
+def other_average(checkpoint: Checkpoint) -> tuple[str, Choice] | None:
+    """The raw weights where ``checkpoint`` gives averages, or the other way round: in words, and as a choice."""
+    reasons = checkpoint.set_aside.values()
+    if RAW_SET_ASIDE in reasons:
+        return "raw weights instead of their averages", "raw"
+    return ("averages instead of raw weights", "ema") if AVERAGE_SET_ASIDE in reasons else None
 
 
 def _planned(port: Port, path: Path, weights: Choice = "auto") -> Port:

@@ -1,4 +1,4 @@
-"""Ports that are not ours: modules of any class with their own names, exported files, other TensorFlow sources."""
+"""Opening a candidate, and ports that are not ours: modules of any class, exported files, other TensorFlow sources."""
 
 from __future__ import annotations
 
@@ -16,24 +16,55 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from porter.artifacts.artifact import Artifact, load_artifact
+from porter.artifacts.artifact import Artifact, ArtifactFile, load_artifact
 from porter.errors import ArtifactError, ParityError, PorterError
 from porter.mapping.options import ArtifactLayout, PathLike, PortOptions
 from porter.models.timm_import import import_timm
 from porter.network.node import Size
 from porter.network.nodes import endpoint_names, nodes
+from porter.parity.candidates.callables import is_callable
 from porter.parity.candidates.candidate import QUESTIONS, Candidate, Output, Outputs, Question, Recording, Weights
-from porter.parity.candidates.own import unrounded
+from porter.parity.candidates.own import artifact, converted, unrounded
 from porter.parity.candidates.recorder import Run, recorded, their_code
 from porter.parity.references.child import in_child
 from porter.parity.references.choose import memory_for, open_reference
-from porter.parity.references.wire import Request
+from porter.parity.references.wire import PROGRAMS, Request
 from porter.port import Port, plan_port
 from porter.sources.checkpoint import sha256
 from porter.text import printable
 
 LAYOUTS = get_args(ArtifactLayout)
 SOME = 0.5  # of a tensor's values
+
+
+def open_candidate(
+    named: PathLike | ArtifactFile | None,
+    port: Port,
+    mapping: PathLike | None,
+    weights_file: PathLike | None,
+    sizes: Sequence[Size] | None = None,
+) -> Candidate:
+    """The candidate ``named``, for images of ``sizes``; if None, what ``port`` converts to.
+
+    ``named`` is a ``.pth`` or ``.safetensors`` (a state dict of our class or timm's), ``timm:NAME`` (``weights_file``
+    is its state dict), ``package.module:callable`` or ``file.py:callable`` (runs that code, which returns an
+    ``nn.Module``), an ``.onnx``, a ``.pt2``, or any TensorFlow source. Raises PorterError.
+    """
+    if named is None:
+        return converted(port)
+    text = named.given if isinstance(named, ArtifactFile) else os.fspath(named)
+    kind, colon, name = text.partition(":")
+    if weights_file is not None and kind != "timm":
+        raise ParityError(f"{text}: only timm:NAME takes a weights file")
+    if isinstance(named, ArtifactFile):
+        return artifact(named, port, mapping)
+    if kind == "timm" and colon:
+        return timm_model(name, None if weights_file is None else Path(weights_file), port)
+    if text.endswith(tuple(f".{ending}" for ending in PROGRAMS)):
+        return program(Path(text), sizes or [port.mapping.input.sides])
+    if is_callable(text):
+        return called(text, port)
+    return tensorflow_source(text, mapping)
 
 
 def timm_model(name: str, weights_file: Path | None, port: Port) -> Candidate:

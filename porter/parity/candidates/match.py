@@ -40,6 +40,13 @@ class Found(NamedTuple):
     returned: bool = True
 
 
+class Expected(NamedTuple):
+    """Values that a port may give, and the name of the endpoint, or of the output, that they are."""
+
+    name: str
+    values: Values
+
+
 class Named:
     """A candidate's outputs under TensorFlow's names. Endpoints must be asked for in the order of computation.
 
@@ -79,11 +86,6 @@ class Named:
         self.outputs.close()  # type: ignore[attr-defined]  # a generator's
 
 
-class _Left(NamedTuple):
-    name: str
-    reference: Values
-
-
 class Operations:
     """The operations of a foreign port, to be found by what they give.
 
@@ -95,7 +97,7 @@ class Operations:
         self.recording, self.background = recording, background
         self.start = -1  # the operation of the last match
         self.matched: list[str] = []
-        self.left: _Left | None = None  # the first endpoint after the last match
+        self.left: Expected | None = None  # the first endpoint after the last match
 
     def at(self, name: str, reference: Values, judge: Judge) -> Found | None:
         """The operation with the values of ``reference``; the first after the last match, if several have."""
@@ -103,7 +105,7 @@ class Operations:
         if found is None and name in CLASS_ENDPOINTS and self.background is not None:
             found = self._matching(name, without_class(reference, self.background, name == "Predictions"), judge)
         if found is None and self.left is None:
-            self.left = _Left(name, reference)
+            self.left = Expected(name, reference)
         return found
 
     def _matching(self, name: str, reference: Values, judge: Judge) -> Found | None:
@@ -125,7 +127,7 @@ class Operations:
         """The first endpoint behind the last match, and the layer of its shape that comes next; if there is one."""
         if self.left is None:
             return None
-        number, shape = None, squeezed(self.left.reference.values.shape)
+        number, shape = None, squeezed(self.left.values.values.shape)
         for later in range(self.start + 1, len(self.recording.operations)):
             operation = self.recording.operations[later]
             if number is not None and operation.kind in LAYERS:

@@ -18,7 +18,7 @@ from porter.exports.deploy import Deployed, deploy
 from porter.mapping.apply import carry_out
 from porter.mapping.options import ArtifactLayout, PathLike, PortOptions
 from porter.mapping.plan import Plan
-from porter.models.build import Whole, build_model, capture, probabilities
+from porter.models.build import Whole, build_model, capture, nhwc, probabilities
 from porter.models.create import OpenedModel, open_model
 from porter.network.network import GATE_ENTRY, TIMM_GATE
 from porter.network.nodes import CLASS_ENDPOINTS, is_weight, nodes
@@ -77,7 +77,7 @@ def quantised(opened: OpenedModel, named: PathLike | None) -> Candidate:
 
     def run(images: np.ndarray, _questions: frozenset[Question]) -> Outputs:
         for endpoint, tensor in streamed(_computation(model, images)):
-            yield endpoint, Output(_nhwc(tensor), None)
+            yield endpoint, Output(nhwc(tensor), None)
 
     digests = {} if named is None else opened.digests
     name = "" if named is None else str(named)
@@ -120,7 +120,7 @@ def in_both_precisions(name: str, single: Whole, exact: Whole) -> Candidate:
             question: streamed(_computation(runs[question], images)) for question in runs if question in questions
         }
         for together in zip(*streams.values(), strict=True):
-            outputs = {question: _nhwc(tensor) for question, (_, tensor) in zip(streams, together, strict=True)}
+            outputs = {question: nhwc(tensor) for question, (_, tensor) in zip(streams, together, strict=True)}
             yield together[0][0], Output(outputs.get("function"), outputs.get("rounding"))
 
     return Candidate(name, run, model=single, modules=(single, exact))
@@ -189,8 +189,3 @@ def _like_map(endpoint: str, values: np.ndarray) -> np.ndarray:
     if endpoint in CLASS_ENDPOINTS:
         return values
     return values.transpose(0, 2, 3, 1) if values.ndim == 4 else values[:, None, None]
-
-
-def _nhwc(tensor: Tensor) -> np.ndarray:
-    found: np.ndarray = (tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor).cpu().numpy()
-    return found

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from porter.errors import ParityError, PorterError
+from porter.models.build import nhwc
 from porter.parity.candidates.candidate import Operation, Output, Recording
 from porter.parity.candidates.match import kinds, sampled
 from porter.parity.references.reference import thin
@@ -178,10 +179,7 @@ def as_array(tensor: Tensor) -> np.ndarray:
 
 def _array(tensor: Tensor) -> np.ndarray:
     """NHWC, of the same memory where that can be."""
-    values = tensor.detach().cpu()
-    values = values if values.dtype in (torch.float32, torch.float64) else values.float()
-    found: np.ndarray = (values.permute(0, 2, 3, 1) if values.ndim == 4 else values).numpy()
-    return found
+    return nhwc(tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float())
 
 
 def recorded(name: str, exact: Run | None, single: Run | None, remarks: Sequence[str]) -> Recording:
