@@ -12,7 +12,7 @@ from msgspec import Meta, Struct
 
 from porter.errors import ArtifactError, Option, PorterError
 from porter.evaluation.result import Scores
-from porter.evaluation.run import DEFAULT_SETTINGS, Progress, Settings, alone
+from porter.evaluation.run import Progress, Settings, alone
 from porter.models.create import OpenedModel
 from porter.photos.images import read_images
 from porter.prediction.boxes import Box, detector
@@ -62,11 +62,7 @@ class Coco(Struct):
 
 
 def average_precision(
-    source: str,
-    opened: OpenedModel,
-    data: Path,
-    settings: Settings = DEFAULT_SETTINGS,
-    progress: Progress | None = None,
+    source: str, opened: OpenedModel, data: Path, settings: Settings, progress: Progress | None
 ) -> Scores:
     """Average precision of the detector ``opened`` on the photos of ``data`` whose boxes ``settings.labels`` lists.
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from porter.errors import Option, PorterError
 from porter.evaluation.result import Scores
-from porter.evaluation.run import DEFAULT_SETTINGS, Progress, Settings, alone
+from porter.evaluation.run import Progress, Settings, alone
 from porter.models.create import OpenedModel
 from porter.photos.images import find_photos, read_images
 from porter.prediction.masks import segmenter
@@ -18,11 +18,7 @@ IGNORED = 255  # the label of pixels that do not count, in Cityscapes and in PAS
 
 
 def compare_masks(
-    source: str,
-    opened: OpenedModel,
-    data: Path,
-    settings: Settings = DEFAULT_SETTINGS,
-    progress: Progress | None = None,
+    source: str, opened: OpenedModel, data: Path, settings: Settings, progress: Progress | None
 ) -> Scores:
     """Mean intersection over union of the segmenter ``opened`` on the photos of ``data``, and pixel accuracy.
 

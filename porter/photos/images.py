@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from glob import glob
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 Photo = Path | BinaryIO  # a file, or an open one, which is standard input
 AnyPhoto = TypeVar("AnyPhoto", bound=Photo)
 Preprocessing = Literal["card", "tf", "tf2"]
-PREPROCESSINGS = get_args(Preprocessing)
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # what photos come in; Pillow knows 60 others
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # what files of them end in
 # Resizing brings the shorter side to 256 pixels, and the longer one with it; a panorama is 1 : 10

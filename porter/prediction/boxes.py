@@ -14,8 +14,6 @@ from porter.text import shortened
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-ENDINGS = (".png", ".json")  # what is written for a photo
-IGNORED = ("top", "preprocess")  # options that are for other kinds
 LONGEST_NAME = 60  # characters of a class's name that are drawn
 
 

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 LONGEST = 2049  # pixels of a side; Cityscapes is evaluated at 1025 x 2049. Larger images are made smaller
-ENDINGS = (".png",)  # what is written for a photo
-IGNORED = ("top", "preprocess", "least")  # options that are for other kinds
 MOST_CLASSES = 255  # that an 8-bit mask can hold, beside 255 for pixels that do not count
 
 

@@ -13,7 +13,6 @@ from porter.models.build import probabilities
 from porter.models.create import OpenedModel, open_model
 from porter.photos.images import AnyPhoto, Preprocessing, expand, read_images, resized
 from porter.photos.labels import Label
-from porter.prediction import boxes, masks
 from porter.prediction.boxes import detector, drawn
 from porter.prediction.masks import mask_image, overlaid, segmenter, shares
 from porter.prediction.network import Kind, kind_of, labels_of, on_one_image, palette
@@ -145,8 +144,10 @@ def open_predictor(
         return Predictor(kind, find, ("output", "least"))
     shown = [label.names for label in labels] or [""] * classes
     if kind == "masks":
-        return Predictor(kind, _segmenter(source, opened, device, shown), masks.IGNORED, masks.ENDINGS)
-    return Predictor(kind, _detector(source, opened, device, shown, least), boxes.IGNORED, boxes.ENDINGS)
+        find = _segmenter(source, opened, device, shown)
+        return Predictor(kind, find, ("top", "preprocess", "least"), endings=(".png",))
+    find = _detector(source, opened, device, shown, least)
+    return Predictor(kind, find, ("top", "preprocess"), endings=(".png", ".json"))
 
 
 def _classifier(
