@@ -111,13 +111,10 @@ def _into_folder(given: tuple[str, ...], output: Path | None) -> bool:
 
 
 def _convert_all(checkpoints: tuple[str, ...], folder: Path, suffix: str, force: bool, options: PortOptions) -> None:
-    from rich.progress import Progress
-
     from porter.exports.convert import convert_all
-    from porter.report.console import progress_console
+    from porter.report.console import progress_bar
 
-    console = progress_console()
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    with progress_bar() as bar:
         task = bar.add_task("convert", total=len(checkpoints))
         for path, port in convert_all(checkpoints, folder, options, suffix=suffix, force=force):
             bar.advance(task)

@@ -11,13 +11,13 @@ from porter.commands.options import (
     FILE,
     OUTPUT,
     check_outputs,
+    echo_json,
     model_options,
     preprocess_option,
     refuse_ignored,
     skip_option,
     taken_port_options,
 )
-from porter.text import SCHEMA, json_text
 
 
 @click.command()
@@ -86,6 +86,6 @@ def evaluate(
     if html:
         write_bytes(html, evaluation_html(result), force=True)
     if as_json:
-        click.echo(json_text({"schema": SCHEMA} | result.as_json(), indent=1))
+        echo_json(result.as_json())
     else:
         print_evaluation(result)

@@ -8,12 +8,8 @@ from typing import Any
 
 import click
 
-from porter.commands.options import (
-    echo_lines,
-    reading_options,
-    refuse_ignored,
-)
-from porter.text import SCHEMA, json_text
+from porter.commands.options import echo_json, echo_lines, reading_options, refuse_ignored
+from porter.text import json_text
 
 
 @click.command()
@@ -29,20 +25,17 @@ def inspect(source: str, variant: str | None, mapping: Path | None, weights: Any
         from porter.artifacts.inspection import artifact_lines, inspect_artifact
 
         found = inspect_artifact(source)
-        if as_json:
-            click.echo(json_text({"schema": SCHEMA} | found, indent=1))
-        else:
-            echo_lines(artifact_lines(found))
-        return
-    from porter.report.inspection import inspect_checkpoint
-
-    inspection = inspect_checkpoint(source, variant, mapping, weights)
-    if as_json:
-        click.echo(json_text({"schema": SCHEMA} | inspection.as_json(), indent=1))
+        lines = artifact_lines(found)
     else:
+        from porter.report.inspection import inspect_checkpoint
         from porter.report.listing import inspection_lines
 
-        echo_lines(inspection_lines(inspection))
+        inspection = inspect_checkpoint(source, variant, mapping, weights)
+        found, lines = inspection.as_json(), inspection_lines(inspection)
+    if as_json:
+        echo_json(found)
+    else:
+        echo_lines(lines)
 
 
 @click.command()

@@ -15,6 +15,7 @@ from porter.commands.options import (
     SizeType,
     check_outputs,
     device_option,
+    echo_json,
     echo_lines,
     port_options,
     refuse_ignored,
@@ -22,7 +23,7 @@ from porter.commands.options import (
     reporting,
     source_options,
 )
-from porter.text import SCHEMA, json_text
+from porter.text import json_text
 
 
 @click.command()
@@ -106,7 +107,7 @@ def verify(
 
         write_bytes(html, parity_html(verdict, evidence), force=True)
     if as_json:
-        click.echo(json_text({"schema": SCHEMA} | verdict.as_json(), indent=1))
+        echo_json(verdict.as_json())
     else:
         from porter.report.verdict_table import print_verdict
 
@@ -122,10 +123,10 @@ def verify_padding(as_json: bool) -> None:
     from porter.parity.padding_grid import TOLERANCE, padding_grid
 
     cells = list(padding_grid())
+    failed = [cell for cell in cells if not cell.passed]
     if as_json:
         click.echo(json_text([cell._asdict() | {"passed": cell.passed} for cell in cells]))
-    failed = [cell for cell in cells if not cell.passed]
-    if not as_json:
+    else:
         for cell in failed[:20]:
             echo_lines([f"DIFFERS  {cell}"])
         worst = max(cell.error for cell in cells)
