@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from porter.artifacts.artifact import ARTIFACT_SUFFIXES, Artifact, find_artifact, save_artifact
 from porter.atomic import check_folder, check_output, make_folder, refuse_existing, write_bytes
@@ -21,9 +20,6 @@ from porter.sources.locate import locate
 from porter.sources.remote import is_url
 from porter.sources.v1 import SHARDED
 from porter.sources.weights import Weights
-
-if TYPE_CHECKING:
-    pass
 
 REMOTE_FILE = re.compile(r"\.(?:index|meta|data-\d{5}-of-\d{5})$")  # of a checkpoint's files behind a URL
 

@@ -16,7 +16,7 @@ GRAPH_SUFFIXES = (".onnx", ".tflite")
 
 
 def export_bytes(suffix: str, network: Network, artifact: Artifact, size: Size, boxes: bool = False) -> bytes:
-    """``network`` with the weights and metadata of ``artifact`` as a file for images of ``size``.
+    """``network`` with the weights and metadata of ``artifact`` as a file of ``suffix``, for images of ``size``.
 
     A batch may have any size; with ``boxes``, a detector's graph decodes and suppresses the boxes of one image. A
     ``.tflite`` of what was trained for 8 bits is the integer one; the weights must be in layout ``slim`` then. Raises
@@ -24,8 +24,6 @@ def export_bytes(suffix: str, network: Network, artifact: Artifact, size: Size, 
     """
     arrays, metadata = artifact
     assert metadata is not None
-    if suffix not in GRAPH_SUFFIXES:
-        raise ValueError(f"{suffix}: no export; one of {', '.join(GRAPH_SUFFIXES)}")
     if boxes and not isinstance(network.head, Detection):
         raise ArtifactError(f"a {metadata.variant} port is no detector; leave boxes out")
     if suffix == ".tflite":
