@@ -41,9 +41,7 @@ def inspect(source: str, variant: str | None, mapping: Path | None, weights: Any
 @click.command()
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
-@click.option(
-    "--tolerance", type=float, default=0.0, show_default=True, help="Allowed difference, over each tensor's scale."
-)
+@click.option("--tolerance", type=float, default=0.0, help="Allowed difference, over each tensor's scale.")
 @click.option("--json", "as_json", is_flag=True, help="Print every tensor as JSON.")
 def diff(a: str, b: str, tolerance: float, as_json: bool) -> None:
     """Compare two artifacts or checkpoints, in any format, tensor by tensor; exit code 1 where they differ."""

@@ -12,7 +12,7 @@ from porter.errors import Option, PorterError
 
 
 @click.command()
-@click.option("--variant", type=VARIANT, default="small_075", show_default=True)
+@click.option("--variant", type=VARIANT, default="small_075")
 @click.option("--out", type=FILE, metavar="FOLDER", help="Keep the files here.")
 @click.option("--force", is_flag=True, help="Overwrite the files of an earlier demo.")
 def demo(variant: str, out: Path | None, force: bool) -> None:

@@ -75,7 +75,6 @@ preprocess_option = click.option(
     "--preprocess",
     type=click.Choice(["card", "tf", "tf2"]),
     default="card",
-    show_default=True,
     help="card: as timm does; tf: as slim did, bilinear without antialiasing; tf2: as tf.image.resize.",
 )
 
@@ -155,7 +154,6 @@ _READING = (
         "--weights",
         type=click.Choice(["auto", "ema", "raw"]),
         default="auto",
-        show_default=True,
         help="Moving averages or raw weights, where both exist; auto prefers the averages.",
     ),
     mapping_option,
@@ -173,7 +171,6 @@ port_options = _together(  # how a port is laid out
         "--layout",
         type=click.Choice(["timm", "slim"]),
         default="timm",
-        show_default=True,
         help="timm: exact where the squeeze-excite gate is 1/6; slim: weights untouched, gate 0.16667.",
     ),
 )

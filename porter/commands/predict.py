@@ -35,11 +35,9 @@ MAX_STDIN = 256 << 20  # bytes; the largest photos of ImageNet have 15 MB
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE|FOLDER|PATTERN|-...")
 @click.option("-o", "--output", type=FILE, metavar="FOLDER", help="Write masks, or drawn boxes and their JSON, here.")
 @model_options
-@click.option(
-    "--top", type=click.IntRange(1), default=5, show_default=True, help="For a classifier: number of classes."
-)
+@click.option("--top", type=click.IntRange(1), default=5, help="For a classifier: number of classes.")
 @preprocess_option
-@click.option("--least", type=float, default=0.3, show_default=True, help="For a detector: lowest score.")
+@click.option("--least", type=float, default=0.3, help="For a detector: lowest score.")
 @skip_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per image, each on a line.")
 @click.option("--html", type=OUTPUT, metavar="FILE|-", help="Also write a page of the images and their contents.")

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @reading_options
 @fake_quant_option
 @click.option("--keep-background", is_flag=True, help="Keep class 0 of slim's 1001 classes.")
-@click.option("--reference", default="auto", show_default=True, metavar="KIND", help="As for verify.")
+@click.option("--reference", default="auto", metavar="KIND", help="As for verify.")
 @click.option("--name", metavar="NAME", help="The release's name. With --sha256: timm's name.")
 @click.option("--license", metavar="ID", help="The weights' licence. With --sha256: apache-2.0.")
 @click.option("--dataset", metavar="ID", help="The training data. With --sha256: imagenet-1k.")

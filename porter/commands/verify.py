@@ -34,7 +34,6 @@ from porter.text import json_text
 @click.option(
     "--reference",
     default="auto",
-    show_default=True,
     metavar="KIND",
     help="auto, frozen (.pb), meta (.meta), keras, tflite, tf.nn, or a recorded .npz.",
 )
@@ -42,7 +41,6 @@ from porter.text import json_text
     "--dtype",
     type=click.Choice(["both", "float64", "float32"]),
     default="both",
-    show_default=True,
     help="float64 asks whether it is the same function, float32 whether it is as exact as TensorFlow's float32.",
 )
 @click.option("--deploy", "deployed", is_flag=True, help="Compare the inference form, porter.deploy.")
@@ -55,12 +53,11 @@ from porter.text import json_text
     metavar="PATH",
     help="An image or a folder of them, instead of noise and structured images.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
+@click.option("--seed", type=int, default=0, help="Seed of the noise.")
 @click.option(
     "--diagnose",
     type=click.Choice(["quick", "all"]),
     default="quick",
-    show_default=True,
     help="How long to look for known mistakes if there is no parity: 10 seconds, or until all are tried.",
 )
 @click.option("-v", "--verbose", is_flag=True, help="Print every endpoint, not a summary.")

@@ -10,7 +10,7 @@ from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 
-from porter.artifacts.artifact import ARTIFACT_SUFFIXES, Artifact, find_artifact, save_artifact
+from porter.artifacts.artifact import Artifact, find_artifact, save_artifact
 from porter.atomic import check_folder, check_output, make_folder, refuse_existing, write_bytes
 from porter.errors import PorterError
 from porter.exports import files
@@ -72,7 +72,8 @@ def convert(
         check_folder(Path())
     else:
         check_output(Path(output), force)
-        _check_suffix(Path(output))
+        if Path(output).suffix not in files.OUTPUT_SUFFIXES:
+            raise PorterError(f"{output}: the output's name must end in one of {', '.join(files.OUTPUT_SUFFIXES)}")
     if boxes and Path(output or ".pth").suffix not in files.GRAPH_SUFFIXES:
         raise PorterError(f"boxes: only in an output that is one of {', '.join(files.GRAPH_SUFFIXES)}")
     options = PortOptions(
@@ -87,14 +88,7 @@ def convert(
     return path, port
 
 
-def _check_suffix(path: Path) -> None:
-    suffixes = (*ARTIFACT_SUFFIXES, *files.GRAPH_SUFFIXES)
-    if path.suffix not in suffixes:
-        raise PorterError(f"{path}: the output's name must end in one of {', '.join(suffixes)}")
-
-
 def _save(path: Path, port: Port, artifact: Artifact, force: bool, boxes: bool = False) -> None:
-    """Write a port."""
     if path.suffix in files.GRAPH_SUFFIXES:
         size = port.mapping.input.sides
         write_bytes(path, files.export_bytes(path.suffix, port.target_network, artifact, size, boxes), force)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from porter.artifacts.artifact import Artifact
+from porter.artifacts.artifact import ARTIFACT_SUFFIXES, Artifact
 from porter.artifacts.metadata import KEY, Metadata, encode
 from porter.errors import ArtifactError
 from porter.exports.program import Program, program
@@ -13,6 +13,7 @@ from porter.network.network import TIMM_GATE, Network
 from porter.network.node import Size
 
 GRAPH_SUFFIXES = (".onnx", ".tflite")
+OUTPUT_SUFFIXES = (*ARTIFACT_SUFFIXES, *GRAPH_SUFFIXES)  # of what convert writes
 
 
 def export_bytes(suffix: str, network: Network, artifact: Artifact, size: Size, boxes: bool = False) -> bytes:

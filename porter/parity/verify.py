@@ -29,9 +29,7 @@ from porter.parity.device import on_device, reduced_precision, tf32_cause
 from porter.parity.diagnosis import Target, explained
 from porter.parity.evidence import Evidence
 from porter.parity.references.choose import open_reference, training_reference
-from porter.parity.references.reference import (
-    Reference,
-)
+from porter.parity.references.reference import Reference
 from porter.parity.samples import Sample, noise, photos, structured
 from porter.parity.training import BATCH, check_step, refuse_untrainable, step_size
 from porter.parity.verdict import Cause, Verdict

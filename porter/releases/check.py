@@ -50,10 +50,7 @@ def check_release(folder: Path, checkpoint: str | None = None) -> Verdict:
     Returns the verdict. Raises PorterError that names every file that is missing, changed or contradicts another, and
     NoParityError if the weights do not compute what TensorFlow computed.
     """
-    problems = contents.checksum_problems(folder)
-    if not problems:
-        problems = list(_contradictions(folder))
-    if problems:
+    if problems := contents.checksum_problems(folder) or _contradictions(folder):
         raise ArtifactError(f"{folder}: not as it was published ({len(problems)} problems):", problems)
     [path] = folder.glob("*.pth")
     own = folder / MAPPING
@@ -107,14 +104,11 @@ def _not_twins(name: str, one: Artifact, other: Artifact) -> list[str]:
     both = f"{name} and {WEIGHTS}"
     if one.arrays.keys() != other.arrays.keys():
         return [f"{both}: other tensors ({sorted(one.arrays.keys() ^ other.arrays.keys())[:3]} ...)"]
-    problems = [f"{both}: {n} differs" for n, values in one.arrays.items() if not _same(values, other.arrays[n])]
+    pairs = ((name, values, other.arrays[name]) for name, values in one.arrays.items())
+    problems = [f"{both}: {n} differs" for n, a, b in pairs if a.dtype != b.dtype or not np.array_equal(a, b)]
     if other.metadata is None or msgspec.structs.replace(other.metadata, parity={}) != one.metadata:
         problems.append(f"{both}: metadata differs")
     return problems
-
-
-def _same(one: np.ndarray, other: np.ndarray) -> bool:
-    return one.dtype == other.dtype and np.array_equal(one, other)
 
 
 def _json(path: Path, kind: type[Content]) -> Content:

@@ -38,6 +38,7 @@ from porter.parity.references.recorded import record
 from porter.parity.samples import noise
 from porter.parity.verdict import Verdict
 from porter.parity.verify import Against, open_check, run_check
+from porter.photos.labels import class_labels
 from porter.port import Port, carry_out_port, plan_port
 from porter.releases import folder as contents
 from porter.releases.card import STATISTICS, Card, config, model_card
@@ -151,8 +152,9 @@ def release(
         verdict = replace(check.verdict, checkpoint=last_name, artifact=path.name)
         if failure := verdict.failure():
             raise NoParityError(f"{checkpoint}: {failure}: nothing released")
-        with_figures = msgspec.structs.replace(metadata, parity=_figures(verdict))
-        save_artifact(stage / WEIGHTS, Artifact(arrays, with_figures))
+        endpoints = str(len(verdict.worst_rows()))
+        figures = {"reference": verdict.reference, "endpoints": endpoints, "verdict": verdict.sentence()}
+        save_artifact(stage / WEIGHTS, Artifact(arrays, msgspec.structs.replace(metadata, parity=figures)))
         (stage / REFERENCE).write_bytes(_record_reference(check))
         exported = write_exports(publication.exports, path, mapping, stage / REFERENCE)
         evaluation = _evaluate_release(path, options, publication.evaluate_on, stage)
@@ -208,10 +210,7 @@ def _check(port: Port, publication: Publication) -> None:
             f"{port.checkpoint.given}: computes 8 bits in integers, which only its source's interpreter can judge; "
             "release the source, or leave out the 8 bits (fake_quant=False)"
         )
-    if publication.class_names and len(publication.class_names) != port.plan.num_classes:
-        raise PorterError(
-            f"{len(publication.class_names)} class names for {port.plan.num_classes} classes; one name for each"
-        )
+    class_labels(port.plan.num_classes, publication.class_names)  # refuses another number of names
     if port.plan.ranges and set(publication.exports) - {"tflite"}:
         raise PorterError(
             f"{port.checkpoint.given}: computes 8 bits, and exports but tflite are of float networks; ask for the "
@@ -228,14 +227,6 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _figures(verdict: Verdict) -> dict[str, str]:
-    return {
-        "reference": verdict.reference,
-        "endpoints": str(len(verdict.worst_rows())),
-        "verdict": verdict.sentence(),
-    }
 
 
 def _record_reference(check: Check) -> bytes:
