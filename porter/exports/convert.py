@@ -73,7 +73,9 @@ def convert(
     else:
         check_output(Path(output), force)
         if Path(output).suffix not in files.OUTPUT_SUFFIXES:
-            raise PorterError(f"{output}: the output's name must end in one of {', '.join(files.OUTPUT_SUFFIXES)}")
+            raise PorterError(
+                f"{Path(output)}: the output's name must end in one of {', '.join(files.OUTPUT_SUFFIXES)}"
+            )
     if boxes and Path(output or ".pth").suffix not in files.GRAPH_SUFFIXES:
         raise PorterError(f"boxes: only in an output that is one of {', '.join(files.GRAPH_SUFFIXES)}")
     options = PortOptions(

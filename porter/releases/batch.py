@@ -65,9 +65,8 @@ def release_all(
     # Spawned: torch and TensorFlow do not survive a fork
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=_end_quietly, initargs=(os.getpid(),)) as pool:
-        held_back = signal.pthread_sigmask(
-            signal.SIG_BLOCK, ENDS
-        )  # processes inherit this until they can handle signals
+        # Processes inherit this until they can handle signals
+        held_back = signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
         running = {pool.submit(_release, source, target, options): source for source, target in targets.items()}
         signal.pthread_sigmask(signal.SIG_SETMASK, held_back)
         try:

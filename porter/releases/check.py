@@ -130,7 +130,7 @@ def _against_recorded(folder: Path, path: Path, own: Path | None) -> Verdict:
         reference=reference.name,
         dtype="both",
         environment=environment(reference),
-        digests={path.name: sha256(path)},
+        digests=candidate.digests,
         fake_quant=bool(artifact.metadata and artifact.metadata.ranges),
         precision=reference.precision,
         rounded_weights=candidate.rounded_weights,

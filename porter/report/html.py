@@ -119,13 +119,10 @@ def _plot(verdict: Verdict) -> dict[str, Any]:
 
 def _labels(rows: list[Row], step: float) -> list[tuple[float, str]]:
     """Layer names below the plot, as many as fit: (x, name)."""
-    whole = [
-        (i, row.endpoint) for i, row in enumerate(rows) if "/" not in row.endpoint
-    ]  # a layer's inner endpoints are near it
     named, last = [], -math.inf
-    for i, name in whole:
-        if (i - last) * step >= 16:
-            named.append((round(MARGIN + i * step, 1), name))
+    for i, row in enumerate(rows):
+        if "/" not in row.endpoint and (i - last) * step >= 16:  # a layer's inner endpoints are near it
+            named.append((round(MARGIN + i * step, 1), row.endpoint))
             last = i
     return named
 

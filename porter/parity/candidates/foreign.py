@@ -130,12 +130,12 @@ def module(name: str, model: nn.Module, port: Port) -> Candidate:
 
     def record(images: np.ndarray, questions: frozenset[Question], keep: int) -> Recording:
         inputs = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-        found = (
-            {"rounding": Run(name, single, inputs.float().to(_device(single)), keep)} if "rounding" in questions else {}
-        )
+        singles = doubles = None
+        if "rounding" in questions:
+            singles = Run(name, single, inputs.float().to(_device(single)), keep)
         if "function" in questions and exact is not None:
-            found["function"] = Run(name, exact, inputs.double().to(_device(exact)), keep)
-        return recorded(name, found.get("function"), found.get("rounding"), remarks)
+            doubles = Run(name, exact, inputs.double().to(_device(exact)), keep)
+        return recorded(name, doubles, singles, remarks)
 
     answers = QUESTIONS if exact is not None else frozenset[Question](("rounding",))
     return Candidate(
@@ -219,18 +219,12 @@ def tensorflow_source(path: str, mapping: PathLike | None) -> Candidate:
     """Another TensorFlow source: its own graph, or the interpreter of a ``.tflite``. Raises PorterError."""
     port = plan_port(path, PortOptions(mapping=mapping))
     reference = open_reference("auto", port)
+    names, exact = endpoint_names(port.network, port.classes), reference.precision == "float64"
 
     def run(images: np.ndarray, _questions: frozenset[Question]) -> Outputs:
-        for name, (values, noise) in reference.run(
-            images.astype("float32"), endpoint_names(port.network, port.classes)
-        ):
-            if reference.precision == "float64":
-                yield name, Output(values, None, noise)
-            else:
-                yield name, Output(None, values)
+        for name, (values, noise) in reference.run(images.astype("float32"), names):
+            yield name, Output(values, None, noise) if exact else Output(None, values)
 
-    answers: frozenset[Question] = frozenset(("rounding",))
-    if reference.precision == "float64":
-        answers |= {"function"}
+    answers = QUESTIONS if exact else frozenset[Question](("rounding",))
     name = f"{path} ({reference.name})"
     return Candidate(name, run, answers=answers, size=reference.size, digests=port.checkpoint.digests())
