@@ -18,7 +18,7 @@ from porter.network.spec import Input
 from porter.parity.references.choose import open_reference
 from porter.port import Port, plan_port
 
-AT_ONCE = 4  # images that a reference's process gets at once; its memory is measured out for one
+AT_ONCE = 4  # images that a reference's process gets at once; its memory limit is that for one image
 
 
 class Classifier(NamedTuple):

@@ -26,9 +26,9 @@ from porter.parity.weight_causes import UNCHANGED, other_average
 from porter.port import Port, plan_opened
 from porter.sources import open_checkpoint
 
-# Limits over the logits' scale, for a target in float64 and in float32: the difference that is only rounding; what a
-# mistake must reduce a difference to (folded weights may be rounded to float32; float32 computations err by up to
-# 2e-5); and the share that may remain, as a mistake with little effect does not explain a small difference.
+# Limits over the logits' scale, for a target in float64 and in float32: the difference that is only rounding; the
+# difference that a mistake may leave (folded weights may be rounded to float32, and float32 computations err by up to
+# 2e-5); and the share of the difference that it may leave, as a mistake of little effect does not explain a small one.
 EXPLAINED = {"exact": (1e-12, 1e-6, 1e-2), "single": (2e-5, 2e-5, 1e-1)}
 
 MOST_AT_ONCE = 3  # timm's and torchvision's own classes make three of these mistakes, and no more

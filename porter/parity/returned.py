@@ -1,4 +1,4 @@
-"""What a foreign port returns, against what the source gives: it decides, whatever layers match."""
+"""What a foreign port returns, compared with what the source gives. This decides, whichever layers match."""
 
 from __future__ import annotations
 
@@ -20,22 +20,25 @@ from porter.parity.verdict import Verdict
 from porter.parity.weight_causes import rounded_to
 from porter.text import listed
 
-# A relation holds if it leaves at most this multiple of what the same function may, as it rounds a few times more, and
-# at most this share of the difference
+# A relation holds if the difference that it leaves is at most this multiple of the limit for the same function (it
+# rounds a few times more), and at most this share of the difference before
 ROUNDS, LEFT = 16.0, 1e-2
 MOST_KEYS = 7  # rows, after the first, that decide how columns are sorted
 MOST_SHIFTS = 16  # places at which a rolled vector may begin, if its first value occurs several times
 
 
 class Wrong(NamedTuple):
-    """A tensor that a port returns and the source does not give: the closest that it has, and what it is, if known."""
+    """A returned tensor that the source does not give: the closest that the source has, and how both are related.
+
+    ``relation`` is None if it is none that is known.
+    """
 
     found: Found
     relation: str | None
 
 
 class Foreign:
-    """A foreign port's run on images of ``size``: its layers, and what it returns, which decides."""
+    """A foreign port's run on images of ``size``: its layers, and what it returns. The latter decides."""
 
     def __init__(self, name: str, recording: Recording, returned: Returned, size: Size) -> None:
         self.name, self.recording, self.returned, self.size = name, recording, returned, size
@@ -50,7 +53,7 @@ class Foreign:
         return found or ([inside] if inside else [])
 
     def rest(self, judge: Judge, verdict: Verdict) -> list[Found]:
-        """What is returned and is no endpoint; with the first layer that differs, if that is why.
+        """What is returned and is no endpoint, and the first layer that differs, if that explains it.
 
         Raises ParityError if nothing that is returned can be judged.
         """
@@ -81,7 +84,7 @@ class Foreign:
 
 
 class Returned:
-    """The tensors that a port returns. Each must be an endpoint, or what the source makes of its last ones.
+    """The tensors that a port returns. Each must be an endpoint, or what the source's head makes of the last endpoints.
 
     ``background`` is the class that a port may have left out. ``keep``: values of a recorded reference, 0 for all.
     """
@@ -98,7 +101,7 @@ class Returned:
         self.expected: list[Expected] = []
 
     def offer(self, name: str, values: Values, judge: Judge) -> list[Found]:
-        """The tensors that are the endpoint ``name``. Those that are none yet are compared with the next ones."""
+        """The tensors that are the endpoint ``name``. The others are kept, and compared with later endpoints."""
         one = Expected(name, values)
         found = self._taken([one], judge)
         if name in self.last or len(squeezed(values.values.shape)) == 2 or self._closest_so_far(one):
@@ -106,7 +109,7 @@ class Returned:
         return found
 
     def rest(self, size: Size, judge: Judge) -> tuple[list[Found], list[Wrong]]:
-        """The tensors that the last endpoints make for images of ``size``, and those that the source does not give."""
+        """The tensors that the head makes of the last endpoints, for images of ``size``; and those that are wrong."""
         if not self.keep:
             made = list(_made(self.network, self.nodes, self.expected, size))
             self.expected += made
@@ -201,7 +204,7 @@ def _made(network: Network, every: Sequence[Node], expected: Sequence[Expected],
 
 
 def _relation(one: Expected, output: Output, row: Row) -> str | None:
-    """What a returned tensor is of the expected one, in words; None if nothing that is known."""
+    """How a returned tensor is related to the expected one, in words; None if in no known way."""
     limit = row.function_limit if output.exact is not None or row.allowed is None else row.allowed.largest
     # A network that is slightly wrong gives almost its logits: what explains a difference leaves little of it
     limit = min(ROUNDS * limit, LEFT * apart(output.best, one.values.values))

@@ -33,8 +33,8 @@ from porter.port import Port
 
 # Eight images of 64 pixels have 32 positions on a last map of stride 32: a variance of some precision
 BATCH, SIZE = 8, (64, 64)
-# Where an activation is next to a kink, float32 may land on the other side of it, and gradients lose or gain a term.
-# That is chance, and on another batch it is other values; lost precision is in all of them
+# Where a value is next to an activation's kink, float32 may land on the other side, and gradients lose or gain a term.
+# That is chance, and happens to other values on another batch. Lost precision shows on every batch
 BATCHES = 3
 SMALLEST_GRADIENT = 2.0**-10  # of the largest of all; what is below is rounding of sums that cancel
 DROPOUT = ("p", "dropout", "drop_rate", "drop_prob")  # of torch, our network, timm's networks, its paths
@@ -180,7 +180,7 @@ def _shaped(values: np.ndarray | None, like: Values) -> np.ndarray | None:
 
 
 def _as_ported(port: Port, gate: float, name: str, found: Values) -> Values:
-    """A gradient with respect to the port's entry: without the background, and of weights with the gate folded in."""
+    """A gradient for the port's entry: without the background class, and over the ratio that a gate folded in."""
     entry = name.removeprefix(GRADIENT)
     if entry == name:
         return found

@@ -1,4 +1,4 @@
-"""Why weights differ from the checkpoint's: what makes them of it. A comparison, without a run."""
+"""Why a port's weights differ from the checkpoint's: which change gives the port's. Nothing is run."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from porter.sources.weights import AVERAGE_SET_ASIDE, RAW_SET_ASIDE
 from porter.sources.weights import Weights as Choice
 from porter.text import listed
 
-MOST_STEPS = 8  # other checkpoints beside this one that are compared
-SAME = "weights "  # said of the checkpoint's own, rounded or moved
-FIRST = 64  # values that are looked at first
+MOST_STEPS = 8  # checkpoints beside this one whose weights are compared, too
+SAME = "weights "  # begins what is said of the checkpoint's own weights, rounded or moved
+FIRST = 64  # values that are compared before all are
 UNCHANGED = PortOptions(layout="slim", keep_background=True, fake_quant=False)  # a port of the checkpoint's own values
 BITS = {"float16": 10, "bfloat16": 7}  # of a mantissa
 
 
 def weight_causes(port: Port, stored: Weights, changed: Sequence[str]) -> tuple[list[Cause], bool]:
-    """What makes the ``changed`` entries of the checkpoint's, and whether that explains all of them."""
+    """The causes of the ``changed`` entries, and whether they explain all of them."""
     weights, planned = stored.arrays, _arrays(port, stored)
     others = list(_other_weights(port, stored))
     found: dict[str, list[str]] = defaultdict(list)
@@ -76,7 +76,7 @@ def _same(theirs: np.ndarray, values: np.ndarray) -> bool:
 def _possible(
     port: Port, name: str, ours: np.ndarray, theirs: np.ndarray, others: list[tuple[str, Mapping[str, np.ndarray]]]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """``ours``, and in what other order or from where; likely ones first."""
+    """What ``theirs`` may be, in words and as values: ``ours``, other weights, another order. Likely ones first."""
     yield SAME, ours
     instead = [(f"{words}, ", arrays[name].astype(np.float64)) for words, arrays in others if name in arrays]
     yield from instead
@@ -110,7 +110,7 @@ def _near(ours: np.ndarray, theirs: np.ndarray, bits: int) -> bool:
 
 
 def _reordered(ours: np.ndarray, theirs: np.ndarray, axis: int, sign: int) -> np.ndarray:
-    """``ours`` with its slices along ``axis`` in the order of ``theirs``, as the first values times ``sign`` tell."""
+    """``ours`` with its slices along ``axis`` in the order of ``theirs``, found by the first values times ``sign``."""
     keys = [np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)[:, :4].T for values in (sign * ours, theirs)]
     mine, other = (np.lexsort(key[::-1]) for key in keys)
     order = np.empty_like(mine)

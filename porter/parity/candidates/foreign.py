@@ -34,7 +34,7 @@ from porter.sources.checkpoint import sha256
 from porter.text import printable
 
 LAYOUTS = get_args(ArtifactLayout)
-SOME = 0.5  # of a tensor's values
+SOME = 0.5  # of a tensor's values: where more differ, it was rounded as a whole
 
 
 def open_candidate(
@@ -154,7 +154,7 @@ def _device(model: nn.Module) -> torch.device:
 
 
 def _as_handed_over(model: nn.Module) -> list[str]:
-    """What the callable gave, where that is not what is compared."""
+    """A remark on weights that are not float32, in which they are compared."""
     dtypes = {str(one.dtype).removeprefix("torch.") for one in model.parameters() if one.is_floating_point()}
     other = sorted(dtypes - {"float32"})
     return [f"its weights are {' and '.join(other)}; compared as float32"] if other else []

@@ -13,10 +13,10 @@ from porter.parity.compare import Row
 from porter.parity.references.reference import Values, thin
 from porter.parity.verdict import Verdict
 
-ALIKE = 1e-2  # of the scale: further apart, a few values tell that it is another operation
-FEW_VALUES = 512  # of an operation, kept to find it again
+ALIKE = 1e-2  # over the scale: an operation whose kept values are further from an endpoint's is not that endpoint
+FEW_VALUES = 512  # kept of each operation, to find it by
 
-# Each begins another layer: the last operation before the next of them is what a layer gives
+# Operations that begin a layer. A layer's output is that of the last operation before the next of these
 LAYERS = frozenset(
     (
         *("convolution", "_convolution", "mkldnn_convolution", "linear", "addmm", "mm", "bmm", "mean"),
@@ -87,10 +87,10 @@ class Named:
 
 
 class Operations:
-    """The operations of a foreign port, to be found by what they give.
+    """The operations of a foreign port, each found by the values that it gives.
 
-    An endpoint that has no operation of its values is not matched, which is no fault: a port may compute it in another
-    way, or not at all.
+    An endpoint whose values no operation gives is not matched. That is no fault: a port may compute it in another way,
+    or not at all.
     """
 
     def __init__(self, recording: Recording, background: int | None) -> None:
@@ -168,5 +168,5 @@ def apart(values: np.ndarray, reference: np.ndarray) -> float:
 
 
 def kinds(operations: Sequence[Operation]) -> list[tuple[str, tuple[int, ...]]]:
-    """What runs in two precisions have in common if they compute the same."""
+    """Kinds and shapes: equal for two precisions of a module that compute the same operations."""
     return [(operation.kind, operation.shape) for operation in operations]

@@ -23,7 +23,7 @@ from porter.parity.references.reference import thin
 from porter.parity.streams import streamed
 from porter.text import listed
 
-# They compute nothing, and a module in another precision may have more of them
+# Operators that compute nothing. A module may run more of them in one precision than in the other
 COPIES = frozenset(("_to_copy", "detach", "alias", "lift_fresh", "lift_fresh_copy", "clone", "contiguous"))
 TERMINATED = 143  # the command's exit code at SIGTERM, whose handler raises SystemExit
 DEEPEST = 8  # of what a module returns: tuples in dicts in tuples
