@@ -50,5 +50,4 @@ def onnx_bytes(made: Program, size: Size, metadata: Metadata | None, boxes: bool
     model = onnx_model(made, size, boxes=boxes)
     if metadata is not None:
         model.metadata_props.add(key=KEY, value=encode(metadata))
-    data: bytes = model.SerializeToString(deterministic=True)
-    return data
+    return model.SerializeToString(deterministic=True)

@@ -43,8 +43,7 @@ def chosen_device(name: str) -> torch.device:
 def nhwc(tensor: Tensor) -> np.ndarray:
     """A map (N, C, H, W) as an array (N, H, W, C), of the same memory on the CPU; other shapes keep their axes."""
     values = tensor.detach().cpu()
-    found: np.ndarray = (values.permute(0, 2, 3, 1) if values.ndim == 4 else values).numpy()
-    return found
+    return (values.permute(0, 2, 3, 1) if values.ndim == 4 else values).numpy()
 
 
 def probabilities(network: Network, logits: Tensor) -> Tensor:

@@ -35,8 +35,7 @@ def watched(x: object) -> bool:
     """Whether a compiler or tracer looks on: it chooses for itself, and wants a convolution's own kernel."""
     if torch.compiler.is_compiling() or isinstance(x, torch.fx.Proxy):
         return True
-    tracing: bool = torch.jit.is_tracing()  # type: ignore[no-untyped-call, attr-defined]
-    return tracing
+    return torch.jit.is_tracing()  # type: ignore[no-untyped-call, attr-defined]
 
 
 class SameConv2d(nn.Conv2d):
@@ -387,8 +386,7 @@ def recomputed(stage: nn.Module, x: Tensor) -> Tensor:
                 norm.momentum = momentum
 
     contexts = lambda: (nullcontext(), without_statistics())  # noqa: E731 - of the two computations
-    found: Tensor = checkpoint(stage, x, use_reentrant=False, context_fn=contexts)
-    return found
+    return checkpoint(stage, x, use_reentrant=False, context_fn=contexts)
 
 
 class MobileNetV3(Trunk):

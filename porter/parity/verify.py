@@ -249,8 +249,7 @@ def _weight_lengths(port: Port) -> np.ndarray | None:
     if step is None:
         return None
     weights = to_target(step.axes, port.checkpoint[step.source].read()).astype(np.float64)
-    lengths: np.ndarray = np.linalg.norm(weights.reshape(len(weights), -1), axis=1)
-    return lengths
+    return np.linalg.norm(weights.reshape(len(weights), -1), axis=1)
 
 
 def _assumed(port: Port, reference: Reference) -> list[str]:

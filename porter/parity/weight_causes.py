@@ -125,8 +125,7 @@ def _with_background(port: Port, name: str) -> np.ndarray | None:
     plan = plan_opened(port.checkpoint, port.mapping, UNCHANGED).plan
     steps = tuple(step for step in plan.steps if step.target == name)
     one = replace(plan, steps=steps, targets=(name,), norms={}, constants={}, ranges={})
-    found: np.ndarray | None = carry_out(one, port.checkpoint, "float64").arrays.get(name) if steps else None
-    return found
+    return carry_out(one, port.checkpoint, "float64").arrays.get(name) if steps else None
 
 
 def _other_weights(port: Port, stored: Weights) -> Iterator[tuple[str, Mapping[str, np.ndarray]]]:

@@ -43,25 +43,26 @@ class Run:
     def recorded(self) -> tuple[list[Operation], Any]:
         """Every operation, and what the module returns. Raises ParityError if it does not run."""
         found: list[Operation] = []
-        last: list[Tensor] = []
         running = [""]  # modules
+        last: Tensor | None = None
+        giver = ""  # the module that gives the last operation's tensor
 
         def give(operation: tuple[str, Tensor]) -> None:
-            kind, tensor = operation
-            shape, sample = sampled(_array(tensor), self.keep)
+            nonlocal last, giver
+            kind, last = operation
+            giver = ""
+            shape, sample = sampled(_array(last), self.keep)
             place = f"{kind}, operation {len(found) + 1}"
             found.append(Operation(kind, f"{running[-1]} ({place})" if running[-1] else place, shape, sample))
-            named.append("")
-            last[:] = [tensor]
-
-        named: list[str] = []  # the module that gives an operation's tensor, "" for none
 
         def leave(own_name: str) -> Callable[[nn.Module, Any, Any], None]:
             def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+                nonlocal giver
                 running.pop()
                 # A container and its last child give the same tensor: the container says better where
-                if last and output is last[0] and (not named[-1] or own_name.count(".") < named[-1].count(".")):
-                    named[-1] = own_name
+                if last is not None and output is last and (not giver or own_name.count(".") < giver.count(".")):
+                    giver = own_name
+                    found[-1] = found[-1]._replace(place=giver)
 
             return hook
 
@@ -77,8 +78,7 @@ class Run:
         finally:
             for handle in handles:
                 handle.remove()
-        places = zip(found, named, strict=True)
-        return [one._replace(place=at) if at else one for one, at in places], returned
+        return found, returned
 
     def plain(self) -> Any:
         """What the module returns."""
@@ -173,8 +173,7 @@ def tensors_in(returned: Any, name: str = "its output", depth: int = DEEPEST) ->
 def as_array(tensor: Tensor) -> np.ndarray:
     """A copy, in float64 where it has that precision and float32 otherwise."""
     values = tensor.detach().cpu()
-    found: np.ndarray = (values if values.dtype == torch.float64 else values.float()).numpy().copy()
-    return found
+    return (values if values.dtype == torch.float64 else values.float()).numpy().copy()
 
 
 def _array(tensor: Tensor) -> np.ndarray:
