@@ -50,7 +50,7 @@ def open_classifier(
     """
     kind, _, name = source.partition(":")
     if not of_others(source):
-        found = _ours(source, opened or open_model(source, options), device)
+        found = _ours(opened or open_model(source, options), device)
     else:
         found = _timm(name, device) if kind == "timm" else _tensorflow(name, options)
     if found.classes < 1:
@@ -58,13 +58,13 @@ def open_classifier(
     return found
 
 
-def _ours(source: str, opened: OpenedModel, device: str) -> Classifier:
+def _ours(opened: OpenedModel, device: str) -> Classifier:
     model, mapping = opened.classifier, opened.mapping
     background = mapping.classes.background if model.num_classes == mapping.classes.background_of else None
     fast = fastest(model, mapping.input.sides) if device == "cpu" else model
     names = opened.metadata.class_names if opened.metadata else []
     return Classifier(
-        name=f"{source} (8 bits)" if opened.fake_quant else source,
+        name=f"{opened.given} (8 bits)" if opened.fake_quant else opened.given,
         classes=model.num_classes - (background is not None),
         input=opened.input,
         digest=next(iter(opened.digests.values()), ""),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from porter.errors import PorterError
@@ -94,5 +95,4 @@ def open_measure(source: str, options: PortOptions) -> tuple[Kind, Measure]:
         return kind, lambda data, settings, progress: evaluate_classifier(
             source, data, options, settings, progress, opened
         )
-    measure = compare_masks if kind == "masks" else average_precision
-    return kind, lambda data, settings, progress: measure(source, opened, data, settings, progress)
+    return kind, partial(compare_masks if kind == "masks" else average_precision, opened)

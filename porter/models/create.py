@@ -57,10 +57,11 @@ NO_CHANGES = Changes()
 class OpenedModel(NamedTuple):
     """A model in eval mode, and where it comes from.
 
-    ``metadata`` is None where another tool wrote the weights, and for untrained ones; ``digests`` are SHA-256 by file
-    name. ``fake_quant`` is true if it computes the 8 bits of its source.
+    ``given`` is what the user named. ``metadata`` is None where another tool wrote the weights, and for untrained ones;
+    ``digests`` are SHA-256 by file name. ``fake_quant`` is true if it computes the 8 bits of its source.
     """
 
+    given: str
     model: Whole | MobileNetV3Features
     mapping: VariantMapping
     metadata: Metadata | None
@@ -256,7 +257,7 @@ def open_model(
     model.pretrained_cfg = pretrained_cfg(mapping, getattr(model, "num_classes", 0), network.channels)
     if changes.fold_bn:
         model = fold(model)
-    return OpenedModel(model.eval(), mapping, artifact.metadata if artifact else None, digests, fake_quant)
+    return OpenedModel(name, model.eval(), mapping, artifact.metadata if artifact else None, digests, fake_quant)
 
 
 def _check(options: PortOptions, layout: object, changes: Changes) -> None:

@@ -28,14 +28,14 @@ class Box(NamedTuple):
     score: float
 
 
-def detector(source: str, opened: OpenedModel, device: str = "cpu") -> Callable[[Image], list[Box]]:
+def detector(opened: OpenedModel, device: str = "cpu") -> Callable[[Image], list[Box]]:
     """A function: a photo -> what the detector ``opened`` finds in it, highest scores first.
 
     Photos are resized as TensorFlow 1 does, to the size that the detector was trained at. Raises PorterError; the
     function raises it for outputs that are NaN.
     """
     network, size = opened.whole.network, opened.mapping.input.sides
-    session, run = boxes_session(network, size), on_one_image(source, opened, device)
+    session, run = boxes_session(network, size), on_one_image(opened, device)
 
     def detect(photo: Image) -> list[Box]:
         encodings, logits = (one[None].cpu().numpy() for one in run(resized(photo, size, 1.0, "tf")))

@@ -140,20 +140,20 @@ def open_predictor(
         raise ArtifactError(f"{source}: a feature extractor, without classes to predict")
     labels = labels_of(opened, class_names)
     if kind == "classes":
-        find = _classifier(source, opened, device, labels, min(top, classes), preprocess)
+        find = _classifier(opened, device, labels, min(top, classes), preprocess)
         return Predictor(kind, find, ("output", "least"))
     shown = [label.names for label in labels] or [""] * classes
     if kind == "masks":
-        find = _segmenter(source, opened, device, shown)
+        find = _segmenter(opened, device, shown)
         return Predictor(kind, find, ("top", "preprocess", "least"), endings=(".png",))
-    find = _detector(source, opened, device, shown, least)
+    find = _detector(opened, device, shown, least)
     return Predictor(kind, find, ("top", "preprocess"), endings=(".png", ".json"))
 
 
 def _classifier(
-    source: str, opened: OpenedModel, device: str, labels: list[Label], top: int, preprocess: Preprocessing
+    opened: OpenedModel, device: str, labels: list[Label], top: int, preprocess: Preprocessing
 ) -> Callable[[Image], Prediction]:
-    run, spec = on_one_image(source, opened, device), opened.mapping.input
+    run, spec = on_one_image(opened, device), opened.mapping.input
 
     def find(photo: Image) -> Prediction:
         [logits] = run(resized(photo, spec.sides, spec.crop, preprocess))
@@ -168,8 +168,8 @@ def _classifier(
     return find
 
 
-def _segmenter(source: str, opened: OpenedModel, device: str, names: Sequence[str]) -> Callable[[Image], Prediction]:
-    segment, colours = segmenter(source, opened, device), _colours()
+def _segmenter(opened: OpenedModel, device: str, names: Sequence[str]) -> Callable[[Image], Prediction]:
+    segment, colours = segmenter(opened, device), _colours()
 
     def find(photo: Image) -> Prediction:
         labels = segment(photo)
@@ -180,10 +180,8 @@ def _segmenter(source: str, opened: OpenedModel, device: str, names: Sequence[st
     return find
 
 
-def _detector(
-    source: str, opened: OpenedModel, device: str, names: Sequence[str], least: float
-) -> Callable[[Image], Prediction]:
-    detect, colours = detector(source, opened, device), _colours()
+def _detector(opened: OpenedModel, device: str, names: Sequence[str], least: float) -> Callable[[Image], Prediction]:
+    detect, colours = detector(opened, device), _colours()
 
     def find(photo: Image) -> Prediction:
         best = [box for box in detect(photo) if box.score >= least]
