@@ -12,7 +12,7 @@ from msgspec import Meta, Struct
 
 from porter.errors import ArtifactError, Option, PorterError
 from porter.evaluation.result import Scores
-from porter.evaluation.run import Progress, Settings, alone
+from porter.evaluation.run import Progress, Settings, device_of_one_process
 from porter.models.create import OpenedModel
 from porter.photos.images import read_images
 from porter.prediction.boxes import Box, detector
@@ -54,7 +54,7 @@ class CocoCategory(Struct):
 
 
 class Coco(Struct):
-    """What counts of COCO's JSON of boxes; all else in the file is passed over."""
+    """The parts of COCO's JSON of boxes that are read; the rest of the file is ignored."""
 
     images: list[CocoImage]
     annotations: list[CocoBox]
@@ -87,7 +87,7 @@ def average_precision(opened: OpenedModel, data: Path, settings: Settings, progr
     truth.categories = [category for category in truth.categories if 0 < category.id < classes]
     names = {category.id: category.name for category in truth.categories}
     names |= {number: label.names for number, label in enumerate(labels_of(opened, settings.class_names))}
-    detect = detector(opened, alone(settings.device))
+    detect = detector(opened, device_of_one_process(settings.device))
     skipped: list[str] = []
     skip = (lambda photo, _: skipped.append(str(photo))) if settings.skip_unreadable else None
     found, seen = [], []

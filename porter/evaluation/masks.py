@@ -8,7 +8,7 @@ import numpy as np
 
 from porter.errors import Option, PorterError
 from porter.evaluation.result import Scores
-from porter.evaluation.run import Progress, Settings, alone
+from porter.evaluation.run import Progress, Settings, device_of_one_process
 from porter.models.create import OpenedModel
 from porter.photos.images import find_photos, read_images
 from porter.prediction.masks import segmenter
@@ -33,7 +33,7 @@ def compare_masks(opened: OpenedModel, data: Path, settings: Settings, progress:
             raise PorterError(f"{path}: no such label; each image has one of its name, ending in .png")
     classes = opened.whole.num_classes
     names = {number: label.names for number, label in enumerate(labels_of(opened, settings.class_names))}
-    segment = segmenter(opened, alone(settings.device))
+    segment = segmenter(opened, device_of_one_process(settings.device))
     confusion = np.zeros((classes, classes), np.int64)
     skipped: list[str] = []
     skip = (lambda photo, _: skipped.append(str(photo))) if settings.skip_unreadable else None

@@ -232,8 +232,8 @@ def _header(classifiers: list[Classifier], photos: list[Labelled], preprocess: s
     }
 
 
-def alone(asked: str | None) -> str:
-    """The device of an evaluation that one process does. Raises PorterError under torchrun."""
+def device_of_one_process(asked: str | None) -> str:
+    """The device of an evaluation that takes one process. Raises PorterError under torchrun."""
     with _place(asked) as place:
         if place.processes > 1:
             raise PorterError("only a classifier's evaluation is shared among processes; leave torchrun out")

@@ -73,7 +73,7 @@ class Deployed(nn.Module):
 
     def forward(self, x: Tensor | np.ndarray) -> Any:
         """(N, channels, H, W) float32 -> (N, num_classes), or a list of maps. Raises TypeError or ValueError."""
-        try:  # checking first would cost 3 % of an image's time: what Python touches is not in the caches by then
+        try:  # checking first would cost 3 % of an image's time, as Python's data have left the CPU's caches
             found = self._session.run(x.numpy() if isinstance(x, Tensor) else x)
         except Exception:  # ONNX Runtime has its own kinds; `_ready` converts ``x``, or says what is wrong with it
             found = self._session.run(self._ready(x))

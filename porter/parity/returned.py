@@ -30,7 +30,7 @@ MOST_SHIFTS = 16  # places at which a rolled vector may begin, if its first valu
 class Wrong(NamedTuple):
     """A returned tensor that the source does not give: the closest that the source has, and how both are related.
 
-    ``relation`` is None if it is none that is known.
+    ``relation``: in words; None if it is not known.
     """
 
     found: Found

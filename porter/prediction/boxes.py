@@ -63,7 +63,7 @@ def drawn(image: Image, boxes: Sequence[Box], names: Sequence[str]) -> Image:
         left, top = min(box.left * width, width - 1), min(box.top * height, height - 1)
         right, bottom = min(box.right * width, width - 1), min(box.bottom * height, height - 1)
         draw.rectangle((left, top, right, bottom), outline=colour, width=line)
-        # A name comes from a file: of one line, and not as long as it likes
+        # Names come from files: they are drawn on one line, and cut
         label = f"{shortened(names[box.number], LONGEST_NAME) or box.number} {box.score:.0%}"
         draw.text((left + 2 * line, top + line), label, fill=colour)
     return picture

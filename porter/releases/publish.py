@@ -56,8 +56,8 @@ KEEP = 1024  # values recorded per endpoint: more than the classes, so that logi
 class Publication:
     """The name of a release and the statements that do not follow from the weights.
 
-    If left out, they are stated only for Google's own checkpoints: of a tarball that has the digest ``sha256``, which
-    whoever releases it has from somewhere they trust. ``dataset`` and ``license`` are Hugging Face's identifiers.
+    If left out, they are stated only for Google's own checkpoints: for a tarball with the digest ``sha256``, which the
+    user has from a place that they trust. ``dataset`` and ``license`` are Hugging Face's identifiers.
     ``evaluate_on``: a folder of labelled images, for the accuracy in the card. ``exports``: further formats.
     """
 

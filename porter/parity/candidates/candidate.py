@@ -73,7 +73,7 @@ class Recording(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """A port's state dict, in a layout of ours; ``changed``: the entries that a foreign port has otherwise."""
+    """A port's state dict in ``layout``; ``changed``: entries of a foreign port that differ from the source's."""
 
     arrays: Mapping[str, np.ndarray]
     layout: ArtifactLayout
