@@ -75,9 +75,9 @@ def predict(
     predictor = open_predictor(source, port, device, names, **options)
     refuse_ignored(f"{source} is a {PORTS[predictor.kind]}", *predictor.ignored)
     targets = _targets(given, output, predictor.endings, force, html) if output else {}
-    skipped: list[str] = []
+    skipped: list[tuple[Photo, PorterError]] = []
     figures = []
-    for photo, image, found in predictor.over(given, (lambda _, error: skipped.append(str(error))) if skip else None):
+    for photo, image, found in predictor.over(given, skipped if skip else None):
         name, files = photo_name(photo), targets.get(photo, ())
         about = {"schema": SCHEMA, "image": name} | ({"files": [str(file) for file in files]} if files else {})
         line = json_text(about | found.values)
@@ -90,8 +90,8 @@ def predict(
 
             figures.append(figure(name, image, found))
         click.echo(line if as_json else _text(name, files, found.rows))
-    for line in skipped:
-        click.echo(f"skipped: {shortened(line)}", err=True)
+    for _, error in skipped:
+        click.echo(f"skipped: {shortened(str(error))}", err=True)
     if skipped:
         click.echo(f"skipped {len(skipped)} of {len(given)} images", err=True)
     if html:

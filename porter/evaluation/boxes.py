@@ -88,10 +88,9 @@ def average_precision(opened: OpenedModel, data: Path, settings: Settings, progr
     names = {category.id: category.name for category in truth.categories}
     names |= {number: label.names for number, label in enumerate(labels_of(opened, settings.class_names))}
     detect = detector(opened, device_of_one_process(settings.device))
-    skipped: list[str] = []
-    skip = (lambda photo, _: skipped.append(str(photo))) if settings.skip_unreadable else None
+    skipped: list[tuple[Path, PorterError]] = []
     found, seen = [], []
-    for done, (photo, picture) in enumerate(read_images(photos, skip), 1):
+    for done, (photo, picture) in enumerate(read_images(photos, skipped if settings.skip_unreadable else None), 1):
         image = photos[photo]
         seen.append(image.id)
         found += [_as_coco(image, box) for box in detect(picture)]
@@ -112,7 +111,7 @@ def average_precision(opened: OpenedModel, data: Path, settings: Settings, progr
     figures = {"mAP": float(means.mean()), "AP50": float(means[0].mean()), "AP75": float(means[AT_75].mean())}
     numbers = [int(evaluation.params.catIds[k]) for k in counted]
     by_class = dict(zip(numbers, means.mean(0).tolist(), strict=True))
-    return Scores(opened.given, len(seen), figures, "AP", by_class, names, skipped)
+    return Scores(opened.given, len(seen), figures, "AP", by_class, names, [str(photo) for photo, _ in skipped])
 
 
 def read_coco(file: Path) -> Coco:

@@ -35,9 +35,8 @@ def compare_masks(opened: OpenedModel, data: Path, settings: Settings, progress:
     names = {number: label.names for number, label in enumerate(labels_of(opened, settings.class_names))}
     segment = segmenter(opened, device_of_one_process(settings.device))
     confusion = np.zeros((classes, classes), np.int64)
-    skipped: list[str] = []
-    skip = (lambda photo, _: skipped.append(str(photo))) if settings.skip_unreadable else None
-    for done, (photo, image) in enumerate(read_images(photos, skip), 1):
+    skipped: list[tuple[Path, PorterError]] = []
+    for done, (photo, image) in enumerate(read_images(photos, skipped if settings.skip_unreadable else None), 1):
         wanted = _read_labels(labels[photo], image.size)
         counts = wanted != IGNORED
         if wanted[counts].max(initial=0) >= classes:
@@ -52,7 +51,8 @@ def compare_masks(opened: OpenedModel, data: Path, settings: Settings, progress:
     union = confusion.sum(0) + confusion.sum(1) - hits
     ious = {number: float(hits[number] / union[number]) for number in np.nonzero(union)[0].tolist()}
     figures = {"mean IoU": float(np.mean(list(ious.values()))), "pixel accuracy": float(hits.sum() / confusion.sum())}
-    return Scores(opened.given, len(photos) - len(skipped), figures, "IoU", ious, names, skipped)
+    unread = [str(photo) for photo, _ in skipped]
+    return Scores(opened.given, len(photos) - len(unread), figures, "IoU", ious, names, unread)
 
 
 def _read_labels(path: Path, size: tuple[int, int]) -> np.ndarray:

@@ -13,7 +13,7 @@ from porter.network.network import Network
 from porter.network.node import Node, Size
 from porter.network.nodes import CLASS_ENDPOINTS, endpoint_names, nodes
 from porter.parity.candidates.candidate import Output, Recording
-from porter.parity.candidates.match import Expected, Found, Judge, Operations, apart, squeezed, without_class
+from porter.parity.candidates.match import Expected, Found, Judge, Operations, apart, as_ported, squeezed
 from porter.parity.compare import Row
 from porter.parity.references.reference import Noise, Values, larger
 from porter.parity.verdict import Verdict
@@ -165,15 +165,12 @@ class Returned:
 
     def _fitting(self, one: Expected, output: Output) -> tuple[Expected, Output] | None:
         """Both in one shape, without the background class if the port lacks it; None where that cannot be."""
-        possible = [one.values]
-        if one.name in CLASS_ENDPOINTS and self.background is not None and one.values.values.shape[1] > 1:
-            possible.append(without_class(one.values, self.background, one.name == "Predictions"))
         found = [output]
         if output.best.ndim == 4:
             found.append(output.mapped(lambda values: values.transpose(0, 2, 3, 1)))
         if self.keep:
             found = [shown.thinned(self.keep) for shown in found]
-        for values in possible:
+        for values in as_ported(one.name, one.values, self.background):
             for shown in found:
                 if squeezed(shown.best.shape) == squeezed(values.values.shape):
                     return one._replace(values=values), shown.reshaped(values.values.shape)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from glob import glob
 from itertools import cycle
 from pathlib import Path
@@ -67,7 +67,7 @@ def photo_name(photo: Photo) -> str:
 
 
 def read_images(
-    photos: Iterable[AnyPhoto], skipped: Callable[[AnyPhoto, PorterError], None] | None = None
+    photos: Iterable[AnyPhoto], skipped: list[tuple[AnyPhoto, PorterError]] | None = None
 ) -> Iterator[tuple[AnyPhoto, Image]]:
     """Each of ``photos``, decoded. ``skipped`` gets those that cannot be read; without it they raise PorterError."""
     for photo in photos:
@@ -76,7 +76,7 @@ def read_images(
         except PorterError as error:
             if skipped is None:
                 raise
-            skipped(photo, error)
+            skipped.append((photo, error))
             continue
         yield photo, image
 

@@ -60,7 +60,7 @@ class Predictor(NamedTuple):
     endings: tuple[str, ...] = ()
 
     def over(
-        self, photos: Iterable[AnyPhoto], skipped: Callable[[AnyPhoto, PorterError], None] | None = None
+        self, photos: Iterable[AnyPhoto], skipped: list[tuple[AnyPhoto, PorterError]] | None = None
     ) -> Iterator[tuple[AnyPhoto, Image, Prediction]]:
         """Each of ``photos``, decoded, and what is found in it; ``skipped`` as for ``read_images``."""
         for photo, image in read_images(photos, skipped):

@@ -69,8 +69,8 @@ class Named:
             return []
         output, self.upcoming = self.upcoming[1], None
         shape = output.best.shape
-        if name in CLASS_ENDPOINTS and self.background is not None and reference.values.shape[1] == shape[1] + 1:
-            reference = without_class(reference, self.background, name == "Predictions")
+        if reference.values.shape[1] == shape[1] + 1:
+            reference = as_ported(name, reference, self.background)[-1]
         if squeezed(shape) == squeezed(reference.values.shape):
             output = output.reshaped(reference.values.shape)
         output = output.thinned(self.keep) if self.keep else output
@@ -101,12 +101,12 @@ class Operations:
 
     def at(self, name: str, reference: Values, judge: Judge) -> Found | None:
         """The operation with the values of ``reference``; the first after the last match, if several have."""
-        found = self._matching(name, reference, judge)
-        if found is None and name in CLASS_ENDPOINTS and self.background is not None:
-            found = self._matching(name, without_class(reference, self.background, name == "Predictions"), judge)
-        if found is None and self.left is None:
+        for values in as_ported(name, reference, self.background):
+            if found := self._matching(name, values, judge):
+                return found
+        if self.left is None:
             self.left = Expected(name, reference)
-        return found
+        return None
 
     def _matching(self, name: str, reference: Values, judge: Judge) -> Found | None:
         shape, sample = sampled(reference.values, keep=0)
@@ -142,10 +142,12 @@ class Operations:
         return Found(row, output, reference.values, returned=False)
 
 
-def without_class(values: Values, dropped: int, normalize: bool) -> Values:
-    """Logits or predictions (N, classes) as a classifier without class ``dropped`` gives them."""
-    rest = np.delete(values.values, dropped, axis=1)
-    return values._replace(values=rest / rest.sum(1, keepdims=True) if normalize else rest)
+def as_ported(name: str, values: Values, background: int | None) -> list[Values]:
+    """What a port may give at the endpoint ``name``: ``values``; of classes, also without class ``background``."""
+    if name not in CLASS_ENDPOINTS or background is None or values.values.shape[1] < 2:
+        return [values]
+    rest = np.delete(values.values, background, axis=1)
+    return [values, values._replace(values=rest / rest.sum(1, keepdims=True) if name == "Predictions" else rest)]
 
 
 def sampled(values: np.ndarray, keep: int) -> tuple[tuple[int, ...], np.ndarray]:
