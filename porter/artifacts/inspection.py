@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from porter.artifacts.artifact import PARITY, find_artifact, load_artifact
+from porter.artifacts.artifact import PARITY, ArtifactFile, load_artifact
 from porter.artifacts.variant import class_count
 from porter.errors import ArtifactError
 
@@ -20,11 +20,8 @@ class _Parity(msgspec.Struct):
     reference: str
 
 
-def inspect_artifact(source: str) -> dict[str, Any]:
-    """Everything that is known of ``source``, as plain values. Raises ArtifactError or CheckpointError."""
-    file = find_artifact(source)
-    if file is None:
-        raise ArtifactError(f"{source}: no artifact")
+def inspect_artifact(file: ArtifactFile) -> dict[str, Any]:
+    """Everything that is known of ``file``, as plain values. Raises ArtifactError."""
     artifact = load_artifact(file)
     arrays = artifact.arrays
     found: dict[str, Any] = {
@@ -37,7 +34,7 @@ def inspect_artifact(source: str) -> dict[str, Any]:
         "parity": dict(artifact.metadata.parity) if artifact.metadata else {},
     }
     parity = file.path.with_name(PARITY)
-    if file.path.parent.name and parity.is_file() and file.path.parent.samefile(parity.parent):
+    if file.path.parent.name and parity.is_file():
         try:
             parity_json = msgspec.json.decode(parity.read_bytes(), type=_Parity)
         except (msgspec.DecodeError, OSError, RecursionError) as error:

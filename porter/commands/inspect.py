@@ -20,11 +20,12 @@ def inspect(source: str, variant: str | None, mapping: Path | None, weights: Any
     """Show what is in a checkpoint, an artifact or a release's folder, and which variant it is."""
     from porter.artifacts.artifact import find_artifact
 
-    if find_artifact(source) is not None:
+    file = find_artifact(source)
+    if file is not None:
         refuse_ignored(f"{source} is an artifact, and is shown as it is", "variant", "mapping", "weights")
         from porter.artifacts.inspection import artifact_lines, inspect_artifact
 
-        found = inspect_artifact(source)
+        found = inspect_artifact(file)
         lines = artifact_lines(found)
     else:
         from porter.report.inspection import inspect_checkpoint

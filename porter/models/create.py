@@ -201,7 +201,7 @@ def create_model(
     name: str | None = str(variant)
     if checkpoint is None and mapping is None and variant_named(str(variant)) is None:
         source, name = variant, None  # weights that know their variant
-        if find_artifact(variant) is None and "://" not in str(variant) and not Path(variant).exists():
+        if "://" not in str(variant) and not Path(variant).exists() and find_artifact(variant) is None:
             load_variant(str(variant))  # raises an error that lists the variants
     return open_model(source, replace(options, variant=name), layout, changes).model
 

@@ -86,6 +86,7 @@ def _plot(verdict: Verdict) -> dict[str, Any]:
     if strange or low == high:
         high += 1
     step = (PLOT_WIDTH - MARGIN - 16) / max(1, len(rows) - 1)
+    places = [round(MARGIN + number * step, 1) for number in range(len(rows))]
 
     def height(value: float) -> float:
         exponent = high if not math.isfinite(value) else math.log10(value) if value > 0 else low
@@ -93,13 +94,8 @@ def _plot(verdict: Verdict) -> dict[str, Any]:
 
     def points(label: str, style: str, values: list[float | None]) -> list[Point]:
         return [
-            Point(
-                round(MARGIN + i * step, 1),
-                height(value),
-                style != "port" or row.passed,
-                f"{row.endpoint}, {label}: {value:.1e}",
-            )
-            for i, (row, value) in enumerate(zip(rows, values, strict=True))
+            Point(x, height(value), style != "port" or row.passed, f"{row.endpoint}, {label}: {value:.1e}")
+            for x, row, value in zip(places, rows, values, strict=True)
             if value is not None
         ]
 
@@ -113,7 +109,7 @@ def _plot(verdict: Verdict) -> dict[str, Any]:
         "grid": [(height(10.0**exponent), f"1e{exponent}") for exponent in range(low, high + (not strange), spacing)]
         + ([(height(math.inf), "NaN, inf")] if strange else []),
         "series": [Series(label, style, points(label, style, values)) for label, style, values in figures],
-        "rings": [(round(MARGIN + i * step, 1), height(row.distance)) for i, row in enumerate(rows) if not row.passed],
+        "rings": [(x, height(row.distance)) for x, row in zip(places, rows, strict=True) if not row.passed],
     }
 
 
