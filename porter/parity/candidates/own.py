@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,14 +59,12 @@ def artifact(file: ArtifactFile, port: Port, mapping: PathLike | None) -> Candid
     return replace(found, changed=tuple(changed), planned=not changed, digests=file.digests, weights=weights)
 
 
-def recorded_artifact(path: Path, mapping: PathLike | None) -> Candidate:
-    """The artifact ``path`` without its source. Folded batch norms stay rounded."""
-    options = PortOptions(mapping=mapping)
-    opened = open_model(path, options)
+def recorded_artifact(opened: OpenedModel, file: ArtifactFile) -> Candidate:
+    """The artifact ``file`` without its source. Folded batch norms stay rounded."""
     if opened.fake_quant:
-        return quantised(opened, path)
-    single, exact = opened.whole, open_model(path, options, layout="slim").whole
-    found = in_both_precisions(str(path), single, exact.double())
+        return quantised(opened, file.given)
+    single, exact = opened.whole, open_model(file, layout="slim").whole
+    found = in_both_precisions(file.given, single, exact.double())
     return replace(found, rounded_weights=single.network.bn_folded, digests=opened.digests)
 
 
