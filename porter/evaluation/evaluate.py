@@ -11,8 +11,7 @@ from porter.evaluation.boxes import average_precision
 from porter.evaluation.classifier import of_others
 from porter.evaluation.masks import compare_masks
 from porter.evaluation.result import Evaluation, Scores
-from porter.evaluation.run import DEFAULT_SETTINGS, Progress, Settings
-from porter.evaluation.run import evaluate as evaluate_classifier
+from porter.evaluation.run import DEFAULT_SETTINGS, Progress, Settings, evaluate_classifier
 from porter.mapping.options import PathLike, PortOptions
 from porter.models.create import open_model
 from porter.photos.images import Preprocessing

@@ -1,4 +1,4 @@
-"""``evaluate``: the run over the images, in one process or under torchrun."""
+"""``evaluate`` of a classifier: the run over the images, in one process or under torchrun."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Settings:
 DEFAULT_SETTINGS = Settings()
 
 
-def evaluate(
+def evaluate_classifier(
     source: str,
     data: Path,
     options: PortOptions = DEFAULT_OPTIONS,

@@ -12,13 +12,12 @@ import numpy as np
 from porter.errors import PorterError
 from porter.mapping.apply import carry_out
 from porter.mapping.options import PortOptions
-from porter.parity.candidates.candidate import Weights
+from porter.parity.candidates.candidate import StateDict
 from porter.parity.candidates.own import ROUNDED, plan_like
 from porter.parity.verdict import Cause
 from porter.port import Port, plan_opened
 from porter.sources import Checkpoint, open_checkpoint
-from porter.sources.weights import AVERAGE_SET_ASIDE, RAW_SET_ASIDE
-from porter.sources.weights import Weights as Choice
+from porter.sources.weights import AVERAGE_SET_ASIDE, RAW_SET_ASIDE, Weights
 from porter.text import listed
 
 MOST_STEPS = 8  # checkpoints beside this one whose weights are compared, too
@@ -28,7 +27,7 @@ UNCHANGED = PortOptions(layout="slim", keep_background=True, fake_quant=False)  
 BITS = {"float16": 10, "bfloat16": 7}  # of a mantissa
 
 
-def weight_causes(port: Port, stored: Weights, changed: Sequence[str]) -> tuple[list[Cause], bool]:
+def weight_causes(port: Port, stored: StateDict, changed: Sequence[str]) -> tuple[list[Cause], bool]:
     """The causes of the ``changed`` entries, and whether they explain all of them."""
     weights, planned = stored.arrays, _arrays(port, stored)
     others = list(_other_weights(port, stored))
@@ -128,7 +127,7 @@ def _with_background(port: Port, name: str) -> np.ndarray | None:
     return carry_out(one, port.checkpoint, "float64").arrays.get(name) if steps else None
 
 
-def _other_weights(port: Port, stored: Weights) -> Iterator[tuple[str, Mapping[str, np.ndarray]]]:
+def _other_weights(port: Port, stored: StateDict) -> Iterator[tuple[str, Mapping[str, np.ndarray]]]:
     """The raw weights where the port has averages, or the other way round; and those of steps beside this one."""
     checkpoint = port.checkpoint
     if checkpoint.remote or checkpoint.format != "bundle":
@@ -145,7 +144,7 @@ def _other_weights(port: Port, stored: Weights) -> Iterator[tuple[str, Mapping[s
             continue
 
 
-def other_average(checkpoint: Checkpoint) -> tuple[str, Choice] | None:
+def other_average(checkpoint: Checkpoint) -> tuple[str, Weights] | None:
     """The raw weights where ``checkpoint`` gives averages, or the other way round: in words, and as a choice."""
     reasons = checkpoint.set_aside.values()
     if RAW_SET_ASIDE in reasons:
@@ -153,9 +152,9 @@ def other_average(checkpoint: Checkpoint) -> tuple[str, Choice] | None:
     return ("averages instead of raw weights", "ema") if AVERAGE_SET_ASIDE in reasons else None
 
 
-def _planned(port: Port, path: Path, weights: Choice = "auto") -> Port:
+def _planned(port: Port, path: Path, weights: Weights = "auto") -> Port:
     return plan_opened(open_checkpoint(path, weights), port.mapping, PortOptions(fake_quant=False))
 
 
-def _arrays(port: Port, stored: Weights) -> Mapping[str, np.ndarray]:
+def _arrays(port: Port, stored: StateDict) -> Mapping[str, np.ndarray]:
     return carry_out(plan_like(stored.arrays, port, stored.layout), port.checkpoint, "float64").arrays

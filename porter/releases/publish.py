@@ -28,7 +28,7 @@ from porter.artifacts.artifact import (
 from porter.artifacts.source import StoredPort
 from porter.errors import NoParityError, PorterError
 from porter.evaluation.result import Evaluation
-from porter.evaluation.run import evaluate
+from porter.evaluation.run import evaluate_classifier
 from porter.mapping.files import PLAIN_NAME, load_mapping, standalone
 from porter.mapping.options import PathLike, PortOptions
 from porter.network.nodes import endpoint_names
@@ -244,7 +244,7 @@ def _record_reference(check: Check) -> bytes:
 def _evaluate_release(path: Path, options: PortOptions, data: Path | None, stage: Path) -> Evaluation | None:
     if data is None:
         return None
-    evaluation = evaluate(str(path), data, PortOptions(mapping=options.mapping))
+    evaluation = evaluate_classifier(str(path), data, PortOptions(mapping=options.mapping))
     assert evaluation is not None
     evaluation.classifiers = [path.name]
     content = evaluation.as_json()

@@ -72,7 +72,7 @@ class Recording(NamedTuple):
     close: Callable[[], None] = lambda: None
 
 
-class Weights(NamedTuple):
+class StateDict(NamedTuple):
     """A port's state dict in ``layout``; ``changed``: entries of a foreign port that differ from the source's."""
 
     arrays: Mapping[str, np.ndarray]
@@ -108,6 +108,6 @@ class Candidate:
     size: Size | None = None
     model: Whole | None = None
     modules: tuple[nn.Module, nn.Module] | None = None
-    weights: Weights | None = None
+    weights: StateDict | None = None
     device: str = "cpu"
     digests: dict[str, str] = field(default_factory=dict)

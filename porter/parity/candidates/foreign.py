@@ -23,7 +23,7 @@ from porter.models.timm_import import import_timm
 from porter.network.node import Size
 from porter.network.nodes import endpoint_names, nodes
 from porter.parity.candidates.callables import is_callable
-from porter.parity.candidates.candidate import QUESTIONS, Candidate, Output, Outputs, Question, Recording, Weights
+from porter.parity.candidates.candidate import QUESTIONS, Candidate, Output, Outputs, Question, Recording, StateDict
 from porter.parity.candidates.own import artifact, converted, unrounded
 from porter.parity.candidates.recorder import Run, recorded, their_code
 from porter.parity.references.child import in_child
@@ -174,7 +174,7 @@ class _State(NamedTuple):
     """A module's state dict in float64, by our names as well, and the share of each tensor that is not the source's."""
 
     exact: dict[str, Tensor]
-    weights: Weights
+    weights: StateDict
     changed: dict[str, float]
 
 
@@ -190,7 +190,7 @@ def _unrounded_state(state: Mapping[str, np.ndarray], port: Port) -> _State | No
         except ArtifactError:  # another class, or another layout
             continue
         own = {prefix + name: tensor for name, tensor in found.items()}
-        fitting.append(_State(own, Weights(arrays, layout, tuple(changed)), changed))
+        fitting.append(_State(own, StateDict(arrays, layout, tuple(changed)), changed))
     return min(fitting, key=lambda one: sum(one.changed.values()), default=None)
 
 

@@ -21,7 +21,7 @@ from porter.models.build import Whole, build_model, capture, nhwc, probabilities
 from porter.models.create import OpenedModel, open_model
 from porter.network.network import GATE_ENTRY, TIMM_GATE
 from porter.network.nodes import CLASS_ENDPOINTS, is_weight, nodes
-from porter.parity.candidates.candidate import Candidate, Output, Outputs, Question, Weights
+from porter.parity.candidates.candidate import Candidate, Output, Outputs, Question, StateDict
 from porter.parity.streams import streamed
 from porter.port import Port, plan_opened
 
@@ -55,7 +55,7 @@ def artifact(file: ArtifactFile, port: Port, mapping: PathLike | None) -> Candid
     exact = build_model(single.network, single.num_classes).double()
     exact.load_state_dict(single.state_dict() | exact_tensors)
     found = in_both_precisions(file.given, single, exact.eval())
-    weights = Weights(stored.arrays, layout)
+    weights = StateDict(stored.arrays, layout)
     return replace(found, changed=tuple(changed), planned=not changed, digests=file.digests, weights=weights)
 
 
