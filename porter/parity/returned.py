@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import reduce
-from typing import NamedTuple
 
 import numpy as np
 
@@ -25,16 +24,6 @@ from porter.text import listed
 ROUNDS, LEFT = 16.0, 1e-2
 MOST_KEYS = 7  # rows, after the first, that decide how columns are sorted
 MOST_SHIFTS = 16  # places at which a rolled vector may begin, if its first value occurs several times
-
-
-class Wrong(NamedTuple):
-    """A returned tensor that the source does not give: the closest that the source has, and how both are related.
-
-    ``relation``: in words; None if it is not known.
-    """
-
-    found: Found
-    relation: str | None
 
 
 class Foreign:
@@ -108,13 +97,16 @@ class Returned:
             self.expected.append(one)
         return found
 
-    def rest(self, size: Size, judge: Judge) -> tuple[list[Found], list[Wrong]]:
-        """The tensors that the head makes of the last endpoints, for images of ``size``; and those that are wrong."""
+    def rest(self, size: Size, judge: Judge) -> tuple[list[Found], list[tuple[Found, str | None]]]:
+        """The tensors that the head makes of the last endpoints, for images of ``size``; and those that are wrong.
+
+        The latter beside the closest that the source gives, with their relation in words, None if it is not known.
+        """
         if not self.keep:
             made = list(_made(self.network, self.nodes, self.expected, size))
             self.expected += made
         found = self._taken(self.expected, judge)
-        wrong: list[Wrong] = []
+        wrong = []
         for own_name, output in list(self.left):
             fitting = [pair for one in self.expected if (pair := self._fitting(one, output))]
             if not fitting:
@@ -128,7 +120,7 @@ class Returned:
             distances = [apart(shown.best, one.values.values) for one, shown in fitting]
             best = min(range(len(rows)), key=lambda number: (told[number] is None, distances[number]))
             one, shown = fitting[best]
-            wrong.append(Wrong(Found(rows[best], shown, one.values.values), told[best]))
+            wrong.append((Found(rows[best], shown, one.values.values), told[best]))
         return found, wrong
 
     def _taken(self, expected: Sequence[Expected], judge: Judge) -> list[Found]:
