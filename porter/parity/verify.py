@@ -169,9 +169,8 @@ def _find_causes(check: Check, sizes: Sequence[Size] | None, seconds: float) -> 
         verdict.causes = [Cause((words,)) for words in reduced_precision(candidate.device)]
         if verdict.causes:
             return
-    changed = candidate.changed or (candidate.weights.changed if candidate.weights else ())
-    if changed and candidate.weights:
-        verdict.causes, all_of_it = weight_causes(port, candidate.weights, changed)
+    if candidate.weights and candidate.weights.changed:
+        verdict.causes, all_of_it = weight_causes(port, candidate.weights)
         if all_of_it:
             return
     if not port.classes or port.network.head is not None:

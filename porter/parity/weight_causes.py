@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,12 +27,12 @@ UNCHANGED = PortOptions(layout="slim", keep_background=True, fake_quant=False)  
 BITS = {"float16": 10, "bfloat16": 7}  # of a mantissa
 
 
-def weight_causes(port: Port, stored: StateDict, changed: Sequence[str]) -> tuple[list[Cause], bool]:
-    """The causes of the ``changed`` entries, and whether they explain all of them."""
+def weight_causes(port: Port, stored: StateDict) -> tuple[list[Cause], bool]:
+    """The causes of changed entries, and whether they explain all of them."""
     weights, planned = stored.arrays, _arrays(port, stored)
     others = list(_other_weights(port, stored))
     found: dict[str, list[str]] = defaultdict(list)
-    for name in changed:
+    for name in stored.changed:
         theirs, ours = weights[name].astype(np.float64), planned[name].astype(np.float64)
         possible = [one for one in _possible(port, name, ours, theirs, others) if one[1].shape == theirs.shape]
         told = ((words, how(theirs, values)) for how in (_rounded, _moved) for words, values in possible)
@@ -40,7 +40,7 @@ def weight_causes(port: Port, stored: StateDict, changed: Sequence[str]) -> tupl
         if words is not None:
             found[words.removesuffix(", ")].append(name)
     causes = [Cause((f"{words}: {listed(names, 3)}",)) for words, names in found.items()]
-    return causes, sum(map(len, found.values())) == len(changed)
+    return causes, sum(map(len, found.values())) == len(stored.changed)
 
 
 def _rounded(theirs: np.ndarray, values: np.ndarray) -> str | None:

@@ -73,11 +73,11 @@ class Recording(NamedTuple):
 
 
 class StateDict(NamedTuple):
-    """A port's state dict in ``layout``; ``changed``: entries of a foreign port that differ from the source's."""
+    """A port's state dict in ``layout``; ``changed``: entries unlike the source's -> share of values that differ."""
 
     arrays: Mapping[str, np.ndarray]
     layout: ArtifactLayout
-    changed: tuple[str, ...] = ()
+    changed: Mapping[str, float]
 
 
 Outputs = Iterator[tuple[str, Output]]

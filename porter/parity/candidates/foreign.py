@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -122,11 +122,11 @@ def module(name: str, model: nn.Module, port: Port) -> Candidate:
             model.eval()
         single = model.float()
         arrays = {own_name: tensor.cpu().numpy() for own_name, tensor in single.state_dict().items()}
-    state = _unrounded_state(arrays, port)
+    unrounded, weights = _unrounded_state(arrays, port)
     # Weights that were folded in another way were all rounded again; a few that differ were not
-    rounded = state is None or any(share > SOME for share in state.changed.values())
+    rounded = weights is None or any(share > SOME for share in weights.changed.values())
     with their_code(f"{name}: cannot be copied in float64"):
-        exact = _in_float64(single, {} if state is None or rounded else state.exact)
+        exact = _in_float64(single, {} if rounded else unrounded)
 
     def record(images: np.ndarray, questions: frozenset[Question], keep: int) -> Recording:
         inputs = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
@@ -143,7 +143,7 @@ def module(name: str, model: nn.Module, port: Port) -> Candidate:
         record=record,
         answers=answers,
         rounded_weights=rounded,
-        weights=state and state.weights,
+        weights=weights,
         device=_device(single).type,
         modules=None if exact is None else (single, exact),
     )
@@ -170,16 +170,8 @@ def _in_float64(model: nn.Module, unrounded: dict[str, Tensor]) -> nn.Module | N
     return exact
 
 
-class _State(NamedTuple):
-    """A module's state dict in float64, by our names as well, and the share of each tensor that is not the source's."""
-
-    exact: dict[str, Tensor]
-    weights: StateDict
-    changed: dict[str, float]
-
-
-def _unrounded_state(state: Mapping[str, np.ndarray], port: Port) -> _State | None:
-    """A module's ``state`` dict, if it is that of a port."""
+def _unrounded_state(state: Mapping[str, np.ndarray], port: Port) -> tuple[dict[str, Tensor], StateDict | None]:
+    """A module's ``state`` dict in float64, and the same by our names; empty and None if it is not that of a port."""
     stem = f"{nodes(port.network, classes=0)[0].layer}.weight"
     prefix = next((name.removesuffix(stem) for name in state if name.endswith(stem)), "")  # of a network inside another
     arrays = {name.removeprefix(prefix): values for name, values in state.items()}
@@ -190,8 +182,8 @@ def _unrounded_state(state: Mapping[str, np.ndarray], port: Port) -> _State | No
         except ArtifactError:  # another class, or another layout
             continue
         own = {prefix + name: tensor for name, tensor in found.items()}
-        fitting.append(_State(own, StateDict(arrays, layout, tuple(changed)), changed))
-    return min(fitting, key=lambda one: sum(one.changed.values()), default=None)
+        fitting.append((own, StateDict(arrays, layout, changed)))
+    return min(fitting, key=lambda one: sum(one[1].changed.values()), default=({}, None))
 
 
 def program(path: Path, sizes: Sequence[Size]) -> Candidate:

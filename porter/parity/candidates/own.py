@@ -55,7 +55,7 @@ def artifact(file: ArtifactFile, port: Port, mapping: PathLike | None) -> Candid
     exact = build_model(single.network, single.num_classes).double()
     exact.load_state_dict(single.state_dict() | exact_tensors)
     found = in_both_precisions(file.given, single, exact.eval())
-    weights = StateDict(stored.arrays, layout)
+    weights = StateDict(stored.arrays, layout, changed)
     return replace(found, changed=tuple(changed), planned=not changed, digests=file.digests, weights=weights)
 
 
