@@ -205,13 +205,13 @@ def drop_path(x: Tensor, probability: float, training: bool) -> Tensor:
 
 
 class ConvNormAct(nn.Module):
-    """1x1 convolution, batch norm, activation."""
+    """The last 1x1 convolution, batch norm and activation, where timm has them as a stage."""
 
-    def __init__(self, channels_in: int, out: int, act: TailActivation, network: Network) -> None:
+    def __init__(self, network: Network) -> None:
         super().__init__()
-        self.conv = pointwise(channels_in, out, network)
-        self.bn1 = batch_norm(out, network)
-        self.act = activation(act)
+        self.conv = pointwise(network.blocks[-1].out, network.last, network)
+        self.bn1 = batch_norm(network.last, network)
+        self.act = activation(network.last_activation)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.bn1(self.conv(x)))
@@ -291,7 +291,7 @@ class Trunk(nn.Module):
             stages[block.stage].append(InvertedResidual(block, network))
         self.last_in_blocks = network.pools_in_layers and network.last > 0
         if self.last_in_blocks:
-            stages.append([ConvNormAct(network.blocks[-1].out, network.last, network.last_activation, network)])
+            stages.append([ConvNormAct(network)])
         self.blocks = nn.Sequential(*(nn.Sequential(*stage) for stage in stages))
         self.grad_checkpointing = False
 

@@ -52,21 +52,22 @@ class Mistake(NamedTuple):
 
 
 class Target(NamedTuple):
-    """Logits (N, classes) to explain; ``exact`` where they were computed in float64."""
+    """Logits (N, classes) to explain, of ``images`` (N, H, W, C); ``exact`` where they were computed in float64."""
 
+    images: np.ndarray
     logits: np.ndarray
     exact: bool
 
 
-def explained(port: Port, target: Target, images: np.ndarray, seconds: float) -> tuple[list[Cause], str]:
-    """At most three mistakes that make our network give ``target`` for ``images`` (N, H, W, C); none if none do.
+def explained(port: Port, target: Target, seconds: float) -> tuple[list[Cause], str]:
+    """At most three mistakes that make our network give the logits of ``target``; none if none do.
 
-    Also none if our network gives ``target`` without any. Likely ones are tried first, for ``seconds``; with what was
-    not tried, in words.
+    Also none if our network gives them without any. Likely ones are tried first, for ``seconds``; with what was not
+    tried, in words.
     """
     end = time.monotonic() + seconds
     whole = plan_opened(port.checkpoint, port.mapping, UNCHANGED)
-    inputs = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    inputs = torch.from_numpy(target.images).permute(0, 3, 1, 2).contiguous()
     models: dict[str, Any] = {dtype: ported_model(whole, dtype) for dtype in ("float32", "float64")}
 
     @cache
@@ -103,7 +104,7 @@ def explained(port: Port, target: Target, images: np.ndarray, seconds: float) ->
     if not before > rounding:
         return [], ""
     enough = min(limit, share * before)
-    known = list(_mistakes(port, images.shape[1:3]))
+    known = list(_mistakes(port, target.images.shape[1:3]))
     tried: list[tuple[Mistake, ...]] = [(mistake,) for mistake in known]
     for at_once in range(1, MOST_AT_ONCE + 1):
         # Screened in float32, which is faster; its rounding must not hide an explanation

@@ -177,12 +177,12 @@ def _find_causes(check: Check, sizes: Sequence[Size] | None, seconds: float) -> 
         return
     target = _target(check, sizes)
     if target is not None:
-        found, verdict.untried = explained(port, *target, seconds)
+        found, verdict.untried = explained(port, target, seconds)
         verdict.causes += found
 
 
-def _target(check: Check, sizes: Sequence[Size] | None) -> tuple[Target, np.ndarray] | None:
-    """Logits to explain, the port's, or the reference's if the port is as planned, and the images that it got."""
+def _target(check: Check, sizes: Sequence[Size] | None) -> Target | None:
+    """Logits to explain: the port's, or the reference's if the port is as planned; None if there are none."""
     candidate, reference = check.candidate, check.reference
     size = reference.size or candidate.size or (sizes[0] if sizes else check.mapping.input.sides)
     images = reference.samples[0].images if reference.samples else noise(size, seed=0).images
@@ -191,12 +191,12 @@ def _target(check: Check, sizes: Sequence[Size] | None) -> tuple[Target, np.ndar
         values = dict(reference.run(images, ["Logits"])).get("Logits")
         if values is None or values.values.ndim != 2:
             return None
-        return Target(values.values, exact=reference.precision == "float64"), given
+        return Target(given, values.values, exact=reference.precision == "float64")
     found = candidate.run(given, candidate.answers)
     if candidate.record is not None:
         found = iter(candidate.record(given, candidate.answers, 0).returned)
     outputs = [one for name, one in found if one.best.ndim == 2 and (candidate.record or name == "Logits")]
-    return (Target(outputs[-1].best, exact=outputs[-1].exact is not None), given) if outputs else None
+    return Target(given, outputs[-1].best, exact=outputs[-1].exact is not None) if outputs else None
 
 
 def open_check(

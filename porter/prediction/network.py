@@ -51,9 +51,8 @@ def on_one_image(opened: OpenedModel, device: str) -> Callable[[np.ndarray], lis
         model = fastest(model, spec.sides)
 
     def run(pixels: np.ndarray) -> list[Tensor]:
-        inputs = (
-            torch.from_numpy(normalized(pixels, spec.mean, spec.std, spec.levels)).permute(2, 0, 1)[None].contiguous()
-        )
+        image = torch.from_numpy(normalized(pixels, spec.mean, spec.std, spec.levels))
+        inputs = image.permute(2, 0, 1)[None].contiguous()
         with torch.inference_mode():
             found = model(inputs.to(place))
             outputs = [one[0] for one in (found if isinstance(found, tuple) else (found,))]
