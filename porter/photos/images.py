@@ -127,7 +127,7 @@ def resized(image: Image, size: Size, crop: float, how: Preprocessing) -> np.nda
     if how == "card":
         return _short_side(image, size, crop)
     pixels = np.asarray(image)
-    top, left = (_margin(side, crop) for side in pixels.shape[:2])
+    top, left = (int((side - side * crop) / 2) for side in pixels.shape[:2])  # as tf.image.central_crop
     pixels = pixels[top : pixels.shape[0] - top, left : pixels.shape[1] - left]
     return _bilinear(pixels, size, half_pixels=how == "tf2")
 
@@ -172,11 +172,6 @@ def _short_side(image: Image, size: Size, crop: float) -> np.ndarray:
     shrunk = image.resize(wanted, Resampling.BILINEAR)
     left, top = round((wanted[0] - size[1]) / 2), round((wanted[1] - size[0]) / 2)
     return np.asarray(shrunk.crop((left, top, left + size[1], top + size[0])))
-
-
-def _margin(side: int, crop: float) -> int:
-    """Pixels that tf.image.central_crop takes off at each end."""
-    return int((side - side * crop) / 2)
 
 
 def _bilinear(pixels: np.ndarray, size: Size, half_pixels: bool) -> np.ndarray:
