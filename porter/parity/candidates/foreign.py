@@ -122,11 +122,11 @@ def module(name: str, model: nn.Module, port: Port) -> Candidate:
             model.eval()
         single = model.float()
         arrays = {own_name: tensor.cpu().numpy() for own_name, tensor in single.state_dict().items()}
-    unrounded, weights = _unrounded_state(arrays, port)
+    own, weights = _unrounded_state(arrays, port)
     # Weights that were folded in another way were all rounded again; a few that differ were not
     rounded = weights is None or any(share > SOME for share in weights.changed.values())
     with their_code(f"{name}: cannot be copied in float64"):
-        exact = _in_float64(single, {} if rounded else unrounded)
+        exact = _in_float64(single, {} if rounded else own)
 
     def record(images: np.ndarray, questions: frozenset[Question], keep: int) -> Recording:
         inputs = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
