@@ -35,6 +35,7 @@ from porter.parity.training import BATCH, check_step, refuse_untrainable, step_s
 from porter.parity.verdict import Cause, Verdict
 from porter.parity.weight_causes import weight_causes
 from porter.port import Port, plan_opened, plan_port
+from porter.sources import Checkpoint
 from porter.sources.weights import Weights
 
 Dtype = Literal["both", "float64", "float32"]
@@ -200,9 +201,12 @@ def _target(check: Check, sizes: Sequence[Size] | None) -> Target | None:
 
 
 def open_check(
-    checkpoint: PathLike, artifact: PathLike | None, options: PortOptions, against: Against = DEFAULT_COMPARISON
+    checkpoint: PathLike | Checkpoint,
+    artifact: PathLike | None,
+    options: PortOptions,
+    against: Against = DEFAULT_COMPARISON,
 ) -> Check:
-    """Open both sides. Raises PorterError if no comparison can be made."""
+    """Open both sides, or one if the ``checkpoint`` is open. Raises PorterError if no comparison can be made."""
     port = plan_port(checkpoint, options)
     named: PathLike | ArtifactFile | None = artifact
     if artifact is not None and not os.fspath(artifact).startswith("timm:"):
@@ -222,7 +226,7 @@ def open_check(
         candidate = open_candidate(named, port, options.mapping, against.weights_file, against.sizes)
     verdict = Verdict(
         variant=port.mapping.variant,
-        checkpoint=str(checkpoint),
+        checkpoint=port.checkpoint.given,
         artifact=None if artifact is None else str(artifact),
         reference=reference.name,
         dtype=against.dtype,

@@ -25,7 +25,7 @@ from porter.artifacts.artifact import (
     find_artifact,
     save_artifact,
 )
-from porter.artifacts.source import StoredPort
+from porter.artifacts.source import StoredPort, as_source
 from porter.errors import NoParityError, PorterError
 from porter.evaluation.result import Evaluation
 from porter.evaluation.run import evaluate_classifier
@@ -131,7 +131,7 @@ def release(
     mapping = mapping or (file.mapping if file else None)
     options = PortOptions(variant, mapping, weights, "timm", keep_background, fake_quant=fake_quant)
     with contents.staged(folder, force) as stage, _one_thread():
-        port = plan_port(checkpoint, options)
+        port = plan_port(as_source(file, options) if file else checkpoint, options)
         _check(port, publication)
         arrays, metadata = carry_out_port(port)
         assert metadata is not None
@@ -145,7 +145,7 @@ def release(
         save_artifact(path, Artifact(arrays, metadata))
         path = contents.add_hash(path)
         evidence, against = Evidence(), Against(reference)
-        check = open_check(checkpoint, path, options, against)
+        check = open_check(port.checkpoint, path, options, against)
         run_check(check, against, evidence, progress)
         # Published files must not name folders of this machine
         last_name = str(checkpoint).rstrip("/").rpartition("/")[2]
