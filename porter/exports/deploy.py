@@ -24,11 +24,9 @@ from porter.models.mobilenet_v3 import MobileNetV3, MobileNetV3Features, check_i
 from porter.network.network import TIMM_GATE
 from porter.network.node import Size
 
-Deployable = nn.Module | PathLike
-
 
 def deploy(
-    model: Deployable, size: Size | int | None = None, threads: int | None = None
+    model: nn.Module | PathLike, size: Size | int | None = None, threads: int | None = None
 ) -> Deployed | DeployedEightBits:
     """Make ``model`` ready for inference on the CPU: the same function, computed by ONNX Runtime.
 
