@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import numpy as np
 
 from porter.artifacts.artifact import CONFIG, MAPPING, PARITY, REFERENCE, WEIGHTS, Artifact, ArtifactFile, load_artifact
+from porter.artifacts.inspection import Parity, read_json
 from porter.artifacts.variant import mapping_of
 from porter.errors import ArtifactError, NoParityError
 from porter.mapping.files import load_mapping, mapping_digest
@@ -33,16 +34,6 @@ class _Config(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     num_classes: int
     pretrained_cfg: dict[str, Any] | None = None
     images: dict[str, Any] | None = None
-
-
-class _Parity(msgspec.Struct, frozen=True):
-    """The checked part of ``parity.json``; ``digests`` are SHA-256 by file name."""
-
-    passed: bool
-    digests: dict[str, str]
-
-
-Content = TypeVar("Content", _Config, _Parity)
 
 
 def check_release(folder: Path, checkpoint: str | None = None) -> Verdict:
@@ -78,7 +69,7 @@ def _contradictions(folder: Path, file: ArtifactFile) -> list[str]:
     problems += [
         f"{path.name}: {n}: not finite" for n, values in artifact.arrays.items() if not np.isfinite(values).all()
     ]
-    config, parity = _json(folder / CONFIG, _Config), _json(folder / PARITY, _Parity)
+    config, parity = read_json(folder / CONFIG, _Config), read_json(folder / PARITY, Parity)
     mapping = mapping_of(artifact.metadata, PortOptions(), file.mapping, file.given)
     stated = _Config(config.architecture, config.num_classes)
     expected = _Config(architecture(mapping, artifact.metadata), artifact.metadata.num_classes)
@@ -111,13 +102,6 @@ def _not_twins(name: str, one: Artifact, other: Artifact) -> list[str]:
     if other.metadata is None or msgspec.structs.replace(other.metadata, parity={}) != one.metadata:
         problems.append(f"{both}: metadata differs")
     return problems
-
-
-def _json(path: Path, kind: type[Content]) -> Content:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (OSError, UnicodeDecodeError, RecursionError, msgspec.DecodeError) as error:
-        raise ArtifactError(f"{path}: not what a release has there ({error})") from error
 
 
 def _against_recorded(folder: Path, file: ArtifactFile) -> Verdict:
