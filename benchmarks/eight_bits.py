@@ -16,7 +16,7 @@ import torch
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from timing import RESULTS, SHARED, interleaved, table, write_result
 
-from porter.evaluation.run import Settings, evaluate
+from porter.evaluation.run import Settings, evaluate_classifier
 from porter.photos.images import read_image, resized
 
 REAL = SHARED.parent / "real"
@@ -56,7 +56,7 @@ def main() -> None:
         runs[name] = lambda name=name, interpreter=interpreter: seen.update({name: guesses(interpreter, photos)})
 
     def ours() -> None:
-        result = evaluate(str(SOURCE), images, settings=Settings(workers=0))
+        result = evaluate_classifier(str(SOURCE), images, settings=Settings(workers=0))
         assert result
         seen["mnv3-port evaluate"] = [one.guesses[0] for one in result.seen]
 

@@ -15,7 +15,7 @@ import torch
 from timing import RESULTS, SHARED, interleaved, table, write_result
 
 import porter
-from porter.evaluation.run import Settings, evaluate
+from porter.evaluation.run import Settings, evaluate_classifier
 from porter.exports.convert import convert
 from porter.mapping.options import PortOptions
 from porter.models.timm_import import import_timm
@@ -79,7 +79,9 @@ def main() -> None:
         guesses: dict[str, list[int]] = {}
 
         def ours() -> None:
-            result = evaluate(str(artifact), images, PortOptions("small_100"), Settings(workers=0, batch=BATCH))
+            result = evaluate_classifier(
+                str(artifact), images, PortOptions("small_100"), Settings(workers=0, batch=BATCH)
+            )
             assert result
             guesses["ours"] = [seen.guesses[0] for seen in result.seen]
 

@@ -12,41 +12,23 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from porter.errors import PorterError
-    from porter.evaluation.evaluate import evaluate
-    from porter.exports.convert import convert
-    from porter.exports.deploy import deploy
-    from porter.exports.export_tf import export_tf
-    from porter.mapping.files import list_variants
-    from porter.models.create import create_model
-    from porter.models.fold import fold
-    from porter.models.optimizer import optimizer_state
-    from porter.parity.verify import verify
-    from porter.prediction.predictor import predict
-    from porter.releases.publish import release
-    from porter.report.inspection import inspect
-    from porter.sources import open_checkpoint
+if TYPE_CHECKING:  # the aliases tell type checkers that these names are public
+    from porter.errors import PorterError as PorterError
+    from porter.evaluation.evaluate import evaluate as evaluate
+    from porter.exports.convert import convert as convert
+    from porter.exports.deploy import deploy as deploy
+    from porter.exports.export_tf import export_tf as export_tf
+    from porter.mapping.files import list_variants as list_variants
+    from porter.models.create import create_model as create_model
+    from porter.models.fold import fold as fold
+    from porter.models.optimizer import optimizer_state as optimizer_state
+    from porter.parity.verify import verify as verify
+    from porter.prediction.predictor import predict as predict
+    from porter.releases.publish import release as release
+    from porter.report.inspection import inspect as inspect
+    from porter.sources import open_checkpoint as open_checkpoint
 
     __version__: str
-
-__all__ = [
-    "PorterError",
-    "__version__",
-    "convert",
-    "create_model",
-    "deploy",
-    "evaluate",
-    "export_tf",
-    "fold",
-    "inspect",
-    "list_variants",
-    "open_checkpoint",
-    "optimizer_state",
-    "predict",
-    "release",
-    "verify",
-]
 
 _HOMES = {
     "PorterError": "porter.errors",
@@ -64,6 +46,7 @@ _HOMES = {
     "optimizer_state": "porter.models.optimizer",
     "verify": "porter.parity.verify",
 }
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,12 +1,13 @@
-"""Text from outside made safe for what takes it: a terminal and XML, CSV, YAML, JSON.
+"""Text from outside made safe for what takes it: a terminal and XML, Markdown, CSV, YAML, JSON.
 
-HTML is escaped by its templates (porter.report.pages), Markdown in porter.releases.card; both take printable text.
+HTML is escaped by its templates (porter.report.pages), which take printable text.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,14 @@ def printable(text: str) -> str:
     So a name from a file cannot look like a line of output or move the cursor, and XML can hold it.
     """
     return "".join(_escape(character) for character in text)
+
+
+def markdown_text(text: str) -> str:
+    """``text`` as Markdown that shows exactly that, anywhere within a line.
+
+    Escapes only with backslashes: an entity such as ``&#x27;`` has characters that would be escaped in turn.
+    """
+    return re.sub(r"[\\`*_{}\[\]()#+!|~<>&$@]", r"\\\g<0>", printable(text))
 
 
 def csv_text(text: str) -> str:

@@ -40,9 +40,10 @@ from porter.mapping.options import PortOptions
 from porter.models.create import open_model
 from porter.network.nodes import endpoint_names
 from porter.parity.candidates.own import ported_model, unrounded
+from porter.parity.check import Check, check_sample
 from porter.parity.demo import random_variables
 from porter.parity.samples import noise, photos, structured
-from porter.parity.verify import Against, Check, check_sample, open_check, verify
+from porter.parity.verify import Against, open_check, verify
 from porter.port import plan_port
 from porter.sources.bundle_writer import write_bundle
 

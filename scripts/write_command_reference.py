@@ -22,7 +22,7 @@ This page is written by `scripts/write_command_reference.py`.
 def reference() -> str:
     """The whole page."""
     parts = [HEAD]
-    context = click.Context(cli, info_name="mnv3-port", help_option_names=["-h", "--help"])
+    context = click.Context(cli, info_name="mnv3-port", **cli.context_settings)
     for name in cli.list_commands(context):
         command = cli.get_command(context, name)
         assert command is not None

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 from three_blocks import MAPPING
 
-from porter.artifacts.artifact import load_artifact, save_artifact
+from porter.artifacts.artifact import ArtifactFile, load_artifact, save_artifact
 from porter.errors import PorterError
 from porter.evaluation.boxes import read_coco
 from porter.evaluation.dataset import find_labelled
@@ -100,7 +100,8 @@ def read_release(path: Path, folder: Path) -> None:
         (folder / name).write_bytes(data)
     write_checksums(folder)
     assert checksum_problems(folder) == []
-    list(_contradictions(folder))
+    [weights], own = folder.glob("*.pth"), folder / "mapping.yaml"
+    _contradictions(folder, ArtifactFile(weights, str(weights), own if own.is_file() else None))
 
 
 def read_program(path: Path) -> None:

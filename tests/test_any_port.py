@@ -317,6 +317,25 @@ def test_raw_weights_are_named(run, tf, tmp_path):
     assert "with it, the logits' difference" not in ran.out  # the weights tell it, without a run
 
 
+def test_raw_weights_are_named_in_a_network_of_ones_own(run, foreign, three_blocks, tmp_path, monkeypatch):
+    """No weight has a name of ours, so the network is run with the raw ones, which its mapping file finds."""
+    from porter.mapping.files import load_mapping
+    from porter.parity.demo import random_variables
+    from porter.sources import open_checkpoint
+    from porter.sources.bundle_writer import write_bundle
+
+    raw = random_variables(load_mapping(three_blocks.mapping), seed=1)
+    averages = {
+        f"{name}/ExponentialMovingAverage": one.read() for name, one in open_checkpoint(three_blocks.source).items()
+    }
+    write_bundle(tmp_path / "raw-3", raw)
+    write_bundle(tmp_path / "model-3", raw | averages)
+    monkeypatch.setenv("SOURCE", str(tmp_path / "raw-3"))
+    ran = run("verify", tmp_path / "model-3", f"{FOREIGN}:logits", *three_blocks.options, "--diagnose", "all")
+    assert ran.code == 1, ran.err
+    assert "cause      raw weights instead of their averages: with it, the logits' difference" in ran.out
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("subject", ["small_075"], indirect=True)
 def test_timms_other_class_has_two_mistakes(run, subject, timm):

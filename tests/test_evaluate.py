@@ -19,7 +19,7 @@ from porter.errors import PorterError
 from porter.evaluation import run as running
 from porter.evaluation.dataset import find_labelled
 from porter.evaluation.result import share
-from porter.evaluation.run import Settings, evaluate, rank
+from porter.evaluation.run import Settings, evaluate_classifier, rank
 from porter.photos.images import normalized, read_image, resized
 
 REAL = SHARED.parent / "real"
@@ -159,7 +159,7 @@ def test_any_number_of_processes(photos, demo_folder, tmp_path, most):
 
 
 def test_goes_on_after_an_interruption(photos, demo_folder, tmp_path, monkeypatch):
-    whole = evaluate(str(demo_folder), photos, settings=Settings(batch=4, workers=0))
+    whole = evaluate_classifier(str(demo_folder), photos, settings=Settings(batch=4, workers=0))
 
     def stop(done, total):
         if done >= 12:
@@ -167,20 +167,22 @@ def test_goes_on_after_an_interruption(photos, demo_folder, tmp_path, monkeypatc
 
     journal = tmp_path / "journal"
     with pytest.raises(KeyboardInterrupt):
-        evaluate(str(demo_folder), photos, settings=Settings(batch=4, workers=0, resume=journal), progress=stop)
+        evaluate_classifier(
+            str(demo_folder), photos, settings=Settings(batch=4, workers=0, resume=journal), progress=stop
+        )
     with (journal / "0.jsonl").open("a") as file:
         file.write("\n[5, [[0, [1")  # as a power cut leaves it
     seen = []
     monkeypatch.setattr(running, "read_image", lambda path: seen.append(path) or read_image(path))
-    rest = evaluate(str(demo_folder), photos, settings=Settings(batch=4, workers=0, resume=journal))
+    rest = evaluate_classifier(str(demo_folder), photos, settings=Settings(batch=4, workers=0, resume=journal))
     assert len(seen) == rest.measured == 10
     assert rest.seen == whole.seen
-    again = evaluate(str(demo_folder), photos, settings=Settings(batch=4, workers=0, resume=journal))
+    again = evaluate_classifier(str(demo_folder), photos, settings=Settings(batch=4, workers=0, resume=journal))
     assert (again.measured, again.seen) == (0, whole.seen)
     with pytest.raises(PorterError, match=r"is of another evaluation \(batch differ\)"):
-        evaluate(str(demo_folder), photos, settings=Settings(batch=5, workers=0, resume=journal))
+        evaluate_classifier(str(demo_folder), photos, settings=Settings(batch=5, workers=0, resume=journal))
     with pytest.raises(PorterError, match="holds other files"):
-        evaluate(str(demo_folder), photos, settings=Settings(batch=4, workers=0, resume=photos))
+        evaluate_classifier(str(demo_folder), photos, settings=Settings(batch=4, workers=0, resume=photos))
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -10,11 +10,12 @@ from tags import Tags
 
 import porter.models.mobilenet_v3 as same_padding_module
 from porter.mapping.options import PortOptions
+from porter.parity.check import check_sample
 from porter.parity.evidence import Evidence
 from porter.parity.references.reference import Noise
 from porter.parity.samples import noise, structured
 from porter.parity.verdict import Verdict
-from porter.parity.verify import Against, check_sample, open_check
+from porter.parity.verify import Against, open_check
 from porter.report.html import parity_html
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -187,11 +187,10 @@ def shown(markdown):
 @given(strategies.text(strategies.sampled_from("<>&'\"`*_|#[]\\()!~$-+. ;xa1") | strategies.characters(), max_size=30))
 @example("it's \\| one")
 def test_text_from_files_is_shown_as_it_is(text):
-    from porter.releases.card import _plain
-    from porter.text import printable
+    from porter.text import markdown_text, printable
 
     for known in (text, f"{text}&#x27;&amp;<b>", f"x{text}"):
-        written, wanted = _plain(known), printable(known)
+        written, wanted = markdown_text(known), printable(known)
         for before, after in (("Compared with ", " by us"), ("# Model ", " here"), ("| a |\n|---|\n| In ", " cell |")):
             line = next(line for line in reversed(shown(before + written + after)) if line)
             assert line == f"{before.rpartition('# ')[2].rpartition('| ')[2]}{wanted}{after.removesuffix(' |')}"

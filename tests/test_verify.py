@@ -23,9 +23,10 @@ from porter.mapping.files import list_variants, load_variant
 from porter.mapping.options import PortOptions
 from porter.network.network import GATE_ENTRY
 from porter.parity.candidates.candidate import Output
+from porter.parity.check import check_sample
 from porter.parity.compare import compare
 from porter.parity.references.reference import Noise, Values
-from porter.parity.verify import Against, check_sample, open_check
+from porter.parity.verify import Against, open_check
 from porter.port import plan_port
 
 TENSORFLOW = pytest.mark.tensorflow

@@ -299,8 +299,7 @@ def _array(path: Path, name: str, value: Tensor) -> np.ndarray:
     if str(value.layout) != "torch.strided" or value.is_meta or value.is_quantized or value.is_complex():
         kind = "meta" if value.is_meta else "quantized" if value.is_quantized else str(value.layout)
         raise ArtifactError(f"{path}: tensor {name}: is {kind}, not an ordinary dense tensor")
-    found: np.ndarray = (value.float() if str(value.dtype) in WITHOUT_NUMPY else value).numpy()
-    return found
+    return (value.float() if str(value.dtype) in WITHOUT_NUMPY else value).numpy()
 
 
 def checksum(arrays: Mapping[str, np.ndarray]) -> str:

@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import msgspec
 
-from porter.artifacts.artifact import PARITY, find_artifact, load_artifact
+from porter.artifacts.artifact import PARITY, ArtifactFile, load_artifact
 from porter.artifacts.variant import class_count
 from porter.errors import ArtifactError
 
+Content = TypeVar("Content")
 
-class _Parity(msgspec.Struct):
-    """The part of a release's ``parity.json`` that is shown."""
+
+class Parity(msgspec.Struct, frozen=True):
+    """What is read of a release's ``parity.json``; ``digests`` are SHA-256 by file name."""
 
     passed: bool
     sentence: str
     reference: str
+    digests: dict[str, str]
 
 
-def inspect_artifact(source: str) -> dict[str, Any]:
-    """Everything that is known of ``source``, as plain values. Raises ArtifactError or CheckpointError."""
-    file = find_artifact(source)
-    if file is None:
-        raise ArtifactError(f"{source}: no artifact")
+def read_json(path: Path, kind: type[Content]) -> Content:
+    """A JSON file of a release. Raises ArtifactError if it is no ``kind``."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (OSError, UnicodeDecodeError, RecursionError, msgspec.DecodeError) as error:
+        raise ArtifactError(f"{path}: not what a release has there ({error})") from error
+
+
+def inspect_artifact(file: ArtifactFile) -> dict[str, Any]:
+    """Everything that is known of ``file``, as plain values. Raises ArtifactError."""
     artifact = load_artifact(file)
     arrays = artifact.arrays
     found: dict[str, Any] = {
@@ -36,17 +45,10 @@ def inspect_artifact(source: str) -> dict[str, Any]:
         "metadata": msgspec.to_builtins(artifact.metadata) if artifact.metadata else None,
         "parity": dict(artifact.metadata.parity) if artifact.metadata else {},
     }
-    parity = file.path.with_name(PARITY)
-    if file.path.parent.name and parity.is_file() and file.path.parent.samefile(parity.parent):
-        try:
-            parity_json = msgspec.json.decode(parity.read_bytes(), type=_Parity)
-        except (msgspec.DecodeError, OSError, RecursionError) as error:
-            raise ArtifactError(f"{parity}: not what a release has there ({error})") from error
-        found["parity"] |= {
-            "verdict": parity_json.sentence,
-            "reference": parity_json.reference,
-            "passed": parity_json.passed,
-        }
+    beside = file.path.with_name(PARITY)
+    if file.path.parent.name and beside.is_file():
+        parity = read_json(beside, Parity)
+        found["parity"] |= {"verdict": parity.sentence, "reference": parity.reference, "passed": parity.passed}
     return found
 
 

@@ -43,7 +43,9 @@ class Commands(click.Group):
             )
 
 
-@click.group(cls=Commands, params=[DEBUG], context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Commands, params=[DEBUG], context_settings={"help_option_names": ["-h", "--help"], "show_default": True}
+)
 @click.version_option(package_name="mnv3-port", message="%(package)s %(version)s")
 def cli() -> None:
     """Port TF/Models MobileNetV3 checkpoints to PyTorch, exactly, and prove it.

@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     "form",
     type=click.Choice(["pth", "safetensors", "onnx", "tflite"]),
     default="pth",
-    show_default=True,
     help="Format of several checkpoints.",
 )
 @click.option(
@@ -101,23 +100,19 @@ def _into_folder(given: tuple[str, ...], output: Path | None) -> bool:
     """Whether ``output`` is a folder for the checkpoints ``given``, which may be names of one checkpoint."""
     from click.core import ParameterSource
 
-    from porter.artifacts.artifact import ARTIFACT_SUFFIXES
-    from porter.exports import files
+    from porter.exports.files import OUTPUT_SUFFIXES
 
     by_format = click.get_current_context().get_parameter_source("form") is ParameterSource.COMMANDLINE
     if output is None or not (by_format or len(given) > 1):
         return False
-    return output.is_dir() or output.suffix not in (*ARTIFACT_SUFFIXES, *files.GRAPH_SUFFIXES)
+    return output.is_dir() or output.suffix not in OUTPUT_SUFFIXES
 
 
 def _convert_all(checkpoints: tuple[str, ...], folder: Path, suffix: str, force: bool, options: PortOptions) -> None:
-    from rich.progress import Progress
-
     from porter.exports.convert import convert_all
-    from porter.report.console import progress_console
+    from porter.report.console import progress_bar
 
-    console = progress_console()
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    with progress_bar() as bar:
         task = bar.add_task("convert", total=len(checkpoints))
         for path, port in convert_all(checkpoints, folder, options, suffix=suffix, force=force):
             bar.advance(task)

@@ -11,13 +11,13 @@ from porter.commands.options import (
     FILE,
     OUTPUT,
     check_outputs,
+    echo_json,
     model_options,
     preprocess_option,
     refuse_ignored,
     skip_option,
     taken_port_options,
 )
-from porter.text import SCHEMA, json_text
 
 
 @click.command()
@@ -34,20 +34,14 @@ from porter.text import SCHEMA, json_text
 @click.option("--compare", metavar="OTHER", help="Another classifier: an artifact or source, timm:NAME, or tf:SOURCE.")
 @preprocess_option
 @skip_option
-@click.option("--batch", type=click.IntRange(1), default=32, show_default=True, help="Images at a time.")
+@click.option("--batch", type=click.IntRange(1), default=32, help="Images at a time.")
 @click.option("--workers", type=click.IntRange(0), metavar="N", help="Processes that decode images.")
 @click.option("--resume", type=FILE, metavar="FOLDER", help="Keep finished batches here, and continue from them.")
 @click.option("--per-class", type=OUTPUT, metavar="CSV|-", help="Write the figures of every class.")
 @click.option("--force", is_flag=True, help="Overwrite the file of --per-class.")
 @click.option("--html", type=OUTPUT, metavar="FILE|-", help="Also write a report: one page that needs no network.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def evaluate(
-    source: str,
-    data: Path,
-    per_class: Path | None,
-    html: Path | None,
-    **options: Any,
-) -> None:
+def evaluate(source: str, data: Path, per_class: Path | None, html: Path | None, **options: Any) -> None:
     """Measure SOURCE on the labelled images of DATA: accuracy, a segmenter's mean IoU, a detector's mAP.
 
     For a classifier, DATA is a folder of class folders named by WordNet id or class name, or of images with the id in
@@ -86,6 +80,6 @@ def evaluate(
     if html:
         write_bytes(html, evaluation_html(result), force=True)
     if as_json:
-        click.echo(json_text({"schema": SCHEMA} | result.as_json(), indent=1))
+        echo_json(result.as_json())
     else:
         print_evaluation(result)

@@ -8,12 +8,8 @@ from typing import Any
 
 import click
 
-from porter.commands.options import (
-    echo_lines,
-    reading_options,
-    refuse_ignored,
-)
-from porter.text import SCHEMA, json_text
+from porter.commands.options import echo_json, echo_lines, reading_options, refuse_ignored
+from porter.text import json_text
 
 
 @click.command()
@@ -24,33 +20,29 @@ def inspect(source: str, variant: str | None, mapping: Path | None, weights: Any
     """Show what is in a checkpoint, an artifact or a release's folder, and which variant it is."""
     from porter.artifacts.artifact import find_artifact
 
-    if find_artifact(source) is not None:
+    file = find_artifact(source)
+    if file is not None:
         refuse_ignored(f"{source} is an artifact, and is shown as it is", "variant", "mapping", "weights")
         from porter.artifacts.inspection import artifact_lines, inspect_artifact
 
-        found = inspect_artifact(source)
-        if as_json:
-            click.echo(json_text({"schema": SCHEMA} | found, indent=1))
-        else:
-            echo_lines(artifact_lines(found))
-        return
-    from porter.report.inspection import inspect_checkpoint
-
-    inspection = inspect_checkpoint(source, variant, mapping, weights)
-    if as_json:
-        click.echo(json_text({"schema": SCHEMA} | inspection.as_json(), indent=1))
+        found = inspect_artifact(file)
+        lines = artifact_lines(found)
     else:
+        from porter.report.inspection import inspect_checkpoint
         from porter.report.listing import inspection_lines
 
-        echo_lines(inspection_lines(inspection))
+        inspection = inspect_checkpoint(source, variant, mapping, weights)
+        found, lines = inspection.as_json(), inspection_lines(inspection)
+    if as_json:
+        echo_json(found)
+    else:
+        echo_lines(lines)
 
 
 @click.command()
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
-@click.option(
-    "--tolerance", type=float, default=0.0, show_default=True, help="Allowed difference, over each tensor's scale."
-)
+@click.option("--tolerance", type=float, default=0.0, help="Allowed difference, over each tensor's scale.")
 @click.option("--json", "as_json", is_flag=True, help="Print every tensor as JSON.")
 def diff(a: str, b: str, tolerance: float, as_json: bool) -> None:
     """Compare two artifacts or checkpoints, in any format, tensor by tensor; exit code 1 where they differ."""

@@ -12,7 +12,7 @@ from porter.errors import Option, PorterError
 
 
 @click.command()
-@click.option("--variant", type=VARIANT, default="small_075", show_default=True)
+@click.option("--variant", type=VARIANT, default="small_075")
 @click.option("--out", type=FILE, metavar="FOLDER", help="Keep the files here.")
 @click.option("--force", is_flag=True, help="Overwrite the files of an earlier demo.")
 def demo(variant: str, out: Path | None, force: bool) -> None:
@@ -54,17 +54,15 @@ def demo(variant: str, out: Path | None, force: bool) -> None:
 @click.option("--force", is_flag=True, help="Overwrite the output.")
 def download(variant: str | None, output: Path | None, url: str | None, sha256: str | None, force: bool) -> None:
     """Fetch the released tarball of a variant; resumes an earlier attempt that broke off."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    from porter.report.console import progress_console
+    from porter.report.console import progress_bar
     from porter.sources.download import download
 
     address = url or _released(variant)
     path = output or Path(address.rsplit("/", 1)[-1])
     claim_outputs(path)
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    console = progress_console()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with progress_bar(BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()) as bar:
         task = bar.add_task(variant or path.name, total=None)
 
         def advance(done: int, total: int | None) -> None:

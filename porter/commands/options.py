@@ -14,7 +14,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from porter.errors import PorterError
-from porter.text import printable
+from porter.text import SCHEMA, json_text, printable
 
 if TYPE_CHECKING:
     from porter.mapping.options import PortOptions
@@ -75,7 +75,6 @@ preprocess_option = click.option(
     "--preprocess",
     type=click.Choice(["card", "tf", "tf2"]),
     default="card",
-    show_default=True,
     help="card: as timm does; tf: as slim did, bilinear without antialiasing; tf2: as tf.image.resize.",
 )
 
@@ -155,7 +154,6 @@ _READING = (
         "--weights",
         type=click.Choice(["auto", "ema", "raw"]),
         default="auto",
-        show_default=True,
         help="Moving averages or raw weights, where both exist; auto prefers the averages.",
     ),
     mapping_option,
@@ -173,7 +171,6 @@ port_options = _together(  # how a port is laid out
         "--layout",
         type=click.Choice(["timm", "slim"]),
         default="timm",
-        show_default=True,
         help="timm: exact where the squeeze-excite gate is 1/6; slim: weights untouched, gate 0.16667.",
     ),
 )
@@ -189,9 +186,7 @@ report_options = _together(
 def reporting(what: str, junit: Path | None, markdown: Path | None) -> Iterator[list[Verdict]]:
     """Write ``junit`` and ``markdown`` of the verdicts that are put into the list, or of a PorterError."""
     from porter.atomic import write_bytes
-    from porter.report.junit import junit_error, junit_xml
-    from porter.report.markdown import markdown as as_markdown
-    from porter.report.markdown import markdown_error
+    from porter.report import ci
 
     verdicts: list[Verdict] = []
     try:
@@ -199,20 +194,25 @@ def reporting(what: str, junit: Path | None, markdown: Path | None) -> Iterator[
     except PorterError as error:
         message = error.for_command()
         if junit:
-            write_bytes(junit, junit_error(what, message, failed=error.exit_code == 1), force=True)
+            write_bytes(junit, ci.junit_error(what, message, failed=error.exit_code == 1), force=True)
         if markdown:
-            write_bytes(markdown, markdown_error(message).encode(), force=True)
+            write_bytes(markdown, ci.markdown_error(message).encode(), force=True)
         raise
     if junit:
-        write_bytes(junit, junit_xml(*verdicts), force=True)
+        write_bytes(junit, ci.junit_xml(*verdicts), force=True)
     if markdown:
-        write_bytes(markdown, "".join(map(as_markdown, verdicts)).encode(), force=True)
+        write_bytes(markdown, "".join(map(ci.markdown, verdicts)).encode(), force=True)
 
 
 def print_port(port: Port, variant: str | None) -> None:
     from porter.report.listing import port_lines
 
     echo_lines(port_lines(port, variant is None))
+
+
+def echo_json(values: dict[str, Any]) -> None:
+    """Print ``values``, the object of ``--json``."""
+    click.echo(json_text({"schema": SCHEMA} | values, indent=1))
 
 
 def echo_lines(lines: Iterable[str]) -> None:

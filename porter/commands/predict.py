@@ -35,11 +35,9 @@ MAX_STDIN = 256 << 20  # bytes; the largest photos of ImageNet have 15 MB
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE|FOLDER|PATTERN|-...")
 @click.option("-o", "--output", type=FILE, metavar="FOLDER", help="Write masks, or drawn boxes and their JSON, here.")
 @model_options
-@click.option(
-    "--top", type=click.IntRange(1), default=5, show_default=True, help="For a classifier: number of classes."
-)
+@click.option("--top", type=click.IntRange(1), default=5, help="For a classifier: number of classes.")
 @preprocess_option
-@click.option("--least", type=float, default=0.3, show_default=True, help="For a detector: lowest score.")
+@click.option("--least", type=float, default=0.3, help="For a detector: lowest score.")
 @skip_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per image, each on a line.")
 @click.option("--html", type=OUTPUT, metavar="FILE|-", help="Also write a page of the images and their contents.")
@@ -77,9 +75,9 @@ def predict(
     predictor = open_predictor(source, port, device, names, **options)
     refuse_ignored(f"{source} is a {PORTS[predictor.kind]}", *predictor.ignored)
     targets = _targets(given, output, predictor.endings, force, html) if output else {}
-    skipped: list[str] = []
+    skipped: list[tuple[Photo, PorterError]] = []
     figures = []
-    for photo, image, found in predictor.over(given, (lambda _, error: skipped.append(str(error))) if skip else None):
+    for photo, image, found in predictor.over(given, skipped if skip else None):
         name, files = photo_name(photo), targets.get(photo, ())
         about = {"schema": SCHEMA, "image": name} | ({"files": [str(file) for file in files]} if files else {})
         line = json_text(about | found.values)
@@ -92,8 +90,8 @@ def predict(
 
             figures.append(figure(name, image, found))
         click.echo(line if as_json else _text(name, files, found.rows))
-    for line in skipped:
-        click.echo(f"skipped: {shortened(line)}", err=True)
+    for _, error in skipped:
+        click.echo(f"skipped: {shortened(str(error))}", err=True)
     if skipped:
         click.echo(f"skipped {len(skipped)} of {len(given)} images", err=True)
     if html:

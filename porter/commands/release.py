@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @reading_options
 @fake_quant_option
 @click.option("--keep-background", is_flag=True, help="Keep class 0 of slim's 1001 classes.")
-@click.option("--reference", default="auto", show_default=True, metavar="KIND", help="As for verify.")
+@click.option("--reference", default="auto", metavar="KIND", help="As for verify.")
 @click.option("--name", metavar="NAME", help="The release's name. With --sha256: timm's name.")
 @click.option("--license", metavar="ID", help="The weights' licence. With --sha256: apache-2.0.")
 @click.option("--dataset", metavar="ID", help="The training data. With --sha256: imagenet-1k.")
@@ -116,16 +116,14 @@ def release(
 
 
 def _release_all(folder: Path, out: Path, jobs: int | None, options: dict[str, Any]) -> int:
-    from rich.progress import Progress
-
     from porter.releases.batch import release_all
-    from porter.report.console import progress_console
+    from porter.report.console import progress_bar
 
     refuse_ignored("--all finds the variants itself", "variant", "mapping", "name")
     refuse_ignored("a digest is of one tarball", "sha256")
     del options["variant"]
-    console, code = progress_console(), 0
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    code = 0
+    with progress_bar() as bar:
         task = bar.add_task("release", total=None)
         for outcome in release_all(folder, out, jobs, lambda count: bar.update(task, total=count), **options):
             bar.advance(task)

@@ -15,6 +15,7 @@ from porter.commands.options import (
     SizeType,
     check_outputs,
     device_option,
+    echo_json,
     echo_lines,
     port_options,
     refuse_ignored,
@@ -22,7 +23,7 @@ from porter.commands.options import (
     reporting,
     source_options,
 )
-from porter.text import SCHEMA, json_text
+from porter.text import json_text
 
 
 @click.command()
@@ -33,7 +34,6 @@ from porter.text import SCHEMA, json_text
 @click.option(
     "--reference",
     default="auto",
-    show_default=True,
     metavar="KIND",
     help="auto, frozen (.pb), meta (.meta), saved_model, keras, tflite, tf.nn, or a recorded .npz.",
 )
@@ -41,7 +41,6 @@ from porter.text import SCHEMA, json_text
     "--dtype",
     type=click.Choice(["both", "float64", "float32"]),
     default="both",
-    show_default=True,
     help="float64 asks whether it is the same function, float32 whether it is as exact as TensorFlow's float32.",
 )
 @click.option("--deploy", "deployed", is_flag=True, help="Compare the inference form, porter.deploy.")
@@ -54,12 +53,11 @@ from porter.text import SCHEMA, json_text
     metavar="PATH",
     help="An image or a folder of them, instead of noise and structured images.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
+@click.option("--seed", type=int, default=0, help="Seed of the noise.")
 @click.option(
     "--diagnose",
     type=click.Choice(["quick", "all"]),
     default="quick",
-    show_default=True,
     help="How long to look for known mistakes if there is no parity: 10 seconds, or until all are tried.",
 )
 @click.option("-v", "--verbose", is_flag=True, help="Print every endpoint, not a summary.")
@@ -106,7 +104,7 @@ def verify(
 
         write_bytes(html, parity_html(verdict, evidence), force=True)
     if as_json:
-        click.echo(json_text({"schema": SCHEMA} | verdict.as_json(), indent=1))
+        echo_json(verdict.as_json())
     else:
         from porter.report.verdict_table import print_verdict
 
@@ -122,10 +120,10 @@ def verify_padding(as_json: bool) -> None:
     from porter.parity.padding_grid import TOLERANCE, padding_grid
 
     cells = list(padding_grid())
+    failed = [cell for cell in cells if not cell.passed]
     if as_json:
         click.echo(json_text([cell._asdict() | {"passed": cell.passed} for cell in cells]))
-    failed = [cell for cell in cells if not cell.passed]
-    if not as_json:
+    else:
         for cell in failed[:20]:
             echo_lines([f"DIFFERS  {cell}"])
         worst = max(cell.error for cell in cells)

@@ -12,7 +12,7 @@ from msgspec import Meta, Struct
 
 from porter.errors import ArtifactError, Option, PorterError
 from porter.evaluation.result import Scores
-from porter.evaluation.run import DEFAULT_SETTINGS, Progress, Settings, alone
+from porter.evaluation.run import Progress, Settings, device_of_one_process
 from porter.models.create import OpenedModel
 from porter.photos.images import read_images
 from porter.prediction.boxes import Box, detector
@@ -54,20 +54,14 @@ class CocoCategory(Struct):
 
 
 class Coco(Struct):
-    """What counts of COCO's JSON of boxes; all else in the file is passed over."""
+    """The parts of COCO's JSON of boxes that are read; the rest of the file is ignored."""
 
     images: list[CocoImage]
     annotations: list[CocoBox]
     categories: list[CocoCategory]
 
 
-def average_precision(
-    source: str,
-    opened: OpenedModel,
-    data: Path,
-    settings: Settings = DEFAULT_SETTINGS,
-    progress: Progress | None = None,
-) -> Scores:
+def average_precision(opened: OpenedModel, data: Path, settings: Settings, progress: Progress | None) -> Scores:
     """Average precision of the detector ``opened`` on the photos of ``data`` whose boxes ``settings.labels`` lists.
 
     That is COCO's JSON. Class numbers are its category ids, from 1 on. Raises PorterError on a file that is no such
@@ -80,12 +74,12 @@ def average_precision(
     file = settings.labels
     if file is None or file.is_dir():
         raise PorterError(
-            f"{source}: a detector needs COCO's JSON of the images' boxes; use", option=Option("labels", "JSON")
+            f"{opened.given}: a detector needs COCO's JSON of the images' boxes; use", option=Option("labels", "JSON")
         )
     truth, classes = read_coco(file), opened.whole.num_classes
     for box in truth.annotations:
         if not 0 < box.category_id < classes:
-            raise PorterError(f"{file}: class {box.category_id}; {source} has the classes 1 to {classes - 1}")
+            raise PorterError(f"{file}: class {box.category_id}; {opened.given} has the classes 1 to {classes - 1}")
     photos = {_image_path(data, image, file): image for image in truth.images}
     if len(photos) < len(truth.images):
         raise PorterError(f"{file}: lists an image twice")
@@ -93,11 +87,10 @@ def average_precision(
     truth.categories = [category for category in truth.categories if 0 < category.id < classes]
     names = {category.id: category.name for category in truth.categories}
     names |= {number: label.names for number, label in enumerate(labels_of(opened, settings.class_names))}
-    detect = detector(source, opened, alone(settings.device))
-    skipped: list[str] = []
-    skip = (lambda photo, _: skipped.append(str(photo))) if settings.skip_unreadable else None
+    detect = detector(opened, device_of_one_process(settings.device))
+    skipped: list[tuple[Path, PorterError]] = []
     found, seen = [], []
-    for done, (photo, picture) in enumerate(read_images(photos, skip), 1):
+    for done, (photo, picture) in enumerate(read_images(photos, skipped if settings.skip_unreadable else None), 1):
         image = photos[photo]
         seen.append(image.id)
         found += [_as_coco(image, box) for box in detect(picture)]
@@ -118,7 +111,7 @@ def average_precision(
     figures = {"mAP": float(means.mean()), "AP50": float(means[0].mean()), "AP75": float(means[AT_75].mean())}
     numbers = [int(evaluation.params.catIds[k]) for k in counted]
     by_class = dict(zip(numbers, means.mean(0).tolist(), strict=True))
-    return Scores(source, len(seen), figures, "AP", by_class, names, skipped)
+    return Scores(opened.given, len(seen), figures, "AP", by_class, names, [str(photo) for photo, _ in skipped])
 
 
 def read_coco(file: Path) -> Coco:

@@ -18,7 +18,7 @@ from porter.network.spec import Input
 from porter.parity.references.choose import open_reference
 from porter.port import Port, plan_port
 
-AT_ONCE = 4  # images that a reference's process gets at once; its memory is measured out for one
+AT_ONCE = 4  # images that a reference's process gets at once; its memory limit is that for one image
 
 
 class Classifier(NamedTuple):
@@ -48,30 +48,29 @@ def open_classifier(
 
     Raises PorterError.
     """
-    if of_others(source):
-        kind, _, name = source.partition(":")
-        return _timm(name, device) if kind == "timm" else _tensorflow(name, options)
-    opened = opened or open_model(source, options)
+    kind, _, name = source.partition(":")
+    if not of_others(source):
+        found = _ours(opened or open_model(source, options), device)
+    else:
+        found = _timm(name, device) if kind == "timm" else _tensorflow(name, options)
+    if found.classes < 1:
+        raise PorterError(f"{found.name}: a feature extractor, without classes to evaluate")
+    return found
+
+
+def _ours(opened: OpenedModel, device: str) -> Classifier:
     model, mapping = opened.classifier, opened.mapping
     background = mapping.classes.background if model.num_classes == mapping.classes.background_of else None
     fast = fastest(model, mapping.input.sides) if device == "cpu" else model
     names = opened.metadata.class_names if opened.metadata else []
-    return _check_classes(
-        Classifier(
-            name=f"{source} (8 bits)" if opened.fake_quant else source,
-            classes=model.num_classes - (background is not None),
-            input=opened.input,
-            digest=next(iter(opened.digests.values()), ""),
-            logits=_torch_logits(fast, device, background),
-            class_names=tuple(name for number, name in enumerate(names) if number != background),
-        )
+    return Classifier(
+        name=f"{opened.given} (8 bits)" if opened.fake_quant else opened.given,
+        classes=model.num_classes - (background is not None),
+        input=opened.input,
+        digest=next(iter(opened.digests.values()), ""),
+        logits=_torch_logits(fast, device, background),
+        class_names=tuple(name for number, name in enumerate(names) if number != background),
     )
-
-
-def _check_classes(classifier: Classifier) -> Classifier:
-    if classifier.classes < 1:
-        raise PorterError(f"{classifier.name}: a feature extractor, without classes to evaluate")
-    return classifier
 
 
 def _torch_logits(
@@ -100,7 +99,7 @@ def _timm(name: str, device: str) -> Classifier:
     config = model.pretrained_cfg
     size, channels = config["input_size"][1], config["input_size"][0]
     spec = Input(size, channels, list(config["mean"]), list(config["std"]), config["crop_pct"])
-    return _check_classes(Classifier(f"timm:{name}", model.num_classes, spec, "", _torch_logits(model, device)))
+    return Classifier(f"timm:{name}", model.num_classes, spec, "", _torch_logits(model, device))
 
 
 def _before_scaling(images: np.ndarray, port: Port) -> np.ndarray:
@@ -129,4 +128,4 @@ def _tensorflow(source: str, options: PortOptions) -> Classifier:
         return whole if background is None else np.delete(whole, background, axis=1)
 
     name, digest = f"tf:{source} ({reference.name})", next(iter(port.checkpoint.digests().values()))
-    return _check_classes(Classifier(name, port.plan.num_classes, port.mapping.input, digest, logits))
+    return Classifier(name, port.plan.num_classes, port.mapping.input, digest, logits)

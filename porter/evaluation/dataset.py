@@ -31,32 +31,27 @@ def find_labelled(data: Path, labels: Path | None = None, class_names: Sequence[
     CSV ``labels`` names. Raises PorterError naming what has no label, or no file.
     """
     files = find_photos(data)
-    own = {name: number for number, name in enumerate(class_names)}
-    numbers = {label.wordnet: number for number, label in enumerate(imagenet_labels(1000))}
-    found = list(_of_csv(data, files, labels, own, numbers) if labels else _by_name(data, files, own, numbers))
+    known = {label.wordnet: number for number, label in enumerate(imagenet_labels(1000))}
+    known |= {name: number for number, name in enumerate(class_names)}
+    found = list(_of_csv(data, files, labels, known) if labels else _by_name(data, files, known))
     if not found:
         raise PorterError(f"{labels}: names no image; a row is `file,label`")
     return found
 
 
-def _by_name(data: Path, files: list[Path], own: dict[str, int], numbers: dict[str, int]) -> Iterator[Labelled]:
+def _by_name(data: Path, files: list[Path], known: dict[str, int]) -> Iterator[Labelled]:
     for path in files:
         name = path.parent.name if path.parent != data else path.stem
-        if name in own:
-            yield Labelled(path, own[name])
-            continue
-        ids = WORDNET_ID.findall(name)
-        if len(ids) != 1 or ids[0] not in numbers:
+        ids = [name] if name in known else WORDNET_ID.findall(name)
+        if len(ids) != 1 or ids[0] not in known:
             raise PorterError(
                 f"{path}: neither its folder nor its name is that of a class (a WordNet id such as n01440764); "
                 "give --labels FILE.csv"
             )
-        yield Labelled(path, numbers[ids[0]])
+        yield Labelled(path, known[ids[0]])
 
 
-def _of_csv(
-    data: Path, photos: list[Path], labels: Path, own: dict[str, int], numbers: dict[str, int]
-) -> Iterator[Labelled]:
+def _of_csv(data: Path, photos: list[Path], labels: Path, known: dict[str, int]) -> Iterator[Labelled]:
     """Rows of ``file, label``: a path below ``data`` (suffix optional), and a WordNet id or class number.
 
     A first row of no image, and without a label, is a header; what follows the label after a space (boxes, in
@@ -74,9 +69,9 @@ def _of_csv(
     seen: set[Path] = set()
     for line, row in enumerate(rows, 1):
         label = row[1].strip() if len(row) > 1 else ""
-        if label not in own:
+        if label not in known:
             label = (label.split() or [""])[0]
-        if label not in own and label not in numbers and not NUMBER.fullmatch(label):
+        if label not in known and not NUMBER.fullmatch(label):
             if line == 1 and row[0] not in files:
                 continue
             raise PorterError(f"{labels}: line {line}: {row!r} is not `file,label` with a WordNet id or class number")
@@ -85,5 +80,4 @@ def _of_csv(
         if files[row[0]] in seen:
             raise PorterError(f"{labels}: line {line}: {row[0]} is listed twice")
         seen.add(files[row[0]])
-        known = own if label in own else numbers
         yield Labelled(files[row[0]], known[label] if label in known else int(label))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from porter.errors import PorterError
@@ -10,8 +11,7 @@ from porter.evaluation.boxes import average_precision
 from porter.evaluation.classifier import of_others
 from porter.evaluation.masks import compare_masks
 from porter.evaluation.result import Evaluation, Scores
-from porter.evaluation.run import DEFAULT_SETTINGS, Progress, Settings
-from porter.evaluation.run import evaluate as evaluate_classifier
+from porter.evaluation.run import DEFAULT_SETTINGS, Progress, Settings, evaluate_classifier
 from porter.mapping.options import PathLike, PortOptions
 from porter.models.create import open_model
 from porter.photos.images import Preprocessing
@@ -94,5 +94,4 @@ def open_measure(source: str, options: PortOptions) -> tuple[Kind, Measure]:
         return kind, lambda data, settings, progress: evaluate_classifier(
             source, data, options, settings, progress, opened
         )
-    measure = compare_masks if kind == "masks" else average_precision
-    return kind, lambda data, settings, progress: measure(source, opened, data, settings, progress)
+    return kind, partial(compare_masks if kind == "masks" else average_precision, opened)

@@ -8,7 +8,7 @@ import numpy as np
 
 from porter.errors import Option, PorterError
 from porter.evaluation.result import Scores
-from porter.evaluation.run import DEFAULT_SETTINGS, Progress, Settings, alone
+from porter.evaluation.run import Progress, Settings, device_of_one_process
 from porter.models.create import OpenedModel
 from porter.photos.images import find_photos, read_images
 from porter.prediction.masks import segmenter
@@ -17,13 +17,7 @@ from porter.prediction.network import labels_of
 IGNORED = 255  # the label of pixels that do not count, in Cityscapes and in PASCAL VOC
 
 
-def compare_masks(
-    source: str,
-    opened: OpenedModel,
-    data: Path,
-    settings: Settings = DEFAULT_SETTINGS,
-    progress: Progress | None = None,
-) -> Scores:
+def compare_masks(opened: OpenedModel, data: Path, settings: Settings, progress: Progress | None) -> Scores:
     """Mean intersection over union of the segmenter ``opened`` on the photos of ``data``, and pixel accuracy.
 
     Labels are in the folder ``settings.labels`` under the photos' names: PNGs of class numbers, 8 bits or with a
@@ -32,22 +26,21 @@ def compare_masks(
     photos, masks = find_photos(data), settings.labels
     if masks is None or not masks.is_dir():
         what = "a segmenter needs the folder of masks, PNGs under the images' names"
-        raise PorterError(f"{source}: {what}; use", option=Option("labels", "FOLDER"))
+        raise PorterError(f"{opened.given}: {what}; use", option=Option("labels", "FOLDER"))
     labels = {photo: masks / photo.relative_to(data).with_suffix(".png") for photo in photos}
     for path in labels.values():
         if not path.is_file():
             raise PorterError(f"{path}: no such label; each image has one of its name, ending in .png")
     classes = opened.whole.num_classes
     names = {number: label.names for number, label in enumerate(labels_of(opened, settings.class_names))}
-    segment = segmenter(source, opened, alone(settings.device))
+    segment = segmenter(opened, device_of_one_process(settings.device))
     confusion = np.zeros((classes, classes), np.int64)
-    skipped: list[str] = []
-    skip = (lambda photo, _: skipped.append(str(photo))) if settings.skip_unreadable else None
-    for done, (photo, image) in enumerate(read_images(photos, skip), 1):
+    skipped: list[tuple[Path, PorterError]] = []
+    for done, (photo, image) in enumerate(read_images(photos, skipped if settings.skip_unreadable else None), 1):
         wanted = _read_labels(labels[photo], image.size)
         counts = wanted != IGNORED
         if wanted[counts].max(initial=0) >= classes:
-            raise PorterError(f"{labels[photo]}: class {wanted[counts].max()}; {source} has {classes} classes")
+            raise PorterError(f"{labels[photo]}: class {wanted[counts].max()}; {opened.given} has {classes} classes")
         pairs = wanted[counts].astype(np.int64) * classes + segment(image)[counts]
         confusion += np.bincount(pairs, minlength=confusion.size).reshape(confusion.shape)
         if progress:
@@ -58,7 +51,8 @@ def compare_masks(
     union = confusion.sum(0) + confusion.sum(1) - hits
     ious = {number: float(hits[number] / union[number]) for number in np.nonzero(union)[0].tolist()}
     figures = {"mean IoU": float(np.mean(list(ious.values()))), "pixel accuracy": float(hits.sum() / confusion.sum())}
-    return Scores(source, len(photos) - len(skipped), figures, "IoU", ious, names, skipped)
+    unread = [str(photo) for photo, _ in skipped]
+    return Scores(opened.given, len(photos) - len(unread), figures, "IoU", ious, names, unread)
 
 
 def _read_labels(path: Path, size: tuple[int, int]) -> np.ndarray:

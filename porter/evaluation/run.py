@@ -1,4 +1,4 @@
-"""``evaluate``: the run over the images, in one process or under torchrun."""
+"""``evaluate`` of a classifier: the run over the images, in one process or under torchrun."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from porter.atomic import check_folder
 from porter.cores import cores
@@ -67,7 +67,7 @@ class Settings:
 DEFAULT_SETTINGS = Settings()
 
 
-def evaluate(
+def evaluate_classifier(
     source: str,
     data: Path,
     options: PortOptions = DEFAULT_OPTIONS,
@@ -97,7 +97,7 @@ def evaluate(
         _check(classifiers, photos)
         batches = [photos[start : start + batch] for start in range(0, len(photos), batch)]
         header = _header(classifiers, photos, preprocess, batch)
-        [known] = _broadcast(place, lambda: read_journal(resume, header) if resume else {})
+        known = _broadcast(place, lambda: read_journal(resume, header) if resume else {})
         known = {number: seen for number, seen in known.items() if _of_these(seen, batches, number, len(classifiers))}
         mine = [number for number in range(len(batches)) if number not in known][place.rank :: place.processes]
         began = time.perf_counter()
@@ -137,39 +137,28 @@ def evaluate(
         )
 
 
-class _Batches(Dataset[list[np.ndarray | PorterError]]):
-    """Decoded and resized images, one batch per item. An unreadable file is represented by its error."""
-
-    def __init__(self, batches: Sequence[Sequence[Labelled]], spec: Input, preprocess: Preprocessing) -> None:
-        self.batches, self.spec, self.preprocess = batches, spec, preprocess
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, number: int) -> list[np.ndarray | PorterError]:
-        return [self._image(photo) for photo in self.batches[number]]
-
-    def _image(self, photo: Labelled) -> np.ndarray | PorterError:
+def _decoded(spec: Input, preprocess: Preprocessing, photos: Sequence[Labelled]) -> list[np.ndarray | PorterError]:
+    """A batch, decoded and resized. An unreadable file is represented by its error."""
+    found: list[np.ndarray | PorterError] = []
+    for photo in photos:
         try:
-            return resized(read_image(photo.path), self.spec.sides, self.spec.crop, self.preprocess)
+            found.append(resized(read_image(photo.path), spec.sides, spec.crop, preprocess))
         except PorterError as error:
-            return error
+            found.append(error)
+    return found
 
 
 def _run(
-    classifiers: list[Classifier],
-    batches: list[list[Labelled]],
-    numbers: list[int],
-    settings: Settings,
+    classifiers: list[Classifier], batches: list[list[Labelled]], numbers: list[int], settings: Settings
 ) -> Iterator[tuple[int, list[Seen]]]:
     spec, workers = classifiers[0].input, settings.workers
     if workers is None:
         workers = max(0, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1)
-    decoded = DataLoader(
-        _Batches([batches[number] for number in numbers], spec, settings.preprocess),
+    decoded: DataLoader[Any] = DataLoader(
+        [batches[number] for number in numbers],  # type: ignore[arg-type]  # a list does as a data set
         batch_size=None,
         num_workers=min(workers, len(numbers)),
-        collate_fn=_pass_through,
+        collate_fn=partial(_decoded, spec, settings.preprocess),
         worker_init_fn=partial(_quiet_end, os.getpid()),
     )
     for number, pixels in zip(numbers, decoded, strict=True):
@@ -177,18 +166,19 @@ def _run(
         if unreadable and not settings.skip_unreadable:
             raise unreadable[0]
         readable = [image for image in pixels if not isinstance(image, PorterError)]
-        logits: list[Iterator[np.ndarray]] = []
+        logits: Iterator[tuple[np.ndarray, ...]] = iter(())  # of each readable image, by classifier
         if readable:
             images = normalized(np.stack(readable), spec.mean, spec.std, spec.levels)
-            logits = [iter(classifier.logits(images)) for classifier in classifiers]
-        together = zip(batches[number], pixels, strict=True)
-        yield number, [_rank_guesses(p, None if isinstance(image, PorterError) else logits) for p, image in together]
+            logits = zip(*(classifier.logits(images) for classifier in classifiers), strict=True)
+        seen = [
+            _seen(photo.label, () if isinstance(image, PorterError) else next(logits))
+            for photo, image in zip(batches[number], pixels, strict=True)
+        ]
+        yield number, seen
 
 
-def _rank_guesses(photo: Labelled, logits: list[Iterator[np.ndarray]] | None) -> Seen:
-    """The ranks and guesses of each classifier for ``photo``; ``logits`` is None if it could not be read."""
-    found = [next(one) for one in logits or ()]
-    return Seen(photo.label, [rank(one, photo.label) for one in found], [int(one.argmax()) for one in found])
+def _seen(label: int, logits: Sequence[np.ndarray]) -> Seen:
+    return Seen(label, [rank(one, label) for one in logits], [int(one.argmax()) for one in logits])
 
 
 def _of_these(seen: list[Seen], batches: list[list[Labelled]], number: int, classifiers: int) -> bool:
@@ -208,10 +198,6 @@ def _quiet_end(parent: int, _worker: int) -> None:
     die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-
-
-def _pass_through(item: object) -> object:
-    return item
 
 
 def rank(logits: np.ndarray, label: int) -> int:
@@ -246,8 +232,8 @@ def _header(classifiers: list[Classifier], photos: list[Labelled], preprocess: s
     }
 
 
-def alone(asked: str | None) -> str:
-    """The device of an evaluation that one process does. Raises PorterError under torchrun."""
+def device_of_one_process(asked: str | None) -> str:
+    """The device of an evaluation that takes one process. Raises PorterError under torchrun."""
     with _place(asked) as place:
         if place.processes > 1:
             raise PorterError("only a classifier's evaluation is shared among processes; leave torchrun out")
@@ -273,12 +259,12 @@ def _place(asked: str | None) -> Iterator[Place]:
         torch.distributed.destroy_process_group()
 
 
-def _broadcast(place: Place, read: Callable[[], dict[int, list[Seen]]]) -> list[dict[int, list[Seen]]]:
+def _broadcast(place: Place, read: Callable[[], dict[int, list[Seen]]]) -> dict[int, list[Seen]]:
     """Call ``read`` in the first process and give its result to all."""
     found = [read() if place.rank == 0 else {}]
     if place.processes > 1:
         torch.distributed.broadcast_object_list(found)
-    return found
+    return found[0]
 
 
 def _gather(place: Place, mine: dict[int, list[Seen]]) -> list[dict[int, list[Seen]]]:

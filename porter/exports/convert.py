@@ -9,9 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from porter.artifacts.artifact import ARTIFACT_SUFFIXES, Artifact, find_artifact, save_artifact
+from porter.artifacts.artifact import Artifact, find_artifact, save_artifact
 from porter.atomic import check_folder, check_output, make_folder, refuse_existing, write_bytes
 from porter.errors import PorterError
 from porter.exports import files
@@ -21,9 +20,6 @@ from porter.sources.locate import locate
 from porter.sources.remote import is_url
 from porter.sources.v1 import SHARDED
 from porter.sources.weights import Weights
-
-if TYPE_CHECKING:
-    pass
 
 REMOTE_FILE = re.compile(r"\.(?:index|meta|data-\d{5}-of-\d{5})$")  # of a checkpoint's files behind a URL
 
@@ -76,7 +72,10 @@ def convert(
         check_folder(Path())
     else:
         check_output(Path(output), force)
-        _check_suffix(Path(output))
+        if Path(output).suffix not in files.OUTPUT_SUFFIXES:
+            raise PorterError(
+                f"{Path(output)}: the output's name must end in one of {', '.join(files.OUTPUT_SUFFIXES)}"
+            )
     if boxes and Path(output or ".pth").suffix not in files.GRAPH_SUFFIXES:
         raise PorterError(f"boxes: only in an output that is one of {', '.join(files.GRAPH_SUFFIXES)}")
     options = PortOptions(
@@ -91,14 +90,7 @@ def convert(
     return path, port
 
 
-def _check_suffix(path: Path) -> None:
-    suffixes = (*ARTIFACT_SUFFIXES, *files.GRAPH_SUFFIXES)
-    if path.suffix not in suffixes:
-        raise PorterError(f"{path}: the output's name must end in one of {', '.join(suffixes)}")
-
-
 def _save(path: Path, port: Port, artifact: Artifact, force: bool, boxes: bool = False) -> None:
-    """Write a port."""
     if path.suffix in files.GRAPH_SUFFIXES:
         size = port.mapping.input.sides
         write_bytes(path, files.export_bytes(path.suffix, port.target_network, artifact, size, boxes), force)

@@ -24,11 +24,9 @@ from porter.models.mobilenet_v3 import MobileNetV3, MobileNetV3Features, check_i
 from porter.network.network import TIMM_GATE
 from porter.network.node import Size
 
-Deployable = nn.Module | PathLike
-
 
 def deploy(
-    model: Deployable, size: Size | int | None = None, threads: int | None = None
+    model: nn.Module | PathLike, size: Size | int | None = None, threads: int | None = None
 ) -> Deployed | DeployedEightBits:
     """Make ``model`` ready for inference on the CPU: the same function, computed by ONNX Runtime.
 
@@ -73,7 +71,7 @@ class Deployed(nn.Module):
 
     def forward(self, x: Tensor | np.ndarray) -> Any:
         """(N, channels, H, W) float32 -> (N, num_classes), or a list of maps. Raises TypeError or ValueError."""
-        try:  # checking first would cost 3 % of an image's time: what Python touches is not in the caches by then
+        try:  # checking first would cost 3 % of an image's time, as Python's data have left the CPU's caches
             found = self._session.run(x.numpy() if isinstance(x, Tensor) else x)
         except Exception:  # ONNX Runtime has its own kinds; `_ready` converts ``x``, or says what is wrong with it
             found = self._session.run(self._ready(x))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from porter.artifacts.artifact import Artifact
+from porter.artifacts.artifact import ARTIFACT_SUFFIXES, Artifact
 from porter.artifacts.metadata import KEY, Metadata, encode
 from porter.errors import ArtifactError
 from porter.exports.program import Program, program
@@ -13,10 +13,11 @@ from porter.network.network import TIMM_GATE, Network
 from porter.network.node import Size
 
 GRAPH_SUFFIXES = (".onnx", ".tflite")
+OUTPUT_SUFFIXES = (*ARTIFACT_SUFFIXES, *GRAPH_SUFFIXES)  # of what convert writes
 
 
 def export_bytes(suffix: str, network: Network, artifact: Artifact, size: Size, boxes: bool = False) -> bytes:
-    """``network`` with the weights and metadata of ``artifact`` as a file for images of ``size``.
+    """``network`` with the weights and metadata of ``artifact`` as a file of ``suffix``, for images of ``size``.
 
     A batch may have any size; with ``boxes``, a detector's graph decodes and suppresses the boxes of one image. A
     ``.tflite`` of what was trained for 8 bits is the integer one; the weights must be in layout ``slim`` then. Raises
@@ -24,8 +25,6 @@ def export_bytes(suffix: str, network: Network, artifact: Artifact, size: Size, 
     """
     arrays, metadata = artifact
     assert metadata is not None
-    if suffix not in GRAPH_SUFFIXES:
-        raise ValueError(f"{suffix}: no export; one of {', '.join(GRAPH_SUFFIXES)}")
     if boxes and not isinstance(network.head, Detection):
         raise ArtifactError(f"a {metadata.variant} port is no detector; leave boxes out")
     if suffix == ".tflite":
@@ -51,5 +50,4 @@ def onnx_bytes(made: Program, size: Size, metadata: Metadata | None, boxes: bool
     model = onnx_model(made, size, boxes=boxes)
     if metadata is not None:
         model.metadata_props.add(key=KEY, value=encode(metadata))
-    data: bytes = model.SerializeToString(deterministic=True)
-    return data
+    return model.SerializeToString(deterministic=True)

@@ -81,15 +81,15 @@ class _Writer:
         opset = helper.make_opsetid("", OPSET)
         return helper.make_model(graph, producer_name="mnv3-port", opset_imports=[opset], ir_version=IR_VERSION)
 
-    def add(self, kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
-        """One operator; its output's name. Raises ArtifactError where the package is missing."""
+    def add(self, kind: str, inputs: Sequence[str], *outputs: str, **attributes: Any) -> str:
+        """One operator; its first output's name. Raises ArtifactError where the package is missing."""
         try:
             from onnx import helper
         except ImportError as error:
             raise ArtifactError(f"ONNX models need pip install 'mnv3-port[onnx]' ({error})") from error
 
-        self.nodes.append(helper.make_node(kind, list(inputs), [output], name=output, **attributes))
-        return output
+        self.nodes.append(helper.make_node(kind, list(inputs), list(outputs), name=outputs[0], **attributes))
+        return outputs[0]
 
     def constant(self, name: str, values: Any) -> str:
         """A constant, once under its name."""
@@ -194,7 +194,7 @@ class _Writer:
         kept = add("NonMaxSuppression", [every, chances, *limits], "kept")  # (K, 3): image, class, box
         scores = add("GatherND", [chances, kept], "kept/scores")
         count = add("Min", [add("Shape", [scores], "kept/count"), limits[0]], "count")
-        self._two_outputs("TopK", [scores, count], ["scores", "best"], axis=0)
+        add("TopK", [scores, count], "scores", "best", axis=0)
         best = add("Gather", [kept, "best"], "kept/best", axis=0)
         number = add("Gather", [best, constant("column/1", np.int64(1))], "best/class", axis=1)
         add("Add", [number, constant("background", np.int64(1))], "classes")
@@ -204,11 +204,6 @@ class _Writer:
         add("Clip", [add("Gather", [whole, box], "boxes/best", axis=0), *edges], "boxes")
         self.shapes |= {"boxes": ["found", 4], "classes": ["found"], "scores": ["found"]}
         return ["boxes", "classes", "scores"]
-
-    def _two_outputs(self, kind: str, inputs: list[str], outputs: list[str], **attributes: Any) -> None:
-        from onnx import helper
-
-        self.nodes.append(helper.make_node(kind, inputs, outputs, name=outputs[0], **attributes))
 
     def _sides(self, value: str) -> Size:
         """Height and width of a map. Raises ArtifactError where they are free."""

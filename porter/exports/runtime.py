@@ -93,5 +93,4 @@ class LiteSession:
         self._interpreter.set_tensor(self._given, (image + np.iinfo(self._dtype).min).astype(self._dtype)[None])
         self._interpreter.invoke()
         scale, zero = self._output["quantization"]
-        found: np.ndarray = (self._interpreter.get_tensor(self._output["index"])[0].astype(np.float64) - zero) * scale
-        return found
+        return (self._interpreter.get_tensor(self._output["index"])[0].astype(np.float64) - zero) * scale

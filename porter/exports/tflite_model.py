@@ -68,8 +68,7 @@ class _Writer:
             shape = self.tensors[found[0]].shape
             output = self._add(NewTensor("predictions", shape, self.dtype, None, (1 / 256,), (self.lowest,)))
             kind = "softmax" if self.program.network.predictions == "softmax" else "logistic"
-            self._step(kind, found, output, **({"beta": 1.0} if kind == "softmax" else {}))
-            return [output]
+            return [self._step(kind, found, output, **({"beta": 1.0} if kind == "softmax" else {}))]
         return found
 
     def boxes(self, size: Size) -> list[int]:
@@ -77,8 +76,7 @@ class _Writer:
         head = self.program.network.head
         assert isinstance(head, Detection)
         logits = self.at[LOGITS]
-        chances = self._computed("chances", self.tensors[logits].shape, "")
-        self._step("logistic", [logits], chances)
+        chances = self._step("logistic", [logits], self._computed("chances", self.tensors[logits].shape, ""))
         of = self._constant("anchors", anchors(self.program.network, *size))
         most = head.MOST_BOXES
         shapes = {"boxes": (1, most, 4), "classes": (1, most), "scores": (1, most), "number": (1,)}
@@ -96,56 +94,54 @@ class _Writer:
 
     def node(self, node: Node) -> None:
         """The operators of ``node``."""
-        inputs = [self.at[name] for name in node.inputs]
-        shape = self.tensors[inputs[0]].shape
+        self.at[node.name] = self._made(node, [self.at[name] for name in node.inputs])
+
+    def _made(self, node: Node, inputs: Sequence[int]) -> int:
+        given, name, module = inputs[0], node.name, node.module
+        shape = self.tensors[given].shape
         if node.operation == "flatten":  # layers behind it are 1x1 convolutions here
             row = (self.batch, 1, 1, int(np.prod(shape[1:])))
-            self.at[node.name] = inputs[0] if node.window == (1, 1) else self._reshaped(inputs[0], node.name, row)
-        elif node.operation == "batch_norm":
-            parts = self.program.weights[node.name]._asdict().items()
-            factor, offset = (self._constant(f"{node.name}/{part}", values) for part, values in parts)
-            scaled = self._computed(f"{node.name}/scaled", shape, "")
-            self._step("mul", [inputs[0], factor], scaled, fused=FUSED[None])
-            self.at[node.name] = self._computed(node.name, shape, node.module)
-            self._step("add", [scaled, offset], self.at[node.name], fused=FUSED[None])
-        elif node.layer:
-            self.at[node.name] = self._convolution(node, inputs[0])
-        elif node.operation == "activation":
-            self.at[node.name] = self._activated(node, inputs[0])
-        elif node.operation == "max":
+            return given if node.window == (1, 1) else self._reshaped(given, name, row)
+        if node.operation == "batch_norm":
+            parts = self.program.weights[name]._asdict().items()
+            factor, offset = (self._constant(f"{name}/{part}", values) for part, values in parts)
+            scaled = self._computed(f"{name}/scaled", shape, "")
+            self._step("mul", [given, factor], scaled, fused=FUSED[None])
+            return self._step("add", [scaled, offset], self._computed(name, shape, module), fused=FUSED[None])
+        if node.layer:
+            return self._convolution(node, given)
+        if node.operation == "activation":
+            return self._activated(node, given)
+        if node.operation == "mean":
+            return self._mean(node, given)
+        if node.operation == "max":
             options = {"padding": VALID, "stride_w": 1, "stride_h": 1, "filter_w": shape[2], "filter_h": shape[1]}
-            self.at[node.name] = self._computed(node.name, (self.batch, 1, 1, shape[-1]), node.module)
-            self._step("max_pool_2d", inputs, self.at[node.name], **options)
-        elif node.operation == "mean":
-            self.at[node.name] = self._mean(node, inputs[0])
-        elif node.operation == "pool":
+            output = self._computed(name, (self.batch, 1, 1, shape[-1]), module)
+            return self._step("max_pool_2d", inputs, output, **options)
+        if node.operation == "pool":
             windows = zip(shape[1:3], node.window, strict=True)
             height, width = (min(side, most) for side, most in windows)
             options = {"stride_w": node.step[1], "stride_h": node.step[0], "filter_w": width, "filter_h": height}
-            self.at[node.name] = self._map(node, shape[-1])
-            self._step("average_pool_2d", inputs, self.at[node.name], padding=VALID, **options)
-        elif node.operation == "resize":
-            sides = self._constant(f"{node.name}/size", np.array(self.sizes[node.name], np.int32))
-            self.at[node.name] = self._map(node, shape[-1])
-            self._step("resize_bilinear", [inputs[0], sides], self.at[node.name], align_corners=True)
-        elif node.operation == "rows":
+            return self._step("average_pool_2d", inputs, self._map(node, shape[-1]), padding=VALID, **options)
+        if node.operation == "resize":
+            sides = self._constant(f"{name}/size", np.array(self.sizes[name], np.int32))
+            return self._step("resize_bilinear", [given, sides], self._map(node, shape[-1]), align_corners=True)
+        if node.operation == "rows":
             rows = int(np.prod(shape[1:])) // node.values
-            self.at[node.name] = self._reshaped(inputs[0], node.name, (self.batch, rows, node.values))
-        elif node.operation == "concat":
+            return self._reshaped(given, name, (self.batch, rows, node.values))
+        if node.operation == "concat":
             rows = sum(self.tensors[value].shape[1] for value in inputs)
-            self.at[node.name] = self._computed(node.name, (self.batch, rows, shape[-1]), node.module)
-            self._step("concatenation", inputs, self.at[node.name], axis=1)
-        else:
-            self.at[node.name] = self._computed(node.name, shape, node.module)
-            self._step({"multiply": "mul", "add": "add"}[node.operation], inputs, self.at[node.name])
+            output = self._computed(name, (self.batch, rows, shape[-1]), module)
+            return self._step("concatenation", inputs, output, axis=1)
+        kind = {"multiply": "mul", "add": "add"}[node.operation]
+        return self._step(kind, inputs, self._computed(name, shape, module))
 
     def _map(self, node: Node, channels: int) -> int:
         return self._computed(node.name, (self.batch, *self.sizes[node.name], channels), node.module)
 
     def _reshaped(self, value: int, name: str, shape: tuple[int, ...]) -> int:
         output = self._add(self.tensors[value]._replace(name=name, shape=shape))
-        self._step("reshape", [value, self._constant(f"{name}/shape", np.array(shape, np.int32))], output)
-        return output
+        return self._step("reshape", [value, self._constant(f"{name}/shape", np.array(shape, np.int32))], output)
 
     def _convolution(self, node: Node, given: int) -> int:
         """A convolution with what follows it."""
@@ -168,39 +164,29 @@ class _Writer:
     def _activated(self, node: Node, given: int) -> int:
         """What the activation of ``node`` makes of a value."""
         shape = self.tensors[given].shape
-        if node.activation != "gate":
-            assert node.activation is not None
+        if node.activation == "gate":  # relu6(x + 3) times a constant, which TensorFlow Lite has no operator for
+            shifted = self._computed(f"{node.name}/relu6", shape, f"{node.module}.relu6")
+            three = self._scalar(f"{node.name}/three", 3.0)
+            self._step("add", [given, three], shifted, fused=FUSED[None if self.ranges else "relu6"])
             output = self._computed(node.name, shape, node.module)
-            kind = TAIL_ACTIVATIONS[node.activation].tflite
-            options = {"alpha": node.slope} if node.slope else {}
-            if node.activation == "selu":
-                self._selu(node.name, given, output)
-            elif node.activation == "silu":
-                chance = self._computed(f"{node.name}/sigmoid", shape, "")
-                self._step(kind, [given], chance)
-                self._step("mul", [given, chance], output, fused=FUSED[None])
-            else:
-                self._step(kind, [given], output, **options)
-            return output
-        # relu6(x + 3) times a constant, which TensorFlow Lite has no operator for
-        shifted = self._computed(f"{node.name}/relu6", shape, f"{node.module}.relu6")
-        three = self._scalar(f"{node.name}/three", 3.0)
-        self._step("add", [given, three], shifted, fused=FUSED[None if self.ranges else "relu6"])
+            slope = self._scalar(f"{node.name}/slope", self.gate)
+            return self._step("mul", [shifted, slope], output, fused=FUSED[None])
+        assert node.activation is not None
         output = self._computed(node.name, shape, node.module)
-        slope = self._scalar(f"{node.name}/slope", self.gate)
-        self._step("mul", [shifted, slope], output, fused=FUSED[None])
-        return output
-
-    def _selu(self, name: str, given: int, output: int) -> None:
-        """A sum of relu and elu, since TensorFlow Lite has no operator for it."""
-        shape = self.tensors[given].shape
-        parts = []
-        for kind, factor in SELU.items():
-            part, scaled = (self._computed(f"{name}/{what}", shape, "") for what in (kind, f"{kind} scaled"))
-            self._step(kind, [given], part)
-            self._step("mul", [part, self._scalar(f"{name}/{kind} factor", factor)], scaled, fused=FUSED[None])
-            parts.append(scaled)
-        self._step("add", parts, output, fused=FUSED[None])
+        kind = TAIL_ACTIVATIONS[node.activation].tflite
+        if node.activation == "silu":
+            chance = self._step(kind, [given], self._computed(f"{node.name}/sigmoid", shape, ""))
+            return self._step("mul", [given, chance], output, fused=FUSED[None])
+        if node.activation == "selu":  # a sum of relu and elu, since TensorFlow Lite has no operator for it
+            parts = []
+            for kind, number in SELU.items():
+                part = self._step(kind, [given], self._computed(f"{node.name}/{kind}", shape, ""))
+                factor = self._scalar(f"{node.name}/{kind} factor", number)
+                scaled = self._computed(f"{node.name}/{kind} scaled", shape, "")
+                parts.append(self._step("mul", [part, factor], scaled, fused=FUSED[None]))
+            return self._step("add", parts, output, fused=FUSED[None])
+        options = {"alpha": node.slope} if node.slope else {}
+        return self._step(kind, [given], output, **options)
 
     def _mean(self, node: Node, given: int) -> int:
         shape = self.tensors[given].shape
@@ -208,20 +194,19 @@ class _Writer:
         limits = self.ranges.get(node.module)
         if limits is not None and limits.input_scale is None:  # averaged in the levels of its input
             options = {"padding": VALID, "stride_w": 1, "stride_h": 1, "filter_w": shape[2], "filter_h": shape[1]}
-            self._step("average_pool_2d", [given], output, **options)
-        elif not self.ranges:  # both of LiteRT's kernels add all positions in one float32: first along each row
+            return self._step("average_pool_2d", [given], output, **options)
+        if not self.ranges:  # both of LiteRT's kernels add all positions in one float32: first along each row
             rows = self._computed(f"{node.name}/rows", (*shape[:2], 1, shape[-1]), node.module)
             for axis, ends in ((2, (given, rows)), (1, (rows, output))):
                 axes = self._constant(f"{node.name}/axis {axis}", np.array([axis], np.int32))
                 self._step("mean", [ends[0], axes], ends[1], keep_dims=True)
-        else:
-            axes = self._constant(f"{node.name}/axes", np.array([1, 2], np.int32))
-            if limits is not None and limits.axes_dropped:  # another kernel
-                flat = self._computed(f"{node.name}/flat", (self.batch, shape[-1]), node.module)
-                self._step("mean", [given, axes], flat, keep_dims=False)
-                return self._reshaped(flat, node.name, (self.batch, 1, 1, shape[-1]))
-            self._step("mean", [given, axes], output, keep_dims=True)
-        return output
+            return output
+        axes = self._constant(f"{node.name}/axes", np.array([1, 2], np.int32))
+        if limits is not None and limits.axes_dropped:  # another kernel
+            flat = self._computed(f"{node.name}/flat", (self.batch, shape[-1]), node.module)
+            self._step("mean", [given, axes], flat, keep_dims=False)
+            return self._reshaped(flat, node.name, (self.batch, 1, 1, shape[-1]))
+        return self._step("mean", [given, axes], output, keep_dims=True)
 
     def _weights(self, node: Node, given: int, made: str) -> list[int]:
         """Weight (OHWI, or 1HWO of a depthwise convolution) and bias; integers where there are ranges.
@@ -283,5 +268,7 @@ class _Writer:
         self.tensors.append(tensor)
         return len(self.tensors) - 1
 
-    def _step(self, kind: str, inputs: Sequence[int], output: int, **options: Any) -> None:
+    def _step(self, kind: str, inputs: Sequence[int], output: int, **options: Any) -> int:
+        """One operator; its output."""
         self.steps.append(NewOperator(kind, inputs, [output], options))
+        return output

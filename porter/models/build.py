@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -37,6 +38,12 @@ def chosen_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise PorterError(f"device {name!r}: not here ({str(error).splitlines()[0]}); use cpu") from error
     return device
+
+
+def nhwc(tensor: Tensor) -> np.ndarray:
+    """A map (N, C, H, W) as an array (N, H, W, C), of the same memory on the CPU; other shapes keep their axes."""
+    values = tensor.detach().cpu()
+    return (values.permute(0, 2, 3, 1) if values.ndim == 4 else values).numpy()
 
 
 def probabilities(network: Network, logits: Tensor) -> Tensor:

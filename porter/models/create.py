@@ -57,10 +57,11 @@ NO_CHANGES = Changes()
 class OpenedModel(NamedTuple):
     """A model in eval mode, and where it comes from.
 
-    ``metadata`` is None where another tool wrote the weights, and for untrained ones; ``digests`` are SHA-256 by file
-    name. ``fake_quant`` is true if it computes the 8 bits of its source.
+    ``given`` is what the user named. ``metadata`` is None where another tool wrote the weights, and for untrained ones;
+    ``digests`` are SHA-256 by file name. ``fake_quant`` is true if it computes the 8 bits of its source.
     """
 
+    given: str
     model: Whole | MobileNetV3Features
     mapping: VariantMapping
     metadata: Metadata | None
@@ -200,7 +201,7 @@ def create_model(
     name: str | None = str(variant)
     if checkpoint is None and mapping is None and variant_named(str(variant)) is None:
         source, name = variant, None  # weights that know their variant
-        if find_artifact(variant) is None and "://" not in str(variant) and not Path(variant).exists():
+        if "://" not in str(variant) and not Path(variant).exists() and find_artifact(variant) is None:
             load_variant(str(variant))  # raises an error that lists the variants
     return open_model(source, replace(options, variant=name), layout, changes).model
 
@@ -256,7 +257,7 @@ def open_model(
     model.pretrained_cfg = pretrained_cfg(mapping, getattr(model, "num_classes", 0), network.channels)
     if changes.fold_bn:
         model = fold(model)
-    return OpenedModel(model.eval(), mapping, artifact.metadata if artifact else None, digests, fake_quant)
+    return OpenedModel(name, model.eval(), mapping, artifact.metadata if artifact else None, digests, fake_quant)
 
 
 def _check(options: PortOptions, layout: object, changes: Changes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from porter.mapping.ranges import Range, levels
 from porter.models.mobilenet_v3 import Gate
 
+Integers = TypeVar("Integers", int, Tensor)  # a number or a tensor of integers
 Hook = Callable[[nn.Module, tuple[Tensor], Tensor], Tensor]
 INPUT, STEM = "input", "conv_stem"  # the range of the image, and the module that gets it
 # The entry by which a state dict says that its weights are rounded to 8 bits, for a network that rounds its maps too
@@ -77,7 +79,8 @@ def quantized(x: Tensor, limits: Range) -> Tensor:
     if limits.unit is None or limits.multiplier is None:
         return (nearest_levels(x, limits) * scale).to(x.dtype)
     unit, multiplier = (_by_channel(value, x) for value in (limits.unit, limits.multiplier))
-    levels = _requantize(_total(x, unit), multiplier, int(limits.ties_away))
+    fraction, exponent = torch.frexp(multiplier)
+    levels = _shifted(_total(x, unit), torch.round(fraction * 2**31).long(), exponent, int(limits.ties_away))
     return torch.clamp(levels.double() * scale, low, high)
 
 
@@ -103,12 +106,6 @@ def nearest_levels(x: Tensor, limits: Range) -> Tensor:
     low, scale = nudged(limits)
     exact = x if limits.scale is not None else x.float()  # as TensorFlow does, whose ranges have no scale
     return torch.floor((torch.clamp(exact, low, low + 255 * scale) - low) / scale - round(-low / scale) + 0.5)
-
-
-def _requantize(total: Tensor, multiplier: Tensor, ties_away: int) -> Tensor:
-    """``total`` (int64) times ``multiplier`` (float64) in 31-bit fixed point, ties upwards, or away from zero."""
-    fraction, exponent = torch.frexp(multiplier)
-    return _shifted(total, torch.round(fraction * 2**31).long(), exponent, ties_away)
 
 
 def _shifted(total: Tensor, multiplier: Tensor | int, exponent: Tensor, ties_away: Tensor | int) -> Tensor:
@@ -204,8 +201,7 @@ def _multiply(x: Tensor, factor: tuple[int, int]) -> Tensor:
     # SaturatingRoundingDoublingHighMul truncates towards zero behind a nudge of the product's sign
     nudged_product = torch.where(product >= 0, product + (1 << 30), product + 1 - (1 << 30))
     high = torch.div(nudged_product, 1 << 31, rounding_mode="trunc")
-    mask = (1 << shift) - 1
-    return (high >> shift) + ((high & mask) > (mask >> 1) + (high < 0).long())
+    return _shift_right(high, shift)
 
 
 def _lookup_hook(outputs: list[float], low: float, scale: float) -> Hook:
@@ -263,7 +259,7 @@ def _saturate(value: int) -> int:
     return min(max(value, -32768), 32767)
 
 
-def _shift_right(value: int, bits: int) -> int:
+def _shift_right(value: Integers, bits: int) -> Integers:
     """RoundingDivideByPOT: ties away from zero. ``bits`` may not be negative."""
     mask = (1 << bits) - 1
     return (value >> bits) + ((value & mask) > (mask >> 1) + (value < 0))

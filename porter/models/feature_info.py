@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from porter.network.network import Network
 
@@ -36,10 +36,7 @@ class FeatureInfo(list[dict[str, int | str]]):
         self, keys: Sequence[str] | None = None, idx: int | Sequence[int] | None = None
     ) -> list[dict[str, int | str]] | dict[str, int | str]:
         """Every map's description, one's, or some maps'; of some ``keys`` only."""
-        of_keys = [{key: one[key] for key in keys or one} for one in self]
-        return (
-            of_keys[idx] if isinstance(idx, int) else [of_keys[i] for i in (range(len(self)) if idx is None else idx)]
-        )
+        return _chosen([{key: one[key] for key in keys or one} for one in self], idx)
 
     def channels(self, idx: int | Sequence[int] | None = None) -> list[int] | int:
         """Channels of every map, of one, or of some."""
@@ -53,10 +50,15 @@ class FeatureInfo(list[dict[str, int | str]]):
         """The module that each map is the output of."""
         return self._of("module", idx)
 
-    def _of(self, key: str, idx: int | Sequence[int] | None):  # type: ignore[no-untyped-def]
-        if isinstance(idx, int):
-            return self[idx][key]
-        return [self[i][key] for i in (range(len(self)) if idx is None else idx)]
+    def _of(self, key: str, idx: int | Sequence[int] | None) -> Any:
+        return _chosen([one[key] for one in self], idx)
+
+
+def _chosen(values: Sequence[Any], idx: int | Sequence[int] | None) -> Any:
+    """All of ``values``, one, or some."""
+    if isinstance(idx, int):
+        return values[idx]
+    return values if idx is None else [values[i] for i in idx]
 
 
 def map_indices(count: int, indices: int | Sequence[int] | None) -> list[int]:

@@ -79,9 +79,8 @@ def _fold_one(name: str, layer: nn.Module, norm: nn.Module) -> None:
 class HalvingConv2d(nn.Conv2d):
     """A ``SameConv2d`` of stride 2, whose kernel is stored with the row and column of zeros that SAME padding asks for.
 
-    An even side is padded by one pixel more behind than before. The zeros come first in the kernel, so that the same
-    padding on both sides does that, and one pixel more does what an odd side needs. State dicts have the kernel
-    without zeros.
+    SAME pads an even side by one pixel more behind than in front. With the zeros first in the kernel, equal padding at
+    both ends computes the same; an odd side takes one pixel more at each. State dicts have the kernel without zeros.
     """
 
     def __init__(self, of: SameConv2d) -> None:

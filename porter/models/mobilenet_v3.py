@@ -35,8 +35,7 @@ def watched(x: object) -> bool:
     """Whether a compiler or tracer looks on: it chooses for itself, and wants a convolution's own kernel."""
     if torch.compiler.is_compiling() or isinstance(x, torch.fx.Proxy):
         return True
-    tracing: bool = torch.jit.is_tracing()  # type: ignore[no-untyped-call, attr-defined]
-    return tracing
+    return torch.jit.is_tracing()  # type: ignore[no-untyped-call, attr-defined]
 
 
 class SameConv2d(nn.Conv2d):
@@ -208,13 +207,13 @@ def drop_path(x: Tensor, probability: float, training: bool) -> Tensor:
 
 
 class ConvNormAct(nn.Module):
-    """1x1 convolution, batch norm, activation."""
+    """The last 1x1 convolution, batch norm and activation, where timm has them as a stage."""
 
-    def __init__(self, channels_in: int, out: int, act: TailActivation, network: Network) -> None:
+    def __init__(self, network: Network) -> None:
         super().__init__()
-        self.conv = pointwise(channels_in, out, network)
-        self.bn1 = batch_norm(out, network)
-        self.act = activation(act)
+        self.conv = pointwise(network.blocks[-1].out, network.last, network)
+        self.bn1 = batch_norm(network.last, network)
+        self.act = activation(network.last_activation)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.bn1(self.conv(x)))
@@ -278,9 +277,12 @@ class Trunk(nn.Module):
     Sizes are rounded up.
     """
 
+    __jit_unused_properties__ = ("default_cfg",)
+
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
+        self.pretrained_cfg: dict[str, Any] = {}  # timm's description; create_model fills it in
         self.conv_stem = SameConv2d(
             network.channels, network.stem, network.stem_kernel, network.stem_stride, bias=network.bn_folded
         )
@@ -291,9 +293,14 @@ class Trunk(nn.Module):
             stages[block.stage].append(InvertedResidual(block, network))
         self.last_in_blocks = network.pools_in_layers and network.last > 0
         if self.last_in_blocks:
-            stages.append([ConvNormAct(network.blocks[-1].out, network.last, network.last_activation, network)])
+            stages.append([ConvNormAct(network)])
         self.blocks = nn.Sequential(*(nn.Sequential(*stage) for stage in stages))
         self.grad_checkpointing = False
+
+    @property
+    def default_cfg(self) -> dict[str, Any]:
+        """timm's older name of ``pretrained_cfg``."""
+        return self.pretrained_cfg
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Compute the insides of each stage again for its gradients, instead of keeping them in memory."""
@@ -340,6 +347,27 @@ class Trunk(nn.Module):
             return x
         return self.blocks(x)
 
+    def forward_last(self, x: Tensor) -> Tensor:
+        """What the last convolution makes of the blocks' map; see ``add_last``."""
+        return x if self.last_in_blocks else self.act2(self.bn2(self.conv_head(x)))
+
+    def forward_stages(
+        self, x: Tensor, wanted: Sequence[int], stop_early: bool = False
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """The blocks' last map, and those that the stages ``wanted`` give; -1 is the stem.
+
+        ``stop_early`` computes no stage behind these.
+        """
+        x = self.forward_stem(x)
+        maps = {-1: x}
+        for number, stage in enumerate(self.blocks):
+            if stop_early and number > max(wanted):
+                break
+            x = recomputed(stage, x) if self.grad_checkpointing else stage(x)
+            if number in wanted:
+                maps[number] = x
+        return x, maps
+
     def forward_features(self, x: Tensor) -> Tensor:
         """The last feature map."""
         return self.forward_blocks(x)
@@ -360,8 +388,7 @@ def recomputed(stage: nn.Module, x: Tensor) -> Tensor:
                 norm.momentum = momentum
 
     contexts = lambda: (nullcontext(), without_statistics())  # noqa: E731 - of the two computations
-    found: Tensor = checkpoint(stage, x, use_reentrant=False, context_fn=contexts)
-    return found
+    return checkpoint(stage, x, use_reentrant=False, context_fn=contexts)
 
 
 class MobileNetV3(Trunk):
@@ -372,11 +399,8 @@ class MobileNetV3(Trunk):
     PyTorch's defaults; ``initialize`` gives slim's.
     """
 
-    __jit_unused_properties__ = ("default_cfg",)
-
     def __init__(self, network: Network, num_classes: int = 1000, dropout: float | None = None) -> None:
         super().__init__(network)
-        self.pretrained_cfg: dict[str, Any] = {}  # timm's description; create_model fills it in
         state_gate(self, network)
         self.num_classes = num_classes
         self.drop_rate = network.dropout if dropout is None else dropout
@@ -389,11 +413,6 @@ class MobileNetV3(Trunk):
         self.classifier = _classifier(network, num_classes)
         self.num_features, self.head_hidden_size = network.map_channels, network.features
         self.feature_info = FeatureInfo(pyramid(network))
-
-    @property
-    def default_cfg(self) -> dict[str, Any]:
-        """timm's older name of ``pretrained_cfg``."""
-        return self.pretrained_cfg
 
     def get_classifier(self) -> nn.Module:
         """The last layer; an identity where there are no classes."""
@@ -425,8 +444,7 @@ class MobileNetV3(Trunk):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The last feature map, before pooling."""
-        x = self.forward_blocks(x)
-        return x if self.last_in_blocks else self.act2(self.bn2(self.conv_head(x)))
+        return self.forward_last(self.forward_blocks(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """(N, last, h, w) feature map -> logits, or with ``pre_logits`` the (N, features) embedding."""
@@ -462,18 +480,9 @@ class MobileNetV3(Trunk):
         stages = [tap.stage for tap in pyramid(self.network)]
         stages = list(range(-1, len(self.blocks))) if extra_blocks else stages
         wanted = [stages[index] for index in map_indices(len(stages), indices)]
-        found = {-1: self.forward_stem(x)}
-        x = found[-1]
-        for number, stage in enumerate(self.blocks):
-            if stop_early and number > max(wanted):
-                break
-            x = recomputed(stage, x) if self.grad_checkpointing else stage(x)
-            if number in wanted:
-                found[number] = x
+        x, found = self.forward_stages(x, wanted, stop_early)
         maps = [found[number] for number in sorted(wanted)]
-        if intermediates_only:
-            return maps
-        return x if self.last_in_blocks else self.act2(self.bn2(self.conv_head(x))), maps
+        return maps if intermediates_only else (self.forward_last(x), maps)
 
 
 class MapToRow(nn.Module):
@@ -522,7 +531,6 @@ class MobileNetV3Features(Trunk):
 
     def __init__(self, network: Network, out_indices: Sequence[int] | None = None) -> None:
         super().__init__(network)
-        self.pretrained_cfg: dict[str, Any] = {}
         state_gate(self, network)
         taps = pyramid(network)
         indices = map_indices(len(taps), out_indices)
@@ -533,19 +541,9 @@ class MobileNetV3Features(Trunk):
         self.reductions = [tap.reduction for tap in chosen]
         self.feature_info = FeatureInfo(chosen, indices)
 
-    @property
-    def default_cfg(self) -> dict[str, Any]:
-        """timm's older name of ``pretrained_cfg``."""
-        return self.pretrained_cfg
-
     def forward(self, x: Tensor) -> list[Tensor]:
         """(N, channels, H, W) -> feature maps, in the order of ``out_indices``."""
-        x = self.forward_stem(x)
-        maps = {-1: x}
-        for number, stage in enumerate(self.blocks):
-            x = recomputed(stage, x) if self.grad_checkpointing else stage(x)
-            if number in self.stages:
-                maps[number] = x
+        _, maps = self.forward_stages(x, self.stages)
         return [maps[stage] for stage in self.stages]
 
 
@@ -577,7 +575,7 @@ class Backbone(Trunk):
                     x, inner = block.with_member(x, self.member)
                 else:
                     x = block(x)
-        return (x if self.last_in_blocks else self.act2(self.bn2(self.conv_head(x)))), inner
+        return self.forward_last(x), inner
 
 
 def _rename_saved(backbone: Any, state_dict: dict[str, Any], prefix: str, _metadata: Any) -> None:

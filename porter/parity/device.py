@@ -1,4 +1,4 @@
-"""``verify --device``: a port's modules on the device that people have, and what that device rounds away."""
+"""``verify --device``: a port's modules on a GPU, say, and whether that device computes with fewer digits."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ import copy
 import time
 import types
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,18 +17,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from porter.mapping.options import PortOptions
 from porter.models.mobilenet_v3 import Gate, MobileNetV3, SameConv2d, SqueezeExcite
 from porter.network.network import TIMM_GATE
 from porter.network.node import Size
 from porter.parity.candidates.own import ported_model
 from porter.parity.verdict import Cause
-from porter.port import Port, plan_opened, plan_port
-from porter.sources.weights import AVERAGE_SET_ASIDE, RAW_SET_ASIDE
+from porter.parity.weight_causes import UNCHANGED, other_average
+from porter.port import Port, plan_opened
+from porter.sources import open_checkpoint
 
-# Limits over the logits' scale, for a target in float64 and in float32: the difference that is only rounding; what a
-# mistake must reduce a difference to (folded weights may be rounded to float32; float32 computations err by up to
-# 2e-5); and the share that may remain, as a mistake with little effect does not explain a small difference.
+# Limits over the logits' scale, for a target in float64 and in float32: the difference that is only rounding; the
+# difference that a mistake may leave (folded weights may be rounded to float32, and float32 computations err by up to
+# 2e-5); and the share of the difference that it may leave, as a mistake of little effect does not explain a small one.
 EXPLAINED = {"exact": (1e-12, 1e-6, 1e-2), "single": (2e-5, 2e-5, 1e-1)}
 
 MOST_AT_ONCE = 3  # timm's and torchvision's own classes make three of these mistakes, and no more
@@ -38,49 +39,53 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TF_CLASSES = 1001  # slim's, background first
 
 
+Change = Callable[[MobileNetV3], None]
+
+
 class Mistake(NamedTuple):
     """A way in which a port may differ from the original: in the network, its images or its logits."""
 
     name: str
-    change: Callable[[MobileNetV3], None] | None = None
+    change: Change | None = None
     images: Callable[[Tensor], Tensor] = lambda images: images
     class_shift: int = 0
 
 
 class Target(NamedTuple):
-    """Logits (N, classes) to explain; ``exact`` where they were computed in float64."""
+    """Logits (N, classes) to explain, of ``images`` (N, H, W, C); ``exact`` where they were computed in float64."""
 
+    images: np.ndarray
     logits: np.ndarray
     exact: bool
 
 
-def explained(port: Port, target: Target, images: np.ndarray, seconds: float) -> tuple[list[Cause], str]:
-    """At most three mistakes that make our network give ``target`` for ``images`` (N, H, W, C); none if none do.
+def explained(port: Port, target: Target, seconds: float) -> tuple[list[Cause], str]:
+    """At most three mistakes that make our network give the logits of ``target``; none if none do.
 
-    Also none if our network gives ``target`` without any. Likely ones are tried first, for ``seconds``; with what was
-    not tried, in words.
+    Also none if our network gives them without any. Likely ones are tried first, for ``seconds``; with what was not
+    tried, in words.
     """
     end = time.monotonic() + seconds
-    plain = PortOptions(layout="slim", keep_background=True, fake_quant=False)
-    whole = plan_opened(port.checkpoint, port.mapping, plain)
-    inputs = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-    models = {dtype: ported_model(whole, dtype) for dtype in ("float32", "float64")}
+    whole = plan_opened(port.checkpoint, port.mapping, UNCHANGED)
+    inputs = torch.from_numpy(target.images).permute(0, 3, 1, 2).contiguous()
+    models: dict[str, Any] = {dtype: ported_model(whole, dtype) for dtype in ("float32", "float64")}
 
-    networks: dict[tuple[str, Mistake], Any] = {}
+    @cache
+    def with_one(change: Change, dtype: str) -> Any:
+        """Our network with one mistake; kept, since pairs begin with one."""
+        model = copy.deepcopy(models[dtype])
+        change(model)
+        return model
 
     def changed(mistakes: tuple[Mistake, ...], dtype: str) -> Any:
-        """Our network with these mistakes. Networks with one mistake are kept, since pairs begin with them."""
-        changes = tuple(mistake for mistake in mistakes if mistake.change is not None)
+        """Our network with these mistakes."""
+        changes = [mistake.change for mistake in mistakes if mistake.change is not None]
         if not changes:
             return models[dtype]
-        last = changes[-1]
-        if len(changes) == 1 and (dtype, last) in networks:
-            return networks[dtype, last]
-        model = copy.deepcopy(changed(changes[:-1], dtype))
-        assert last.change is not None
-        last.change(model)
-        if len(changes) == 1:
-            networks[dtype, last] = model
+        model = with_one(changes[0], dtype)
+        for change in changes[1:]:
+            model = copy.deepcopy(model)
+            change(model)
         return model
 
     def distance(mistakes: tuple[Mistake, ...], dtype: str) -> float:
@@ -99,7 +104,7 @@ def explained(port: Port, target: Target, images: np.ndarray, seconds: float) ->
     if not before > rounding:
         return [], ""
     enough = min(limit, share * before)
-    known = list(_mistakes(port, images.shape[1:3]))
+    known = list(_mistakes(port, target.images.shape[1:3]))
     tried: list[tuple[Mistake, ...]] = [(mistake,) for mistake in known]
     for at_once in range(1, MOST_AT_ONCE + 1):
         # Screened in float32, which is faster; its rounding must not hide an explanation
@@ -141,7 +146,7 @@ def _classes(logits: np.ndarray, wanted: int, shift: int) -> np.ndarray | None:
 
 
 def _mistakes(port: Port, size: tuple[int, ...]) -> Iterator[Mistake]:
-    yield Mistake("symmetric padding", _symmetric_padding)
+    yield Mistake("symmetric padding", _each(SameConv2d, _pad_symmetrically))
     yield Mistake("squeeze-excite gate of 1/6", _each(Gate, lambda gate: setattr(gate, "slope", TIMM_GATE)))
     yield Mistake("batch norm epsilon 1e-5", _each(nn.BatchNorm2d, lambda norm: setattr(norm, "eps", 1e-5)))
     yield from _other_weights(port)
@@ -149,15 +154,15 @@ def _mistakes(port: Port, size: tuple[int, ...]) -> Iterator[Mistake]:
     yield Mistake("classes shifted by one, downwards", class_shift=-1)
     yield from _input_mistakes(port, size)
     yield Mistake("pooling behind the head convolution", _pool_behind_head)
-    yield Mistake("h-swish inside squeeze-excite", _each(SqueezeExcite, lambda se: _set(se, act1=nn.Hardswish())))
-    yield Mistake("swish inside squeeze-excite", _each(SqueezeExcite, lambda se: _set(se, act1=nn.SiLU())))
+    yield Mistake("h-swish inside squeeze-excite", _each(SqueezeExcite, lambda se: setattr(se, "act1", nn.Hardswish())))
+    yield Mistake("swish inside squeeze-excite", _each(SqueezeExcite, lambda se: setattr(se, "act1", nn.SiLU())))
     yield Mistake("h-swish as swish", lambda model: _replace(model, nn.Hardswish, nn.SiLU))
     yield Mistake("h-swish as ReLU", lambda model: _replace(model, nn.Hardswish, nn.ReLU))
-    yield Mistake("kernels with height and width exchanged", _exchanged_kernels)
+    yield Mistake("kernels with height and width exchanged", _each(nn.Conv2d, _exchange_sides))
     for name, change in (
         ("an activation behind squeeze-excite", _activation_behind_gate),
         ("squeeze-excite before the activation", _gate_before_activation),
-        ("sigmoid as squeeze-excite gate", _each(SqueezeExcite, lambda se: _set(se, gate=nn.Sigmoid()))),
+        ("sigmoid as squeeze-excite gate", _each(SqueezeExcite, lambda se: setattr(se, "gate", nn.Sigmoid()))),
         ("weights rounded to float16", lambda model: _round(model, torch.float16)),
         ("weights rounded to bfloat16", lambda model: _round(model, torch.bfloat16)),
     ):
@@ -190,30 +195,20 @@ def _resize(x: Tensor, size: Size, antialias: bool) -> Tensor:
 def _other_weights(port: Port) -> Iterator[Mistake]:
     """The raw weights where the port has averages, or the other way round."""
     checkpoint = port.checkpoint
-    raw = RAW_SET_ASIDE in checkpoint.set_aside.values()
-    averages = AVERAGE_SET_ASIDE in checkpoint.set_aside.values()
-    if not (raw or averages) or checkpoint.remote:
+    if checkpoint.remote or (other := other_average(checkpoint)) is None:
         return
-    other = plan_port(
-        checkpoint.path,
-        PortOptions(weights="raw" if raw else "ema", layout="slim", keep_background=True, fake_quant=False),
-    )
-    state = ported_model(other, "float64").state_dict()
-
-    def change(model: MobileNetV3) -> None:
-        model.load_state_dict(state)
-
-    yield Mistake("raw weights instead of their averages" if raw else "averages instead of raw weights", change)
+    words, weights = other
+    opened = plan_opened(open_checkpoint(checkpoint.path, weights), port.mapping, UNCHANGED)
+    state = ported_model(opened, "float64").state_dict()
+    yield Mistake(words, lambda model: model.load_state_dict(state))
 
 
-def _symmetric_padding(model: MobileNetV3) -> None:
-    for conv in model.modules():
-        if isinstance(conv, SameConv2d):
-            conv.pads_itself = True
-            conv.padding = tuple((kernel - 1) // 2 for kernel in conv.kernel_size)
+def _pad_symmetrically(conv: Any) -> None:
+    conv.pads_itself = True
+    conv.padding = tuple((kernel - 1) // 2 for kernel in conv.kernel_size)
 
 
-def _folded(change: Callable[[MobileNetV3], None]) -> Callable[[MobileNetV3], None]:
+def _folded(change: Change) -> Change:
     """``change``, made after folding slim's gate into the weights."""
 
     def fold_and_change(model: MobileNetV3) -> None:
@@ -228,18 +223,15 @@ def _folded(change: Callable[[MobileNetV3], None]) -> Callable[[MobileNetV3], No
     return fold_and_change
 
 
-def _each(kind: type[nn.Module], change: Callable[[nn.Module], None]) -> Callable[[MobileNetV3], None]:
+def _each(kind: type[nn.Module], change: Callable[[nn.Module], None]) -> Change:
+    """``change`` of every module of ``kind``."""
+
     def change_all(model: MobileNetV3) -> None:
         for module in list(model.modules()):
             if isinstance(module, kind):
                 change(module)
 
     return change_all
-
-
-def _set(module: nn.Module, **children: nn.Module) -> None:
-    for name, child in children.items():
-        setattr(module, name, child)
 
 
 def _replace(model: nn.Module, kind: type[nn.Module], by: Callable[[], nn.Module]) -> None:
@@ -271,18 +263,17 @@ def _gated_blocks(model: MobileNetV3) -> Iterator[tuple[Any, str]]:
 
 def _activation_behind_gate(model: MobileNetV3) -> None:
     for block, name in _gated_blocks(model):
-        _set(block, se=nn.Sequential(block.se, copy.deepcopy(getattr(block, name))))
+        block.se = nn.Sequential(block.se, copy.deepcopy(getattr(block, name)))
 
 
 def _gate_before_activation(model: MobileNetV3) -> None:
     for block, name in _gated_blocks(model):
-        _set(block, se=nn.Sequential(block.se, getattr(block, name)), **{name: nn.Identity()})
+        block.se = nn.Sequential(block.se, getattr(block, name))
+        setattr(block, name, nn.Identity())
 
 
-def _exchanged_kernels(model: MobileNetV3) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            module.weight.data = module.weight.data.transpose(2, 3).contiguous()
+def _exchange_sides(conv: Any) -> None:
+    conv.weight.data = conv.weight.data.transpose(2, 3).contiguous()
 
 
 def _round(model: MobileNetV3, dtype: torch.dtype) -> None:

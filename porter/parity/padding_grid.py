@@ -65,8 +65,7 @@ def _tensorflow_conv(
         conv = tf.raw_ops.DepthwiseConv2dNative
     elif depthwise:  # TensorFlow cannot dilate a depthwise convolution on CPU: a dense one, diagonal
         weights = weights * np.eye(CHANNELS, dtype=np.float32)
-    found: np.ndarray = conv(input=images, filter=weights, strides=strides, padding="SAME", dilations=dilations).numpy()
-    return found
+    return conv(input=images, filter=weights, strides=strides, padding="SAME", dilations=dilations).numpy()
 
 
 def _our_conv(images: np.ndarray, weights: np.ndarray, stride: int, dilation: int, depthwise: bool) -> np.ndarray:

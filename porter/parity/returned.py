@@ -1,10 +1,9 @@
-"""What a foreign port returns, against what the source gives: it decides, whatever layers match."""
+"""What a foreign port returns, compared with what the source gives. This decides, whichever layers match."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import reduce
-from typing import NamedTuple
 
 import numpy as np
 
@@ -13,36 +12,22 @@ from porter.network.network import Network
 from porter.network.node import Node, Size
 from porter.network.nodes import CLASS_ENDPOINTS, endpoint_names, nodes
 from porter.parity.candidates.candidate import Output, Recording
-from porter.parity.candidates.match import Found, Judge, Operations, apart, squeezed, without_class
+from porter.parity.candidates.match import Expected, Found, Judge, Operations, apart, as_ported, squeezed
 from porter.parity.compare import Row
 from porter.parity.references.reference import Noise, Values, larger
 from porter.parity.verdict import Verdict
 from porter.parity.weight_causes import rounded_to
 from porter.text import listed
 
-# A relation holds if it leaves at most this multiple of what the same function may, as it rounds a few times more, and
-# at most this share of the difference
+# A relation holds if the difference that it leaves is at most this multiple of the limit for the same function (it
+# rounds a few times more), and at most this share of the difference before
 ROUNDS, LEFT = 16.0, 1e-2
 MOST_KEYS = 7  # rows, after the first, that decide how columns are sorted
 MOST_SHIFTS = 16  # places at which a rolled vector may begin, if its first value occurs several times
 
 
-class Expected(NamedTuple):
-    """Values that a port may return, and the name of the endpoint, or of the output, that they are."""
-
-    name: str
-    values: Values
-
-
-class Wrong(NamedTuple):
-    """A tensor that a port returns and the source does not give: the closest that it has, and what it is, if known."""
-
-    found: Found
-    relation: str | None
-
-
 class Foreign:
-    """A foreign port's run on images of ``size``: its layers, and what it returns, which decides."""
+    """A foreign port's run on images of ``size``: its layers, and what it returns. The latter decides."""
 
     def __init__(self, name: str, recording: Recording, returned: Returned, size: Size) -> None:
         self.name, self.recording, self.returned, self.size = name, recording, returned, size
@@ -57,7 +42,7 @@ class Foreign:
         return found or ([inside] if inside else [])
 
     def rest(self, judge: Judge, verdict: Verdict) -> list[Found]:
-        """What is returned and is no endpoint; with the first layer that differs, if that is why.
+        """What is returned and is no endpoint, and the first layer that differs, if that explains it.
 
         Raises ParityError if nothing that is returned can be judged.
         """
@@ -88,7 +73,7 @@ class Foreign:
 
 
 class Returned:
-    """The tensors that a port returns. Each must be an endpoint, or what the source makes of its last ones.
+    """The tensors that a port returns. Each must be an endpoint, or what the source's head makes of the last endpoints.
 
     ``background`` is the class that a port may have left out. ``keep``: values of a recorded reference, 0 for all.
     """
@@ -105,20 +90,23 @@ class Returned:
         self.expected: list[Expected] = []
 
     def offer(self, name: str, values: Values, judge: Judge) -> list[Found]:
-        """The tensors that are the endpoint ``name``. Those that are none yet are compared with the next ones."""
+        """The tensors that are the endpoint ``name``. The others are kept, and compared with later endpoints."""
         one = Expected(name, values)
         found = self._taken([one], judge)
         if name in self.last or len(squeezed(values.values.shape)) == 2 or self._closest_so_far(one):
             self.expected.append(one)
         return found
 
-    def rest(self, size: Size, judge: Judge) -> tuple[list[Found], list[Wrong]]:
-        """The tensors that the last endpoints make for images of ``size``, and those that the source does not give."""
+    def rest(self, size: Size, judge: Judge) -> tuple[list[Found], list[tuple[Found, str | None]]]:
+        """The tensors that the head makes of the last endpoints, for images of ``size``; and those that are wrong.
+
+        The latter beside the closest that the source gives, with their relation in words, None if it is not known.
+        """
         if not self.keep:
             made = list(_made(self.network, self.nodes, self.expected, size))
             self.expected += made
         found = self._taken(self.expected, judge)
-        wrong: list[Wrong] = []
+        wrong = []
         for own_name, output in list(self.left):
             fitting = [pair for one in self.expected if (pair := self._fitting(one, output))]
             if not fitting:
@@ -132,7 +120,7 @@ class Returned:
             distances = [apart(shown.best, one.values.values) for one, shown in fitting]
             best = min(range(len(rows)), key=lambda number: (told[number] is None, distances[number]))
             one, shown = fitting[best]
-            wrong.append(Wrong(Found(rows[best], shown, one.values.values), told[best]))
+            wrong.append((Found(rows[best], shown, one.values.values), told[best]))
         return found, wrong
 
     def _taken(self, expected: Sequence[Expected], judge: Judge) -> list[Found]:
@@ -169,30 +157,16 @@ class Returned:
 
     def _fitting(self, one: Expected, output: Output) -> tuple[Expected, Output] | None:
         """Both in one shape, without the background class if the port lacks it; None where that cannot be."""
-        for values in self._with_and_without_background(one):
-            shape = values.values.shape
-            for change in (_same, _channels_last):
-                shown = output if output.best.ndim == 4 or change is _same else None
-                if shown is None:
-                    continue
-                shown = shown.mapped(change)
-                shown = shown.thinned(self.keep) if self.keep else shown
-                if squeezed(shown.best.shape) == squeezed(shape):
-                    return one._replace(values=values), shown.reshaped(shape)
+        found = [output]
+        if output.best.ndim == 4:
+            found.append(output.mapped(lambda values: values.transpose(0, 2, 3, 1)))
+        if self.keep:
+            found = [shown.thinned(self.keep) for shown in found]
+        for values in as_ported(one.name, one.values, self.background):
+            for shown in found:
+                if squeezed(shown.best.shape) == squeezed(values.values.shape):
+                    return one._replace(values=values), shown.reshaped(values.values.shape)
         return None
-
-    def _with_and_without_background(self, one: Expected) -> Iterator[Values]:
-        yield one.values
-        if one.name in CLASS_ENDPOINTS and self.background is not None and one.values.values.shape[1] > 1:
-            yield without_class(one.values, self.background, one.name == "Predictions")
-
-
-def _same(values: np.ndarray) -> np.ndarray:
-    return values
-
-
-def _channels_last(values: np.ndarray) -> np.ndarray:
-    return values.transpose(0, 2, 3, 1)
 
 
 def _made(network: Network, every: Sequence[Node], expected: Sequence[Expected], size: Size) -> Iterator[Expected]:
@@ -212,16 +186,14 @@ def _made(network: Network, every: Sequence[Node], expected: Sequence[Expected],
     ]
     for name, values in made.items():
         distances = [np.abs(other[name] - values) for other in moved]
-        of_made = (
-            Noise(float(np.sqrt(np.mean(np.square(distances[0])))), float(distances[1].max(initial=0.0)))
-            if moved
-            else None
-        )
-        yield Expected(name, Values(values, of_made))
+        noise = None
+        if distances:
+            noise = Noise(float(np.sqrt(np.mean(np.square(distances[0])))), float(distances[1].max(initial=0.0)))
+        yield Expected(name, Values(values, noise))
 
 
 def _relation(one: Expected, output: Output, row: Row) -> str | None:
-    """What a returned tensor is of the expected one, in words; None if nothing that is known."""
+    """How a returned tensor is related to the expected one, in words; None if in no known way."""
     limit = row.function_limit if output.exact is not None or row.allowed is None else row.allowed.largest
     # A network that is slightly wrong gives almost its logits: what explains a difference leaves little of it
     limit = min(ROUNDS * limit, LEFT * apart(output.best, one.values.values))

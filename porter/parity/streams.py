@@ -1,4 +1,4 @@
-"""Two computations side by side: each hands over its results one at a time, on demand."""
+"""Results of a computation one at a time, on demand, so that two can run side by side."""
 
 from __future__ import annotations
 

@@ -18,22 +18,23 @@ from torch.overrides import TorchFunctionMode
 
 from porter.errors import ParityError
 from porter.mapping.rules import expected_variables
-from porter.models.build import Whole, capture
+from porter.models.build import Whole, capture, nhwc
 from porter.network.network import Network
 from porter.network.node import Size
-from porter.parity.candidates.candidate import Candidate, Output, Question
+from porter.parity.candidates.candidate import Output, Question
+from porter.parity.check import Check
 from porter.parity.compare import NO_NOISE, SAME_FUNCTION, Row, compare
 from porter.parity.references.choose import of_keras
-from porter.parity.references.reference import Noise, Reference, Values, larger
+from porter.parity.references.reference import Noise, Values, larger
 from porter.parity.references.training_step import GRADIENT, LOSS, STATISTICS, judged
 from porter.parity.samples import Sample, noise
-from porter.parity.verdict import Cause, Verdict
+from porter.parity.verdict import Cause
 from porter.port import Port
 
 # Eight images of 64 pixels have 32 positions on a last map of stride 32: a variance of some precision
 BATCH, SIZE = 8, (64, 64)
-# Where an activation is next to a kink, float32 may land on the other side of it, and gradients lose or gain a term.
-# That is chance, and on another batch it is other values; lost precision is in all of them
+# Where a value is next to an activation's kink, float32 may land on the other side, and gradients lose or gain a term.
+# That is chance, and happens to other values on another batch. Lost precision shows on every batch
 BATCHES = 3
 SMALLEST_GRADIENT = 2.0**-10  # of the largest of all; what is below is rounding of sums that cancel
 DROPOUT = ("p", "dropout", "drop_rate", "drop_prob")  # of torch, our network, timm's networks, its paths
@@ -48,19 +49,13 @@ class _Step(NamedTuple):
     before: dict[str, np.ndarray]
 
 
-def check_step(
-    port: Port,
-    candidate: Candidate,
-    reference: Reference,
-    questions: frozenset[Question],
-    verdict: Verdict,
-    sizes: Sequence[Size] | None,
-    seed: int,
-) -> Verdict:
-    """Run the step on both sides and give ``verdict`` a row for each value, and a cause for a wrong momentum.
+def check_step(check: Check, sizes: Sequence[Size] | None, seed: int) -> None:
+    """Run the step on both sides and give the verdict a row for each value, and a cause for a wrong momentum.
 
     Raises ParityError for a candidate that is no module with the port's entries.
     """
+    port, candidate, reference, verdict = check.port, check.candidate, check.reference, check.verdict
+    assert port is not None
     if candidate.modules is None:
         raise ParityError(f"{verdict.artifact}: has no gradients; only a state dict or an nn.Module can be trained")
     shapes = {name: tuple(value.shape) for name, value in candidate.modules[0].state_dict().items()}
@@ -74,28 +69,21 @@ def check_step(
     if reference.size not in (None, size):
         raise ParityError(f"{reference.name}: runs at {reference.size[0]}x{reference.size[1]} only; leave out the size")
     for batch in range(BATCHES):
-        rows = _rows(port, candidate, reference, questions, verdict, noise(size, seed + batch, BATCH))
+        rows = _rows(check, port, noise(size, seed + batch, BATCH))
         best = {row.endpoint: row for row in verdict.rows}
         verdict.rows = [min(row, best.get(row.endpoint, row), key=lambda one: one.excess) for row in rows]
         if verdict.passed or verdict.same_function is False:
             break
-    return verdict
 
 
-def _rows(
-    port: Port,
-    candidate: Candidate,
-    reference: Reference,
-    questions: frozenset[Question],
-    verdict: Verdict,
-    sample: Sample,
-) -> list[Row]:
-    """The step on one batch, in the order of computation; names the cause of wrong statistics in ``verdict``."""
+def _rows(check: Check, port: Port, sample: Sample) -> list[Row]:
+    """The step on one batch, in the order of computation; names the cause of wrong statistics in the verdict."""
+    candidate, reference = check.candidate, check.reference
     assert candidate.modules is not None
     given = reference.prepare(sample.images)
     single, exact = candidate.modules
     runs: dict[Question, nn.Module] = {"function": exact, "rounding": single}
-    steps = {asked: _step(module, port, given) for asked, module in runs.items() if asked in questions}
+    steps = {asked: _step(module, port, given) for asked, module in runs.items() if asked in check.questions}
     gate = port.plan.gate if candidate.model is None else candidate.model.network.gate
     theirs = {name: _as_ported(port, gate, name, one) for name, one in reference.run(sample.images, [])}
     scales = _scales(theirs)
@@ -107,7 +95,7 @@ def _rows(
         inherited = larger(inherited, row.reference or NO_NOISE)
         rows.append(row.with_rounded_weights() if candidate.rounded_weights else row)
     if "function" in steps:
-        verdict.causes = _momentum(port.network, steps["function"], theirs, scales)
+        check.verdict.causes = _momentum(port.network, steps["function"], theirs, scales)
     return rows
 
 
@@ -159,7 +147,7 @@ def _step(module: nn.Module, port: Port, images: np.ndarray) -> _Step:
     given = {name: outputs[name] for name in judged(port.network, classes)}
     loss = _loss(port.network, classes, given)
     loss.backward()  # type: ignore[no-untyped-call]
-    found = {name: _nhwc(values) for name, values in given.items()} | {LOSS: loss.detach().cpu().numpy().reshape(1)}
+    found = {name: nhwc(values) for name, values in given.items()} | {LOSS: loss.detach().cpu().numpy().reshape(1)}
     for name, value in module.state_dict(keep_vars=True).items():
         if name.endswith(STATISTICS):
             found[name] = value.detach().cpu().numpy()
@@ -186,19 +174,13 @@ def _loss(network: Network, classes: int, given: dict[str, Tensor]) -> Tensor:
     return total
 
 
-def _nhwc(values: Tensor) -> np.ndarray:
-    values = values.detach().cpu()
-    found: np.ndarray = (values.permute(0, 2, 3, 1) if values.ndim == 4 else values).numpy()
-    return found
-
-
 def _shaped(values: np.ndarray | None, like: Values) -> np.ndarray | None:
     """``values`` in the reference's shape: Keras pools to rows."""
     return values if values is None or values.size != like.values.size else values.reshape(like.values.shape)
 
 
 def _as_ported(port: Port, gate: float, name: str, found: Values) -> Values:
-    """A gradient with respect to the port's entry: without the background, and of weights with the gate folded in."""
+    """A gradient for the port's entry: without the background class, and over the ratio that a gate folded in."""
     entry = name.removeprefix(GRADIENT)
     if entry == name:
         return found

@@ -15,7 +15,7 @@ class Cause(NamedTuple):
     """Known mistakes that explain a difference; ``names`` are from porter.parity.diagnosis.
 
     ``before`` and ``after``: distance of the logits, or of other ``values``, over their scale, without and with the
-    same mistakes in our network; None if that was not run, as weights tell it.
+    same mistakes in our network; None if nothing was run, as the weights show the mistakes.
     """
 
     names: tuple[str, ...]

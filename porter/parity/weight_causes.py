@@ -1,9 +1,9 @@
-"""Why weights differ from the checkpoint's: what makes them of it. A comparison, without a run."""
+"""Why a port's weights differ from the checkpoint's: which change gives the port's. Nothing is run."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,27 +12,27 @@ import numpy as np
 from porter.errors import PorterError
 from porter.mapping.apply import carry_out
 from porter.mapping.options import PortOptions
-from porter.parity.candidates.candidate import Weights
+from porter.parity.candidates.candidate import StateDict
 from porter.parity.candidates.own import ROUNDED, plan_like
 from porter.parity.verdict import Cause
 from porter.port import Port, plan_opened
-from porter.sources import open_checkpoint
-from porter.sources.weights import AVERAGE_SET_ASIDE, RAW_SET_ASIDE
-from porter.sources.weights import Weights as Choice
+from porter.sources import Checkpoint, open_checkpoint
+from porter.sources.weights import AVERAGE_SET_ASIDE, RAW_SET_ASIDE, Weights
 from porter.text import listed
 
-MOST_STEPS = 8  # other checkpoints beside this one that are compared
-SAME = "weights "  # said of the checkpoint's own, rounded or moved
-FIRST = 64  # values that are looked at first
+MOST_STEPS = 8  # checkpoints beside this one whose weights are compared, too
+SAME = "weights "  # begins what is said of the checkpoint's own weights, rounded or moved
+FIRST = 64  # values that are compared before all are
+UNCHANGED = PortOptions(layout="slim", keep_background=True, fake_quant=False)  # a port of the checkpoint's own values
 BITS = {"float16": 10, "bfloat16": 7}  # of a mantissa
 
 
-def weight_causes(port: Port, stored: Weights, changed: Sequence[str]) -> tuple[list[Cause], bool]:
-    """What makes the ``changed`` entries of the checkpoint's, and whether that explains all of them."""
+def weight_causes(port: Port, stored: StateDict) -> tuple[list[Cause], bool]:
+    """The causes of changed entries, and whether they explain all of them."""
     weights, planned = stored.arrays, _arrays(port, stored)
     others = list(_other_weights(port, stored))
     found: dict[str, list[str]] = defaultdict(list)
-    for name in changed:
+    for name in stored.changed:
         theirs, ours = weights[name].astype(np.float64), planned[name].astype(np.float64)
         possible = [one for one in _possible(port, name, ours, theirs, others) if one[1].shape == theirs.shape]
         told = ((words, how(theirs, values)) for how in (_rounded, _moved) for words, values in possible)
@@ -40,7 +40,7 @@ def weight_causes(port: Port, stored: Weights, changed: Sequence[str]) -> tuple[
         if words is not None:
             found[words.removesuffix(", ")].append(name)
     causes = [Cause((f"{words}: {listed(names, 3)}",)) for words, names in found.items()]
-    return causes, sum(map(len, found.values())) == len(changed)
+    return causes, sum(map(len, found.values())) == len(stored.changed)
 
 
 def _rounded(theirs: np.ndarray, values: np.ndarray) -> str | None:
@@ -75,7 +75,7 @@ def _same(theirs: np.ndarray, values: np.ndarray) -> bool:
 def _possible(
     port: Port, name: str, ours: np.ndarray, theirs: np.ndarray, others: list[tuple[str, Mapping[str, np.ndarray]]]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """``ours``, and in what other order or from where; likely ones first."""
+    """What ``theirs`` may be, in words and as values: ``ours``, other weights, another order. Likely ones first."""
     yield SAME, ours
     instead = [(f"{words}, ", arrays[name].astype(np.float64)) for words, arrays in others if name in arrays]
     yield from instead
@@ -109,7 +109,7 @@ def _near(ours: np.ndarray, theirs: np.ndarray, bits: int) -> bool:
 
 
 def _reordered(ours: np.ndarray, theirs: np.ndarray, axis: int, sign: int) -> np.ndarray:
-    """``ours`` with its slices along ``axis`` in the order of ``theirs``, as the first values times ``sign`` tell."""
+    """``ours`` with its slices along ``axis`` in the order of ``theirs``, found by the first values times ``sign``."""
     keys = [np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)[:, :4].T for values in (sign * ours, theirs)]
     mine, other = (np.lexsort(key[::-1]) for key in keys)
     order = np.empty_like(mine)
@@ -121,24 +121,20 @@ def _with_background(port: Port, name: str) -> np.ndarray | None:
     """The classifier's entry with the background class; None where there is none."""
     if not port.plan.background_dropped:
         return None
-    options = PortOptions(layout="slim", keep_background=True, fake_quant=False)
-    plan = plan_opened(port.checkpoint, port.mapping, options).plan
+    plan = plan_opened(port.checkpoint, port.mapping, UNCHANGED).plan
     steps = tuple(step for step in plan.steps if step.target == name)
     one = replace(plan, steps=steps, targets=(name,), norms={}, constants={}, ranges={})
-    found: np.ndarray | None = carry_out(one, port.checkpoint, "float64").arrays.get(name) if steps else None
-    return found
+    return carry_out(one, port.checkpoint, "float64").arrays.get(name) if steps else None
 
 
-def _other_weights(port: Port, stored: Weights) -> Iterator[tuple[str, Mapping[str, np.ndarray]]]:
+def _other_weights(port: Port, stored: StateDict) -> Iterator[tuple[str, Mapping[str, np.ndarray]]]:
     """The raw weights where the port has averages, or the other way round; and those of steps beside this one."""
     checkpoint = port.checkpoint
     if checkpoint.remote or checkpoint.format != "bundle":
         return
-    reasons = set(checkpoint.set_aside.values())
-    raw = RAW_SET_ASIDE in reasons
-    if raw or AVERAGE_SET_ASIDE in reasons:
-        words = "raw weights instead of their averages" if raw else "averages instead of raw weights"
-        yield words, _arrays(_planned(port, checkpoint.path, "raw" if raw else "ema"), stored)
+    if other := other_average(checkpoint):
+        words, weights = other
+        yield words, _arrays(_planned(port, checkpoint.path, weights), stored)
     own = checkpoint.path.name
     beside = sorted(path.with_suffix("") for path in checkpoint.path.parent.glob("*.index"))
     for path in [path for path in beside if path.name != own][:MOST_STEPS]:
@@ -148,9 +144,17 @@ def _other_weights(port: Port, stored: Weights) -> Iterator[tuple[str, Mapping[s
             continue
 
 
-def _planned(port: Port, path: Path, weights: Choice = "auto") -> Port:
+def other_average(checkpoint: Checkpoint) -> tuple[str, Weights] | None:
+    """The raw weights where ``checkpoint`` gives averages, or the other way round: in words, and as a choice."""
+    reasons = checkpoint.set_aside.values()
+    if RAW_SET_ASIDE in reasons:
+        return "raw weights instead of their averages", "raw"
+    return ("averages instead of raw weights", "ema") if AVERAGE_SET_ASIDE in reasons else None
+
+
+def _planned(port: Port, path: Path, weights: Weights = "auto") -> Port:
     return plan_opened(open_checkpoint(path, weights), port.mapping, PortOptions(fake_quant=False))
 
 
-def _arrays(port: Port, stored: Weights) -> Mapping[str, np.ndarray]:
+def _arrays(port: Port, stored: StateDict) -> Mapping[str, np.ndarray]:
     return carry_out(plan_like(stored.arrays, port, stored.layout), port.checkpoint, "float64").arrays

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from glob import glob
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 Photo = Path | BinaryIO  # a file, or an open one, which is standard input
 AnyPhoto = TypeVar("AnyPhoto", bound=Photo)
 Preprocessing = Literal["card", "tf", "tf2"]
-PREPROCESSINGS = get_args(Preprocessing)
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # what photos come in; Pillow knows 60 others
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # what files of them end in
 # Resizing brings the shorter side to 256 pixels, and the longer one with it; a panorama is 1 : 10
@@ -68,7 +67,7 @@ def photo_name(photo: Photo) -> str:
 
 
 def read_images(
-    photos: Iterable[AnyPhoto], skipped: Callable[[AnyPhoto, PorterError], None] | None = None
+    photos: Iterable[AnyPhoto], skipped: list[tuple[AnyPhoto, PorterError]] | None = None
 ) -> Iterator[tuple[AnyPhoto, Image]]:
     """Each of ``photos``, decoded. ``skipped`` gets those that cannot be read; without it they raise PorterError."""
     for photo in photos:
@@ -77,7 +76,7 @@ def read_images(
         except PorterError as error:
             if skipped is None:
                 raise
-            skipped(photo, error)
+            skipped.append((photo, error))
             continue
         yield photo, image
 
@@ -128,7 +127,7 @@ def resized(image: Image, size: Size, crop: float, how: Preprocessing) -> np.nda
     if how == "card":
         return _short_side(image, size, crop)
     pixels = np.asarray(image)
-    top, left = (_margin(side, crop) for side in pixels.shape[:2])
+    top, left = (int((side - side * crop) / 2) for side in pixels.shape[:2])  # as tf.image.central_crop
     pixels = pixels[top : pixels.shape[0] - top, left : pixels.shape[1] - left]
     return _bilinear(pixels, size, half_pixels=how == "tf2")
 
@@ -173,11 +172,6 @@ def _short_side(image: Image, size: Size, crop: float) -> np.ndarray:
     shrunk = image.resize(wanted, Resampling.BILINEAR)
     left, top = round((wanted[0] - size[1]) / 2), round((wanted[1] - size[0]) / 2)
     return np.asarray(shrunk.crop((left, top, left + size[1], top + size[0])))
-
-
-def _margin(side: int, crop: float) -> int:
-    """Pixels that tf.image.central_crop takes off at each end."""
-    return int((side - side * crop) / 2)
 
 
 def _bilinear(pixels: np.ndarray, size: Size, half_pixels: bool) -> np.ndarray:

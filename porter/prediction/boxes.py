@@ -14,8 +14,6 @@ from porter.text import shortened
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-ENDINGS = (".png", ".json")  # what is written for a photo
-IGNORED = ("top", "preprocess")  # options that are for other kinds
 LONGEST_NAME = 60  # characters of a class's name that are drawn
 
 
@@ -30,14 +28,14 @@ class Box(NamedTuple):
     score: float
 
 
-def detector(source: str, opened: OpenedModel, device: str = "cpu") -> Callable[[Image], list[Box]]:
+def detector(opened: OpenedModel, device: str = "cpu") -> Callable[[Image], list[Box]]:
     """A function: a photo -> what the detector ``opened`` finds in it, highest scores first.
 
     Photos are resized as TensorFlow 1 does, to the size that the detector was trained at. Raises PorterError; the
     function raises it for outputs that are NaN.
     """
     network, size = opened.whole.network, opened.mapping.input.sides
-    session, run = boxes_session(network, size), on_one_image(source, opened, device)
+    session, run = boxes_session(network, size), on_one_image(opened, device)
 
     def detect(photo: Image) -> list[Box]:
         encodings, logits = (one[None].cpu().numpy() for one in run(resized(photo, size, 1.0, "tf")))
@@ -65,7 +63,7 @@ def drawn(image: Image, boxes: Sequence[Box], names: Sequence[str]) -> Image:
         left, top = min(box.left * width, width - 1), min(box.top * height, height - 1)
         right, bottom = min(box.right * width, width - 1), min(box.bottom * height, height - 1)
         draw.rectangle((left, top, right, bottom), outline=colour, width=line)
-        # A name comes from a file: of one line, and not as long as it likes
+        # Names come from files: they are drawn on one line, and cut
         label = f"{shortened(names[box.number], LONGEST_NAME) or box.number} {box.score:.0%}"
         draw.text((left + 2 * line, top + line), label, fill=colour)
     return picture

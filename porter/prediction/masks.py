@@ -15,12 +15,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 LONGEST = 2049  # pixels of a side; Cityscapes is evaluated at 1025 x 2049. Larger images are made smaller
-ENDINGS = (".png",)  # what is written for a photo
-IGNORED = ("top", "preprocess", "least")  # options that are for other kinds
 MOST_CLASSES = 255  # that an 8-bit mask can hold, beside 255 for pixels that do not count
 
 
-def segmenter(source: str, opened: OpenedModel, device: str = "cpu") -> Callable[[Image], np.ndarray]:
+def segmenter(opened: OpenedModel, device: str = "cpu") -> Callable[[Image], np.ndarray]:
     """A function: a photo -> the class of each of its pixels, (H, W) uint8, by the segmenter ``opened``.
 
     A photo whose longer side has more than ``LONGEST`` pixels is made smaller, and the mask larger again. Raises
@@ -28,8 +26,8 @@ def segmenter(source: str, opened: OpenedModel, device: str = "cpu") -> Callable
     """
     classes = opened.whole.num_classes
     if not 1 <= classes <= MOST_CLASSES:
-        raise PorterError(f"{source}: {classes} classes; a mask holds from 1 to {MOST_CLASSES}")
-    run = on_one_image(source, opened, device)
+        raise PorterError(f"{opened.given}: {classes} classes; a mask holds from 1 to {MOST_CLASSES}")
+    run = on_one_image(opened, device)
 
     def segment(photo: Image) -> np.ndarray:
         from PIL.Image import Resampling, fromarray

@@ -39,11 +39,11 @@ def labels_of(opened: OpenedModel, names: Sequence[str]) -> list[Label]:
     return class_labels(opened.whole.num_classes, names) if names or kind_of(opened) == "classes" else []
 
 
-def on_one_image(source: str, opened: OpenedModel, device: str) -> Callable[[np.ndarray], list[Tensor]]:
+def on_one_image(opened: OpenedModel, device: str) -> Callable[[np.ndarray], list[Tensor]]:
     """A function: (H, W, 3) pixels, uint8, or float32 in [0, 1] -> the network's outputs, each without its batch axis.
 
-    They stay on ``device``. Raises PorterError where there is no such device. The function raises ArtifactError naming
-    ``source`` where an output is NaN or infinite.
+    They stay on ``device``. Raises PorterError where there is no such device. The function raises ArtifactError where
+    an output is NaN or infinite.
     """
     spec, place = opened.input, chosen_device(device)
     model: nn.Module = opened.whole.to(place)
@@ -51,14 +51,13 @@ def on_one_image(source: str, opened: OpenedModel, device: str) -> Callable[[np.
         model = fastest(model, spec.sides)
 
     def run(pixels: np.ndarray) -> list[Tensor]:
-        inputs = (
-            torch.from_numpy(normalized(pixels, spec.mean, spec.std, spec.levels)).permute(2, 0, 1)[None].contiguous()
-        )
+        image = torch.from_numpy(normalized(pixels, spec.mean, spec.std, spec.levels))
+        inputs = image.permute(2, 0, 1)[None].contiguous()
         with torch.inference_mode():
             found = model(inputs.to(place))
             outputs = [one[0] for one in (found if isinstance(found, tuple) else (found,))]
             if not all(output.isfinite().all() for output in outputs):
-                raise ArtifactError(f"{source}: its outputs are NaN or infinite; are its weights finite?")
+                raise ArtifactError(f"{opened.given}: its outputs are NaN or infinite; are its weights finite?")
         return outputs
 
     return run

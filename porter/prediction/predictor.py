@@ -13,7 +13,6 @@ from porter.models.build import probabilities
 from porter.models.create import OpenedModel, open_model
 from porter.photos.images import AnyPhoto, Preprocessing, expand, read_images, resized
 from porter.photos.labels import Label
-from porter.prediction import boxes, masks
 from porter.prediction.boxes import detector, drawn
 from porter.prediction.masks import mask_image, overlaid, segmenter, shares
 from porter.prediction.network import Kind, kind_of, labels_of, on_one_image, palette
@@ -61,7 +60,7 @@ class Predictor(NamedTuple):
     endings: tuple[str, ...] = ()
 
     def over(
-        self, photos: Iterable[AnyPhoto], skipped: Callable[[AnyPhoto, PorterError], None] | None = None
+        self, photos: Iterable[AnyPhoto], skipped: list[tuple[AnyPhoto, PorterError]] | None = None
     ) -> Iterator[tuple[AnyPhoto, Image, Prediction]]:
         """Each of ``photos``, decoded, and what is found in it; ``skipped`` as for ``read_images``."""
         for photo, image in read_images(photos, skipped):
@@ -141,18 +140,20 @@ def open_predictor(
         raise ArtifactError(f"{source}: a feature extractor, without classes to predict")
     labels = labels_of(opened, class_names)
     if kind == "classes":
-        find = _classifier(source, opened, device, labels, min(top, classes), preprocess)
+        find = _classifier(opened, device, labels, min(top, classes), preprocess)
         return Predictor(kind, find, ("output", "least"))
     shown = [label.names for label in labels] or [""] * classes
     if kind == "masks":
-        return Predictor(kind, _segmenter(source, opened, device, shown), masks.IGNORED, masks.ENDINGS)
-    return Predictor(kind, _detector(source, opened, device, shown, least), boxes.IGNORED, boxes.ENDINGS)
+        find = _segmenter(opened, device, shown)
+        return Predictor(kind, find, ("top", "preprocess", "least"), endings=(".png",))
+    find = _detector(opened, device, shown, least)
+    return Predictor(kind, find, ("top", "preprocess"), endings=(".png", ".json"))
 
 
 def _classifier(
-    source: str, opened: OpenedModel, device: str, labels: list[Label], top: int, preprocess: Preprocessing
+    opened: OpenedModel, device: str, labels: list[Label], top: int, preprocess: Preprocessing
 ) -> Callable[[Image], Prediction]:
-    run, spec = on_one_image(source, opened, device), opened.mapping.input
+    run, spec = on_one_image(opened, device), opened.mapping.input
 
     def find(photo: Image) -> Prediction:
         [logits] = run(resized(photo, spec.sides, spec.crop, preprocess))
@@ -167,8 +168,8 @@ def _classifier(
     return find
 
 
-def _segmenter(source: str, opened: OpenedModel, device: str, names: Sequence[str]) -> Callable[[Image], Prediction]:
-    segment, colours = segmenter(source, opened, device), _colours()
+def _segmenter(opened: OpenedModel, device: str, names: Sequence[str]) -> Callable[[Image], Prediction]:
+    segment, colours = segmenter(opened, device), _colours()
 
     def find(photo: Image) -> Prediction:
         labels = segment(photo)
@@ -179,10 +180,8 @@ def _segmenter(source: str, opened: OpenedModel, device: str, names: Sequence[st
     return find
 
 
-def _detector(
-    source: str, opened: OpenedModel, device: str, names: Sequence[str], least: float
-) -> Callable[[Image], Prediction]:
-    detect, colours = detector(source, opened, device), _colours()
+def _detector(opened: OpenedModel, device: str, names: Sequence[str], least: float) -> Callable[[Image], Prediction]:
+    detect, colours = detector(opened, device), _colours()
 
     def find(photo: Image) -> Prediction:
         best = [box for box in detect(photo) if box.score >= least]

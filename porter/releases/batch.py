@@ -45,7 +45,8 @@ def release_all(
     check_folder(out)
     if not folder.is_dir():
         raise PorterError(f"{folder}: no such folder; to release several, name a folder of checkpoints")
-    checkpoints = [p for p in sorted(folder.iterdir()) if _may_be_one(p)]
+    visible = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    checkpoints = [path for path in visible if path.is_dir() or path.name.endswith(ARCHIVES)]
     if not checkpoints:
         raise PorterError(f"{folder}: no tarballs ({', '.join(ARCHIVES)}) or folders in it")
     if found:
@@ -65,9 +66,8 @@ def release_all(
     # Spawned: torch and TensorFlow do not survive a fork
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=_end_quietly, initargs=(os.getpid(),)) as pool:
-        held_back = signal.pthread_sigmask(
-            signal.SIG_BLOCK, ENDS
-        )  # processes inherit this until they can handle signals
+        # Processes inherit this until they can handle signals
+        held_back = signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
         running = {pool.submit(_release, source, target, options): source for source, target in targets.items()}
         signal.pthread_sigmask(signal.SIG_SETMASK, held_back)
         try:
@@ -98,7 +98,3 @@ def _release(checkpoint: Path, target: Path, options: dict[str, Any]) -> Outcome
         return Outcome(checkpoint, release(checkpoint, target, **options), None)
     except PorterError as error:
         return Outcome(checkpoint, None, error)
-
-
-def _may_be_one(path: Path) -> bool:
-    return not path.name.startswith(".") and (path.is_dir() or path.name.endswith(ARCHIVES))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -22,7 +21,7 @@ from porter.network.spec import ACTIVATIONS
 from porter.parity.verdict import Verdict
 from porter.port import Port
 from porter.releases.naming import architecture, why_not_timm
-from porter.text import printable
+from porter.text import markdown_text
 
 COLLECTION = "TF MobileNet V3"
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # not learned
@@ -123,7 +122,7 @@ def model_card(card: Card) -> bytes:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["plain"] = _plain
+    environment.filters["plain"] = markdown_text
     found = nodes(port.network, port.plan.num_classes)
     operations, outputs = (count(found, spec.sides) for count in (multiply_accumulates, activations))
     text = environment.get_template("card.md.j2").render(
@@ -141,14 +140,6 @@ def model_card(card: Card) -> bytes:
         taps=pyramid(port.network),
     )
     return text.encode()
-
-
-def _plain(text: str) -> str:
-    """``text`` from a file as Markdown that shows exactly that, anywhere within a line.
-
-    Escapes only with backslashes: an entity such as ``&#x27;`` has characters that would be escaped in turn.
-    """
-    return re.sub(r"[\\`*_{}\[\]()#+!|~<>&$]", r"\\\g<0>", printable(text))
 
 
 def _front_matter(card: Card) -> dict[str, Any]:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import numpy as np
 
-from porter.artifacts.artifact import CONFIG, MAPPING, PARITY, REFERENCE, WEIGHTS, Artifact, load_artifact
+from porter.artifacts.artifact import CONFIG, MAPPING, PARITY, REFERENCE, WEIGHTS, Artifact, ArtifactFile, load_artifact
+from porter.artifacts.inspection import Parity, read_json
 from porter.artifacts.variant import mapping_of
 from porter.errors import ArtifactError, NoParityError
 from porter.mapping.files import load_mapping, mapping_digest
 from porter.mapping.options import PortOptions
+from porter.models.create import open_model
 from porter.network.nodes import check_image
 from porter.parity.candidates.own import recorded_artifact
+from porter.parity.check import Check, check_sample
 from porter.parity.references.recorded import recorded
 from porter.parity.verdict import Verdict
-from porter.parity.verify import Check, asked, check_sample, environment, verify
+from porter.parity.verify import asked, environment, verify
 from porter.releases import folder as contents
 from porter.releases.card import images
 from porter.releases.naming import architecture
@@ -33,54 +36,41 @@ class _Config(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     images: dict[str, Any] | None = None
 
 
-class _Parity(msgspec.Struct, frozen=True):
-    """The checked part of ``parity.json``; ``digests`` are SHA-256 by file name."""
-
-    passed: bool
-    digests: dict[str, str]
-
-
-Content = TypeVar("Content", _Config, _Parity)
-
-
 def check_release(folder: Path, checkpoint: str | None = None) -> Verdict:
     """Check files against each other, and the weights against the recorded reference, or ``checkpoint`` itself.
 
     Returns the verdict. Raises PorterError that names every file that is missing, changed or contradicts another, and
     NoParityError if the weights do not compute what TensorFlow computed.
     """
-    problems = contents.checksum_problems(folder)
+    problems, paths = contents.checksum_problems(folder), list(folder.glob("*.pth"))
+    if not problems and len(paths) != 1:
+        problems = [f"{len(paths)} .pth files, expected one"]
+    own = folder / MAPPING if (folder / MAPPING).is_file() else None
     if not problems:
-        problems = list(_contradictions(folder))
+        file = ArtifactFile(paths[0], str(paths[0]), own)
+        problems = _contradictions(folder, file)
     if problems:
         raise ArtifactError(f"{folder}: not as it was published ({len(problems)} problems):", problems)
-    [path] = folder.glob("*.pth")
-    own = folder / MAPPING
-    mapping = own if own.is_file() else None
-    verdict = verify(checkpoint, path, mapping=mapping) if checkpoint else _against_recorded(folder, path, mapping)
+    verdict = verify(checkpoint, file.path, mapping=own) if checkpoint else _against_recorded(folder, file)
     if failure := verdict.failure():
-        raise NoParityError(f"{path}: {failure}")
+        raise NoParityError(f"{file.path}: {failure}")
     return verdict
 
 
-def _contradictions(folder: Path) -> list[str]:
-    paths = list(folder.glob("*.pth"))
-    if len(paths) != 1:
-        return [f"{len(paths)} .pth files, expected one"]
-    path = paths[0]
-    artifact, twin = load_artifact(path), load_artifact(folder / WEIGHTS)
+def _contradictions(folder: Path, file: ArtifactFile) -> list[str]:
+    path, digest = file.path, file.digests[file.path.name]
+    artifact, twin = load_artifact(file), load_artifact(folder / WEIGHTS)
     if artifact.metadata is None:
         return [f"{path.name}: not written by mnv3-port"]
     problems = []
-    if not path.stem.endswith(f"-{sha256(path)[: contents.HASH_LENGTH]}"):
+    if not path.stem.endswith(f"-{digest[: contents.HASH_LENGTH]}"):
         problems.append(f"{path.name}: its name does not end in the first {contents.HASH_LENGTH} of its SHA-256")
     problems += _not_twins(path.name, artifact, twin)
     problems += [
         f"{path.name}: {n}: not finite" for n, values in artifact.arrays.items() if not np.isfinite(values).all()
     ]
-    config, parity = _json(folder / CONFIG, _Config), _json(folder / PARITY, _Parity)
-    own = folder / MAPPING if (folder / MAPPING).is_file() else None
-    mapping = mapping_of(artifact.metadata, PortOptions(), own, str(path))
+    config, parity = read_json(folder / CONFIG, _Config), read_json(folder / PARITY, Parity)
+    mapping = mapping_of(artifact.metadata, PortOptions(), file.mapping, file.given)
     stated = _Config(config.architecture, config.num_classes)
     expected = _Config(architecture(mapping, artifact.metadata), artifact.metadata.num_classes)
     if stated != expected:
@@ -93,11 +83,12 @@ def _contradictions(folder: Path) -> list[str]:
             if found[key] != known.get(key)
         ]
     # Its digest; before version 0.3, that of its content
+    own = file.mapping
     if own and artifact.metadata.mapping not in (sha256(own), mapping_digest(load_mapping(own))):
         problems.append(f"{MAPPING}: is not the mapping that {path.name} was made by")
     if not parity.passed:
         problems.append(f"{PARITY}: does not report parity")
-    if parity.digests.get(path.name) != sha256(path):
+    if parity.digests.get(path.name) != digest:
         problems.append(f"{PARITY}: is of other weights than {path.name}")
     return problems
 
@@ -106,49 +97,37 @@ def _not_twins(name: str, one: Artifact, other: Artifact) -> list[str]:
     both = f"{name} and {WEIGHTS}"
     if one.arrays.keys() != other.arrays.keys():
         return [f"{both}: other tensors ({sorted(one.arrays.keys() ^ other.arrays.keys())[:3]} ...)"]
-    problems = [f"{both}: {n} differs" for n, values in one.arrays.items() if not _same(values, other.arrays[n])]
+    pairs = ((name, values, other.arrays[name]) for name, values in one.arrays.items())
+    problems = [f"{both}: {n} differs" for n, a, b in pairs if a.dtype != b.dtype or not np.array_equal(a, b)]
     if other.metadata is None or msgspec.structs.replace(other.metadata, parity={}) != one.metadata:
         problems.append(f"{both}: metadata differs")
     return problems
 
 
-def _same(one: np.ndarray, other: np.ndarray) -> bool:
-    return one.dtype == other.dtype and np.array_equal(one, other)
-
-
-def _json(path: Path, kind: type[Content]) -> Content:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (OSError, UnicodeDecodeError, RecursionError, msgspec.DecodeError) as error:
-        raise ArtifactError(f"{path}: not what a release has there ({error})") from error
-
-
-def _against_recorded(folder: Path, path: Path, own: Path | None) -> Verdict:
-    reference = recorded(folder / REFERENCE)
-    artifact = load_artifact(path)
-    mapping = mapping_of(artifact.metadata, PortOptions(), own, str(path))
-    candidate = recorded_artifact(path, own)
+def _against_recorded(folder: Path, file: ArtifactFile) -> Verdict:
+    reference, opened = recorded(folder / REFERENCE), open_model(file)
+    network = opened.whole.network
+    candidate = recorded_artifact(opened, file)
     verdict = Verdict(
-        variant=mapping.variant,
+        variant=opened.mapping.variant,
         checkpoint=REFERENCE,
-        artifact=str(path),
+        artifact=file.given,
         reference=reference.name,
         dtype="both",
         environment=environment(reference),
-        digests={path.name: sha256(path)},
-        fake_quant=bool(artifact.metadata and artifact.metadata.ranges),
+        digests=candidate.digests,
+        fake_quant=opened.fake_quant,
         precision=reference.precision,
         rounded_weights=candidate.rounded_weights,
     )
-    assert candidate.model is not None
     for sample in reference.samples:
         try:
             count, height, width, _ = sample.images.shape
-            check_image(candidate.model.network, height, width, count)
+            check_image(network, height, width, count)
         except ValueError as error:
             raise ArtifactError(f"{folder / REFERENCE}: {error}") from error
     questions = asked("both", candidate, reference)
-    check = Check(None, mapping, candidate.model.network, candidate, reference, questions, verdict)
+    check = Check(None, opened.mapping, network, candidate, reference, questions, verdict)
     for sample in reference.samples:
         check_sample(check, sample)
     return verdict

@@ -24,10 +24,10 @@ from porter.mapping.options import PathLike, PortOptions
 from porter.mapping.ranges import levels as levels_of
 from porter.models.build import Whole
 from porter.models.create import OpenedModel, open_model
-from porter.network.node import IMAGE
+from porter.network.node import IMAGE, Size
 from porter.network.nodes import nodes
 from porter.parity.candidates.candidate import Output
-from porter.parity.compare import SAME_LEVEL, Row, compare
+from porter.parity.compare import SAME_FUNCTION, SAME_LEVEL, compare
 from porter.parity.references.interpreter import interpreter, run_file
 from porter.parity.references.recorded import recorded
 from porter.parity.references.reference import Values, thin
@@ -53,7 +53,7 @@ class ExportInputs(NamedTuple):
         return self.opened.whole
 
     @property
-    def size(self) -> tuple[int, int]:
+    def size(self) -> Size:
         """Height and width of images."""
         return self.example.shape[2], self.example.shape[3]
 
@@ -83,36 +83,29 @@ def write_exports(
     for kind in kinds:
         path = artifact.with_suffix(f".{OTHER_SUFFIXES.get(kind, kind)}")
         run = _WRITERS[kind](ExportInputs(opened, artifact, mapping, batch[:1], path))
-        outputs = _by_endpoint(model, run(batch), images.shape[1:3])
+        outputs = _by_endpoint(model, run(batch), (images.shape[1], images.shape[2]))
         rows = []
         for name, (values, noise) in against.run(images, list(outputs)):
             if name == "Logits" and background is not None and values.shape[1] > model.num_classes:
                 values = np.delete(values, background, axis=1)
             kept = outputs[name] if name == "Logits" else thin(outputs[name], against.keep)
             want = Values(values[:1], noise)
-            rows += [_compared(name, one[None], want, opened.fake_quant) for one in kept]
+            for one in kept:
+                output = Output(one[None], None) if opened.fake_quant else Output(None, one[None])
+                rows.append(compare(name, "", want, output, SAME_LEVEL if opened.fake_quant else SAME_FUNCTION))
         furthest = max(rows, key=lambda row: row.excess)
-        error = furthest.distance
+        found[kind] = path, furthest.distance
         if not furthest.passed:
-            raise NoParityError(
-                f"{path.name}: no parity: {furthest.endpoint} is {error:.1e} of its scale off: nothing released"
-            )
-        found[kind] = path, error
+            off = f"{furthest.endpoint} is {furthest.distance:.1e} of its scale off"
+            raise NoParityError(f"{path.name}: no parity: {off}: nothing released")
     return found
 
 
-def _by_endpoint(model: Whole, outputs: Sequence[np.ndarray], size: tuple[int, ...]) -> dict[str, np.ndarray]:
+def _by_endpoint(model: Whole, outputs: Sequence[np.ndarray], size: Size) -> dict[str, np.ndarray]:
     """``outputs`` of an exported file, maps NHWC, by endpoint."""
     if model.network.head is None:
         return {"Logits": outputs[0]}
-    found = nodes(model.network, model.num_classes)
-    return model.network.head.by_endpoint(outputs, found, (size[0], size[1]))
-
-
-def _compared(endpoint: str, values: np.ndarray, expected: Values, levels: bool) -> Row:
-    if levels:
-        return compare(endpoint, "", expected, Output(values, None), SAME_LEVEL)
-    return compare(endpoint, "", expected, Output(None, values))
+    return model.network.head.by_endpoint(outputs, nodes(model.network, model.num_classes), size)
 
 
 def write_onnx(exported: ExportInputs) -> Run:

@@ -25,18 +25,20 @@ from porter.artifacts.artifact import (
     find_artifact,
     save_artifact,
 )
-from porter.artifacts.source import StoredPort
+from porter.artifacts.source import StoredPort, as_source
 from porter.errors import NoParityError, PorterError
 from porter.evaluation.result import Evaluation
-from porter.evaluation.run import evaluate
+from porter.evaluation.run import evaluate_classifier
 from porter.mapping.files import PLAIN_NAME, load_mapping, standalone
 from porter.mapping.options import PathLike, PortOptions
 from porter.network.nodes import endpoint_names
+from porter.parity.check import Check, Progress
 from porter.parity.evidence import Evidence
 from porter.parity.references.recorded import record
 from porter.parity.samples import noise
 from porter.parity.verdict import Verdict
-from porter.parity.verify import Against, Check, Progress, open_check, run_check
+from porter.parity.verify import Against, open_check, run_check
+from porter.photos.labels import class_labels
 from porter.port import Port, carry_out_port, plan_port
 from porter.releases import folder as contents
 from porter.releases.card import STATISTICS, Card, config, model_card
@@ -54,8 +56,8 @@ KEEP = 1024  # values recorded per endpoint: more than the classes, so that logi
 class Publication:
     """The name of a release and the statements that do not follow from the weights.
 
-    If left out, they are stated only for Google's own checkpoints: of a tarball that has the digest ``sha256``, which
-    whoever releases it has from somewhere they trust. ``dataset`` and ``license`` are Hugging Face's identifiers.
+    If left out, they are stated only for Google's own checkpoints: for a tarball with the digest ``sha256``, which the
+    user has from a place that they trust. ``dataset`` and ``license`` are Hugging Face's identifiers.
     ``evaluate_on``: a folder of labelled images, for the accuracy in the card. ``exports``: further formats.
     """
 
@@ -129,7 +131,7 @@ def release(
     mapping = mapping or (file.mapping if file else None)
     options = PortOptions(variant, mapping, weights, "timm", keep_background, fake_quant=fake_quant)
     with contents.staged(folder, force) as stage, _one_thread():
-        port = plan_port(checkpoint, options)
+        port = plan_port(as_source(file, options) if file else checkpoint, options)
         _check(port, publication)
         arrays, metadata = carry_out_port(port)
         assert metadata is not None
@@ -142,16 +144,17 @@ def release(
         path = stage / f"{release_name(port, publication)}.pth"
         save_artifact(path, Artifact(arrays, metadata))
         path = contents.add_hash(path)
-        check = open_check(checkpoint, path, options, Against(reference))
-        evidence = Evidence()
-        run_check(check, evidence=evidence, progress=progress)
+        evidence, against = Evidence(), Against(reference)
+        check = open_check(port.checkpoint, path, options, against)
+        run_check(check, against, evidence, progress)
         # Published files must not name folders of this machine
         last_name = str(checkpoint).rstrip("/").rpartition("/")[2]
         verdict = replace(check.verdict, checkpoint=last_name, artifact=path.name)
         if failure := verdict.failure():
             raise NoParityError(f"{checkpoint}: {failure}: nothing released")
-        with_figures = msgspec.structs.replace(metadata, parity=_figures(verdict))
-        save_artifact(stage / WEIGHTS, Artifact(arrays, with_figures))
+        endpoints = str(len(verdict.worst_rows()))
+        figures = {"reference": verdict.reference, "endpoints": endpoints, "verdict": verdict.sentence()}
+        save_artifact(stage / WEIGHTS, Artifact(arrays, msgspec.structs.replace(metadata, parity=figures)))
         (stage / REFERENCE).write_bytes(_record_reference(check))
         exported = write_exports(publication.exports, path, mapping, stage / REFERENCE)
         evaluation = _evaluate_release(path, options, publication.evaluate_on, stage)
@@ -207,10 +210,7 @@ def _check(port: Port, publication: Publication) -> None:
             f"{port.checkpoint.given}: computes 8 bits in integers, which only its source's interpreter can judge; "
             "release the source, or leave out the 8 bits (fake_quant=False)"
         )
-    if publication.class_names and len(publication.class_names) != port.plan.num_classes:
-        raise PorterError(
-            f"{len(publication.class_names)} class names for {port.plan.num_classes} classes; one name for each"
-        )
+    class_labels(port.plan.num_classes, publication.class_names)  # refuses another number of names
     if port.plan.ranges and set(publication.exports) - {"tflite"}:
         raise PorterError(
             f"{port.checkpoint.given}: computes 8 bits, and exports but tflite are of float networks; ask for the "
@@ -229,14 +229,6 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _figures(verdict: Verdict) -> dict[str, str]:
-    return {
-        "reference": verdict.reference,
-        "endpoints": str(len(verdict.worst_rows())),
-        "verdict": verdict.sentence(),
-    }
-
-
 def _record_reference(check: Check) -> bytes:
     """The reference's output for one image of 8-bit noise, for checks without the reference."""
     if check.reference.samples:
@@ -252,7 +244,7 @@ def _record_reference(check: Check) -> bytes:
 def _evaluate_release(path: Path, options: PortOptions, data: Path | None, stage: Path) -> Evaluation | None:
     if data is None:
         return None
-    evaluation = evaluate(str(path), data, PortOptions(mapping=options.mapping))
+    evaluation = evaluate_classifier(str(path), data, PortOptions(mapping=options.mapping))
     assert evaluation is not None
     evaluation.classifiers = [path.name]
     content = evaluation.as_json()

@@ -11,6 +11,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
@@ -32,17 +33,16 @@ def console() -> Console:
     return plain if plain.is_terminal else _Console(highlight=False, width=PIPED_WIDTH)
 
 
-def progress_console() -> Console:
-    """Standard error, so that a progress bar never mixes with results."""
-    return Console(stderr=True)
+def progress_bar(*columns: str | ProgressColumn, shown: bool = True) -> Progress:
+    """A bar on standard error, so that it never mixes with results; nothing if that is no terminal."""
+    errors = Console(stderr=True)
+    return Progress(*columns, console=errors, transient=True, disable=not (shown and errors.is_terminal))
 
 
 @contextmanager
 def endpoint_progress() -> Iterator[Callable[[str, str], None]]:
     """Show progress on a terminal. Call the given function with each sample and endpoint."""
-    errors = progress_console()
-    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
+    with progress_bar(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()) as bar:
         task = bar.add_task("opening both sides")
 
         def advance(sample: str, endpoint: str) -> None:
@@ -54,10 +54,8 @@ def endpoint_progress() -> Iterator[Callable[[str, str], None]]:
 @contextmanager
 def image_progress() -> Iterator[Callable[[int, int], None]]:
     """The same for images: call it with the count done and the total. Only torchrun's first process shows it."""
-    errors = progress_console()
     columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"), TimeRemainingColumn()
-    shown = errors.is_terminal and os.environ.get("RANK", "0") == "0"
-    with Progress(*columns, console=errors, transient=True, disable=not shown) as bar:
+    with progress_bar(*columns, shown=os.environ.get("RANK", "0") == "0") as bar:
         task = bar.add_task("", total=None, speed="")
 
         def advance(done: int, total: int) -> None:

@@ -41,6 +41,7 @@ def evaluation_html(evaluation: Evaluation | Scores) -> bytes:
         )
         for i, name in enumerate(evaluation.classifiers)
     ]
+    apart = [i for i, seen in enumerate(evaluation.seen) if several and seen.guesses[0] != seen.guesses[1]]
     return rendered(
         "evaluation",
         results=results,
@@ -51,7 +52,7 @@ def evaluation_html(evaluation: Evaluation | Scores) -> bytes:
         agreement=evaluation.agreement() if several else None,
         confusions=[pair for pair in confusions if pair[1]],
         worst=_worst(evaluation, names),
-        disagreeing=_find_disagreeing(evaluation, names) if several else [],
+        disagreeing=[_photo(evaluation, i, names) for i in apart[:DISAGREEING]],
     )
 
 
@@ -65,11 +66,6 @@ def _worst(evaluation: Evaluation, names: list[Label]) -> list[dict[str, Any]]:
         photos = [_photo(evaluation, i, names) for i in wrong[:PHOTOS]]
         found.append({"label": _name(names, label), "images": images, "right": right, "photos": photos})
     return found
-
-
-def _find_disagreeing(evaluation: Evaluation, names: list[Label]) -> list[dict[str, Any]]:
-    apart = [i for i, seen in enumerate(evaluation.seen) if seen.guesses[0] != seen.guesses[1]]
-    return [_photo(evaluation, i, names) for i in apart[:DISAGREEING]]
 
 
 def _photo(evaluation: Evaluation, number: int, names: list[Label]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -21,23 +21,6 @@ VIRIDIS = np.array([(68, 1, 84), (65, 68, 135), (42, 120, 142), (34, 168, 132), 
 CALM = np.array([(238, 244, 251), (8, 48, 107)])  # if everything is within its limits
 PLOT_WIDTH, PLOT_HEIGHT, MARGIN = 760, 356, 56
 BELOW = 84  # pixels, for layer names
-
-
-class Series(NamedTuple):
-    """One figure per endpoint: its label, line style, and points in SVG units."""
-
-    label: str
-    style: str
-    points: list[Point]
-
-
-class Point(NamedTuple):
-    """An endpoint in the plot."""
-
-    x: float
-    y: float
-    passed: bool
-    title: str
 
 
 def parity_html(verdict: Verdict, evidence: Evidence) -> bytes:
@@ -69,7 +52,7 @@ def parity_html(verdict: Verdict, evidence: Evidence) -> bytes:
 
 
 def _plot(verdict: Verdict) -> dict[str, Any]:
-    """The errors of each endpoint on a log scale. 0 is drawn at the bottom, NaN and infinity at the top."""
+    """The errors of each endpoint on a log scale, in SVG's units. 0 is at the bottom, NaN and infinity at the top."""
     rows = verdict.worst_rows()
     exact = PRECISIONS[verdict.precision]
     figures: list[tuple[str, str, list[float | None]]] = [
@@ -86,22 +69,19 @@ def _plot(verdict: Verdict) -> dict[str, Any]:
     if strange or low == high:
         high += 1
     step = (PLOT_WIDTH - MARGIN - 16) / max(1, len(rows) - 1)
+    places = [round(MARGIN + number * step, 1) for number in range(len(rows))]
 
     def height(value: float) -> float:
         exponent = high if not math.isfinite(value) else math.log10(value) if value > 0 else low
         return round(16 + (high - max(exponent, low)) / (high - low) * (PLOT_HEIGHT - 16 - BELOW), 1)
 
-    def points(label: str, style: str, values: list[float | None]) -> list[Point]:
-        return [
-            Point(
-                round(MARGIN + i * step, 1),
-                height(value),
-                style != "port" or row.passed,
-                f"{row.endpoint}, {label}: {value:.1e}",
-            )
-            for i, (row, value) in enumerate(zip(rows, values, strict=True))
+    def series(label: str, style: str, values: list[float | None]) -> dict[str, Any]:
+        points = [
+            (x, height(value), f"{row.endpoint}, {label}: {value:.1e}")
+            for x, row, value in zip(places, rows, values, strict=True)
             if value is not None
         ]
+        return {"label": label, "style": style, "points": points}
 
     spacing = max(1, (high - low) // 8)
     return {
@@ -112,20 +92,17 @@ def _plot(verdict: Verdict) -> dict[str, Any]:
         "labels": _labels(rows, step),
         "grid": [(height(10.0**exponent), f"1e{exponent}") for exponent in range(low, high + (not strange), spacing)]
         + ([(height(math.inf), "NaN, inf")] if strange else []),
-        "series": [Series(label, style, points(label, style, values)) for label, style, values in figures],
-        "rings": [(round(MARGIN + i * step, 1), height(row.distance)) for i, row in enumerate(rows) if not row.passed],
+        "series": [series(*figure) for figure in figures],
+        "rings": [(x, height(row.distance)) for x, row in zip(places, rows, strict=True) if not row.passed],
     }
 
 
 def _labels(rows: list[Row], step: float) -> list[tuple[float, str]]:
     """Layer names below the plot, as many as fit: (x, name)."""
-    whole = [
-        (i, row.endpoint) for i, row in enumerate(rows) if "/" not in row.endpoint
-    ]  # a layer's inner endpoints are near it
     named, last = [], -math.inf
-    for i, name in whole:
-        if (i - last) * step >= 16:
-            named.append((round(MARGIN + i * step, 1), name))
+    for i, row in enumerate(rows):
+        if "/" not in row.endpoint and (i - last) * step >= 16:  # a layer's inner endpoints are near it
+            named.append((round(MARGIN + i * step, 1), row.endpoint))
             last = i
     return named
 

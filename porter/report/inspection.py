@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,8 +76,9 @@ def inspect(
         >>> found["variant"], found["format"]
         ('small_075', 'bundle')
     """
-    if find_artifact(source) is not None:
-        return inspect_artifact(os.fspath(source))
+    file = find_artifact(source)
+    if file is not None:
+        return inspect_artifact(file)
     return inspect_checkpoint(source, variant, mapping, weights).as_json()
 
 

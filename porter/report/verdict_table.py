@@ -71,7 +71,7 @@ def _print_table(out: Console, rows: list[Row], exact: str, foreign: bool) -> No
         Column("limit", 3, [NOT_ASKED if row.function is None else f"{row.function_limit:.0e}" for row in rows]),
         Column("float32", 6, [_largest(row.port) for row in rows]),
         Column("reference's", 5, [_largest(row.reference) for row in rows]),
-        Column("rms", 7, [_ratio(row) for row in rows]),
+        Column("rms", 7, [NOT_ASKED if row.noise_ratio is None else f"{row.noise_ratio:.1f} x" for row in rows]),
         Column("limit", 2, [f"{row.rms_limit:.0f} x" if row.port else NOT_ASKED for row in rows]),
         Column("worst on", 4, [row.sample for row in rows], right=False),
         Column("", 9, ["ok" if row.passed else "DIFFERS" for row in rows], right=False),
@@ -96,7 +96,3 @@ def _number(value: float | None) -> str:
 
 def _largest(noise: Noise | None) -> str:
     return _number(None if noise is None else noise.largest)
-
-
-def _ratio(row: Row) -> str:
-    return NOT_ASKED if row.noise_ratio is None else f"{row.noise_ratio:.1f} x"

@@ -72,12 +72,12 @@ class Recording(NamedTuple):
     close: Callable[[], None] = lambda: None
 
 
-class Weights(NamedTuple):
-    """A port's state dict, in a layout of ours; ``changed``: the entries that a foreign port has otherwise."""
+class StateDict(NamedTuple):
+    """A port's state dict in ``layout``; ``changed``: entries unlike the source's -> share of values that differ."""
 
     arrays: Mapping[str, np.ndarray]
     layout: ArtifactLayout
-    changed: tuple[str, ...] = ()
+    changed: Mapping[str, float]
 
 
 Outputs = Iterator[tuple[str, Output]]
@@ -108,6 +108,6 @@ class Candidate:
     size: Size | None = None
     model: Whole | None = None
     modules: tuple[nn.Module, nn.Module] | None = None
-    weights: Weights | None = None
+    weights: StateDict | None = None
     device: str = "cpu"
     digests: dict[str, str] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Ports that are not ours: modules of any class with their own names, exported files, other TensorFlow sources."""
+"""Opening a candidate, and ports that are not ours: modules of any class, exported files, other TensorFlow sources."""
 
 from __future__ import annotations
 
@@ -10,30 +10,61 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from porter.artifacts.artifact import Artifact, load_artifact
+from porter.artifacts.artifact import Artifact, ArtifactFile, load_artifact
 from porter.errors import ArtifactError, ParityError, PorterError
 from porter.mapping.options import ArtifactLayout, PathLike, PortOptions
 from porter.models.timm_import import import_timm
 from porter.network.node import Size
 from porter.network.nodes import endpoint_names, nodes
-from porter.parity.candidates.candidate import QUESTIONS, Candidate, Output, Outputs, Question, Recording, Weights
-from porter.parity.candidates.own import unrounded
+from porter.parity.candidates.callables import is_callable
+from porter.parity.candidates.candidate import QUESTIONS, Candidate, Output, Outputs, Question, Recording, StateDict
+from porter.parity.candidates.own import artifact, converted, unrounded
 from porter.parity.candidates.recorder import Run, recorded, their_code
 from porter.parity.references.child import in_child
 from porter.parity.references.choose import memory_for, open_reference
-from porter.parity.references.wire import Request
+from porter.parity.references.wire import PROGRAMS, Request
 from porter.port import Port, plan_port
 from porter.sources.checkpoint import sha256
 from porter.text import printable
 
 LAYOUTS = get_args(ArtifactLayout)
-SOME = 0.5  # of a tensor's values
+SOME = 0.5  # of a tensor's values: where more differ, it was rounded as a whole
+
+
+def open_candidate(
+    named: PathLike | ArtifactFile | None,
+    port: Port,
+    mapping: PathLike | None,
+    weights_file: PathLike | None,
+    sizes: Sequence[Size] | None = None,
+) -> Candidate:
+    """The candidate ``named``, for images of ``sizes``; if None, what ``port`` converts to.
+
+    ``named`` is a ``.pth`` or ``.safetensors`` (a state dict of our class or timm's), ``timm:NAME`` (``weights_file``
+    is its state dict), ``package.module:callable`` or ``file.py:callable`` (runs that code, which returns an
+    ``nn.Module``), an ``.onnx``, a ``.pt2``, or any TensorFlow source. Raises PorterError.
+    """
+    if named is None:
+        return converted(port)
+    text = named.given if isinstance(named, ArtifactFile) else os.fspath(named)
+    kind, colon, name = text.partition(":")
+    if weights_file is not None and kind != "timm":
+        raise ParityError(f"{text}: only timm:NAME takes a weights file")
+    if isinstance(named, ArtifactFile):
+        return artifact(named, port, mapping)
+    if kind == "timm" and colon:
+        return timm_model(name, None if weights_file is None else Path(weights_file), port)
+    if text.endswith(tuple(f".{ending}" for ending in PROGRAMS)):
+        return program(Path(text), sizes or [port.mapping.input.sides])
+    if is_callable(text):
+        return called(text, port)
+    return tensorflow_source(text, mapping)
 
 
 def timm_model(name: str, weights_file: Path | None, port: Port) -> Candidate:
@@ -91,20 +122,20 @@ def module(name: str, model: nn.Module, port: Port) -> Candidate:
             model.eval()
         single = model.float()
         arrays = {own_name: tensor.cpu().numpy() for own_name, tensor in single.state_dict().items()}
-    state = _unrounded_state(arrays, port)
+    own, weights = _unrounded_state(arrays, port)
     # Weights that were folded in another way were all rounded again; a few that differ were not
-    rounded = state is None or any(share > SOME for share in state.changed.values())
+    rounded = weights is None or any(share > SOME for share in weights.changed.values())
     with their_code(f"{name}: cannot be copied in float64"):
-        exact = _in_float64(single, {} if state is None or rounded else state.exact)
+        exact = _in_float64(single, {} if rounded else own)
 
     def record(images: np.ndarray, questions: frozenset[Question], keep: int) -> Recording:
         inputs = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-        found = (
-            {"rounding": Run(name, single, inputs.float().to(_device(single)), keep)} if "rounding" in questions else {}
-        )
+        singles = doubles = None
+        if "rounding" in questions:
+            singles = Run(name, single, inputs.float().to(_device(single)), keep)
         if "function" in questions and exact is not None:
-            found["function"] = Run(name, exact, inputs.double().to(_device(exact)), keep)
-        return recorded(name, found.get("function"), found.get("rounding"), remarks)
+            doubles = Run(name, exact, inputs.double().to(_device(exact)), keep)
+        return recorded(name, doubles, singles, remarks)
 
     answers = QUESTIONS if exact is not None else frozenset[Question](("rounding",))
     return Candidate(
@@ -112,7 +143,7 @@ def module(name: str, model: nn.Module, port: Port) -> Candidate:
         record=record,
         answers=answers,
         rounded_weights=rounded,
-        weights=state and state.weights,
+        weights=weights,
         device=_device(single).type,
         modules=None if exact is None else (single, exact),
     )
@@ -123,7 +154,7 @@ def _device(model: nn.Module) -> torch.device:
 
 
 def _as_handed_over(model: nn.Module) -> list[str]:
-    """What the callable gave, where that is not what is compared."""
+    """A remark on weights that are not float32, in which they are compared."""
     dtypes = {str(one.dtype).removeprefix("torch.") for one in model.parameters() if one.is_floating_point()}
     other = sorted(dtypes - {"float32"})
     return [f"its weights are {' and '.join(other)}; compared as float32"] if other else []
@@ -139,16 +170,8 @@ def _in_float64(model: nn.Module, unrounded: dict[str, Tensor]) -> nn.Module | N
     return exact
 
 
-class _State(NamedTuple):
-    """A module's state dict in float64, by our names as well, and the share of each tensor that is not the source's."""
-
-    exact: dict[str, Tensor]
-    weights: Weights
-    changed: dict[str, float]
-
-
-def _unrounded_state(state: Mapping[str, np.ndarray], port: Port) -> _State | None:
-    """A module's ``state`` dict, if it is that of a port."""
+def _unrounded_state(state: Mapping[str, np.ndarray], port: Port) -> tuple[dict[str, Tensor], StateDict | None]:
+    """A module's ``state`` dict in float64, and the same by our names; empty and None if it is not that of a port."""
     stem = f"{nodes(port.network, classes=0)[0].layer}.weight"
     prefix = next((name.removesuffix(stem) for name in state if name.endswith(stem)), "")  # of a network inside another
     arrays = {name.removeprefix(prefix): values for name, values in state.items()}
@@ -159,8 +182,8 @@ def _unrounded_state(state: Mapping[str, np.ndarray], port: Port) -> _State | No
         except ArtifactError:  # another class, or another layout
             continue
         own = {prefix + name: tensor for name, tensor in found.items()}
-        fitting.append(_State(own, Weights(arrays, layout, tuple(changed)), changed))
-    return min(fitting, key=lambda one: sum(one.changed.values()), default=None)
+        fitting.append((own, StateDict(arrays, layout, changed)))
+    return min(fitting, key=lambda one: sum(one[1].changed.values()), default=({}, None))
 
 
 def program(path: Path, sizes: Sequence[Size]) -> Candidate:
@@ -188,18 +211,12 @@ def tensorflow_source(path: str, mapping: PathLike | None) -> Candidate:
     """Another TensorFlow source: its own graph, or the interpreter of a ``.tflite``. Raises PorterError."""
     port = plan_port(path, PortOptions(mapping=mapping))
     reference = open_reference("auto", port)
+    names, exact = endpoint_names(port.network, port.classes), reference.precision == "float64"
 
     def run(images: np.ndarray, _questions: frozenset[Question]) -> Outputs:
-        for name, (values, noise) in reference.run(
-            images.astype("float32"), endpoint_names(port.network, port.classes)
-        ):
-            if reference.precision == "float64":
-                yield name, Output(values, None, noise)
-            else:
-                yield name, Output(None, values)
+        for name, (values, noise) in reference.run(images.astype("float32"), names):
+            yield name, Output(values, None, noise) if exact else Output(None, values)
 
-    answers: frozenset[Question] = frozenset(("rounding",))
-    if reference.precision == "float64":
-        answers |= {"function"}
+    answers = QUESTIONS if exact else frozenset[Question](("rounding",))
     name = f"{path} ({reference.name})"
     return Candidate(name, run, answers=answers, size=reference.size, digests=port.checkpoint.digests())

@@ -13,10 +13,10 @@ from porter.parity.compare import Row
 from porter.parity.references.reference import Values, thin
 from porter.parity.verdict import Verdict
 
-ALIKE = 1e-2  # of the scale: further apart, a few values tell that it is another operation
-FEW_VALUES = 512  # of an operation, kept to find it again
+ALIKE = 1e-2  # over the scale: an operation whose kept values are further from an endpoint's is not that endpoint
+FEW_VALUES = 512  # kept of each operation, to find it by
 
-# Each begins another layer: the last operation before the next of them is what a layer gives
+# Operations that begin a layer. A layer's output is that of the last operation before the next of these
 LAYERS = frozenset(
     (
         *("convolution", "_convolution", "mkldnn_convolution", "linear", "addmm", "mm", "bmm", "mean"),
@@ -38,6 +38,13 @@ class Found(NamedTuple):
     output: Output
     reference: np.ndarray
     returned: bool = True
+
+
+class Expected(NamedTuple):
+    """Values that a port may give, and the name of the endpoint, or of the output, that they are."""
+
+    name: str
+    values: Values
 
 
 class Named:
@@ -62,8 +69,8 @@ class Named:
             return []
         output, self.upcoming = self.upcoming[1], None
         shape = output.best.shape
-        if name in CLASS_ENDPOINTS and self.background is not None and reference.values.shape[1] == shape[1] + 1:
-            reference = without_class(reference, self.background, name == "Predictions")
+        if reference.values.shape[1] == shape[1] + 1:
+            reference = as_ported(name, reference, self.background)[-1]
         if squeezed(shape) == squeezed(reference.values.shape):
             output = output.reshaped(reference.values.shape)
         output = output.thinned(self.keep) if self.keep else output
@@ -79,32 +86,27 @@ class Named:
         self.outputs.close()  # type: ignore[attr-defined]  # a generator's
 
 
-class _Left(NamedTuple):
-    name: str
-    reference: Values
-
-
 class Operations:
-    """The operations of a foreign port, to be found by what they give.
+    """The operations of a foreign port, each found by the values that it gives.
 
-    An endpoint that has no operation of its values is not matched, which is no fault: a port may compute it in another
-    way, or not at all.
+    An endpoint whose values no operation gives is not matched. That is no fault: a port may compute it in another way,
+    or not at all.
     """
 
     def __init__(self, recording: Recording, background: int | None) -> None:
         self.recording, self.background = recording, background
         self.start = -1  # the operation of the last match
         self.matched: list[str] = []
-        self.left: _Left | None = None  # the first endpoint after the last match
+        self.left: Expected | None = None  # the first endpoint after the last match
 
     def at(self, name: str, reference: Values, judge: Judge) -> Found | None:
         """The operation with the values of ``reference``; the first after the last match, if several have."""
-        found = self._matching(name, reference, judge)
-        if found is None and name in CLASS_ENDPOINTS and self.background is not None:
-            found = self._matching(name, without_class(reference, self.background, name == "Predictions"), judge)
-        if found is None and self.left is None:
-            self.left = _Left(name, reference)
-        return found
+        for values in as_ported(name, reference, self.background):
+            if found := self._matching(name, values, judge):
+                return found
+        if self.left is None:
+            self.left = Expected(name, reference)
+        return None
 
     def _matching(self, name: str, reference: Values, judge: Judge) -> Found | None:
         shape, sample = sampled(reference.values, keep=0)
@@ -125,7 +127,7 @@ class Operations:
         """The first endpoint behind the last match, and the layer of its shape that comes next; if there is one."""
         if self.left is None:
             return None
-        number, shape = None, squeezed(self.left.reference.values.shape)
+        number, shape = None, squeezed(self.left.values.values.shape)
         for later in range(self.start + 1, len(self.recording.operations)):
             operation = self.recording.operations[later]
             if number is not None and operation.kind in LAYERS:
@@ -140,10 +142,12 @@ class Operations:
         return Found(row, output, reference.values, returned=False)
 
 
-def without_class(values: Values, dropped: int, normalize: bool) -> Values:
-    """Logits or predictions (N, classes) as a classifier without class ``dropped`` gives them."""
-    rest = np.delete(values.values, dropped, axis=1)
-    return values._replace(values=rest / rest.sum(1, keepdims=True) if normalize else rest)
+def as_ported(name: str, values: Values, background: int | None) -> list[Values]:
+    """What a port may give at the endpoint ``name``: ``values``; of classes, also without class ``background``."""
+    if name not in CLASS_ENDPOINTS or background is None or values.values.shape[1] < 2:
+        return [values]
+    rest = np.delete(values.values, background, axis=1)
+    return [values, values._replace(values=rest / rest.sum(1, keepdims=True) if name == "Predictions" else rest)]
 
 
 def sampled(values: np.ndarray, keep: int) -> tuple[tuple[int, ...], np.ndarray]:
@@ -166,5 +170,5 @@ def apart(values: np.ndarray, reference: np.ndarray) -> float:
 
 
 def kinds(operations: Sequence[Operation]) -> list[tuple[str, tuple[int, ...]]]:
-    """What runs in two precisions have in common if they compute the same."""
+    """Kinds and shapes: equal for two precisions of a module that compute the same operations."""
     return [(operation.kind, operation.shape) for operation in operations]

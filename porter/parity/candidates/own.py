@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,11 +17,11 @@ from porter.exports.deploy import Deployed, deploy
 from porter.mapping.apply import carry_out
 from porter.mapping.options import ArtifactLayout, PathLike, PortOptions
 from porter.mapping.plan import Plan
-from porter.models.build import Whole, build_model, capture, probabilities
+from porter.models.build import Whole, build_model, capture, nhwc, probabilities
 from porter.models.create import OpenedModel, open_model
 from porter.network.network import GATE_ENTRY, TIMM_GATE
 from porter.network.nodes import CLASS_ENDPOINTS, is_weight, nodes
-from porter.parity.candidates.candidate import Candidate, Output, Outputs, Question, Weights
+from porter.parity.candidates.candidate import Candidate, Output, Outputs, Question, StateDict
 from porter.parity.streams import streamed
 from porter.port import Port, plan_opened
 
@@ -56,18 +55,16 @@ def artifact(file: ArtifactFile, port: Port, mapping: PathLike | None) -> Candid
     exact = build_model(single.network, single.num_classes).double()
     exact.load_state_dict(single.state_dict() | exact_tensors)
     found = in_both_precisions(file.given, single, exact.eval())
-    weights = Weights(stored.arrays, layout)
+    weights = StateDict(stored.arrays, layout, changed)
     return replace(found, changed=tuple(changed), planned=not changed, digests=file.digests, weights=weights)
 
 
-def recorded_artifact(path: Path, mapping: PathLike | None) -> Candidate:
-    """The artifact ``path`` without its source. Folded batch norms stay rounded."""
-    options = PortOptions(mapping=mapping)
-    opened = open_model(path, options)
+def recorded_artifact(opened: OpenedModel, file: ArtifactFile) -> Candidate:
+    """The artifact ``file`` without its source. Folded batch norms stay rounded."""
     if opened.fake_quant:
-        return quantised(opened, path)
-    single, exact = opened.whole, open_model(path, options, layout="slim").whole
-    found = in_both_precisions(str(path), single, exact.double())
+        return quantised(opened, file.given)
+    single, exact = opened.whole, open_model(file, layout="slim").whole
+    found = in_both_precisions(file.given, single, exact.double())
     return replace(found, rounded_weights=single.network.bn_folded, digests=opened.digests)
 
 
@@ -77,7 +74,7 @@ def quantised(opened: OpenedModel, named: PathLike | None) -> Candidate:
 
     def run(images: np.ndarray, _questions: frozenset[Question]) -> Outputs:
         for endpoint, tensor in streamed(_computation(model, images)):
-            yield endpoint, Output(_nhwc(tensor), None)
+            yield endpoint, Output(nhwc(tensor), None)
 
     digests = {} if named is None else opened.digests
     name = "" if named is None else str(named)
@@ -120,7 +117,7 @@ def in_both_precisions(name: str, single: Whole, exact: Whole) -> Candidate:
             question: streamed(_computation(runs[question], images)) for question in runs if question in questions
         }
         for together in zip(*streams.values(), strict=True):
-            outputs = {question: _nhwc(tensor) for question, (_, tensor) in zip(streams, together, strict=True)}
+            outputs = {question: nhwc(tensor) for question, (_, tensor) in zip(streams, together, strict=True)}
             yield together[0][0], Output(outputs.get("function"), outputs.get("rounding"))
 
     return Candidate(name, run, model=single, modules=(single, exact))
@@ -189,8 +186,3 @@ def _like_map(endpoint: str, values: np.ndarray) -> np.ndarray:
     if endpoint in CLASS_ENDPOINTS:
         return values
     return values.transpose(0, 2, 3, 1) if values.ndim == 4 else values[:, None, None]
-
-
-def _nhwc(tensor: Tensor) -> np.ndarray:
-    found: np.ndarray = (tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor).cpu().numpy()
-    return found

@@ -132,17 +132,12 @@ class _Node(msgspec.Struct):
 
 
 class _Graph(msgspec.Struct):
-    nodes: list[_Node]
-    outputs: list[dict[str, Any]]
-    tensor_values: dict[str, dict[str, Any]]
-
-
-class _Subgraph(msgspec.Struct):
-    """A graph that a node runs. Its inputs are the node's arguments after the graph itself."""
+    """The program's graph, or one that a node runs, whose inputs are the node's arguments after the graph itself."""
 
     nodes: list[_Node]
     inputs: list[dict[str, Any]]
     outputs: list[dict[str, Any]]
+    tensor_values: dict[str, dict[str, Any]]
 
 
 class _Signature(msgspec.Struct):
@@ -249,7 +244,7 @@ def _inputs_and_run(node: _Node, path: Path) -> tuple[list[_Given], Run]:
     """
     if node.target != "torch.ops.higher_order.wrap_with_set_grad_enabled":
         return node.inputs, _operation(node, path)
-    [graph] = [msgspec.convert(one.arg["as_graph"]["graph"], _Subgraph) for one in node.inputs if "as_graph" in one.arg]
+    [graph] = [msgspec.convert(one.arg["as_graph"]["graph"], _Graph) for one in node.inputs if "as_graph" in one.arg]
     run, names = _compiled(graph.nodes, path), [one["as_tensor"]["name"] for one in graph.inputs]
 
     def compute(given: Arguments) -> list[Any]:

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from porter.errors import ParityError, PorterError
+from porter.models.build import nhwc
 from porter.parity.candidates.candidate import Operation, Output, Recording
 from porter.parity.candidates.match import kinds, sampled
 from porter.parity.references.reference import thin
 from porter.parity.streams import streamed
 from porter.text import listed
 
-# They compute nothing, and a module in another precision may have more of them
+# Operators that compute nothing. A module may run more of them in one precision than in the other
 COPIES = frozenset(("_to_copy", "detach", "alias", "lift_fresh", "lift_fresh_copy", "clone", "contiguous"))
 TERMINATED = 143  # the command's exit code at SIGTERM, whose handler raises SystemExit
 DEEPEST = 8  # of what a module returns: tuples in dicts in tuples
@@ -42,25 +43,26 @@ class Run:
     def recorded(self) -> tuple[list[Operation], Any]:
         """Every operation, and what the module returns. Raises ParityError if it does not run."""
         found: list[Operation] = []
-        last: list[Tensor] = []
         running = [""]  # modules
+        last: Tensor | None = None
+        giver = ""  # the module that gives the last operation's tensor
 
         def give(operation: tuple[str, Tensor]) -> None:
-            kind, tensor = operation
-            shape, sample = sampled(_array(tensor), self.keep)
+            nonlocal last, giver
+            kind, last = operation
+            giver = ""
+            shape, sample = sampled(_array(last), self.keep)
             place = f"{kind}, operation {len(found) + 1}"
             found.append(Operation(kind, f"{running[-1]} ({place})" if running[-1] else place, shape, sample))
-            named.append("")
-            last[:] = [tensor]
-
-        named: list[str] = []  # the module that gives an operation's tensor, "" for none
 
         def leave(own_name: str) -> Callable[[nn.Module, Any, Any], None]:
             def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+                nonlocal giver
                 running.pop()
                 # A container and its last child give the same tensor: the container says better where
-                if last and output is last[0] and (not named[-1] or own_name.count(".") < named[-1].count(".")):
-                    named[-1] = own_name
+                if last is not None and output is last and (not giver or own_name.count(".") < giver.count(".")):
+                    giver = own_name
+                    found[-1] = found[-1]._replace(place=giver)
 
             return hook
 
@@ -76,8 +78,7 @@ class Run:
         finally:
             for handle in handles:
                 handle.remove()
-        places = zip(found, named, strict=True)
-        return [one._replace(place=at) if at else one for one, at in places], returned
+        return found, returned
 
     def plain(self) -> Any:
         """What the module returns."""
@@ -172,16 +173,12 @@ def tensors_in(returned: Any, name: str = "its output", depth: int = DEEPEST) ->
 def as_array(tensor: Tensor) -> np.ndarray:
     """A copy, in float64 where it has that precision and float32 otherwise."""
     values = tensor.detach().cpu()
-    found: np.ndarray = (values if values.dtype == torch.float64 else values.float()).numpy().copy()
-    return found
+    return (values if values.dtype == torch.float64 else values.float()).numpy().copy()
 
 
 def _array(tensor: Tensor) -> np.ndarray:
     """NHWC, of the same memory where that can be."""
-    values = tensor.detach().cpu()
-    values = values if values.dtype in (torch.float32, torch.float64) else values.float()
-    found: np.ndarray = (values.permute(0, 2, 3, 1) if values.ndim == 4 else values).numpy()
-    return found
+    return nhwc(tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float())
 
 
 def recorded(name: str, exact: Run | None, single: Run | None, remarks: Sequence[str]) -> Recording:

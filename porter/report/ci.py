@@ -1,4 +1,4 @@
-"""A verdict as JUnit XML, one test case per endpoint, for CI systems."""
+"""A verdict for CI systems: JUnit XML, one test case per endpoint, and Markdown for the page of a run."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from xml.etree import ElementTree
 
 from porter.parity.compare import Row
 from porter.parity.verdict import Verdict
-from porter.report.lines import PRECISIONS, circumstances, reasons
-from porter.text import printable
+from porter.report.lines import FURTHEST, PRECISIONS, circumstances, counted, reasons
+from porter.text import markdown_text, printable
 
 
 def junit_xml(*verdicts: Verdict) -> bytes:
@@ -83,3 +83,25 @@ def _figures(row: Row, exact: str) -> str:
             f"rms {row.port.rms:.3e}, {row.reference.rms:.3e} (limit {row.allowed.rms:.0e})"
         )
     return "; ".join(said)
+
+
+def markdown(verdict: Verdict) -> str:
+    """The verdict, a table of the endpoints closest to their limits, and every other line of a summary."""
+    lines = [f"### {'Parity' if verdict.passed else 'No parity'}: {markdown_text(verdict.variant)}", ""]
+    lines.append(f"{markdown_text(verdict.sentence())}; {counted(verdict)}.")
+    lines += ["", f"| endpoint | {PRECISIONS[verdict.precision]} | float32 | reference's | worst on | |"]
+    lines.append("|---|---|---|---|---|---|")
+    for row in sorted(verdict.worst_rows(), key=lambda row: -row.excess)[:FURTHEST]:
+        noises = (None if noise is None else noise.largest for noise in (row.port, row.reference))
+        figures = ["-" if value is None else f"{value:.1e}" for value in (row.function, *noises)]
+        endpoint, sample = markdown_text(row.endpoint), markdown_text(row.sample)
+        cells = [endpoint, *figures, sample, "ok" if row.passed else "**differs**"]
+        lines.append(f"| {' | '.join(cells)} |")
+    said = (*reasons(verdict), *circumstances(verdict))
+    lines += ["", *(f"- {label}: {markdown_text(text)}" for label, text in said)]
+    return "\n".join(lines) + "\n\n"
+
+
+def markdown_error(message: str) -> str:
+    """What is written instead where there is no verdict."""
+    return f"### Error\n\n{markdown_text(message)}\n\n"
