@@ -185,6 +185,11 @@ HEADS = {
         *(layers.GlobalMaxPooling2D(), layers.Dense(8, activation="elu"), layers.Dense(7, activation="relu6")),
         *(layers.ReLU(), layers.Dense(6, activation="hard_silu"), layers.Dense(3), layers.Activation("softmax")),
     ],
+    "convolutions": lambda layers: [
+        *(layers.GlobalAveragePooling2D(keepdims=True), layers.Conv2D(8, 1, use_bias=False)),
+        *(layers.BatchNormalization(), layers.ReLU(), layers.Dropout(0.2), layers.Conv2D(5, 1)),
+        *(layers.Flatten(), layers.Softmax()),
+    ],
     "more functions": lambda layers: [
         *(layers.GlobalAveragePooling2D(), layers.Dense(8, "gelu"), layers.Dense(8, "selu"), layers.Dense(8)),
         *(layers.LeakyReLU(0.1), layers.Dense(8, "leaky_relu"), layers.Dense(3, "softmax")),
@@ -192,7 +197,9 @@ HEADS = {
 }
 
 
-@pytest.mark.parametrize("head", ["norms", "flat", "more functions", *slow("dense", "sigmoid", "one", "functions")])
+@pytest.mark.parametrize(
+    "head", ["norms", "flat", "more functions", "convolutions", *slow("dense", "sigmoid", "one", "functions")]
+)
 def test_heads_behind_a_base_in_the_model(keras, port, tmp_path, head):
     model = filled(keras.Sequential([base(keras), *HEADS[head](keras.layers)]))
     check(port, model, saved(model, tmp_path / "m.keras"))
@@ -347,12 +354,17 @@ SAVED_MODELS = {
     "silu": lambda keras: filled(
         keras.Sequential([base(keras, pooling="avg"), keras.layers.Dense(8, "silu"), keras.layers.Dense(5, "softmax")])
     ),
-    "more functions": lambda keras: filled(keras.Sequential([base(keras), *HEADS["more functions"](keras.layers)])),
+    **{
+        head: lambda keras, head=head: filled(keras.Sequential([base(keras), *HEADS[head](keras.layers)]))
+        for head in ("more functions", "convolutions")
+    },
     "Rescaling": lambda keras: scaled(keras, keras.layers.Rescaling(1 / 255)),
 }
 
 
-@pytest.mark.parametrize("kind", ["adapted", *slow("mixed precision", "silu", "Rescaling", "more functions")])
+@pytest.mark.parametrize(
+    "kind", ["adapted", *slow("mixed precision", "silu", "Rescaling", "more functions", "convolutions")]
+)
 def test_a_saved_model_is_compared_from_the_pixel(keras, port, tmp_path, run, kind):
     model = SAVED_MODELS[kind](keras)
     path = as_saved_model(model, tmp_path)

@@ -97,7 +97,8 @@ def _expanded(mapping: VariantMapping, network: Network, classes: int) -> Iterat
                 raise ValueError(f"{key}: {error} is not known here; known: {', '.join(names.names)}") from error
             except ValueError as error:
                 raise ValueError(f"{key}: {error}") from error
-            for variable, entry in mapping.batch_norm.items() if rule.axes == "batch_norm" else (("", ""),):
+            axes = mapping.layouts.get(local, rule.axes)
+            for variable, entry in mapping.batch_norm.items() if axes == "batch_norm" else (("", ""),):
                 module, _, part = ".".join(filter(None, (target, entry))).rpartition(".")
                 module = renamed.get(module, module)
                 target_entry = f"{module}.{part}"
@@ -106,7 +107,7 @@ def _expanded(mapping: VariantMapping, network: Network, classes: int) -> Iterat
                 if target_entry in mapping.constants:
                     continue
                 try:
-                    shape = source_shape(rule.axes, shapes[target_entry])
+                    shape = source_shape(axes, shapes[target_entry])
                 except ValueError as error:
                     raise ValueError(f"{key}.layout: {target_entry}: {error}") from error
                 below = "/".join(filter(None, (local, variable)))
@@ -114,7 +115,7 @@ def _expanded(mapping: VariantMapping, network: Network, classes: int) -> Iterat
                 yield Expected(
                     source,
                     target_entry,
-                    "vector" if rule.axes == "batch_norm" else rule.axes,
+                    "vector" if axes == "batch_norm" else axes,
                     shape,
                     below,
                     module in folds and part == "weight",

@@ -74,8 +74,9 @@ class VariantMapping(Architecture, frozen=True, forbid_unknown_fields=True, kw_o
     """A whole mapping file with its bases merged in.
 
     ``rules``: by section, in the order of computation. ``names`` renames the ``from`` of rules; ``variables`` renames
-    single variables, by full name. ``constants`` are entries of the state dict that the source leaves out, such as the
-    scale of a batch norm without one. ``outputs``: by section, the source's names of modules' outputs. ``top: none``
+    single variables, by full name, and ``layouts`` are theirs where the rule has another. ``constants`` are entries of
+    the state dict that the source leaves out, such as the scale of a batch norm without one. ``outputs``: by section,
+    the source's names of modules' outputs. ``top: none``
     makes it a backbone: variables outside the network are ignored.
     """
 
@@ -89,6 +90,7 @@ class VariantMapping(Architecture, frozen=True, forbid_unknown_fields=True, kw_o
     names: dict[str, str] = {}  # noqa: RUF012 - msgspec copies it
     outputs: dict[str, dict[str, Annotated[list[str], Meta(max_length=MOST_PARTS)]]] = {}  # noqa: RUF012
     variables: dict[str, str] = {}  # noqa: RUF012
+    layouts: dict[str, Layout] = {}  # noqa: RUF012
     constants: dict[str, float] = {}  # noqa: RUF012
     timm: str | None = None
     keras: Keras | None = None

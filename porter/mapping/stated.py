@@ -455,14 +455,18 @@ def _with_tail(
             "ported; to port the network without them use",
             option=Option("backbone"),
         )
-    return _named(stated, mapping, found, dense[-1])
+    return _named(stated, mapping, found, dense[-1], checkpoint)
 
 
 def _named(
-    stated: Stated, mapping: VariantMapping, found: list[tuple[TailLayer, dict[str, str]]], last: int
+    stated: Stated,
+    mapping: VariantMapping,
+    found: list[tuple[TailLayer, dict[str, str]]],
+    last: int,
+    checkpoint: Checkpoint,
 ) -> tuple[Stated, VariantMapping]:
     """``stated`` and ``mapping`` with the layers ``found`` and their variables; layer ``last`` gives the classes."""
-    variables, constants = dict(mapping.variables), dict(mapping.constants)
+    variables, constants, layouts = dict(mapping.variables), dict(mapping.constants), dict(mapping.layouts)
     tail = [replace_struct(layer, out=None) if number == last else layer for number, (layer, _) in enumerate(found)]
     roles = {
         "dense": {"weight": "kernel", "bias": "bias"},
@@ -475,10 +479,13 @@ def _named(
         for role, local in roles[layer.kind].items():
             if role in weights:
                 variables[f"{at}/{local}"] = weights[role]
+                if role == "weight" and checkpoint.format != "tflite" and len(checkpoint[weights[role]].shape) == 4:
+                    layouts[f"{at}/{local}"] = "dense"  # a convolution of one position
             else:
                 entry, value = left_out[role]
                 constants[f"{at}.{entry}"] = value
-    return replace_struct(stated, tail=tail), replace_struct(mapping, variables=variables, constants=constants)
+    named = replace_struct(mapping, variables=variables, constants=constants, layouts=layouts)
+    return replace_struct(stated, tail=tail), named
 
 
 def _steps(graph: StoredGraph, value: str) -> Iterator[StoredOperation]:
