@@ -11,25 +11,24 @@ from typing import NamedTuple
 from msgspec import Struct
 from msgspec.structs import replace as replace_struct
 
-from porter.errors import NotTheNetworkError, Option
+from porter.errors import NotTheNetworkError
+from porter.mapping.classifier_in_graph import Classifier, behind_trunk
 from porter.mapping.files import list_variants, load_variant
 from porter.mapping.gate import GATE_ROUNDING
 from porter.mapping.head_in_graph import head_problem
 from porter.mapping.plan import ignore_reason
 from porter.mapping.rules import expected_variables
 from porter.mapping.schema import VariantMapping
-from porter.network.network import TIMM_GATE, Network, build_network, tail_layer, with_output_stride
+from porter.network.network import TIMM_GATE, Network, build_network, with_output_stride
 from porter.network.node import Node, map_sizes, same_padding
 from porter.network.nodes import nodes
-from porter.network.spec import TAIL_ACTIVATIONS, Input, Pooling, Predictions, Stem, TailLayer
+from porter.network.spec import Input, Pooling, Predictions, Stem, TailLayer
 from porter.sources import Checkpoint
-from porter.sources.dtypes import as_float32
 from porter.sources.stored_graph import (
     ACTIVATIONS,
     BATCH_STATISTICS,
     FLOAT32,
     ROUNDING,
-    WITH_WEIGHTS,
     Sides,
     StoredGraph,
     StoredOperation,
@@ -39,7 +38,6 @@ from porter.sources.stored_graph import (
 # to 1, one below it of pixels from 0 to 255
 PIXEL_FACTOR = 1 / 16
 STRICT = ("keras", "tflite", "tfjs")  # formats of a network alone; a TensorFlow graph may begin with a reader of files
-NOTHING_AT_ONE_POSITION = ("flatten", "mean", "max", "average_pool", "max_pool")  # slim pools twice
 SCALES = ("add", "subtract", "multiply", "divide")
 LAYS_OUT = ("pad", "Pad", "resize", "flatten")  # Pad: by edges that the graph computes
 ON_PIXELS = (*SCALES, *LAYS_OUT, *ROUNDING)
@@ -129,7 +127,7 @@ def as_stated(mapping: VariantMapping, checkpoint: Checkpoint) -> Function:
     problems: list[str] = []
     network = build_network(mapping)
     if graph is not None and not layers and (hub := graph.operations.get(mapping.scope.partition("/")[0])):
-        return _of_hub(Stated(stem=stem), mapping, network, graph, hub, checkpoint)
+        return _of_hub(Stated(stem=stem), mapping, graph, hub, checkpoint)
     if graph is None or not layers:
         return Function(mapping, Stated(stem=stem), FACTS)
     if any(one.kind == BATCH_STATISTICS for one in graph.operations.values()):
@@ -176,7 +174,6 @@ def as_stated(mapping: VariantMapping, checkpoint: Checkpoint) -> Function:
             f"{checkpoint.given}: its own network is not that of {mapping.variant} ({len(problems)} differences):",
             problems,
         )
-    table = mapping.network
     stated = Stated(
         stem=stem,
         input=None if image == mapping.input else image,
@@ -189,9 +186,10 @@ def as_stated(mapping: VariantMapping, checkpoint: Checkpoint) -> Function:
     assumed += ["epsilon"] if epsilon is None and not mapping.bn_folded else []
     if gate not in (None, mapping.definition.gate):
         mapping = replace_struct(mapping, definition=replace_struct(mapping.definition, gate=gate))
-    if mapping.head is None and mapping.top != "none" and not table.tail:
+    if mapping.head is None and mapping.top != "none" and not mapping.network.tail:
         try:
-            stated, mapping = _with_tail(stated, mapping, network, graph, layers[-1].end, checkpoint, sides)
+            found = behind_trunk(stated.applied(mapping), checkpoint, graph, layers[-1].end, sides)
+            return _with_classifier(mapping, stated, found, tuple(assumed), white)
         except NotTheNetworkError:
             used = {want.source for want in expected_variables(mapping, network, classes=0)}
             others = [name for name in checkpoint if name not in used]
@@ -200,13 +198,29 @@ def as_stated(mapping: VariantMapping, checkpoint: Checkpoint) -> Function:
     return Function(stated.applied(mapping), stated, tuple(assumed), white)
 
 
+def _with_classifier(
+    mapping: VariantMapping, stated: Stated, found: Classifier, assumed: tuple[str, ...], white: float | None
+) -> Function:
+    """The function with the classifier ``found``, and the file's names of its variables."""
+    table = mapping.network
+    stated = replace_struct(
+        stated,
+        pooling=None if found.pooling == table.pooling else found.pooling,
+        flat=found.flat,
+        predictions=None if found.predictions == table.predictions else found.predictions,
+        tail=found.tail,
+    )
+    mapping = replace_struct(
+        mapping,
+        variables=mapping.variables | found.variables,
+        constants=mapping.constants | found.constants,
+        layouts=mapping.layouts | found.layouts,
+    )
+    return Function(stated.applied(mapping), stated, assumed, white)
+
+
 def _of_hub(
-    stated: Stated,
-    mapping: VariantMapping,
-    network: Network,
-    graph: StoredGraph,
-    hub: StoredOperation,
-    checkpoint: Checkpoint,
+    stated: Stated, mapping: VariantMapping, graph: StoredGraph, hub: StoredOperation, checkpoint: Checkpoint
 ) -> Function:
     """What a model states whose network is one layer: TensorFlow Hub's, of pooled features, for values from 0 to 1."""
     problems: list[str] = []
@@ -215,8 +229,8 @@ def _of_hub(
         problems.append(f"{hub.name}: takes values from 0 to 1, and gets pixels minus {image.mean} over {image.std}")
     if problems:
         raise NotTheNetworkError(f"{checkpoint.given}: is not the network of {mapping.variant}: {problems[0]}")
-    stated, mapping = _with_tail(stated, mapping, network, graph, hub.name, checkpoint, None, pooled=True)
-    return Function(stated.applied(mapping), stated, FACTS, white)
+    found = behind_trunk(mapping, checkpoint, graph, hub.name, None, pooled=True)
+    return _with_classifier(mapping, stated, found, FACTS, white)
 
 
 def _layers(mapping: VariantMapping, graph: StoredGraph) -> list[_Layer]:
@@ -362,147 +376,3 @@ def _scaled(operation: StoredOperation, number: float, factor: float, offset: fl
     if operation.kind == "multiply":
         return factor * number, offset * number
     return (math.nan, math.nan) if operation.constant_first or not number else (factor / number, offset / number)
-
-
-def _with_tail(
-    stated: Stated,
-    mapping: VariantMapping,
-    network: Network,
-    graph: StoredGraph,
-    end: str,
-    checkpoint: Checkpoint,
-    sides: Sides | None,
-    pooled: bool = False,
-) -> tuple[Stated, VariantMapping]:
-    """``stated`` and ``mapping`` with what follows ``end``, the trunk's last map or, ``pooled``, its mean.
-
-    Raises NotTheNetworkError where that is no classifier.
-    """
-    expected = expected_variables(mapping, network, classes=1)
-    known = {
-        want.source: want.target.rpartition(".")[0]
-        for want in expected
-        if want.target == "classifier.weight"
-        or (want.source in checkpoint and checkpoint[want.source].shape == want.shape)
-    }
-    trunk = nodes(replace(network, backbone=True), classes=0)
-    last_map = map_sizes(trunk, *(sides or mapping.input.sides))[trunk[-1].name]
-    pooling: Pooling | None = "average" if pooled else None
-    found: list[tuple[TailLayer, dict[str, str]]] = []
-    embedded = softmax = False  # the operation before was the embedding's; there was a softmax
-    for operation in _steps(graph, end):
-        kind, weights = operation.kind, dict(operation.weights)
-        if kind in ROUNDING or (pooling and kind in NOTHING_AT_ONE_POSITION):
-            continue
-        if softmax:  # its class probabilities are computed with
-            raise _not_taken(checkpoint, operation)
-        if kind == "flatten":
-            pooling = "none"
-        elif pooling is None and kind in ("mean", "max"):
-            pooling = "average" if kind == "mean" else "max"
-        elif pooling is None and kind == "average_pool" and (sides is None or operation.window == last_map):
-            pooling = "average"
-        elif pooling is None:
-            raise _not_taken(checkpoint, operation)
-        elif kind in WITH_WEIGHTS and known.get(weights["weight"]) == "conv_head" and not found:
-            embedded = True
-        elif kind in ("convolution", "dense") and weights["weight"] in checkpoint:
-            if known.get(weights["weight"]) == "classifier":
-                weights["known"] = ""
-            shape = checkpoint[weights["weight"]].shape
-            out = shape[0] if checkpoint.format == "tflite" else shape[-1]
-            found.append((TailLayer("dense", out=out), weights))
-        elif kind == "bias" and (embedded or (found and found[-1][0].kind == "dense")):
-            if not embedded:
-                found[-1][1].update(bias=weights["bias"])
-        elif kind == "batch_norm" and {"mean", "variance"} <= weights.keys():
-            known_decay = network.decay if stated.decay is None else stated.decay
-            decay = None if operation.decay == known_decay else operation.decay
-            found.append((TailLayer("batch_norm", epsilon=operation.epsilon, decay=decay), weights))
-        elif kind == "softmax" and found:
-            softmax = True
-        elif kind in TAIL_ACTIVATIONS:
-            if embedded and kind != network.embedding_activation:
-                raise _not_taken(checkpoint, operation)
-            # TensorFlow computes with float32's slope, in float64 as well
-            slope = as_float32(operation.slope) if kind == "leaky_relu" else None
-            if slope is not None and not 0 < slope <= 1:
-                raise _not_taken(checkpoint, operation)
-            if not embedded:
-                found.append((TailLayer("activation", activation=kind, slope=slope), {}))
-            embedded = False
-        else:
-            raise _not_taken(checkpoint, operation)
-    predictions: Predictions = "softmax"
-    if found and found[-1][0].activation == "sigmoid":
-        found.pop()
-        predictions = "sigmoid"
-    table = mapping.network
-    stated = replace_struct(
-        stated,
-        pooling=None if pooling in (None, table.pooling) else pooling,
-        flat=list(last_map) if pooling == "none" else None,
-        predictions=None if predictions == table.predictions else predictions,
-    )
-    dense = [number for number, (layer, _) in enumerate(found) if layer.kind == "dense"]
-    if not found or (len(found) == 1 and "known" in found[0][1]):
-        return stated, mapping
-    named = any("known" in weights for _, weights in found) and checkpoint.format != "tflite"  # whose names are numbers
-    if not dense or named:
-        listed = ", ".join(layer.activation or layer.kind for layer, _ in found)
-        raise NotTheNetworkError(
-            f"{checkpoint.given}: the layers behind its pooling ({listed}) are not those of a classifier that can be "
-            "ported; to port the network without them use",
-            option=Option("backbone"),
-        )
-    return _named(stated, mapping, found, dense[-1], checkpoint)
-
-
-def _named(
-    stated: Stated,
-    mapping: VariantMapping,
-    found: list[tuple[TailLayer, dict[str, str]]],
-    last: int,
-    checkpoint: Checkpoint,
-) -> tuple[Stated, VariantMapping]:
-    """``stated`` and ``mapping`` with the layers ``found`` and their variables; layer ``last`` gives the classes."""
-    variables, constants, layouts = dict(mapping.variables), dict(mapping.constants), dict(mapping.layouts)
-    tail = [replace_struct(layer, out=None) if number == last else layer for number, (layer, _) in enumerate(found)]
-    roles = {
-        "dense": {"weight": "kernel", "bias": "bias"},
-        "batch_norm": {"gamma": "gamma", "beta": "beta", "mean": "moving_mean", "variance": "moving_variance"},
-        "activation": {},
-    }
-    left_out = {"gamma": ("weight", 1.0), "beta": ("bias", 0.0), "bias": ("bias", 0.0)}
-    for number, (layer, weights) in enumerate(found):
-        at = tail_layer(number, len(found))
-        for role, local in roles[layer.kind].items():
-            if role in weights:
-                variables[f"{at}/{local}"] = weights[role]
-                if role == "weight" and checkpoint.format != "tflite" and len(checkpoint[weights[role]].shape) == 4:
-                    layouts[f"{at}/{local}"] = "dense"  # a convolution of one position
-            else:
-                entry, value = left_out[role]
-                constants[f"{at}.{entry}"] = value
-    named = replace_struct(mapping, variables=variables, constants=constants, layouts=layouts)
-    return replace_struct(stated, tail=tail), named
-
-
-def _steps(graph: StoredGraph, value: str) -> Iterator[StoredOperation]:
-    """The operations behind ``value``, one after the other, up to the first value that is not used once."""
-    for _ in graph.operations:  # at most: operations may go in a circle
-        users = graph.users.get(value, [])
-        if len(users) != 1:
-            break
-        yield users[0]
-        value = users[0].name
-    if len(users) > 1:
-        yield StoredOperation(f"{users[0].name} and {users[1].name}", "two operations on one value", (value,))
-
-
-def _not_taken(checkpoint: Checkpoint, operation: StoredOperation) -> NotTheNetworkError:
-    return NotTheNetworkError(
-        f"{checkpoint.given}: {operation.name} ({operation.kind}) behind the trunk is no layer of a classifier that "
-        "can be ported; to port the network without what follows it use",
-        option=Option("backbone"),
-    )
