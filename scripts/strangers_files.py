@@ -123,12 +123,15 @@ def slim_name(path: str) -> str:
     return f"{scope}/{kind}"
 
 
-def tuned(keras, **options):
-    """A base with a head of its user's own."""
+def tuned(keras, head=None, before=(), **options):
+    """A base with a head of its user's own, behind the layers ``before``."""
     base = keras.applications.MobileNetV3Small(weights=None, input_shape=(224, 224, 3), include_top=False, **options)
     layers = keras.layers
-    head = [layers.Dense(32), layers.BatchNormalization(), layers.ReLU(), layers.Dropout(0.3)]
-    return keras.Sequential([base, layers.GlobalAveragePooling2D(), *head, layers.Dense(CLASSES, activation="softmax")])
+    head = head or [
+        *(layers.GlobalAveragePooling2D(), layers.Dense(32), layers.BatchNormalization(), layers.ReLU()),
+        *(layers.Dropout(0.3), layers.Dense(CLASSES, activation="softmax")),
+    ]
+    return keras.Sequential([keras.Input((224, 224, 3)), *before, base, *head])
 
 
 def scaled(keras, layer):
@@ -169,6 +172,22 @@ def checkpoint_with_configuration(keras, tf, case):
 
 def own_head(keras, _tf, case):
     tuned(keras).save(case / "own_head.keras")
+
+
+def other_functions(keras, _tf, case):
+    layers = keras.layers
+    head = [layers.GlobalAveragePooling2D(), layers.Dense(32, "gelu"), layers.Dense(32, "selu"), layers.Dense(32)]
+    tuned(keras, [*head, layers.LeakyReLU(0.1), layers.Dense(CLASSES, "softmax")]).save(case / "other_functions.keras")
+
+
+def convolutions_saved_model(keras, _tf, case):
+    """A head of 1x1 convolutions, and an adapted Normalization before the base."""
+    layers, scaling = keras.layers, keras.layers.Normalization()
+    scaling.adapt(np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3)).astype(np.float32))
+    head = [layers.GlobalAveragePooling2D(keepdims=True), layers.Conv2D(32, 1, activation="relu"), layers.Dropout(0.3)]
+    head += [layers.Conv2D(CLASSES, 1), layers.Flatten(), layers.Softmax()]
+    model = tuned(keras, head, [scaling], include_preprocessing=False)
+    model.export(str(case / "convolutions"), verbose=False)
 
 
 def own_head_h5(keras, _tf, case):
@@ -215,6 +234,8 @@ OWN = {
         averages,
         checkpoint_with_configuration,
         own_head,
+        other_functions,
+        convolutions_saved_model,
         own_head_h5,
         own_head_saved_model,
         own_head_float_lite,

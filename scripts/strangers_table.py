@@ -195,7 +195,9 @@ def keras_model(path: Path, configuration: Path):
 
     if path.suffix == ".keras":
         model = keras.models.load_model(str(path))
-        if getattr(model.optimizer, "use_ema", False):  # its averages, as Keras itself puts them in place
+        if getattr(
+            getattr(model, "optimizer", None), "use_ema", False
+        ):  # its averages, as Keras itself puts them in place
             model.optimizer.finalize_variable_values(model.trainable_variables)
     else:
         model = keras.models.model_from_json(configuration.read_text())
