@@ -385,8 +385,11 @@ def test_a_saved_model_of_keras_2(keras2, port, tmp_path, run):
     assert (ran.code, "reference  SavedModel (m)" in ran.out) == (0, True), ran.out + ran.err
 
 
-def test_a_saved_model_that_reads_files(tf, keras, port, tmp_path, run):
-    """Its signature decodes JPEG files and gives classes as well; its scaling is behind the decoder."""
+def test_a_saved_model_that_reads_and_writes_files(tf, keras, port, tmp_path, run):
+    """Its signature decodes JPEG files and gives classes as well; its scaling is behind the decoder.
+
+    It also writes a file, and `verify` does not run that.
+    """
     model = scaled(keras, keras.layers.Rescaling(1 / 255))
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
@@ -396,13 +399,16 @@ def test_a_saved_model_that_reads_files(tf, keras, port, tmp_path, run):
             files,
             fn_output_signature=tf.float32,
         )
-        return {"classes": tf.argmax(model(images), -1), "scores": model(images)}
+        with tf.control_dependencies([tf.io.write_file(str(tmp_path / "written"), "x")]):
+            scores = model(images)
+        return {"classes": tf.argmax(scores, -1), "confidence": tf.reduce_max(scores, -1), "scores": scores}
 
     tf.saved_model.save(model, tmp_path / "m", signatures=serve)
     check(port, model, tmp_path / "m")
     ran = run("verify", tmp_path / "m")
     assert (ran.code, "reference  SavedModel (m)" in ran.out) == (0, True), ran.out
     assert "port: 0 to 1, float32" in ran.out
+    assert not (tmp_path / "written").exists()
 
 
 def test_a_saved_model_in_training_mode(tf, keras, tmp_path, run):

@@ -19,9 +19,10 @@ from porter.network.nodes import nodes
 from porter.network.spec import TAIL_ACTIVATIONS, Pooling, Predictions, TailLayer
 from porter.sources import Checkpoint
 from porter.sources.dtypes import as_float32
-from porter.sources.stored_graph import ROUNDING, WITH_WEIGHTS, Sides, StoredGraph, StoredOperation
+from porter.sources.stored_graph import ACTIVATIONS, ROUNDING, WITH_WEIGHTS, Sides, StoredGraph, StoredOperation
 
 NOTHING_AT_ONE_POSITION = ("flatten", "mean", "max", "average_pool", "max_pool")  # slim pools twice
+DECISIONS = ("ArgMax", "TopKV2", "arg_max", "topk_v2", "Argmax", "TopK")  # of graphs, .tflite and Keras
 # Kind of a layer -> role of each of its variables -> its name below the layer's
 ROLES = {
     "dense": {"weight": "kernel", "bias": "bias"},
@@ -170,9 +171,17 @@ def _with_tail(classifier: Classifier, found: list[_Layer], last: int, checkpoin
 
 
 def _steps(graph: StoredGraph, value: str) -> Iterator[StoredOperation]:
-    """The operations behind ``value``, one after the other, up to the first value that is not used once."""
+    """The operations behind ``value``, one after the other, up to the first value that is not used once.
+
+    What only decides on a class does not count, nor what else a file makes of one of its outputs.
+    """
+    lead_on = {one.name for one in graph.operations.values() if one.kind in WITH_WEIGHTS}
+    for one in reversed(graph.in_order):
+        lead_on |= {one.name} if any(user.name in lead_on for user in graph.users.get(one.name, [])) else set()
     for _ in graph.operations:  # at most: operations may go in a circle
-        users = graph.users.get(value, [])
+        users = [one for one in graph.users.get(value, []) if one.kind not in DECISIONS]
+        if value in graph.outputs:
+            users = [one for one in users if one.kind in ACTIVATIONS or one.name in lead_on]
         if len(users) != 1:
             break
         yield users[0]
