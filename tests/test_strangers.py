@@ -411,6 +411,28 @@ def test_a_saved_model_that_reads_and_writes_files(tf, keras, port, tmp_path, ru
     assert not (tmp_path / "written").exists()
 
 
+@pytest.mark.parametrize("form", ["tflite", *slow("keras", "SavedModel")])
+def test_a_model_of_several_outputs(tf, keras, port, tmp_path, run, form):
+    """The features come first, and the probabilities before the logits."""
+    layers, image = keras.layers, keras.Input((SIDE, SIDE, 3))
+    features = layers.GlobalAveragePooling2D()(base(keras)(image))
+    logits = layers.Dense(5)(layers.Dense(8, "relu")(features))
+    scores = layers.Softmax()(logits)
+    model = filled(keras.Model(image, [features, scores, logits, keras.ops.argmax(scores, -1)]))
+    path = tmp_path / "m.keras"
+    if form == "tflite":
+        path = tmp_path / "m.tflite"
+        plain = keras.Model(image, model.outputs[:3])  # which has no operator for Keras's argmax
+        path.write_bytes(tf.lite.TFLiteConverter.from_keras_model(plain).convert())
+    elif form == "SavedModel":
+        path = as_saved_model(model, tmp_path)
+    else:
+        model.save(path)
+    same(port(path, pixels()), np.asarray(model(pixels().astype(np.float32), training=False)[1]))
+    ran = run("verify", path)
+    assert ran.code == 0, ran.out + ran.err
+
+
 def test_a_saved_model_in_training_mode(tf, keras, tmp_path, run):
     model = filled(keras.Sequential([base(keras, pooling="avg"), keras.layers.Dense(5)]))
     serve = tf.function(lambda images: model(images, training=True))

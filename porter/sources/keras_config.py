@@ -48,7 +48,7 @@ KNOWN = (
         "Add",
         "Subtract",
     ),
-    *("Multiply", "Divide", "TrueDivide", "TFOpLambda"),
+    *("Multiply", "Divide", "TrueDivide", "Argmax", "TFOpLambda"),
     *NOTHING,
 )  # layers that are read
 ARITHMETIC = {"add": "add", "subtract": "subtract", "multiply": "multiply", "divide": "divide", "truediv": "divide"}

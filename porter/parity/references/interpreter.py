@@ -69,10 +69,10 @@ def interpreter(port: Port) -> Reference:
         )
         if found is not None:
             tensors[endpoint] = found
-    has_softmax = any(operator.kind == "softmax" for operator in graph.operators)
+    softmax = [operator.outputs[0] for operator in graph.operators if operator.kind == "softmax"]
     quantised, spec = bool(port.plan.ranges), port.mapping.input
-    if has_softmax and port.classes and not quantised:  # the port's softmax is not quantised
-        tensors["Predictions"] = graph.outputs[0]
+    if softmax and port.classes and not quantised:  # the port's softmax is not quantised
+        tensors["Predictions"] = softmax[-1]
     stem = next(operator.inputs[0] for operator in graph.operators if operator.kind == "conv_2d")
 
     def at_stem(image: np.ndarray) -> np.ndarray:
