@@ -76,8 +76,8 @@ class VariantMapping(Architecture, frozen=True, forbid_unknown_fields=True, kw_o
     ``rules``: by section, in the order of computation. ``names`` renames the ``from`` of rules; ``variables`` renames
     single variables, by full name, and ``layouts`` are theirs where the rule has another. ``constants`` are entries of
     the state dict that the source leaves out, such as the scale of a batch norm without one. ``outputs``: by section,
-    the source's names of modules' outputs. ``top: none``
-    makes it a backbone: variables outside the network are ignored.
+    the source's names of modules' outputs. ``top: none`` makes it a backbone: variables outside the network are
+    ignored.
     """
 
     variant: str
