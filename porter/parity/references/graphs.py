@@ -93,7 +93,11 @@ def saved_model(port: Port) -> Reference:
         if made.op == "Const":
             check_operation(made, str(path))  # before its values are made
         _in_float32(made)
-    values = {node: checkpoint[name].read() for node, name in program.variables.items() if name in checkpoint}
+    values = {
+        node: checkpoint[name].read().astype(np.float64 if checkpoint[name].dtype == "float64" else np.float32)
+        for node, name in program.variables.items()
+        if name in checkpoint
+    }
     name, size = f"SavedModel ({path.parent.name})", port.mapping.input.sides
     return _reference(Given(name, str(path), definition, values, graph, size), port)
 
