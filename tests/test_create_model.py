@@ -35,6 +35,16 @@ def test_arguments(demo_folder, options, message, trained):
     assert message in str(raised.value)
 
 
+@pytest.mark.parametrize("kind", ["max", "avg", ""])
+def test_one_image_gives_what_it_gives_in_a_batch(demo_folder, kind):
+    model = porter.create_model("small_075", demo_folder).double()
+    model.reset_classifier(0 if not kind else 10, kind)
+    images = torch.rand(3, 3, 65, 96, dtype=torch.float64) * 2 - 1
+    with torch.no_grad():
+        batch, alone = model(images), torch.cat([model(image[None]) for image in images])
+    torch.testing.assert_close(alone, batch, rtol=0, atol=1e-12 * float(batch.abs().max()))
+
+
 @pytest.mark.parametrize("variant", ["lraspp_small", "ssdlite_small"])
 def test_only_a_classifier_gives_an_embedding(variant):
     with pytest.raises(PorterError, match="num_classes=0: only a classifier gives an embedding"):

@@ -6,6 +6,8 @@ tests/test_network.py holds it against the PyTorch network itself.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -42,11 +44,11 @@ def outputs(network: Network, classes: int) -> tuple[str, ...]:
 def groups(network: Network, classes: int) -> Iterator[Group]:
     """The nodes by the section of rules that fills their entries. A network with a head and 0 ``classes`` has none."""
     if network.head is None:
-        yield from _classifier(network, classes)
+        yield from _trunk(network, classes)
         return
     names = torchvision_names(network)
     trunk = []
-    for group in _classifier(network, classes=0):
+    for group in _trunk(network, classes=0):
         inside = [
             node._replace(
                 module=f"backbone.{node.module}" if node.module else "",
@@ -66,9 +68,19 @@ def inner_map(network: Network) -> Map:
     """The map inside a block that a segmenter's or detector's head takes."""
     assert network.head is not None
     _, endpoint = network.head.inner
-    trunk = (node for group in _classifier(network, classes=0) for node in group.nodes)
+    trunk = (node for group in _trunk(network, classes=0) for node in group.nodes)
     node = next(node for node in trunk if endpoint in node.endpoints)
     return Map(node.name, endpoint, node.shape[0])
+
+
+def _trunk(network: Network, classes: int) -> tuple[Group, ...]:
+    """The nodes of ``network`` without its head."""
+    return _remembered(replace(network, head=None), classes)
+
+
+@lru_cache(maxsize=64)  # the plan of one port asks 14 times for the nodes of the same few networks
+def _remembered(network: Network, classes: int) -> tuple[Group, ...]:
+    return tuple(_classifier(network, classes))
 
 
 def _classifier(network: Network, classes: int) -> Iterator[Group]:
@@ -261,7 +273,7 @@ def anchors(network: Network, height: int, width: int) -> np.ndarray:
 def torchvision_names(network: Network) -> dict[str, str]:
     """Modules of the backbone with entries -> the names that torchvision's ``lraspp_mobilenet_v3_large`` gives them."""
     names: dict[str, str] = {}
-    for number, group in enumerate(_classifier(network, classes=0)):
+    for number, group in enumerate(_trunk(network, classes=0)):
         unit = 0
         for node in group.nodes:
             if not node.layer:
