@@ -43,6 +43,7 @@ NOTHING_AT_ONE_POSITION = ("flatten", "mean", "max", "average_pool", "max_pool")
 SCALES = ("add", "subtract", "multiply", "divide")
 LAYS_OUT = ("pad", "Pad", "resize", "flatten")  # Pad: by edges that the graph computes
 ON_PIXELS = (*SCALES, *LAYS_OUT, *ROUNDING)
+CHOICES = ("argmax", "topk", "max over the axes")  # of the likeliest classes
 FACTS = ("scaling", "gate", "epsilon", "strides")
 
 
@@ -485,6 +486,8 @@ def _steps(graph: StoredGraph, value: str) -> Iterator[StoredOperation]:
     """The operations behind ``value``, one after the other, up to the first value that is not used once."""
     for _ in graph.operations:  # at most: operations may go in a circle
         users = graph.users.get(value, [])
+        if value in graph.outputs:  # chosen classes beside it are no layers
+            users = [user for user in users if not user.kind.replace("_", "").lower().startswith(CHOICES)]
         if len(users) != 1:
             break
         yield users[0]
