@@ -97,6 +97,12 @@ def test_a_saved_state_dict_says_what_it_is(stated, tmp_path, change, kind):
     assert again.metadata.changed == (change != "nothing" or kind == "folded")
 
 
+def test_slims_graph_has_no_such_classifier(stated, tmp_path, run):
+    ran = run("export-tf", stated, tmp_path / "slim")
+    assert (ran.code, "several layers, and that of slim's graph has one" in ran.err) == (2, True)
+    assert "variant   small_075\n" in run("convert", stated, "-o", tmp_path / "again.pth").out  # said, and not found
+
+
 def test_another_number_of_classes_is_said(stated, tmp_path):
     model = porter.create_model(stated, num_classes=9, output_stride=16)
     torch.save(model.state_dict(), tmp_path / "a.pth")
