@@ -849,6 +849,30 @@ def test_int8_lite(tf, port, lite_model, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("activation", ["tanh", "sigmoid", "gelu", "relu6", "hard_silu"])
+def test_int8_lite_rounds_activations_of_a_head(tf, keras, port, tmp_path, activation):
+    layers = keras.layers
+    head = [layers.GlobalAveragePooling2D(), layers.Dense(8, activation), layers.Dense(5)]
+    path = tmp_path / "m.tflite"
+    path.write_bytes(as_lite(tf, filled(keras.Sequential([base(keras), *head])), "int8"))
+    expected, step = interpreted(path.read_bytes(), pixels(8))
+    assert np.abs(port(path, pixels(8), "logits") - expected).max() < 1e-3 * step
+
+
+@pytest.mark.parametrize("activation", ["silu", *slow("elu", "leaky_relu")])
+def test_int8_lite_that_rounds_in_another_way_is_refused(tf, keras, tmp_path, run, activation):
+    layers = keras.layers
+    head = [layers.GlobalAveragePooling2D(), layers.Dense(8, activation), layers.Dense(5)]
+    path = tmp_path / "m.tflite"
+    path.write_bytes(as_lite(tf, filled(keras.Sequential([base(keras), *head])), "int8"))
+    ran = run("convert", path, "-o", tmp_path / "a.pth")
+    assert ran.code == 2
+    assert f"rounds the {activation} of its classifier in a way that the port does not" in ran.err
+    assert ran.err.rstrip().endswith("For the network in float use --no-fake-quant")
+    assert run("convert", path, "-o", tmp_path / "a.pth", "--no-fake-quant").code == 0
+
+
+@pytest.mark.slow
 def test_an_8_bit_port_gives_features(tf, port, lite_model, tmp_path):
     """``forward_features`` rounds the image as well; and the map is at the levels of the file."""
     path = tmp_path / "m.tflite"
