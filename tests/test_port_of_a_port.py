@@ -1,6 +1,7 @@
 """An artifact as a source: a port that was trained further becomes everything that a checkpoint becomes."""
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,13 @@ from quantized_checkpoint import VARIANT
 from safetensors.torch import save_file
 
 import porter
-from porter.artifacts.artifact import load_artifact, save_artifact
-from porter.errors import ArtifactError
+from porter.artifacts.artifact import Artifact, checksum, load_artifact, save_artifact
+from porter.errors import ArtifactError, PorterNote
+from porter.mapping.files import load_variant
+from porter.mapping.stated import Stated
+from porter.models.create import open_model
 from porter.network.nodes import is_weight
+from porter.network.spec import TailLayer
 from porter.sources.checkpoint import sha256
 
 REAL = Path(__file__).parents[2] / "shared" / "real"
@@ -30,7 +35,7 @@ def logits(path, variant="small_075"):
 
 @pytest.fixture(scope="module")
 def tuned(demo_folder, tmp_path_factory):
-    """The state dict of a model of 7 classes after two steps of training, as users save it."""
+    """The weights of a model of 7 classes after two steps of training, without what torch.save keeps beside them."""
     torch.manual_seed(0)
     model = porter.create_model("small_075", demo_folder, num_classes=7).train()
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
@@ -38,8 +43,84 @@ def tuned(demo_folder, tmp_path_factory):
         torch.nn.functional.cross_entropy(model(torch.randn(4, 3, 64, 64)), torch.arange(4)).backward()
         optimizer.step()
     path = tmp_path_factory.mktemp("tuned") / "tuned.pth"
-    torch.save(model.state_dict(), path)
+    torch.save(dict(model.state_dict()), path)
     return path
+
+
+@pytest.fixture(scope="module")
+def stated(demo_folder, tmp_path_factory):
+    """A port whose source states a scaling and a classifier of its own."""
+    artifact = load_artifact(porter.convert(demo_folder, tmp_path_factory.mktemp("stated") / "a.pth")[0])
+    tail = [TailLayer("dense", out=4), TailLayer("activation", activation="silu"), TailLayer("dense")]
+    own = replace(load_variant("small_075").input, mean=[0.0] * 3, std=[1.0] * 3)
+    random = np.random.default_rng(0)
+    arrays = {name: values for name, values in artifact.arrays.items() if "classifier" not in name}
+    for number, (outputs, inputs) in ((0, (4, 1024)), (2, (3, 4))):
+        arrays[f"classifier.{number}.weight"] = random.normal(0, 0.3, (outputs, inputs)).astype(np.float32)
+        arrays[f"classifier.{number}.bias"] = np.zeros(outputs, np.float32)
+    said = replace(artifact.metadata, num_classes=3, stated=Stated(input=own, tail=tail, predictions="sigmoid"))
+    path = tmp_path_factory.mktemp("stated") / "stated.pth"
+    said = replace(said, background_dropped=False, background=b"", checksum=checksum(arrays))
+    save_artifact(path, Artifact(arrays, said))
+    return path
+
+
+CHANGES = {
+    "trained": lambda model: model.classifier[2].weight.data.mul_(1.5),
+    "nothing": lambda model: None,
+    "another head": lambda model: model.reset_classifier(5, "max"),
+    "no head": lambda model: model.reset_classifier(0),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("kind", ["plain", "nested", "wrapped", "folded"])
+def test_a_saved_state_dict_says_what_it_is(stated, tmp_path, change, kind):
+    """Its entries tell neither the scaling nor what is between the layers of its classifier."""
+    model = porter.create_model(stated)
+    CHANGES[change](model)
+    if kind == "folded":
+        model = porter.fold(model)
+    holder = torch.nn.DataParallel(model) if kind == "wrapped" else model
+    weights = holder.state_dict()
+    torch.save({"state_dict": weights, "epoch": 1} if kind == "nested" else weights, tmp_path / "a.pth")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PorterNote)
+        opened = open_model(tmp_path / "a.pth")
+        again = open_model(porter.convert(tmp_path / "a.pth", tmp_path / "b.safetensors")[0])
+    for one in (opened, again):
+        assert one.input.mean == [0.0] * 3
+        assert one.whole.network.predictions == "sigmoid"
+        with torch.no_grad():
+            same = one.model(images()), model(images())
+        assert torch.allclose(*same, rtol=0, atol=1e-5 * float(same[1].abs().max()))
+    assert again.metadata.changed == (change != "nothing" or kind == "folded")
+
+
+def test_slims_graph_has_no_such_classifier(stated, tmp_path, run):
+    ran = run("export-tf", stated, tmp_path / "slim")
+    assert (ran.code, "several layers, and that of slim's graph has one" in ran.err) == (2, True)
+    assert "variant   small_075\n" in run("convert", stated, "-o", tmp_path / "again.pth").out  # said, and not found
+
+
+def test_another_number_of_classes_is_said(stated, tmp_path):
+    model = porter.create_model(stated, num_classes=9, output_stride=16)
+    torch.save(model.state_dict(), tmp_path / "a.pth")
+    found = porter.create_model(tmp_path / "a.pth")
+    with torch.no_grad():
+        assert torch.equal(found(images()), model(images()))
+
+
+@pytest.mark.parametrize("given", [[], ["--variant", "small_075"]])
+def test_several_layers_without_a_word_on_what_is_between(stated, tmp_path, run, given):
+    weights = dict(porter.create_model(stated).state_dict())
+    torch.save(weights, tmp_path / "a.pth")
+    ran = run("convert", tmp_path / "a.pth", "-o", tmp_path / "b.pth", *given)
+    assert ran.code == 2
+    assert ("nothing in the file says what is between them" if given else "name the variant") in ran.err
+    with pytest.raises(ArtifactError, match="its classifier has several layers"):
+        porter.create_model("small_075", tmp_path / "a.pth")
+    assert porter.create_model("small_075", tmp_path / "a.pth", num_classes=2)(images()).shape == (1, 2)
 
 
 @pytest.mark.parametrize("output", ["b.safetensors", "b.onnx", "b.tflite"])

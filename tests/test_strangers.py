@@ -376,6 +376,61 @@ def test_a_saved_model_is_compared_from_the_pixel(keras, port, tmp_path, run, ki
     assert "received   reference: 8-bit pixels as numbers from 0 to 255; port: " in ran.out
 
 
+def served(tf, keras, kind):
+    """A classifier, and the signatures that it is exported with."""
+    one = {"classes": 1, "classifier_activation": "sigmoid"}  # Keras adds its bias as a number
+    model = filled(whole(keras, **one)) if kind == "one class" else nested(keras)
+    spec = tf.TensorSpec([None, SIDE, SIDE, 3], tf.float32)
+
+    def signature(function):
+        return tf.function(function).get_concrete_function(spec)
+
+    def labelled(images):
+        chances = model(images, training=False)
+        label = tf.gather(tf.constant([*"abc"]), tf.argmax(chances, -1))
+        return {"chances": chances, "label": label, "top": tf.math.top_k(chances, 2).values}
+
+    if kind == "labels":
+        return model, signature(labelled)
+    chances = signature(lambda images: model(images, training=False))
+    if kind == "one class":
+        return model, chances
+    return model, {"a": signature(lambda images: model.layers[0](images, training=False)), "b": chances}
+
+
+@pytest.mark.parametrize("kind", ["labels", *slow("one class", "several")])
+def test_what_a_saved_model_serves(tf, keras, port, tmp_path, run, kind):
+    model, signatures = served(tf, keras, kind)
+    tf.saved_model.save(model, tmp_path / "m", signatures=signatures)
+    check(port, model, tmp_path / "m")
+    ran = run("verify", tmp_path / "m")
+    assert (ran.code, "reference  SavedModel (m)" in ran.out) == (0, True), ran.out + ran.err
+
+
+def test_a_frozen_graph_of_keras(tf, keras, port, tmp_path, run):
+    """Its zeros around the image fit one size, and a number of 0 has no values in the file."""
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    model = scaled(keras, keras.layers.Rescaling(1 / 255))
+    function = tf.function(lambda images: model(images, training=False))
+    given = function.get_concrete_function(tf.TensorSpec([None, SIDE, SIDE, 3], tf.float32))
+    graph = convert_variables_to_constants_v2(given).graph.as_graph_def()
+    (tmp_path / "m.pb").write_bytes(graph.SerializeToString())
+    check(port, model, tmp_path / "m.pb")
+    ran = run("verify", tmp_path / "m.pb")
+    assert (ran.code, "reference  frozen graph (m.pb)" in ran.out) == (0, True), ran.out + ran.err
+    ran = run("verify", tmp_path / "m.pb", "--size", "96x96")
+    assert ran.code == 2
+    assert "64x64" in ran.err
+
+
+@pytest.mark.slow
+def test_a_step_of_training_with_a_head_of_ones_own(keras, tmp_path, run):
+    nested(keras).save(tmp_path / "m.keras")
+    ran = run("verify", tmp_path / "m.keras", "--train", "--reference", "tf.nn")
+    assert (ran.code, "reference  tf.nn graph in training mode" in ran.out) == (0, True), ran.out + ran.err
+
+
 @pytest.mark.slow
 def test_a_saved_model_of_keras_2(keras2, port, tmp_path, run):
     model = nested(keras2)
@@ -831,6 +886,30 @@ def test_int8_lite(tf, port, lite_model, tmp_path):
     assert np.abs(port(path, pixels(20), "logits") - expected).max() < 1e-3 * step
     mapping = open_model(tmp_path / "port.safetensors").whole.network
     assert [layer.kind for layer in mapping.tail] == ["dense", "activation", "dense"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("activation", ["tanh", "sigmoid", "gelu", "relu6", "hard_silu"])
+def test_int8_lite_rounds_activations_of_a_head(tf, keras, port, tmp_path, activation):
+    layers = keras.layers
+    head = [layers.GlobalAveragePooling2D(), layers.Dense(8, activation), layers.Dense(5)]
+    path = tmp_path / "m.tflite"
+    path.write_bytes(as_lite(tf, filled(keras.Sequential([base(keras), *head])), "int8"))
+    expected, step = interpreted(path.read_bytes(), pixels(8))
+    assert np.abs(port(path, pixels(8), "logits") - expected).max() < 1e-3 * step
+
+
+@pytest.mark.parametrize("activation", ["silu", *slow("elu", "leaky_relu")])
+def test_int8_lite_that_rounds_in_another_way_is_refused(tf, keras, tmp_path, run, activation):
+    layers = keras.layers
+    head = [layers.GlobalAveragePooling2D(), layers.Dense(8, activation), layers.Dense(5)]
+    path = tmp_path / "m.tflite"
+    path.write_bytes(as_lite(tf, filled(keras.Sequential([base(keras), *head])), "int8"))
+    ran = run("convert", path, "-o", tmp_path / "a.pth")
+    assert ran.code == 2
+    assert f"rounds the {activation} of its classifier in a way that the port does not" in ran.err
+    assert ran.err.rstrip().endswith("For the network in float use --no-fake-quant")
+    assert run("convert", path, "-o", tmp_path / "a.pth", "--no-fake-quant").code == 0
 
 
 @pytest.mark.slow

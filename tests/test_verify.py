@@ -27,6 +27,7 @@ from porter.parity.check import check_sample
 from porter.parity.compare import compare
 from porter.parity.references.reference import Noise, Values
 from porter.parity.verify import Against, open_check
+from porter.parity.weight_causes import _moved
 from porter.port import plan_port
 
 TENSORFLOW = pytest.mark.tensorflow
@@ -420,3 +421,9 @@ def test_demo_keeps_its_files(run, tmp_path):
     assert run("demo", "--out", tmp_path).code == 0
     assert {path.name for path in tmp_path.iterdir()} == {"small_075_demo", "small_075.pth"}
     assert Path(tmp_path / "small_075_demo" / "ema" / "model-1000.index").is_file()
+
+
+def test_one_changed_value_is_no_factor():
+    """A bias of one class would always be a multiple of what it was."""
+    assert _moved(np.array([2.0]), np.array([1.0])) is None
+    assert _moved(np.array([2.0, 4.0]), np.array([1.0, 2.0])) == "times 2"

@@ -221,8 +221,7 @@ def _load_pickle(path: Path) -> Artifact:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # on damaged bytes the unpickler fails in every way there is
         raise ArtifactError(f"{path}: {_unreadable(error)}") from error
-    attached = getattr(loaded, "_metadata", {})
-    loaded = _unwrap(path, loaded)
+    loaded, attached = _unwrap(path, loaded)
     if not isinstance(loaded, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()
     ):
@@ -276,12 +275,13 @@ def _unreadable(error: Exception) -> str:
     return f"not a readable PyTorch weights file ({reason})"
 
 
-def _unwrap(path: Path, loaded: Any) -> Any:
-    """The state dict in what a training script saved, its names without the prefixes of wrappers."""
+def _unwrap(path: Path, loaded: Any) -> tuple[Any, Any]:
+    """The state dict in what a training script saved, its names without the prefixes of wrappers; and its metadata."""
     notes = []
     while isinstance(loaded, dict) and (entry := next((k for k in NESTED if isinstance(loaded.get(k), dict)), None)):
         notes.append(f"the weights in its entry {entry}")
         loaded = loaded[entry]
+    attached = getattr(loaded, "_metadata", {})
     if isinstance(loaded, dict):
         while loaded and (
             prefix := next((p for p in PREFIXES if all(isinstance(k, str) and k.startswith(p) for k in loaded)), None)
@@ -290,7 +290,7 @@ def _unwrap(path: Path, loaded: Any) -> Any:
             loaded = {name.removeprefix(prefix): value for name, value in loaded.items()}
     if notes:
         warnings.warn(f"{path}: a training checkpoint; taken are {', '.join(notes)}", PorterNote, stacklevel=2)
-    return loaded
+    return loaded, attached
 
 
 def _array(path: Path, name: str, value: Tensor) -> np.ndarray:

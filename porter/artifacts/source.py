@@ -11,7 +11,7 @@ from msgspec.structs import replace as replace_struct
 from porter.artifacts.artifact import Artifact, ArtifactFile, checksum, load_artifact
 from porter.artifacts.metadata import Metadata
 from porter.artifacts.relayout import relayout
-from porter.artifacts.variant import class_count, mapping_of, network_as_stored
+from porter.artifacts.variant import check_classifier, class_count, mapping_of, network_as_stored
 from porter.errors import ArtifactError
 from porter.mapping.axes import to_source
 from porter.mapping.files import load_variant
@@ -62,6 +62,7 @@ def as_source(file: ArtifactFile, options: PortOptions) -> StoredPort:
     if unchanged:
         stored = relayout(stored, "slim", build_network(mapping))
     network = network_as_stored(build_network(mapping), stored.arrays, origin, stored.gate)
+    check_classifier(network, stored.arrays, source)
     mapping = _of_network(mapping, network, stored, own=bool(options.mapping or file.mapping), source=source)
     arrays = with_background(stored, mapping)
     restored = arrays is not stored.arrays

@@ -90,3 +90,12 @@ def check_fits(network: Network, arrays: Mapping[str, np.ndarray], source: str) 
             f"{source}: does not fit the network, which has {needed:,} values; the file holds {held:,}. Is the mapping "
             "that of these weights?"
         )
+
+
+def check_classifier(network: Network, entries: Container[str], source: str) -> None:
+    """Raise ArtifactError for a classifier of several layers where nothing says what is between them."""
+    if not network.tail and "classifier.0.weight" in entries and network.head is None:
+        raise ArtifactError(
+            f"{source}: its classifier has several layers, and nothing in the file says what is between them. Where it "
+            "was made, torch.save(model.state_dict(), ...) of a model of create_model says it"
+        )

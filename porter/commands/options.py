@@ -205,9 +205,10 @@ def reporting(what: str, junit: Path | None, markdown: Path | None) -> Iterator[
 
 
 def print_port(port: Port, variant: str | None) -> None:
+    from porter.artifacts.source import StoredPort
     from porter.report.listing import port_lines
 
-    echo_lines(port_lines(port, variant is None))
+    echo_lines(port_lines(port, variant is None and not isinstance(port.checkpoint, StoredPort)))
 
 
 def echo_json(values: dict[str, Any]) -> None:

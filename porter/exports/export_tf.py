@@ -55,7 +55,8 @@ def export_tf(
         The prefix written, the number of variables, and the classes.
 
     Raises:
-        PorterError: On an artifact that is not of that variant, or has its batch norms folded.
+        PorterError: On an artifact that is not of that variant, has its batch norms folded, or a classifier of several
+            layers.
 
     Example:
         >>> path, _ = porter.convert(source, folder / "back.pth")
@@ -71,6 +72,8 @@ def export_tf(
     if metadata and metadata.bn_folded:
         raise ArtifactError(f"{source}: its batch norms are folded away, and slim's graph has them; convert it without")
     network = network_as_stored(build_network(chosen), loaded.arrays, metadata, loaded.gate)
+    if network.tail:
+        raise ArtifactError(f"{source}: its classifier has several layers, and that of slim's graph has one")
     plain = relayout(loaded, "slim", build_network(chosen))
     known = with_background(plain, chosen)
     arrays = known if known is not plain.arrays else with_background(plain, chosen, zeros=True)

@@ -21,6 +21,8 @@ from porter.sources import Checkpoint
 from porter.sources.bundle_graph import saved_model_of
 from porter.sources.dtypes import FLOATS
 
+# Of a .tflite's integers: in several operations (silu, selu), in float (elu), in a fixed point of its own (leaky_relu)
+NOT_IN_8_BITS = ("elu", "leaky_relu", "selu", "silu")
 NOT_BACKBONE = "not of the backbone"
 NOT_SERVED = "not in the SavedModel's graph"  # a Normalization's statistics, which its graph holds as constants
 
@@ -125,6 +127,13 @@ def make_plan(mapping: VariantMapping, fitted: Fit, checkpoint: Checkpoint, opti
         raise MappingError(
             f"{checkpoint.given}: computes 8 bits, also behind its backbone, where the port does not. The backbone "
             "alone can be ported with its 8 bits; for the whole network in float use",
+            option=Option("fake_quant", value=False),
+        )
+    strange = [one.activation for one in network.tail if one.activation in NOT_IN_8_BITS]
+    if ranges and strange and options.fake_quant is not False:
+        raise MappingError(
+            f"{checkpoint.given}: computes 8 bits, and rounds the {strange[0]} of its classifier in a way that the "
+            "port does not. For the network in float use",
             option=Option("fake_quant", value=False),
         )
     operations = checkpoint.graph.operations.values() if checkpoint.graph else ()

@@ -145,7 +145,9 @@ def module_outputs(mapping: VariantMapping, network: Network, classes: int) -> d
     for group in groups(network, classes):
         names.names |= group.names
         gated = any(node.operation == "multiply" for node in group.nodes)
-        for module, candidates in _outputs(mapping.outputs, group.section, gated):
+        # An activation of a tail has no variables, and so no rules
+        section = group.section or (group.nodes[0].activation or "" if "layer" in group.names else "")
+        for module, candidates in _outputs(mapping.outputs, section, gated):
             found[names.fill(module)] = [_add_scope(mapping, names.fill(candidate)) for candidate in candidates]
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, overload
 
@@ -11,10 +12,10 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from porter.artifacts.artifact import Artifact, ArtifactFile, find_artifact, load_artifact
-from porter.artifacts.metadata import Metadata
+from porter.artifacts.artifact import PREFIXES, Artifact, ArtifactFile, find_artifact, load_artifact
+from porter.artifacts.metadata import KEY, Metadata, encode
 from porter.artifacts.relayout import relayout, without_batch_norms
-from porter.artifacts.variant import check_fits, class_count, mapping_of, network_as_stored
+from porter.artifacts.variant import check_classifier, check_fits, class_count, mapping_of, network_as_stored
 from porter.errors import ArtifactError, MappingError, Option, PorterError
 from porter.mapping.files import load_mapping, load_variant, variant_named
 from porter.mapping.options import DEFAULT_OPTIONS, ArtifactLayout, PathLike, PortOptions
@@ -243,13 +244,17 @@ def open_model(
             raise PorterError(f"output_stride={changes.output_stride!r}: use one of {strides}") from None
     if artifact is not None:
         check_fits(network, artifact.arrays, name)
+        if changes.num_classes is None and not changes.features_only:
+            check_classifier(network, artifact.arrays, name)
     model = _built(network, artifact, changes)
     if isinstance(model, Trunk):
         model.set_drop_path(changes.drop_path_rate)
     if artifact is None:
         initialize(model)
     else:
-        _fill(model, artifact.tensors, name, new_stem=changes.in_chans is not None)
+        _fill(model, artifact.tensors, name, changes)
+        if artifact.metadata and not (fake_quant or changes.features_only or changes.in_chans):
+            _keep_origin(model, artifact.metadata, changes.output_stride)
     if fake_quant:
         assert artifact is not None
         new_head = changes.num_classes not in (None, class_count(artifact.arrays))
@@ -365,15 +370,15 @@ def _ranges_of(model: nn.Module, ranges: dict[str, Range], new_head: bool, sourc
     return found
 
 
-def _fill(model: Whole | MobileNetV3Features, tensors: dict[str, Tensor], source: str, new_stem: bool) -> None:
-    """Load ``tensors`` strictly, except for a replaced head and a ``new_stem``, of other channels."""
+def _fill(model: Whole | MobileNetV3Features, tensors: dict[str, Tensor], source: str, changes: Changes) -> None:
+    """Load ``tensors`` strictly, except for a replaced head and a first convolution of other channels."""
     own, network = model.state_dict(), model.network
     head = ("classifier.", "conv_head.", "bn2.")
     state = {name: value for name, value in tensors.items() if name in own or not name.startswith(head)}
     stem = f"{nodes(network, classes=0)[0].layer}.weight"
-    if new_stem and stem in state and state[stem].shape[1] != own[stem].shape[1]:
+    if changes.in_chans is not None and stem in state and state[stem].shape[1] != own[stem].shape[1]:
         state[stem] = _adapt_stem(state[stem], own[stem].shape[1])
-    for module in network.class_layers:
+    for module in network.class_layers if changes.num_classes is not None else ():
         for name in (f"{module}.weight", f"{module}.bias"):
             if name in own and (name not in state or state[name].shape[:1] != own[name].shape[:1]):
                 initialize(model.get_submodule(module))  # another number of classes
@@ -388,6 +393,28 @@ def _fill(model: Whole | MobileNetV3Features, tensors: dict[str, Tensor], source
     if problems:
         raise ArtifactError(f"{source}: does not fit the network ({len(problems)} problems):", problems)
     model.load_state_dict(state, strict=False)
+
+
+def _keep_origin(model: nn.Module, metadata: Metadata, output_stride: int | None) -> None:
+    """Have state dicts of ``model`` say what ``metadata`` do: entries do not tell scaling or activations."""
+    if output_stride is not None:
+        stated = msgspec.structs.replace(metadata.stated, output_stride=output_stride)
+        metadata = msgspec.structs.replace(metadata, stated=stated)
+    model.register_state_dict_post_hook(partial(_tell_origin, metadata))  # type: ignore[no-untyped-call]
+
+
+def _tell_origin(metadata: Metadata, model: Whole, state: Any, prefix: str, _local: object) -> None:
+    """Attach ``metadata`` to a state dict of ``model``, as it is now."""
+    if prefix not in ("", *PREFIXES):
+        return  # a part of another network
+    network, stated, count = model.network, metadata.stated, model.num_classes
+    if (network.tail, network.pooling) != (tuple(stated.tail or ()), stated.pooling or "average"):
+        behind = {"tail": list(network.tail), "pooling": network.pooling, "flat": list(network.flat) or None}
+        stated = msgspec.structs.replace(stated, **behind)
+    if count != metadata.num_classes:
+        metadata = msgspec.structs.replace(metadata, background_dropped=False, background=b"", class_names=[])
+    metadata = msgspec.structs.replace(metadata, num_classes=count, stated=stated, bn_folded=network.bn_folded)
+    state._metadata[KEY] = {"json": encode(metadata)}
 
 
 def _adapt_stem(weight: Tensor, channels: int) -> Tensor:

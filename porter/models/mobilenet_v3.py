@@ -439,7 +439,8 @@ class MobileNetV3(Trunk):
             self.pool_by(global_pool, num_classes)
         self.num_classes = num_classes
         was = next(self.parameters())
-        self.classifier = _classifier(replace(self.network, tail=()), num_classes)
+        self.network = replace(self.network, tail=())
+        self.classifier = _classifier(self.network, num_classes)
         initialize(self.classifier)
         self.classifier.to(was.device, was.dtype).train(self.training)
 

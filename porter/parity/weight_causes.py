@@ -52,7 +52,12 @@ def _rounded(theirs: np.ndarray, values: np.ndarray) -> str | None:
 
 
 def _moved(theirs: np.ndarray, values: np.ndarray) -> str | None:
-    """Whether ``theirs`` are ``values`` times a factor, or plus a number, in words; None if neither."""
+    """Whether ``theirs`` are ``values`` times a factor, or plus a number, in words; None if neither.
+
+    One value is always both, and tells neither.
+    """
+    if values.size == 1:
+        return None
     factor = float((theirs * values).sum() / ((values * values).sum() or 1.0))
     if _same(theirs, values * factor):
         return f"times {factor:.6g}"

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from porter.errors import CheckpointError
 from porter.sources import protos
 from porter.sources.stored_graph import StoredGraph
 
+if TYPE_CHECKING:
+    from porter.sources.graphdef_operations import GraphNode
+    from porter.sources.variable import Variable
+
 SIGNATURE = b"serving_default"
+MOST_SIGNATURES = 8  # that are read where none has that name
 
 
 def beside_bundle(prefix: Path, names: Mapping[str, str]) -> Callable[[], StoredGraph] | None:
@@ -51,7 +56,6 @@ _latest: deque[tuple[tuple[bytes, Mapping[str, str]], StoredGraph]] = deque(maxl
 
 
 def _parsed(path: Path, data: bytes, names: Mapping[str, str]) -> StoredGraph:
-    from porter.sources.graphdef import variable_of
     from porter.sources.graphdef_operations import Source, stored_graph
 
     if path.suffix == ".meta":
@@ -62,14 +66,25 @@ def _parsed(path: Path, data: bytes, names: Mapping[str, str]) -> StoredGraph:
             raise CheckpointError(f"{path}: a SavedModel without a graph; fetch it again")
         meta = graphs[0]
     signatures = {named.key: named.value for named in meta.signature_def if not named.key.startswith(b"__")}
-    chosen = signatures.get(SIGNATURE) or next(iter(signatures.values()), None)
-    outputs = sorted(named.value.name.decode(errors="replace") for named in chosen.outputs) if chosen else ()
+    chosen = [signatures[SIGNATURE]] if SIGNATURE in signatures else [*signatures.values()][:MOST_SIGNATURES]
+    outputs = [sorted(named.value.name.decode(errors="replace") for named in one.outputs) for one in chosen]
     by_node = {node: names[key] for node, key in _restored(meta) if key in names}
-    graph = meta.graph_def
-    source = Source(
-        graph, str(path), lambda node: variable_of(node.name, node.attributes, path), tuple(outputs), by_node
-    )
-    return stored_graph(source)
+
+    def read(outputs: Sequence[str]) -> StoredGraph:
+        constant = partial(_constant, path)
+        return stored_graph(Source(meta.graph_def, str(path), constant, tuple(outputs), by_node))
+
+    return max(map(read, outputs or [[]]), key=_variables)  # a signature for features uses fewer than one for classes
+
+
+def _constant(path: Path, node: GraphNode) -> Variable | None:
+    from porter.sources.graphdef import variable_of
+
+    return variable_of(node.name, node.attributes, path)
+
+
+def _variables(graph: StoredGraph) -> int:
+    return len({name for operation in graph.operations.values() for name in operation.weights.values()})
 
 
 def _restored(meta: Any) -> Iterator[tuple[str, str]]:

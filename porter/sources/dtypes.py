@@ -78,9 +78,11 @@ def tensor_values(proto: Any, shape: tuple[int, ...], dtype: str, what: str) -> 
         values = np.array(listed[: len(listed) // 2 * 2], stored.type(0).real.dtype).view(stored)
     else:
         values = np.array(listed).astype(stored)
-    if len(values) > count or (count and not len(values)):
+    if len(values) > count:
         raise CheckpointError(f"{what}: {len(values)} values for shape {shape}; the file is damaged")
-    # A shorter list repeats its last value
+    # A shorter list repeats its last value, and an empty one stands for zeros (Tensor::FromProto of TensorFlow)
+    if not len(values):
+        return np.zeros(shape, stored)
     return np.concatenate([values, np.repeat(values[-1:], count - len(values))]).reshape(shape)
 
 

@@ -26,6 +26,7 @@ ROUNDS = (
     *("FakeQuantWithMinMaxVars", "FakeQuantWithMinMaxArgs", "FakeQuantWithMinMaxVarsPerChannel"),
     *("QuantizeAndDequantizeV2", "QuantizeAndDequantizeV3", "QuantizeAndDequantizeV4"),
 )
+RESHAPES = ("Reshape", "Squeeze", "ExpandDims")
 SAME_VALUE = ("Identity", "IdentityN", "StopGradient", "CheckNumerics", "PreventGradient", "Snapshot", "EnsureShape")
 ARITHMETIC = {
     "Add": "add", "AddV2": "add", "Sub": "subtract", "Mul": "multiply", "RealDiv": "divide", "Div": "divide",
@@ -381,7 +382,7 @@ class _Reader:
             if found and found.rank in ranks:
                 return found.name
             behind = self.nodes.get(self._lead(waiting.pop()))
-            if behind and behind.op in (*ROUNDS, "Reshape", "Squeeze", "ExpandDims"):
+            if behind and behind.op in (*ROUNDS, *RESHAPES):
                 waiting.append(behind.inputs[0] if behind.inputs else "")
             elif behind and behind.op == "Mul":  # folded with a batch norm
                 waiting += behind.inputs[::-1]
@@ -413,7 +414,7 @@ class _Reader:
             self.numbers[node.name] = self._computed(OF_CONSTANTS[node.op], node.inputs, depth)
         if node and node.op in OF_CONSTANTS:
             return self.numbers.get(node.name, ())
-        if node and node.op in ("Reshape", "Squeeze", "ExpandDims", "Cast") and node.inputs:
+        if node and node.op in (*RESHAPES, "Cast") and node.inputs:
             reference = node.inputs[0]
         found = self._leaf(reference)
         variable = found.constant if found else None
@@ -448,7 +449,10 @@ class _Reader:
             return
         first = given[0] not in self.values
         reference, other = node.inputs if first else node.inputs[::-1]
-        values, leaf = self._number(reference), self._leaf(reference)
+        values, shaped = self._number(reference), self.nodes.get(self._lead(reference))
+        if shaped and shaped.op in RESHAPES and shaped.inputs:  # Keras adds a bias of one value by its shape
+            reference = shaped.inputs[0]
+        leaf = self._leaf(reference)
         before = self.nodes[self._lead(other)]
         if kind == "add" and (weights := self._folded_norm(reference)):
             epsilon = weights.pop("epsilon")

@@ -58,7 +58,9 @@ def frozen_graph(path: Path, port: Port) -> Reference:
     """The frozen graph ``path``. Raises ParityError if it is not the port's network, or not harmless."""
     definition = _parse(path, tensorflow().compat.v1.GraphDef())
     stored = port.checkpoint.graph if path == port.checkpoint.path else None
-    given = Given(f"frozen graph ({path.name})", str(path), definition, {}, stored)
+    padded = stored is not None and any(one.kind == "pad" for one in stored.operations.values())
+    size = port.mapping.input.sides if padded else None  # Keras's zeros fit images of one size
+    given = Given(f"frozen graph ({path.name})", str(path), definition, {}, stored, size)
     return _reference(given, port)
 
 

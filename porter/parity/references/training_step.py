@@ -54,7 +54,8 @@ def tf_nn_training(port: Port, drop_class: int | None) -> Reference:
     tf = tensorflow()
     stored, names = stored_values(port.checkpoint), slim_names(port)
     expected = expected_variables(port.mapping, port.network, port.classes)
-    slim = {want.target for want in names.values()}
+    tail = tuple(f"{port.network.tail_layer(number)}." for number in range(len(port.network.tail)))
+    slim = {want.target for want in names.values() if not want.target.startswith(tail)}
 
     def step(images: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
         variables: dict[str, Trained] = {}
