@@ -55,8 +55,8 @@ _FIELDS = {
 }  # fmt: skip
 
 
-def tensor_values(proto: Any, shape: tuple[int, ...], dtype: str, what: str) -> np.ndarray:
-    """The values of ``proto`` as an array of ``shape``.
+def tensor_values(proto: Any, shape: tuple[int, ...], dtype: str, what: str, zeros: bool = False) -> np.ndarray:
+    """The values of ``proto`` as an array of ``shape``. Without any they are ``zeros``, as in a graph's constants.
 
     Raises CheckpointError, beginning with ``what``, if their number does not fit.
     """
@@ -78,9 +78,9 @@ def tensor_values(proto: Any, shape: tuple[int, ...], dtype: str, what: str) -> 
         values = np.array(listed[: len(listed) // 2 * 2], stored.type(0).real.dtype).view(stored)
     else:
         values = np.array(listed).astype(stored)
-    if len(values) > count:
+    if len(values) > count or (count and not len(values) and not zeros):
         raise CheckpointError(f"{what}: {len(values)} values for shape {shape}; the file is damaged")
-    # A shorter list repeats its last value, and an empty one stands for zeros (Tensor::FromProto of TensorFlow)
+    # A shorter list repeats its last value; Tensor::FromProto of TensorFlow takes an empty one as zeros
     if not len(values):
         return np.zeros(shape, stored)
     return np.concatenate([values, np.repeat(values[-1:], count - len(values))]).reshape(shape)

@@ -119,4 +119,4 @@ def variable_of(name: str, attributes: Any, path: Path) -> Variable:
         raise CheckpointError(f"{path}: tensor {name}: a constant without a value; the graph is damaged")
     what, dtype = f"{path}: tensor {name}", dtypes.name_of(proto.dtype)
     shape = check_shape(protos.shape_of(proto.tensor_shape), what)
-    return Variable(name, shape, dtype, name, str(path), lambda: tensor_values(proto, shape, dtype, what))
+    return Variable(name, shape, dtype, name, str(path), lambda: tensor_values(proto, shape, dtype, what, zeros=True))
