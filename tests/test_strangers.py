@@ -486,6 +486,7 @@ def test_a_model_of_several_outputs(tf, keras, port, tmp_path, run, form):
     same(port(path, pixels()), np.asarray(model(pixels().astype(np.float32), training=False)[1]))
     ran = run("verify", path)
     assert ran.code == 0, ran.out + ran.err
+    assert "variant   small_minimal_100, 5 classes" in run("inspect", path).out
 
 
 def test_a_saved_model_in_training_mode(tf, keras, tmp_path, run):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from porter.artifacts.artifact import find_artifact
 from porter.artifacts.inspection import inspect_artifact
+from porter.errors import NotTheNetworkError
 from porter.mapping.identify import Match, match_variants
 from porter.mapping.options import PathLike
-from porter.mapping.plan import ignore_reason
+from porter.mapping.plan import fit, ignore_reason
+from porter.mapping.stated import as_stated
 from porter.port import choose_mapping
 from porter.sources import Checkpoint, Variable, open_checkpoint
 from porter.sources.weights import Weights
@@ -91,6 +94,10 @@ def inspect_checkpoint(
     """
     opened = open_checkpoint(checkpoint, weights)
     closest = match_variants(opened)[0]
+    if closest.exact and (not closest.classes or opened.format == "tflite"):  # whose names are numbers
+        with suppress(NotTheNetworkError):  # a head that cannot be ported: convert says why
+            own = as_stated(closest.mapping, opened).mapping
+            closest = closest._replace(classes=fit(own, opened).classes)
     named = variant is not None or mapping is not None
     chosen = choose_mapping(opened, variant, mapping) if named else closest.mapping
     reasons = {name: ignore_reason(chosen, name) for name in opened}
