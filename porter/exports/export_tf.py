@@ -56,7 +56,7 @@ def export_tf(
 
     Raises:
         PorterError: On an artifact that is not of that variant, has its batch norms folded, or a classifier of several
-            layers.
+            layers without a mapping file of your own.
 
     Example:
         >>> path, _ = porter.convert(source, folder / "back.pth")
@@ -72,8 +72,12 @@ def export_tf(
     if metadata and metadata.bn_folded:
         raise ArtifactError(f"{source}: its batch norms are folded away, and slim's graph has them; convert it without")
     network = network_as_stored(build_network(chosen), loaded.arrays, metadata, loaded.gate)
-    if network.tail:
-        raise ArtifactError(f"{source}: its classifier has several layers, and that of slim's graph has one")
+    own = file.mapping if file and mapping is None else mapping
+    if network.tail and own is None:
+        raise ArtifactError(
+            f"{source}: its classifier has several layers, and that of slim's graph has one; a mapping file of your "
+            "own can name them"
+        )
     plain = relayout(loaded, "slim", build_network(chosen))
     known = with_background(plain, chosen)
     arrays = known if known is not plain.arrays else with_background(plain, chosen, zeros=True)
