@@ -440,10 +440,11 @@ def test_a_saved_model_of_keras_2(keras2, port, tmp_path, run):
     assert (ran.code, "reference  SavedModel (m)" in ran.out) == (0, True), ran.out + ran.err
 
 
-def test_a_saved_model_that_reads_and_writes_files(tf, keras, port, tmp_path, run):
+@pytest.mark.parametrize("flipped", [False, *slow(True)])
+def test_a_saved_model_that_reads_and_writes_files(tf, keras, port, tmp_path, run, flipped):
     """Its signature decodes JPEG files and gives classes as well; its scaling is behind the decoder.
 
-    It also writes a file, and `verify` does not run that.
+    It also writes a file, and `verify` does not run that. What it does with pixels is not taken if it is not understood.
     """
     model = scaled(keras, keras.layers.Rescaling(1 / 255))
 
@@ -454,11 +455,15 @@ def test_a_saved_model_that_reads_and_writes_files(tf, keras, port, tmp_path, ru
             files,
             fn_output_signature=tf.float32,
         )
+        images = images[..., ::-1] if flipped else images
         with tf.control_dependencies([tf.io.write_file(str(tmp_path / "written"), "x")]):
             scores = model(images)
         return {"classes": tf.argmax(scores, -1), "confidence": tf.reduce_max(scores, -1), "scores": scores}
 
     tf.saved_model.save(model, tmp_path / "m", signatures=serve)
+    if flipped:
+        assert "assumed   scaling" in run("convert", tmp_path / "m", "-o", tmp_path / "p.pth").out
+        return
     check(port, model, tmp_path / "m")
     ran = run("verify", tmp_path / "m")
     assert (ran.code, "reference  SavedModel (m)" in ran.out) == (0, True), ran.out
@@ -477,7 +482,7 @@ def test_a_model_of_several_outputs(tf, keras, port, tmp_path, run, form):
     path = tmp_path / "m.keras"
     if form == "tflite":
         path = tmp_path / "m.tflite"
-        plain = keras.Model(image, model.outputs[:3])  # which has no operator for Keras's argmax
+        plain = keras.Model(image, [scores, logits])  # the converter puts the logits first
         path.write_bytes(tf.lite.TFLiteConverter.from_keras_model(plain).convert())
     elif form == "SavedModel":
         path = as_saved_model(model, tmp_path)

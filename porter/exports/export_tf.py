@@ -72,8 +72,7 @@ def export_tf(
     if metadata and metadata.bn_folded:
         raise ArtifactError(f"{source}: its batch norms are folded away, and slim's graph has them; convert it without")
     network = network_as_stored(build_network(chosen), loaded.arrays, metadata, loaded.gate)
-    own = file.mapping if file and mapping is None else mapping
-    if network.tail and own is None:
+    if network.tail and not (mapping or (file and file.mapping)):
         raise ArtifactError(
             f"{source}: its classifier has several layers, and that of slim's graph has one; a mapping file of your "
             "own can name them"

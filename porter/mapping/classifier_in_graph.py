@@ -175,9 +175,10 @@ def _steps(graph: StoredGraph, value: str) -> Iterator[StoredOperation]:
 
     What only decides on a class does not count, nor what else a file makes of one of its outputs.
     """
-    lead_on = {one.name for one in graph.operations.values() if one.kind in WITH_WEIGHTS}
+    lead_on: set[str] = set()  # to layers
     for one in reversed(graph.in_order):
-        lead_on |= {one.name} if any(user.name in lead_on for user in graph.users.get(one.name, [])) else set()
+        if one.kind in WITH_WEIGHTS or any(user.name in lead_on for user in graph.users.get(one.name, [])):
+            lead_on.add(one.name)
     for _ in graph.operations:  # at most: operations may go in a circle
         users = [one for one in graph.users.get(value, []) if one.kind not in DECISIONS]
         if value in graph.outputs:

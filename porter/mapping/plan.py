@@ -18,7 +18,6 @@ from porter.network.network import TIMM_GATE, Network, build_network
 from porter.network.node import Shape
 from porter.network.nodes import check_needs, is_weight, nodes, state_dict_shapes
 from porter.sources import Checkpoint
-from porter.sources.bundle_graph import saved_model_of
 from porter.sources.dtypes import FLOATS
 
 # Of a .tflite's integers: in several operations (silu, selu), in float (elu), in a fixed point of its own (leaky_relu)
@@ -224,7 +223,7 @@ def _left_over(
 
 def _served(checkpoint: Checkpoint) -> set[str]:
     """The variables that a SavedModel's graph uses; none for other files, and where some are not found."""
-    if checkpoint.format != "bundle" or saved_model_of(checkpoint.path) is None or checkpoint.graph is None:
+    if checkpoint.saved_model is None or checkpoint.graph is None:
         return set()
     names = {name for one in checkpoint.graph.operations.values() for name in one.weights.values()}
     return names if names <= checkpoint.keys() else set()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import takewhile
 from typing import NamedTuple
 
 from msgspec import Struct
@@ -40,6 +39,7 @@ PIXEL_FACTOR = 1 / 16
 STRICT = ("keras", "tflite", "tfjs")  # formats of a network alone; a TensorFlow graph may begin with a reader of files
 SCALES = ("add", "subtract", "multiply", "divide")
 LAYS_OUT = ("pad", "Pad", "resize", "flatten")  # Pad: by edges that the graph computes
+IMAGES_OF_A_LOOP = "TensorListStack"  # what tf.map_fn makes of images that it reads one by one
 ON_PIXELS = (*SCALES, *LAYS_OUT, *ROUNDING)
 FACTS = ("scaling", "gate", "epsilon", "strides")
 
@@ -328,8 +328,9 @@ def _input(
         if checkpoint.format in STRICT:
             problems.append(f"{first.name} ({first.kind}): the first convolution does not get one image")
             return own, None
-        path = [first, *others]  # a reader of files gives the image
-        others = [*takewhile(lambda one: one.kind in ON_PIXELS, path[::-1])][::-1]
+        others = [one for one in others if one.kind != IMAGES_OF_A_LOOP]  # a reader of files gives the image
+        if any(one.kind not in ON_PIXELS for one in others):
+            return own, None
     sides = _image_sides(graph, stem)
     if sides:
         own = replace_struct(own, size=sides[0], width=None if sides[0] == sides[1] else sides[1])
@@ -344,14 +345,15 @@ def _input(
         for channel, number in enumerate(numbers):
             at = factor[channel], offset[channel]
             factor[channel], offset[channel] = _scaled(operation, number, *at)
-    if not graph.takes_pixels and factor == [1.0] * own.channels and offset == [0.0] * own.channels:
+    takes_pixels = graph.takes_pixels and first.kind == "image"
+    if not takes_pixels and factor == [1.0] * own.channels and offset == [0.0] * own.channels:
         return own, None
     if not all(0 < abs(one) < math.inf for one in factor) or min(factor) <= 0:
         problems.append(
             f"pixels are multiplied by {', '.join(f'{one:.6g}' for one in factor)}; the port's std are above 0"
         )
         return own, None
-    unit = 255.0 if graph.takes_pixels or max(factor) < PIXEL_FACTOR else 1.0
+    unit = 255.0 if takes_pixels or max(factor) < PIXEL_FACTOR else 1.0
     mean = [-shift / (scale * unit) + 0.0 for scale, shift in zip(factor, offset, strict=True)]
     std = [1 / (scale * unit) for scale in factor]
     close = all(

@@ -19,6 +19,7 @@ from porter.errors import CheckpointError
 from porter.sources.archive import unpack
 from porter.sources.bounds import Budget, check_total
 from porter.sources.bundle import read_bundle
+from porter.sources.bundle_graph import saved_model_of
 from porter.sources.locate import Source, locate, step_of
 from porter.sources.remote import is_url, mirror
 from porter.sources.stored_graph import StoredGraph
@@ -58,6 +59,11 @@ class Checkpoint(Mapping[str, Variable]):
     def graph(self) -> StoredGraph | None:
         """The operations that the file states, None where it states none. Raises CheckpointError."""
         return self.read_graph() if self.read_graph else None
+
+    @property
+    def saved_model(self) -> Path | None:
+        """The ``saved_model.pb`` whose variables these are, where it is here."""
+        return saved_model_of(self.path) if self.format == "bundle" and not self.remote else None
 
     def __getitem__(self, name: str) -> Variable:
         return self.variables[name]

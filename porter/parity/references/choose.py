@@ -22,7 +22,6 @@ from porter.parity.references.reference import Endpoints, Reference, for_port
 from porter.parity.references.wire import Request
 from porter.port import Port
 from porter.sources import Checkpoint
-from porter.sources.bundle_graph import saved_model_of
 from porter.sources.bundle_writer import write_bundle
 from porter.sources.keras import read_config
 from porter.sources.object_graph import OBJECT_GRAPH
@@ -97,7 +96,7 @@ def _first(port: Port, sizes: tuple[Size, ...] | None) -> str:
         runs = known if checkpoint.graph is None else port.assumed != FACTS  # else the network is not in the graph
         if of_keras(checkpoint) and runs and own_size:
             return "keras"
-        if _of_saved_model(checkpoint) and checkpoint.graph and port.assumed != FACTS and own_size:
+        if checkpoint.saved_model and checkpoint.graph and port.assumed != FACTS and own_size:
             return "saved_model"
         if averaged and _frozen_beside(checkpoint):
             return "frozen"
@@ -118,7 +117,7 @@ def _live(kind: str, port: Port, sizes: tuple[Size, ...], train: bool = False) -
     graph = _frozen_beside(checkpoint) if kind == "frozen" else None
     if kind == "frozen" and graph is None:
         raise ParityError(f"{checkpoint.given}: expected one frozen .pb beside it; use the reference tf.nn")
-    if kind == "saved_model" and not _of_saved_model(checkpoint):
+    if kind == "saved_model" and checkpoint.saved_model is None:
         raise ParityError(f"{checkpoint.given}: no SavedModel's checkpoint; use the reference tf.nn")
     if kind == "meta" and not _meta_beside(checkpoint):
         raise ParityError(f"{checkpoint.path}.meta: no such file; use the reference tf.nn")
@@ -198,10 +197,6 @@ def _frozen_beside(checkpoint: Checkpoint) -> Path | None:
         return checkpoint.path
     graphs = [path for folder in _folders(checkpoint) for path in sorted(folder.glob("*.pb"))]
     return graphs[0] if len(graphs) == 1 and graphs[0].name != "saved_model.pb" else None
-
-
-def _of_saved_model(checkpoint: Checkpoint) -> bool:
-    return checkpoint.format == "bundle" and not checkpoint.remote and saved_model_of(checkpoint.path) is not None
 
 
 def _meta_beside(checkpoint: Checkpoint) -> bool:

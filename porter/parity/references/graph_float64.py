@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from porter.parity.references.graph_guard import constant
+from porter.parity.references.graph_guard import FLOAT, constant
 from porter.parity.references.live_tensorflow import tensorflow
 from porter.parity.references.tf_heads import splice_resize
 
-FLOAT, DOUBLE = 1, 2  # DT_FLOAT, DT_DOUBLE of tensorflow/core/framework/types.proto
+DOUBLE = 2  # DT_DOUBLE of tensorflow/core/framework/types.proto
 # For fractions in code, such as 1 / 6. A larger denominator would turn decimals such as 0.16667 into fractions
 LARGEST_DENOMINATOR = 64
 

@@ -32,7 +32,6 @@ from porter.parity.references.reference import (
     told_pixels,
 )
 from porter.port import Port
-from porter.sources.bundle_graph import saved_model_of
 from porter.sources.stored_graph import WITH_WEIGHTS, StoredGraph
 
 SHORT_FLOATS = (14, 19)  # DT_BFLOAT16 and DT_HALF of tensorflow/core/framework/types.proto
@@ -83,7 +82,7 @@ def saved_model(port: Port) -> Reference:
     Raises ParityError if it is not the port's network, or not harmless.
     """
     checkpoint = port.checkpoint
-    path, graph = saved_model_of(checkpoint.path), checkpoint.graph
+    path, graph = checkpoint.saved_model, checkpoint.graph
     if path is None or graph is None or graph.program is None:
         raise ParityError(f"{checkpoint.given}: no SavedModel's checkpoint; use the reference tf.nn")
     program = graph.program()

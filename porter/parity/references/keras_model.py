@@ -88,8 +88,8 @@ def open_keras(port: Port) -> Opened:
                 layer.activation = partial(activated, tensorflow(), "gelu")
         for variable, name in zip(model.trainable_variables, averaged, strict=False):
             variable.assign(port.checkpoint[name].read())
-    at, activation = places(port, graph, sources), None
-    at = {endpoint: "" if one == graph.outputs[0] else one for endpoint, one in at.items()}  # the whole model's
+    activation, found = None, places(port, graph, sources)
+    at = {endpoint: "" if one == graph.outputs[0] else one for endpoint, one in found.items()}
     if port.classes and LOGITS_ENDPOINT not in at:
         weight = sources[f"{port.network.class_layers[0]}.weight"]
         [operation] = (one for one in graph.layers() if one.weights["weight"] == weight)
