@@ -173,7 +173,8 @@ def _with_tail(classifier: Classifier, found: list[_Layer], last: int, checkpoin
 def _steps(graph: StoredGraph, value: str) -> Iterator[StoredOperation]:
     """The operations behind ``value``, one after the other, up to the first value that is not used once.
 
-    What only decides on a class does not count, nor what else a file makes of one of its outputs.
+    Operations that only choose a class (argmax) are skipped. Behind an output of the file, only activations and what
+    leads to further layers are part of the classifier.
     """
     lead_on: set[str] = set()  # to layers
     for one in reversed(graph.in_order):

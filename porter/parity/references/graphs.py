@@ -104,7 +104,7 @@ def saved_model(port: Port) -> Reference:
 
 
 def _in_float32(node: Any) -> None:
-    """Compute in float32 what Keras's mixed precision computes in 16 bits, whose rounding is not compared."""
+    """Change the 16-bit floats of ``node`` (Keras's mixed precision) to float32: their rounding is not compared."""
     if node.op == "Const" and node.attr["dtype"].type in SHORT_FLOATS:
         constant(node, tensorflow().make_ndarray(node.attr["value"].tensor).astype(np.float32))
     for value in node.attr.values():
