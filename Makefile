@@ -2,6 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+# A test that takes five minutes hangs: it fails, and shows where each thread is
+HANGS := -o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true
+
 .PHONY: setup demo test test-all test-wheel lint bench parity docs dist clean
 
 setup: .venv/.complete
@@ -22,7 +25,7 @@ demo: setup
 	$(BIN)/mnv3-port demo
 
 test: setup
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 -m "not slow" --durations=10
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 -m "not slow" --durations=10 $(HANGS)
 
 test-all: .venv/.bench
 	$(BIN)/python -m pytest -n 4

@@ -5,7 +5,7 @@ import contextlib
 import hashlib
 import re
 import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import crc32c
 
@@ -48,7 +48,7 @@ class Handler(BaseHTTPRequestHandler):
 @contextlib.contextmanager
 def serving():
     """The server, at ``url``; its attributes say how it behaves."""
-    server = HTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)  # its end does not wait for an answer that nobody reads
     server.knows_ranges, server.breaks_off, server.ranges, server.content = True, False, [], CONTENT
     server.tag = None
     server.hashes = [
