@@ -7,7 +7,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import zip_longest
 from pathlib import Path
 
 from porter.artifacts.artifact import Artifact, find_artifact, save_artifact
@@ -21,6 +20,7 @@ from porter.sources.remote import is_url
 from porter.sources.v1 import SHARDED
 from porter.sources.weights import Weights
 
+AT_ONCE = 2  # checkpoints: one waits for the disk while the other is computed
 REMOTE_FILE = re.compile(r"\.(?:index|meta|data-\d{5}-of-\d{5})$")  # of a checkpoint's files behind a URL
 
 
@@ -108,9 +108,9 @@ def convert_all(
 ) -> Iterator[tuple[Path, Port]]:
     """Port several checkpoints, of one training run say, into ``folder`` as ``<name of the checkpoint><suffix>``.
 
-    Results as for ``convert``; the variant is found once, and each is read while the one before
-    it is written. Raises PorterError before the first where an output exists or a name is no checkpoint's, and at the
-    first that cannot be ported; those before it stay.
+    Results as for ``convert``, in the order of ``checkpoints``; the variant is found once, and AT_ONCE are ported at a
+    time. Raises PorterError before the first where an output exists or a name is no checkpoint's, and at the first that
+    cannot be ported; what was written by then stays.
     """
     from concurrent.futures import ThreadPoolExecutor
 
@@ -123,22 +123,18 @@ def convert_all(
     for name in names:
         refuse_existing(folder / name, force)
 
-    def read(checkpoint: str) -> tuple[Port, Artifact]:
+    def one(checkpoint: str, name: str) -> tuple[Path, Port]:
         port = plan_port(checkpoint, options)
-        return port, carry_out_port(port)
+        _save(folder / name, port, carry_out_port(port), force)
+        return folder / name, port
 
-    with ThreadPoolExecutor(1) as reader:
-        ready = read(checkpoints[0])
-        if options.mapping is None:
-            options = replace(options, variant=ready[0].mapping.variant)
-        for name, following in zip_longest(names, checkpoints[1:]):
-            ahead = reader.submit(read, following) if following else None
-            port, artifact = ready
-            make_folder(folder)
-            _save(folder / name, port, artifact, force)
-            yield folder / name, port
-            if ahead:
-                ready = ahead.result()
+    make_folder(folder)
+    done = one(checkpoints[0], names[0])
+    if options.mapping is None:
+        options = replace(options, variant=done[1].mapping.variant)
+    yield done
+    with ThreadPoolExecutor(AT_ONCE) as pool:  # reading, hashing and writing leave Python's lock to others
+        yield from pool.map(one, checkpoints[1:], names[1:])
 
 
 def one_each(checkpoints: Sequence[str], weights: Weights = "auto") -> dict[str, str]:

@@ -60,7 +60,7 @@ def expected_variables(mapping: VariantMapping, network: Network, classes: int) 
     Raises ValueError (``key: what is wrong``) for a placeholder or an entry that does not exist.
     """
     for remembered in list(_latest):  # a copy: another thread may append. Training asks for the same repeatedly
-        if remembered[0] is mapping and remembered[1] == network and remembered[2] == classes:
+        if remembered[:3] == (mapping, network, classes):
             return list(remembered[3])
     expected = list(_expanded(mapping, network, classes))
     _latest.append((mapping, network, classes, tuple(expected)))
