@@ -6,6 +6,7 @@ import copy
 import importlib
 import importlib.util
 import os
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -32,6 +33,9 @@ from porter.parity.references.wire import PROGRAMS, Request
 from porter.port import Port, plan_port
 from porter.sources.checkpoint import sha256
 from porter.text import printable
+
+# An entry of onnx.proto's TensorProto.external_data: the key, and the length of its value in one or two bytes
+LOCATION = re.compile(rb"\x0a\x08location\x12([\x00-\x7f]|[\x80-\xff][\x01-\x7f])", re.DOTALL)
 
 LAYOUTS = get_args(ArtifactLayout)
 SOME = 0.5  # of a tensor's values: where more differ, it was rounded as a whole
@@ -193,8 +197,7 @@ def program(path: Path, sizes: Sequence[Size]) -> Candidate:
     """
     if not path.is_file():
         raise ParityError(f"{path}: {'is no regular file' if path.exists() else 'no such file'}")
-    beside = path.with_name(f"{path.name}.data")  # where torch.onnx.export writes weights
-    files = [path, beside] if beside.is_file() else [path]
+    files = [path, *(_weights_beside(path) if path.suffix == ".onnx" else ())]
     request = Request(path.suffix[1:], os.fsencode(path.absolute()), printable(str(path)), memory_for(files, sizes))
     runner = in_child(request)
 
@@ -203,8 +206,21 @@ def program(path: Path, sizes: Sequence[Size]) -> Candidate:
         return Recording([(name, Output(None, values)) for name, (values, _) in found])
 
     answers = frozenset[Question](("rounding",))
-    digests = {file.name: sha256(file) for file in files}
+    folder = path.parent.resolve()
+    digests = {os.path.relpath(file.resolve(), folder): sha256(file) for file in files}
     return Candidate(str(path), record=record, answers=answers, size=runner.size, digests=digests)
+
+
+def _weights_beside(path: Path) -> list[Path]:
+    """The files in or below the folder of an ``.onnx`` that hold values of its tensors."""
+    data, folder = path.read_bytes(), path.parent.resolve()
+    names = set()
+    for found in LOCATION.finditer(data):
+        low, *high = found[1]
+        length = (low & 127) + (high[0] << 7 if high else 0)
+        names.add(os.fsdecode(data[found.end() : found.end() + length]))
+    files = {(folder / name).resolve() for name in names if "\0" not in name}
+    return sorted(file for file in files if file.is_relative_to(folder) and file.is_file())
 
 
 def tensorflow_source(path: str, mapping: PathLike | None) -> Candidate:
