@@ -8,12 +8,15 @@ import torch
 from conftest import FOLDERS, PORTED, same_bits
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 import porter
 from porter.artifacts.artifact import load_artifact, save_artifact
 from porter.exports.convert import convert
 from porter.exports.export_tf import export_tf
 from porter.mapping.axes import AXES, source_shape, to_source, to_target
+from porter.mapping.files import load_variant
+from porter.mapping.stated import Stated
 from porter.sources import open_checkpoint
 
 sides = st.integers(1, 4)
@@ -118,3 +121,15 @@ def test_inspect_knows_it(run, demo_folder, tmp_path):
     export_tf(path, tmp_path / "out")
     found = json.loads(run("inspect", tmp_path / "out", "--json").out)
     assert (found["variant"], found["step"], found["closest"]["classes"]) == ("small_075", 1000, 1001)
+
+
+def test_what_variables_do_not_hold_is_said(run, demo_folder, tmp_path):
+    """A source's own scaling and predictions are in the port's metadata, and in no checkpoint."""
+    stored = load_artifact(convert(demo_folder, tmp_path / "a.pth")[0])
+    scaling = load_variant("small_075").input
+    stated = Stated(input=replace(scaling, mean=[0.0] * 3, std=[1.0] * 3), predictions="sigmoid", last=432)
+    save_artifact(tmp_path / "own.pth", stored._replace(metadata=replace(stored.metadata, stated=stated)))
+    ran = run("export-tf", tmp_path / "own.pth", tmp_path / "out")
+    assert ran.code == 0
+    assert "a checkpoint does not hold its scaling, predictions, which the variant has otherwise" in ran.err
+    assert "does not hold" not in run("export-tf", tmp_path / "a.pth", tmp_path / "plain").err

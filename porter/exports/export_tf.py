@@ -15,6 +15,7 @@ from porter.artifacts.variant import class_count, mapping_of, network_as_stored
 from porter.atomic import check_folder, make_folder
 from porter.errors import ArtifactError, PorterNote
 from porter.mapping.options import PathLike, PortOptions
+from porter.mapping.stated import Stated
 from porter.network.network import build_network
 from porter.sources.bundle_writer import write_bundle
 from porter.sources.weights import AVERAGE_SUFFIX
@@ -40,8 +41,8 @@ def export_tf(
     """Write an artifact as a TensorFlow V2 checkpoint under slim's names, the gate fold undone.
 
     Converting it again gives the same state dict, bit for bit. A background class that was dropped comes back, from the
-    artifact or as zeros, so that the released graph of 1,001 classes restores the checkpoint. A PorterNote tells of
-    zeros, and of another number of classes, which that graph does not restore.
+    artifact or as zeros, so that the released graph of 1,001 classes restores the checkpoint. PorterNotes warn of
+    zeros, of another number of classes, which that graph does not restore, and of what variables do not hold.
 
     Args:
         artifact: A ``.pth`` or ``.safetensors``, a release's folder, or the URL of either.
@@ -87,6 +88,9 @@ def export_tf(
     if wanted is not None and classes != wanted:
         told = f"{source}: has {classes} classes; the released graph has {wanted} and does not restore it"
         warnings.warn(told, PorterNote, stacklevel=2)
+    if lost := _not_in_variables(metadata.stated if metadata else Stated()):
+        told = f"{source}: a checkpoint does not hold its {', '.join(lost)}, which the variant has otherwise; keep both"
+        warnings.warn(told, PorterNote, stacklevel=2)
     step = (metadata.step if metadata else None) or 0
     variables: dict[str, np.ndarray] = {"global_step": np.array(step, np.int64)}
     for name, entry in values.items():
@@ -96,3 +100,14 @@ def export_tf(
     make_folder(out)
     write_bundle(out / f"model-{step}", variables, force=force)
     return Exported(out / f"model-{step}", len(variables), classes)
+
+
+def _not_in_variables(stated: Stated) -> list[str]:
+    facts = {
+        "scaling": stated.input,
+        "batch norm epsilon": stated.epsilon,
+        "output stride": stated.output_stride,
+        "pooling": stated.pooling,
+        "predictions": stated.predictions,
+    }
+    return [fact for fact, value in facts.items() if value is not None]
