@@ -38,7 +38,7 @@ from porter.photos.labels import read_class_names
 from porter.port import carry_out_port, plan_port
 from porter.releases.card import config
 from porter.releases.check import _contradictions
-from porter.releases.folder import add_hash, checksum_problems, write_checksums
+from porter.releases.folder import add_hash
 from porter.sources import open_checkpoint
 from porter.sources.bundle_graph import read_graph
 from porter.sources.bundle_index import read_index
@@ -97,12 +97,10 @@ def read_tfjs_nodes(path: Path) -> None:
 
 
 def read_release(path: Path, folder: Path) -> None:
-    """The files that a release has as text lie behind each other in ``path``; weights and digests are honest."""
+    """The files that a release has as text lie behind each other in ``path``; its weights are honest."""
     parts = path.read_bytes().split(BETWEEN)
     for name, data in zip(("config.json", "parity.json", "mapping.yaml"), parts, strict=False):
         (folder / name).write_bytes(data)
-    write_checksums(folder)
-    assert checksum_problems(folder) == []
     [weights], own = folder.glob("*.pth"), folder / "mapping.yaml"
     file = ArtifactFile(weights, str(weights), own if own.is_file() else None)
     vars(file)["artifact"] = honest(weights)
