@@ -212,6 +212,20 @@ def test_object_based_averages(tf, tmp_path):
     assert open_checkpoint(tmp_path, "raw")["scope/w"].read().tolist() == [5, 6]
 
 
+@pytest.mark.parametrize("served", ["w", "w/ExponentialMovingAverage"])
+def test_a_saved_model_says_which_weights_it_serves(tf, tmp_path, served):
+    """One that was written in training has both, and its graph computes with one of them."""
+    v1, numbers = tf.compat.v1, {"w": 5, "w/ExponentialMovingAverage": 1}
+    with tf.Graph().as_default(), v1.Session() as session:
+        image = v1.placeholder(tf.float32, [None, 2, 2, 3], "image")
+        made = {name: v1.get_variable(name, initializer=np.full((1, 1, 3, 4), n, "f")) for name, n in numbers.items()}
+        out = tf.nn.conv2d(image, made[served], 1, "SAME")
+        session.run(v1.global_variables_initializer())
+        v1.saved_model.simple_save(session, str(tmp_path / "m"), {"image": image}, {"out": out})
+    found = {weights: open_checkpoint(tmp_path / "m", weights)["w"].read().max() for weights in ("auto", "ema", "raw")}
+    assert found == {"auto": numbers[served], "ema": 1, "raw": 5}
+
+
 def test_names_that_are_not_unique_stay_paths(tf, tmp_path):
     pair = [tf.Variable(float(i), name="same") for i in range(2)]
     tf.train.Checkpoint(pair=pair).save(str(tmp_path / "ckpt"))

@@ -154,7 +154,8 @@ _READING = (
         "--weights",
         type=click.Choice(["auto", "ema", "raw"]),
         default="auto",
-        help="Moving averages or raw weights, where both exist; auto prefers the averages.",
+        help="Moving averages or raw weights, where both exist; auto prefers the averages, except in a SavedModel "
+        "whose graph has the raw weights.",
     ),
     mapping_option,
     click.option("--variant", type=VARIANT, help="E.g. small_075, or timm's name. Default: found from the file."),

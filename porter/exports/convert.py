@@ -47,7 +47,8 @@ def convert(
         output: A ``.pth``, ``.safetensors``, ``.onnx`` or ``.tflite``; ``<variant>.pth`` when left out.
         variant: Found from the shapes when left out.
         mapping: A mapping file of your own.
-        weights: ``ema`` or ``raw`` where both exist; ``auto`` prefers the averages.
+        weights: ``ema`` or ``raw`` where both exist; ``auto`` prefers the averages, unless a SavedModel's graph has the
+            raw weights.
         layout: ``timm`` makes the weights exact where the squeeze-excite gate is 1/6, ``slim`` leaves them untouched.
         keep_background: Keep class 0 of slim's 1,001.
         num_classes: Refuse a classifier of another size.

@@ -171,7 +171,8 @@ def create_model(
         layout: By default ``timm``, whatever the source: gate 1/6, and slim's 0.16667 folded into the weights. ``slim``
             keeps that gate and the weights; its state dict has an entry more, which says so, and no other class
             loads it strictly. A model that computes 8 bits is in ``slim``, as its levels are.
-        weights: ``ema`` or ``raw`` where both exist; ``auto`` prefers the averages.
+        weights: ``ema`` or ``raw`` where both exist; ``auto`` prefers the averages, unless a SavedModel's graph has the
+            raw weights.
         keep_background: Keep class 0 of slim's 1,001.
         fake_quant: Weights that were trained for 8 bits compute them, in float64; False opens them as a float network.
         fold_bn: Fold the batch norms for inference, as ``porter.fold`` does.

@@ -122,7 +122,8 @@ def open_checkpoint(path: str | os.PathLike[str], weights: Weights = "auto", che
     Args:
         path: A V2 or V1 checkpoint (prefix, file or folder), a SavedModel, a Keras file, a ``.tflite``, a released
             tarball or its folder, a frozen ``.pb``, a zip or tarball of any of them, or the URL of any of them.
-        weights: ``ema`` or ``raw`` where both exist; ``auto`` prefers the averages.
+        weights: ``ema`` or ``raw`` where both exist; ``auto`` prefers the averages, unless a SavedModel's graph has the
+            raw weights.
         checksums: Check the tensors of a V2 checkpoint.
 
     Returns:
@@ -161,7 +162,8 @@ def open_checkpoint(path: str | os.PathLike[str], weights: Weights = "auto", che
     variables = contents.variables
     if temporary:
         variables = {name: _of_copy(variable, temporary, copy, str(path)) for name, variable in variables.items()}
-    chosen, set_aside = select_weights(variables, weights, str(path), averaged)
+    serves_raw = weights == "auto" and source.kind == "bundle" and _serves_raw(source.path, contents)
+    chosen, set_aside = select_weights(variables, "raw" if serves_raw else weights, str(path), averaged)
     return Checkpoint(
         given=str(path),
         path=source.path,
@@ -177,6 +179,14 @@ def open_checkpoint(path: str | os.PathLike[str], weights: Weights = "auto", che
         rounds=contents.rounds,
         read_graph=contents.graph and _named_graph(contents.graph, temporary, copy, str(path)),
     )
+
+
+def _serves_raw(prefix: Path, contents: Contents) -> bool:
+    """Whether these are a SavedModel's variables, and its graph computes with raw weights beside their averages."""
+    averages = {name for name in contents.variables if name.endswith(AVERAGE_SUFFIX)}
+    if not averages or contents.graph is None or saved_model_of(prefix) is None:
+        return False
+    return all(averages.isdisjoint(one.weights.values()) for one in contents.graph().operations.values())
 
 
 @contextmanager

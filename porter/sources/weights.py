@@ -15,7 +15,7 @@ Weights = Literal["auto", "ema", "raw"]
 # tf.train.ExponentialMovingAverage's default name
 AVERAGE_SUFFIX = "/ExponentialMovingAverage"
 RAW_SET_ASIDE = "raw value; its moving average is used"
-AVERAGE_SET_ASIDE = "moving average; raw weights were asked for"
+AVERAGE_SET_ASIDE = "moving average; the raw value is used"
 
 
 def select_weights(
