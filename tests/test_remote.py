@@ -16,6 +16,7 @@ from conftest import same_bits
 import porter
 from porter.errors import CheckpointError
 from porter.parity.demo import demo_variables, write_demo_checkpoint
+from porter.port import plan_port
 from porter.sources import bounds, open_checkpoint, remote
 from porter.sources.bundle_writer import write_bundle
 
@@ -107,6 +108,30 @@ def test_inspect_and_verify(server, tf, run):
     with_slots(www)
     assert "variant   small_075, 5 classes" in run("inspect", f"{url}/model-1").out
     assert porter.verify(f"{url}/model-1", sizes=[(64, 64)]).passed
+
+
+@pytest.mark.tensorflow
+def test_what_the_graph_states(server, tarball_folder, run):
+    """A .meta beside a checkpoint, and a SavedModel, say the same there as here."""
+    url, www, _ = server
+    shutil.copytree(tarball_folder / "ema", www / "ema")
+    far, near = (plan_port(f"{place}/ema/model-497500") for place in (url, www))
+    assert far.assumed == near.assumed == ("scaling",)
+    assert "reference  meta graph (" in run("verify", f"{url}/ema/model-497500").out
+
+
+@pytest.mark.tensorflow
+def test_saved_model(server, tf, tmp_path):
+    url, www, _ = server
+    module = tf.Module()
+    module.w = tf.Variable(np.full((1, 1, 3, 4), 5, "f"), name="w")
+    serve = tf.function(lambda image: tf.nn.conv2d(image, module.w, 1, "SAME"))
+    signature = serve.get_concrete_function(tf.TensorSpec([None, 8, 8, 3], tf.float32))
+    tf.saved_model.save(module, www / "m", signatures=signature)
+    opened = open_checkpoint(f"{url}/m/saved_model.pb")
+    assert opened.place == f"{url}/m/variables/variables"
+    assert opened["w"].read().max() == 5
+    assert "w" in opened.graph.by_weight
 
 
 def test_missing(server, run, tmp_path):

@@ -250,5 +250,5 @@ def test_same_state_dict_from_every_format(tf, tmp_path, values):
 
 def test_saved_model_without_variables(tmp_path):
     (tmp_path / "saved_model.pb").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="a SavedModel without variables"):
+    with pytest.raises(CheckpointError, match="saved_model.pb: without its variables"):
         open_checkpoint(tmp_path)

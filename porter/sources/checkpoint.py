@@ -103,8 +103,10 @@ class Checkpoint(Mapping[str, Variable]):
         """Where the variables lie, for messages: below the archive or URL given, not in its temporary copy."""
         if self.temporary is None:
             return str(self.path)
-        within = self.path.relative_to(self.temporary.name)
-        return self.given.rstrip("/").removesuffix(within.parts[0]) + str(within)
+        within, given = self.path.relative_to(self.temporary.name), self.given.rstrip("/")
+        if given.endswith(within.parts[0]):
+            return given.removesuffix(within.parts[0]) + str(within)
+        return f"{given.rpartition('/')[0]}/{within}"  # of a SavedModel, whose .pb was given
 
     @property
     def step(self) -> int | None:
@@ -155,6 +157,8 @@ def open_checkpoint(path: str | os.PathLike[str], weights: Weights = "auto", che
         remote = None  # all of it has been fetched
     fetch = remote.fetch if remote else None
     with _name_source(copy, str(path)):
+        if remote and source.kind == "bundle":
+            remote.fetch_meta(source.path)
         contents = read_bundle(source.path, fetch, checksums) if source.kind == "bundle" else _read(source)
         if source.kind != "bundle":  # its shards may be stand-ins, and its reader checks them
             check_total(contents.variables.values(), contents.files, str(source.path))

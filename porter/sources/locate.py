@@ -159,7 +159,7 @@ def _in_folder(folder: Path, weights: Weights) -> Source:
 def _saved_model(folder: Path) -> Source:
     prefix = folder / "variables" / "variables"
     if not prefix.with_name("variables.index").is_file():
-        raise CheckpointError(f"{folder}: a SavedModel without variables (no variables/variables.index)")
+        raise CheckpointError(f"{folder / 'saved_model.pb'}: without its variables (no variables/variables.index)")
     return Source("bundle", prefix)
 
 

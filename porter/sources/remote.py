@@ -1,8 +1,8 @@
 """Sources behind a URL (``https://``, ``gs://``, ``s3://``, ``hf://`` ...), read through fsspec.
 
-Of a checkpoint, the index is fetched whole, and of the shards only the bytes asked for, if the store supports ranges.
-Empty files of the same size stand in for the shards, so that the checkpoint looks like a local one. Anything else is
-fetched whole.
+Of a checkpoint, the index and the graph are fetched whole, and of the shards only the bytes asked for, if the store
+supports ranges. Empty files of the same size stand in for the shards, so that the checkpoint looks like a local one.
+Anything else is fetched whole.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from porter.sources.redirects import Redirects, check_redirect
 
 MAX_PAGE = 16 << 20  # bytes of a listing, or of an answer to a request without a length
 GAP = 1 << 16  # bytes; extents with a smaller gap share a request
+SAVED_MODEL = "saved_model.pb"
 _SHARD = re.compile(r"(.+)\.data-\d{5}-of-(\d{5})")
 
 
@@ -43,12 +44,14 @@ Fetch = Callable[[Sequence[ByteRange]], list[bytes]]
 class Mirror(NamedTuple):
     """A remote source as local files: ``path`` is what was asked for, below ``folder``, which goes with it.
 
-    ``fetch`` gives extents of files that have stand-ins.
+    ``fetch`` gives extents of files that have stand-ins. ``fetch_meta`` fetches the ``.meta`` of a checkpoint's local
+    prefix, if the store has it.
     """
 
     path: Path
     folder: tempfile.TemporaryDirectory[str]
     fetch: Fetch
+    fetch_meta: Callable[[Path], None]
 
 
 def is_url(path: object) -> bool:
@@ -82,13 +85,26 @@ def _mirror(url: str, folder: tempfile.TemporaryDirectory[str], budget: Budget) 
     base = Path(folder.name) / name
     places: dict[Path, str] = {}  # stand-in -> its remote file
     prefix = _prefix(system, root, name)
-    if prefix is not None:
+    if name == SAVED_MODEL:
+        _fetch_file(system, root, base, budget)
+        prefix = f"{root.removesuffix(name)}variables/variables"
+        (base.parent / "variables").mkdir()
+        _checkpoint(system, prefix, base.parent / "variables", places, budget)
+    elif prefix is not None:
         _checkpoint(system, prefix, base.parent, places, budget)
     elif _size(system, root) is not None:
         _fetch_file(system, root, base, budget)
     else:
         _folder(system, root, base, places, budget)
-    return Mirror(base, folder, _ranges(url, system, places, budget))
+
+    def fetch_meta(prefix: Path) -> None:
+        remote = {local.with_name(local.name.rpartition(".data-")[0]): place for local, place in places.items()}
+        meta = f"{remote[prefix].rpartition('.data-')[0]}.meta" if prefix in remote else ""
+        with _wrap_errors(url):
+            if meta and _size(system, meta) is not None:
+                _fetch_file(system, meta, prefix.with_name(f"{prefix.name}.meta"), budget)
+
+    return Mirror(base, folder, _ranges(url, system, places, budget), fetch_meta)
 
 
 def exists(url: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -171,12 +172,14 @@ def _keep_copy(copy: tempfile.TemporaryDirectory[str], reference: Reference) -> 
 
 
 def _copy(port: Port) -> tempfile.TemporaryDirectory[str]:
-    """A local copy of the variables that the port needs from a remote checkpoint."""
+    """A local copy of the variables that the port needs from a remote checkpoint, and of its graph."""
     folder = temporary_folder()
     ranges = [f"{name}/{end}" for name in port.plan.ranges.values() for end in ("min", "max")]
     names = [*(step.source for step in port.plan.steps), *ranges]
     port.checkpoint.prefetch(names)
     write_bundle(Path(folder.name) / COPY, {name: port.checkpoint[name].read() for name in names})
+    if _meta_beside(port.checkpoint):
+        shutil.copyfile(f"{port.checkpoint.path}.meta", Path(folder.name) / f"{COPY}.meta")
     return folder
 
 
