@@ -1,6 +1,7 @@
 """Every TensorFlow format, written by TensorFlow itself: inspect, convert and verify each."""
 
 import tarfile
+from functools import partial
 
 import numpy as np
 import pytest
@@ -224,6 +225,25 @@ def test_a_saved_model_says_which_weights_it_serves(tf, tmp_path, served):
         v1.saved_model.simple_save(session, str(tmp_path / "m"), {"image": image}, {"out": out})
     found = {weights: open_checkpoint(tmp_path / "m", weights)["w"].read().max() for weights in ("auto", "ema", "raw")}
     assert found == {"auto": numbers[served], "ema": 1, "raw": 5}
+
+
+@pytest.mark.parametrize("tags", [[["train"], ["serve"]], [["train"], []], [["train"]], [[], ["serve"]]])
+def test_the_graph_that_is_served(tf, tmp_path, tags):
+    """A SavedModel has a graph for each set of tags. The last one given here is the one that is served."""
+    v1 = tf.compat.v1
+    builder = v1.saved_model.Builder(str(tmp_path / "m"))
+    for number, tag in enumerate(tags):
+        with tf.Graph().as_default(), v1.Session() as session:
+            image = v1.placeholder(tf.float32, [None, 2, 2, 3], "image")
+            found = tf.nn.conv2d(image, v1.get_variable("w", (1, 1, 3, 4)), 1, "SAME")
+            out = (tf.nn.relu6 if tag is tags[-1] else tf.nn.relu)(found)
+            signature = v1.saved_model.predict_signature_def({"image": image}, {"out": out})
+            session.run(v1.global_variables_initializer())
+            add = builder.add_meta_graph if number else partial(builder.add_meta_graph_and_variables, session)
+            add(tags=tag, signature_def_map={"serving_default": signature})
+    builder.save()
+    graph = open_checkpoint(tmp_path / "m").graph
+    assert [one.kind for one in graph.behind(graph.by_weight["w"])] == ["relu6"]
 
 
 def test_names_that_are_not_unique_stay_paths(tf, tmp_path):

@@ -64,7 +64,7 @@ def _parsed(path: Path, data: bytes, names: Mapping[str, str]) -> StoredGraph:
         graphs = protos.parse(protos.SavedModel, data, str(path), "the SavedModel").meta_graphs
         if not graphs:
             raise CheckpointError(f"{path}: a SavedModel without a graph; fetch it again")
-        meta = graphs[0]
+        meta = min(graphs, key=_in_training)
     signatures = {named.key: named.value for named in meta.signature_def if not named.key.startswith(b"__")}
     chosen = [signatures[SIGNATURE]] if SIGNATURE in signatures else [*signatures.values()][:MOST_SIGNATURES]
     outputs = [sorted(named.value.name.decode(errors="replace") for named in one.outputs) for one in chosen]
@@ -75,6 +75,12 @@ def _parsed(path: Path, data: bytes, names: Mapping[str, str]) -> StoredGraph:
         return stored_graph(Source(meta.graph_def, str(path), constant, tuple(outputs), by_node))
 
     return max(map(read, outputs or [[]]), key=_variables)  # a signature for features uses fewer than one for classes
+
+
+def _in_training(meta: Any) -> tuple[bool, bool]:
+    """Last is the graph for training; before it one that says nothing, as TensorFlow Hub's, and first one to serve."""
+    tags = meta.meta_info_def.tags
+    return b"train" in tags, b"serve" not in tags
 
 
 def _constant(path: Path, node: GraphNode) -> Variable | None:

@@ -46,7 +46,11 @@ message OpDef { bytes name = 1; repeated ArgDef input_arg = 2; repeated ArgDef o
 message ArgDef { bytes name = 1; }
 message Named { bytes key = 1; bytes value = 2; }
 message SavedModel { repeated MetaGraphDef meta_graphs = 2; }
-message MetaGraphDef { GraphDef graph_def = 2; SaverDef saver_def = 3; repeated NamedSignature signature_def = 5; }
+message MetaGraphDef {
+  MetaInfoDef meta_info_def = 1; GraphDef graph_def = 2; SaverDef saver_def = 3;
+  repeated NamedSignature signature_def = 5;
+}
+message MetaInfoDef { repeated bytes tags = 4; }
 message SaverDef { bytes restore_op_name = 3; }
 message NamedSignature { bytes key = 1; SignatureDef value = 2; }
 message SignatureDef { repeated NamedTensor outputs = 2; }
