@@ -135,6 +135,12 @@ def test_an_operation_of_another_name(tf, run, tmp_path):
     assert "not in it" not in ran.out
 
 
+def test_a_graph_without_weights_is_no_reference(demo_copy, run):
+    """slim's export_inference_graph.py writes one beside the checkpoint, for freeze_graph to fill."""
+    (demo_copy.parent / "inference_graph.pb").write_bytes(b"")
+    assert "reference  tf.nn graph" in run("verify", demo_copy.parent).out
+
+
 @pytest.mark.parametrize("file", ["real/lraspp_small_user.pb", "heads/deeplab_v3_small/frozen.pb"])
 def test_backbone_inside_a_segmentation_graph(tf, file):
     path = SHARED.parent / file

@@ -99,7 +99,7 @@ def _first(port: Port, sizes: tuple[Size, ...] | None) -> str:
             return "keras"
         if checkpoint.saved_model and checkpoint.graph and port.assumed != FACTS and own_size:
             return "saved_model"
-        if averaged and _frozen_beside(checkpoint):
+        if averaged and _frozen_beside(port):
             return "frozen"
         return "meta" if _meta_beside(checkpoint) else "tf.nn"
     file = next((f / RECORDED_NAME for f in _folders(checkpoint) if (f / RECORDED_NAME).is_file()), None)
@@ -115,7 +115,7 @@ def _live(kind: str, port: Port, sizes: tuple[Size, ...], train: bool = False) -
     checkpoint = port.checkpoint
     if kind != "tflite" and importlib.util.find_spec("tensorflow") is None:
         raise ParityError(f"this comparison needs TensorFlow: pip install 'mnv3-port[tensorflow]'{OR_RECORDED}")
-    graph = _frozen_beside(checkpoint) if kind == "frozen" else None
+    graph = _frozen_beside(port) if kind == "frozen" else None
     if kind == "frozen" and graph is None:
         raise ParityError(f"{checkpoint.given}: expected one frozen .pb beside it; use the reference tf.nn")
     if kind == "saved_model" and checkpoint.saved_model is None:
@@ -195,11 +195,15 @@ def of_keras(checkpoint: Checkpoint) -> bool:
     return checkpoint.format == "keras" or (by_objects and read_config(checkpoint.path) is not None)
 
 
-def _frozen_beside(checkpoint: Checkpoint) -> Path | None:
+def _frozen_beside(port: Port) -> Path | None:
+    """The only ``.pb`` beside the checkpoint that is large enough to hold its weights: a graph may have none."""
+    checkpoint = port.checkpoint
     if checkpoint.format == "graphdef":
         return checkpoint.path
-    graphs = [path for folder in _folders(checkpoint) for path in sorted(folder.glob("*.pb"))]
-    return graphs[0] if len(graphs) == 1 and graphs[0].name != "saved_model.pb" else None
+    weights = sum(checkpoint[step.source].nbytes for step in port.plan.steps)
+    graphs = [path for folder in _folders(checkpoint) for path in folder.glob("*.pb") if path.name != "saved_model.pb"]
+    frozen = [path for path in graphs if path.stat().st_size >= weights]
+    return frozen[0] if len(frozen) == 1 else None
 
 
 def _meta_beside(checkpoint: Checkpoint) -> bool:
