@@ -37,18 +37,8 @@ KNOWN = (
     *MODELS,
     *("InputLayer", "Conv2D", "DepthwiseConv2D", "Dense", "BatchNormalization", "ReLU", "LeakyReLU", "ELU", "Softmax"),
     *("Activation", "Rescaling", "Normalization", "GlobalAveragePooling2D", "GlobalMaxPooling2D", "AveragePooling2D"),
-    *(
-        "MaxPooling2D",
-        "Flatten",
-        "Reshape",
-        "ZeroPadding2D",
-        "Concatenate",
-        "UpSampling2D",
-        "Resizing",
-        "Add",
-        "Subtract",
-    ),
-    *("Multiply", "Divide", "TrueDivide", "Argmax", "TFOpLambda"),
+    *("MaxPooling2D", "Flatten", "Reshape", "ZeroPadding2D", "Concatenate", "UpSampling2D", "Resizing"),
+    *("Add", "Subtract", "Multiply", "Divide", "TrueDivide", "Argmax", "TFOpLambda"),
     *NOTHING,
 )  # layers that are read
 ARITHMETIC = {"add": "add", "subtract": "subtract", "multiply": "multiply", "divide": "divide", "truediv": "divide"}
