@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from porter.errors import CheckpointError
 from porter.sources import protos
 from porter.sources.stored_graph import StoredGraph
+from porter.sources.variable import read_file
 
 if TYPE_CHECKING:
     from porter.sources.graphdef_operations import GraphNode
@@ -39,10 +40,7 @@ def saved_model_of(prefix: Path) -> Path | None:
 
 def read_graph(path: Path, names: Mapping[str, str]) -> StoredGraph:
     """The operations of a ``.meta`` or ``saved_model.pb``. Raises CheckpointError."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}") from error
+    data = read_file(path)
     for known, graph in list(_latest):
         if known == (data, names):
             return graph

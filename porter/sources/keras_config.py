@@ -114,14 +114,9 @@ def stored_graph(config: Config, variables: Mapping[str, Variable]) -> StoredGra
 
     Raises KeyError, TypeError, IndexError or ValueError on a damaged configuration.
     """
-    reader = _Reader(variables, MOST_USES * _count(config, 0))
+    reader = _Reader(variables, MOST_USES * sum(1 for _ in _layers(config)))
     outputs = reader.model(config, "", None, 0)
     return StoredGraph(reader.operations, outputs)
-
-
-def _count(config: Config, depth: int) -> int:
-    layers = config["config"]["layers"]
-    return sum(1 + (_count(one, depth + 1) if _is_model(one) and depth < MOST_DEPTH else 0) for one in layers)
 
 
 def _is_model(layer: Config) -> bool:

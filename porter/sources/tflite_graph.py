@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 from flatbuffers import number_types
 
-from porter.errors import CheckpointError
+from porter.sources.dtypes import ITEM_SIZES
 from porter.sources.flatbuffer import Node, read_flatbuffer
 from porter.sources.stored_graph import StoredGraph, StoredOperation
+from porter.sources.variable import read_file
 
 OPERATORS = {
     0: "add", 1: "average_pool_2d", 2: "concatenation", 3: "conv_2d", 4: "depthwise_conv_2d", 5: "depth_to_space",
@@ -33,7 +34,7 @@ CUSTOM = 32  # operators with this code have their own name
 TYPES = {
     0: "float32", 1: "float16", 2: "int32", 3: "uint8", 4: "int64", 6: "bool", 7: "int16", 9: "int8", 10: "float64",
 }  # fmt: skip
-SIZES = {"float32": 4, "float16": 2, "int32": 4, "uint8": 1, "int64": 8, "bool": 1, "int16": 2, "int8": 1, "float64": 8}
+SIZES = {dtype: ITEM_SIZES[dtype] for dtype in TYPES.values()}
 ACTIVATIONS = {0: None, 1: "relu", 2: "relu_n1_to_1", 3: "relu6"}
 _FUSED = {"fused": (0, "Int8", 0)}
 _STEPS = {"padding": (0, "Int8", 0), "stride_w": (1, "Int32", 0), "stride_h": (2, "Int32", 0)}
@@ -105,11 +106,7 @@ class Graph:
 
 def read_graph(path: Path) -> Graph:
     """Read ``path``. Raises CheckpointError if it is damaged."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}") from error
-    return read_flatbuffer(data, _graph, f"{path}: damaged or not a .tflite")
+    return read_flatbuffer(read_file(path), _graph, f"{path}: damaged or not a .tflite")
 
 
 def _graph(model: Node) -> Graph:
