@@ -54,7 +54,7 @@ _latest: deque[tuple[tuple[bytes, Mapping[str, str]], StoredGraph]] = deque(maxl
 
 
 def _parsed(path: Path, data: bytes, names: Mapping[str, str]) -> StoredGraph:
-    from porter.sources.graphdef_operations import Source, stored_graph
+    from porter.sources.graphdef_operations import stored_graph
 
     if path.suffix == ".meta":
         meta = protos.parse(protos.MetaGraphDef, data, str(path), "the graph")
@@ -69,8 +69,7 @@ def _parsed(path: Path, data: bytes, names: Mapping[str, str]) -> StoredGraph:
     by_node = {node: names[key] for node, key in _restored(meta) if key in names}
 
     def read(outputs: Sequence[str]) -> StoredGraph:
-        constant = partial(_constant, path)
-        return stored_graph(Source(meta.graph_def, str(path), constant, tuple(outputs), by_node))
+        return stored_graph(meta.graph_def, str(path), partial(_constant, path), outputs, by_node)
 
     return max(map(read, outputs or [[]]), key=_variables)  # a signature for features uses fewer than one for classes
 

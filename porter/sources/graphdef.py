@@ -10,7 +10,7 @@ from porter.sources import dtypes, protos
 from porter.sources.bounds import check_shape
 from porter.sources.content import recognised
 from porter.sources.dtypes import tensor_values
-from porter.sources.graphdef_operations import GraphNode, Source, stored_graph
+from porter.sources.graphdef_operations import GraphNode, stored_graph
 from porter.sources.variable import Contents, Variable
 
 # The key of a GraphDef's first field: node, library, version or versions
@@ -43,7 +43,7 @@ def read_graphdef(path: Path) -> Contents:
     def constant(node: GraphNode) -> Variable:
         return constants.setdefault(node.name, variable_of(node.name, node.attributes, path))
 
-    stated = stored_graph(Source(graph, str(path), constant))
+    stated = stored_graph(graph, str(path), constant)
     used = [name for operation in stated.operations.values() for name in operation.weights.values()]
     variables = {name: constants[name] for name in used if name in constants}
     if not variables:

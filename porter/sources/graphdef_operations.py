@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from msgspec.structs import replace
@@ -75,20 +75,6 @@ class GraphNode(NamedTuple):
         return next((attribute.value for attribute in self.attributes if attribute.key == key), MISSING)
 
 
-class Source(NamedTuple):
-    """A graph and where its weights are.
-
-    ``outputs`` are references to values; without any they are what the last layers lead to. ``constant`` gives the
-    variable of a Const node. ``names`` are those of variables by node, where they differ from the graph's.
-    """
-
-    graph: Any
-    file: str
-    constant: Callable[[GraphNode], Variable | None]
-    outputs: tuple[str, ...] = ()
-    names: Mapping[str, str] = {}
-
-
 class Program(NamedTuple):
     """The nodes that compute a graph's outputs, with the bodies of functions in place of calls, in no order.
 
@@ -105,9 +91,19 @@ class _Weight(NamedTuple):
     constant: Variable | None  # what holds the values in the graph itself
 
 
-def stored_graph(source: Source) -> StoredGraph:
-    """The operations of ``source``. Raises CheckpointError."""
-    return _Reader(source).read()
+def stored_graph(
+    graph: Any,
+    file: str,
+    constant: Callable[[GraphNode], Variable | None],
+    outputs: Sequence[str] = (),
+    names: Mapping[str, str] | None = None,
+) -> StoredGraph:
+    """The operations of a GraphDef. Raises CheckpointError.
+
+    ``outputs`` are references to values; without any they are what the last layers lead to. ``constant`` gives the
+    variable of a Const node. ``names`` are those of variables by node, where they differ from the graph's.
+    """
+    return _Reader(graph, file, constant, names or {}).read(outputs)
 
 
 def graph_nodes(nodes: Iterable[Any]) -> Iterable[GraphNode]:
@@ -122,10 +118,12 @@ class _Reader:
     whether it put zeros before them, as SAME has it.
     """
 
-    def __init__(self, source: Source) -> None:
-        self.source = source
-        self.nodes = {node.name: node for node in graph_nodes(source.graph.node)}
-        self.functions = {function.signature.name: function for function in source.graph.library.function}
+    def __init__(
+        self, graph: Any, file: str, constant: Callable[[GraphNode], Variable | None], names: Mapping[str, str]
+    ) -> None:
+        self.file, self.constant, self.renamed = file, constant, names
+        self.nodes = {node.name: node for node in graph_nodes(graph.node)}
+        self.functions = {function.signature.name: function for function in graph.library.function}
         self.operations: dict[str, StoredOperation] = {}
         self.values: dict[str, str] = {}
         self.fixed: set[str] = set()  # nodes that no image reaches
@@ -138,8 +136,8 @@ class _Reader:
         self.left = [MOST_NODES, MOST_TEXT, MOST_VALUES]
         self.takes_pixels = False
 
-    def read(self) -> StoredGraph:
-        outputs = self.source.outputs or self._last()
+    def read(self, outputs: Sequence[str]) -> StoredGraph:
+        outputs = outputs or self._last()
         for node in self._in_order(outputs):
             self._node(node)
         found = dict.fromkeys(self.values[name] for name in map(self._lead, outputs) if name in self.values)
@@ -193,7 +191,7 @@ class _Reader:
             found += new
         return tuple(name for name in found if not users[name])
 
-    def _in_order(self, outputs: tuple[str, ...]) -> Iterable[GraphNode]:
+    def _in_order(self, outputs: Sequence[str]) -> Iterable[GraphNode]:
         """The nodes that ``outputs`` need, each after its inputs; a loop's way back is left out."""
         begun: set[str] = set()
         waiting = [(self._lead(reference), False) for reference in reversed(outputs)]
@@ -259,7 +257,7 @@ class _Reader:
         self.left[0] -= len(function.node_def)
         self.left[1] -= names + sum(map(len, node.inputs)) * len(function.node_def)
         if min(self.left) < 0 or depth > MOST_DEPTH:
-            raise CheckpointError(f"{self.source.file}: the calls of its functions have no end; damaged or hostile")
+            raise CheckpointError(f"{self.file}: the calls of its functions have no end; damaged or hostile")
         body = list(graph_nodes(function.node_def))
         own = {one.name: one.name if one.name not in self.nodes else f"{node.name}/{one.name}" for one in body}
 
@@ -320,7 +318,7 @@ class _Reader:
         listed = [1, 1, 1, 1] if value is MISSING else list(value.list.i)
         if len(listed) != 4 or not all(1 <= side <= MOST_SIDE for side in listed):
             what = f"{node.name}: {key.decode()} {listed[:8]}"
-            raise CheckpointError(f"{self.source.file}: {what}; the graph is damaged")
+            raise CheckpointError(f"{self.file}: {what}; the graph is damaged")
         return (listed[2], listed[3]) if node.attribute(b"data_format").s == b"NCHW" else (listed[1], listed[2])
 
     def _layer(self, node: GraphNode, inputs: list[str]) -> None:
@@ -382,14 +380,14 @@ class _Reader:
 
     def _read_leaf(self, node: GraphNode) -> _Weight | None:
         if node.op == "Const":
-            variable = self.source.constant(node)
+            variable = self.constant(node)
             return _Weight(variable.name, len(variable.shape), variable) if variable else None
         if node.op not in VARIABLES:
             return None
         shape, shared = node.attribute(b"shape"), node.attribute(b"shared_name").s
         plain = shared.decode(errors="replace") if node.op == "VarHandleOp" else ""
         rank = -1 if shape is MISSING else len(shape.shape.dim)
-        return _Weight(self.source.names.get(node.name, plain or node.name), rank, None)
+        return _Weight(self.renamed.get(node.name, plain or node.name), rank, None)
 
     def _number(self, reference: str, depth: int = 0) -> tuple[float, ...]:
         """The values of a constant, one or one for each channel; empty if it is none."""
