@@ -19,7 +19,7 @@ from porter.mapping.identify import from_file, match_variants
 from porter.mapping.options import DEFAULT_OPTIONS, PathLike, PortOptions
 from porter.mapping.plan import Plan, fit, make_plan
 from porter.mapping.schema import VariantMapping
-from porter.mapping.stated import FACTS, Stated, as_stated
+from porter.mapping.stated import FACTS, Stated, as_stated, difference
 from porter.network.network import Network
 from porter.sources import Checkpoint, open_checkpoint
 
@@ -90,30 +90,12 @@ def plan_opened(opened: Checkpoint, mapping: VariantMapping, options: PortOption
     if isinstance(opened, StoredPort):  # its mapping is of what its source stated
         stated, white = opened.origin.stated if opened.origin else Stated(), None
     else:
-        mapping, stated, assumed, white = as_stated(chosen, opened)
-        stated = _beside_variant(stated, mapping)
+        mapping, assumed, white = as_stated(chosen, opened)
+        known = mapping.variant in list_networks()  # else its mapping travels with the port
+        stated = difference(mapping, load_variant(mapping.variant) if known else chosen)
     fitted = fit(mapping, opened)
     plan = make_plan(mapping, fitted, opened, options)
     return Port(opened, chosen, mapping, stated, assumed, white, fitted.network, fitted.classes, plan)
-
-
-def _beside_variant(stated: Stated, mapping: VariantMapping) -> Stated:
-    """``stated`` with what the shapes told: a multiplier, channels or widths other than the variant's."""
-    if mapping.variant not in list_networks():  # its mapping travels with the port
-        return stated
-    own = load_variant(mapping.variant)
-
-    def width(name: str) -> int | None:
-        given, known = getattr(mapping.network, name), getattr(own.network, name)
-        return given.out if given and known and given.out != known.out else None
-
-    return replace_struct(
-        stated,
-        input=None if mapping.input == own.input else mapping.input,
-        multiplier=None if mapping.network.multiplier == own.network.multiplier else mapping.network.multiplier,
-        last=width("last"),
-        embedding=width("head"),
-    )
 
 
 def carry_out_port(port: Port) -> Artifact:

@@ -67,6 +67,7 @@ def test_inspect_convert_verify(source, models, run, tmp_path):
     ran = run("convert", path, "-o", tmp_path / "a.pth")
     assert ran.code == 0, ran.err
     assert "none left over" in ran.out
+    assert porter.create_model(tmp_path / "a.pth").bn1.momentum == pytest.approx(0.001)  # Keras's, and not slim's
     verdict = porter.verify(path, tmp_path / "a.pth")
     assert verdict.reference.startswith("Keras " if path.is_file() else "tf.nn")
     assert verdict.passed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from porter.errors import PorterError
 from porter.exports.deploy import fastest
 from porter.mapping.options import DEFAULT_OPTIONS, PortOptions
 from porter.models.create import OpenedModel, open_model
-from porter.models.timm_import import import_timm
+from porter.models.timm_import import timm_model
 from porter.network.spec import Input
 from porter.parity.references.choose import open_reference
 from porter.port import Port, plan_port
@@ -88,14 +88,7 @@ def _torch_logits(
 
 
 def _timm(name: str, device: str) -> Classifier:
-    try:
-        timm = import_timm()
-    except (ImportError, RuntimeError) as error:
-        raise PorterError(f"timm:{name}: timm cannot be imported ({error})") from error
-    try:
-        model: Any = timm.create_model(name, pretrained=True)
-    except Exception as error:  # unknown names, hubs out of reach, files that do not fit
-        raise PorterError(f"timm:{name}: timm cannot make it ({error})") from error
+    model = timm_model(name)
     config = model.pretrained_cfg
     size, channels = config["input_size"][1], config["input_size"][0]
     spec = Input(size, channels, list(config["mean"]), list(config["std"]), config["crop_pct"])

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import msgspec
 
 from porter.errors import MappingError, Option
 from porter.mapping.by_graph import by_graph
 from porter.mapping.files import list_backbones, list_variants, load_variant
-from porter.mapping.identify import NAMES, TENSORFLOW_NAMES, other_sizes, stem_scopes
+from porter.mapping.identify import Match, matched, named, other_sizes, stem_scopes
 from porter.mapping.matching import choose, find_scope
-from porter.mapping.plan import fit
-from porter.mapping.rules import Expected, expected_variables
+from porter.mapping.rules import expected_variables
 from porter.mapping.schema import VariantMapping
 from porter.network.network import build_network
 from porter.sources import Checkpoint
@@ -43,35 +41,20 @@ OTHERS = tuple(
 ONE_OF_TWO = "name one as the `scope` of a mapping file with `top: none`"
 
 
-class Backbone(NamedTuple):
-    """A mapping of a backbone, and how many of its variables fit."""
-
-    mapping: VariantMapping
-    fitting: int
-    expected: int
-
-    @property
-    def exact(self) -> bool:
-        """True if every variable is there in the right shape."""
-        return self.fitting == self.expected
-
-
-def find_backbone(checkpoint: Checkpoint, variants: Sequence[str] | None = None) -> Backbone:
+def find_backbone(checkpoint: Checkpoint, variants: Sequence[str] | None = None) -> Match:
     """The backbone of ``variants`` (None: all) that fits best.
 
     Raises MappingError if there are backbones in two places, as either may be meant.
     """
     candidates = sorted(_candidates(checkpoint, variants), key=lambda one: -one.fitting / one.expected)
-    exact = [one for one in candidates if one.exact]
-    scopes = sorted({one.mapping.scope for one in exact})
+    scopes = sorted({one.mapping.scope for one in candidates if one.exact})
     if len(scopes) > 1:
         raise MappingError(
             f"{checkpoint.given}: holds {len(scopes)} backbones, below {', '.join(scopes)}; {ONE_OF_TWO}"
         )
     if candidates:
         return candidates[0]
-    mapping = as_backbone(load_variant((variants or list_variants())[0]))
-    return Backbone(mapping, 0, len(fit(mapping, checkpoint).expected))
+    return matched(as_backbone(load_variant((variants or list_variants())[0])), checkpoint)
 
 
 def as_backbone(mapping: VariantMapping, scope: str | None = None) -> VariantMapping:
@@ -119,24 +102,13 @@ def hint(checkpoint: Checkpoint) -> MappingError | None:
     )
 
 
-def _candidates(checkpoint: Checkpoint, variants: Sequence[str] | None) -> Iterator[Backbone]:
+def _candidates(checkpoint: Checkpoint, variants: Sequence[str] | None) -> Iterator[Match]:
     found = False
-    for names in NAMES.get(checkpoint.format, TENSORFLOW_NAMES):
-        for variant in variants or (*list_variants(), *list_backbones()):
-            mapping = load_variant(variant, names)
-            for scope in stem_scopes(mapping, checkpoint):
-                candidate = _compared(as_backbone(mapping, scope), checkpoint)
-                found = found or candidate.exact
-                yield candidate
+    for mapping in named(checkpoint, variants or (*list_variants(), *list_backbones())):
+        for scope in stem_scopes(mapping, checkpoint):
+            candidate = matched(as_backbone(mapping, scope), checkpoint)
+            found = found or candidate.exact
+            yield candidate
     if not found:
         for mapping in other_sizes(checkpoint, variants):
-            yield _compared(as_backbone(mapping), checkpoint)
-
-
-def _compared(mapping: VariantMapping, checkpoint: Checkpoint) -> Backbone:
-    expected = fit(mapping, checkpoint).expected
-    return Backbone(mapping, sum(_fits(want, checkpoint) for want in expected), len(expected))
-
-
-def _fits(want: Expected, checkpoint: Checkpoint) -> bool:
-    return want.source in checkpoint and checkpoint[want.source].shape == want.shape
+            yield matched(as_backbone(mapping), checkpoint)

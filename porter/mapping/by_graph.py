@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import msgspec
 
@@ -16,7 +17,25 @@ from porter.network.nodes import nodes
 from porter.sources import Checkpoint
 from porter.sources.stored_graph import StoredGraph, StoredOperation
 
+# Entry of a batch norm -> its role in a stored graph
 BATCH_NORM = {"weight": "gamma", "bias": "beta", "running_mean": "mean", "running_var": "variance"}
+
+
+class Naming(NamedTuple):
+    """A file's names of ``variables``, and ``constants`` for what it leaves out; both as in a mapping."""
+
+    variables: dict[str, str]
+    constants: dict[str, float]
+
+    def add(self, every: Mapping[str, Expected], weights: Mapping[str, str], layer: str, norm: str = "") -> None:
+        """Add those of ``layer`` and the batch norm ``norm``: ``weights`` by role, of ``every`` variable by entry."""
+        roles = {f"{layer}.weight": "weight", f"{layer}.bias": "bias"}
+        roles |= {f"{norm}.{part}": role for part, role in BATCH_NORM.items() if norm}
+        for entry, role in roles.items():
+            if entry in every and role in weights:
+                self.variables[every[entry].local] = weights[role]
+            elif entry in every and role in ("bias", "beta", "gamma"):
+                self.constants[entry] = float(role == "gamma")
 
 
 def by_graph(checkpoint: Checkpoint, variants: Sequence[str] | None = None) -> Iterator[VariantMapping]:
@@ -43,10 +62,9 @@ def by_graph(checkpoint: Checkpoint, variants: Sequence[str] | None = None) -> I
             trunk.pop()
             starts = _starts(shapes, wanted[:-1])
         for start in starts:
-            names: dict[str, str] = {}
-            constants: dict[str, float] = {}
+            naming = Naming({}, {})
             for node, layer in zip(trunk, layers[start:], strict=False):
-                _name(names, constants, every, graph, layer, node.layer, node.norm)
+                naming.add(every, _weights(graph, layer), node.layer, node.norm)
             behind = layers[start + len(wanted) :] if len(trunk) == len(wanted) else []
             for module, layer in zip(("conv_head", "classifier"), behind, strict=False):
                 want = every.get(f"{module}.weight")
@@ -55,8 +73,8 @@ def by_graph(checkpoint: Checkpoint, variants: Sequence[str] | None = None) -> I
                     break
                 if module == "conv_head" and shape != want.shape:
                     break
-                _name(names, constants, every, graph, layer, module)
-            yield msgspec.structs.replace(mapping, variables=names, constants=constants)
+                naming.add(every, _weights(graph, layer), module)
+            yield msgspec.structs.replace(mapping, variables=naming.variables, constants=naming.constants)
 
 
 def _starts(shapes: list[Shape], wanted: list[Shape]) -> list[int]:
@@ -64,26 +82,7 @@ def _starts(shapes: list[Shape], wanted: list[Shape]) -> list[int]:
     return [at for at in range(len(shapes) - len(wanted) + 1) if shapes[at : at + len(wanted)] == wanted]
 
 
-def _name(
-    names: dict[str, str],
-    constants: dict[str, float],
-    every: dict[str, Expected],
-    graph: StoredGraph,
-    layer: StoredOperation,
-    module: str,
-    norm: str = "",
-) -> None:
-    """Add the file's names of the variables of ``module`` and its batch norm ``norm`` to ``names``."""
-    behind = graph.behind(layer)
-    weights = dict(layer.weights) | {
-        role: name for one in behind for role, name in one.weights.items() if one.kind in ("bias", "batch_norm")
-    }
-    roles = {f"{module}.weight": "weight", f"{module}.bias": "bias"}
-    roles |= {f"{norm}.{part}": role for part, role in BATCH_NORM.items() if norm}
-    for target, role in roles.items():
-        if target not in every:
-            continue
-        if role in weights:
-            names[every[target].local] = weights[role]
-        elif role in ("bias", "beta", "gamma"):
-            constants[target] = float(role == "gamma")
+def _weights(graph: StoredGraph, layer: StoredOperation) -> dict[str, str]:
+    """The variables of ``layer`` and of the bias and batch norm behind it, by role."""
+    behind = [one for one in graph.behind(layer) if one.kind in ("bias", "batch_norm")]
+    return {role: name for one in (layer, *behind) for role, name in one.weights.items()}

@@ -6,46 +6,23 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
-from msgspec import Struct
 from msgspec.structs import replace as replace_struct
 
 from porter.errors import NotTheNetworkError, Option
 from porter.mapping.axes import Layout
+from porter.mapping.by_graph import Naming
 from porter.mapping.rules import expected_variables
 from porter.mapping.schema import VariantMapping
 from porter.network.network import Network, build_network, tail_layer
 from porter.network.node import map_sizes
 from porter.network.nodes import nodes
-from porter.network.spec import TAIL_ACTIVATIONS, Pooling, Predictions, TailLayer
+from porter.network.spec import TAIL_ACTIVATIONS, Pooling, TailLayer
 from porter.sources import Checkpoint
 from porter.sources.dtypes import as_float32
 from porter.sources.stored_graph import ACTIVATIONS, ROUNDING, WITH_WEIGHTS, Sides, StoredGraph, StoredOperation
 
 NOTHING_AT_ONE_POSITION = ("flatten", "mean", "max", "average_pool", "max_pool")  # slim pools twice
 DECISIONS = ("ArgMax", "TopKV2", "arg_max", "topk_v2", "Argmax", "TopK")  # of graphs, .tflite and Keras
-# Kind of a layer -> role of each of its variables -> its name below the layer's
-ROLES = {
-    "dense": {"weight": "kernel", "bias": "bias"},
-    "batch_norm": {"gamma": "gamma", "beta": "beta", "mean": "moving_mean", "variance": "moving_variance"},
-    "activation": {},
-}
-LEFT_OUT = {"gamma": ("weight", 1.0), "beta": ("bias", 0.0), "bias": ("bias", 0.0)}  # role -> entry and its value
-
-
-class Classifier(Struct, frozen=True):
-    """What follows the last map; ``tail`` is None where it is the variant's own.
-
-    ``flat`` is the map's height and width where it is flattened. ``variables``, ``constants`` and ``layouts`` of the
-    tail are as in a mapping.
-    """
-
-    pooling: Pooling
-    flat: list[int] | None
-    predictions: Predictions
-    tail: list[TailLayer] | None = None
-    variables: dict[str, str] = {}
-    constants: dict[str, float] = {}
-    layouts: dict[str, Layout] = {}
 
 
 class _Layer(NamedTuple):
@@ -56,17 +33,18 @@ class _Layer(NamedTuple):
     own: bool = False
 
 
-def behind_trunk(
+def with_classifier(
     mapping: VariantMapping,
     checkpoint: Checkpoint,
     graph: StoredGraph,
     end: str,
     sides: Sides | None,
     pooled: bool = False,
-) -> Classifier:
-    """The classifier behind the value ``end``, the trunk's last map or, ``pooled``, its mean.
+) -> VariantMapping:
+    """``mapping`` with the classifier behind the value ``end``, the trunk's last map or, ``pooled``, its mean.
 
-    ``sides`` are the image's, where the file states them. Raises NotTheNetworkError where that is no classifier.
+    It has the file's names of the classifier's variables, where that is not the variant's own. ``sides`` are the
+    image's, where the file states them. Raises NotTheNetworkError where there is no classifier.
     """
     network = build_network(mapping)
     trunk = nodes(replace(network, backbone=True), classes=0)
@@ -88,14 +66,15 @@ def behind_trunk(
         else:
             raise _not_taken(checkpoint, operation)
     found = _layers(mapping, network, checkpoint, behind)
-    predictions: Predictions = "softmax"
+    table = replace_struct(mapping.network, predictions="softmax")
     if found and found[-1].layer.activation == "sigmoid":
         found.pop()
-        predictions = "sigmoid"
-    flat = list(last_map) if pooling == "none" else None
-    classifier = Classifier(pooling or mapping.network.pooling, flat, predictions)
+        table = replace_struct(table, predictions="sigmoid")
+    if pooling:
+        table = replace_struct(table, pooling=pooling, flat=list(last_map) if pooling == "none" else None)
+    mapping = replace_struct(mapping, network=table)
     if not found or (len(found) == 1 and found[0].own):
-        return classifier
+        return mapping
     dense = [number for number, one in enumerate(found) if one.layer.kind == "dense"]
     named = any(one.own for one in found) and checkpoint.format != "tflite"  # whose names are numbers
     if not dense or named:
@@ -105,7 +84,7 @@ def behind_trunk(
             "ported; to port the network without them use",
             option=Option("backbone"),
         )
-    return _with_tail(classifier, found, dense[-1], checkpoint)
+    return _with_tail(mapping, found, dense[-1], checkpoint)
 
 
 def _layers(
@@ -151,23 +130,26 @@ def _layers(
     return found
 
 
-def _with_tail(classifier: Classifier, found: list[_Layer], last: int, checkpoint: Checkpoint) -> Classifier:
-    """``classifier`` with the layers ``found``; layer ``last`` gives the classes."""
+def _with_tail(mapping: VariantMapping, found: list[_Layer], last: int, checkpoint: Checkpoint) -> VariantMapping:
+    """``mapping`` with the layers ``found``; layer ``last`` gives the classes."""
     tail = [replace_struct(one.layer, out=None) if number == last else one.layer for number, one in enumerate(found)]
-    variables: dict[str, str] = {}
-    constants: dict[str, float] = {}
-    layouts: dict[str, Layout] = {}
+    mapping = replace_struct(mapping, network=replace_struct(mapping.network, tail=tail))
+    if checkpoint.format == "tflite":  # names are numbers, in the order of layers
+        return mapping
+    every = {want.target: want for want in expected_variables(mapping, build_network(mapping), classes=1)}
+    naming, layouts = Naming({}, {}), dict[str, Layout]()
     for number, (layer, weights, _) in enumerate(found):
         at = tail_layer(number, len(found))
-        for role, local in ROLES[layer.kind].items():
-            if role not in weights:
-                entry, value = LEFT_OUT[role]
-                constants[f"{at}.{entry}"] = value
-                continue
-            variables[f"{at}/{local}"] = weights[role]
-            if role == "weight" and checkpoint.format != "tflite" and len(checkpoint[weights[role]].shape) == 4:
-                layouts[f"{at}/{local}"] = "dense"  # a convolution of one position
-    return replace_struct(classifier, tail=tail, variables=variables, constants=constants, layouts=layouts)
+        naming.add(every, weights, at, at if layer.kind == "batch_norm" else "")
+        want = every.get(f"{at}.weight") if layer.kind == "dense" else None
+        if want and len(checkpoint[weights["weight"]].shape) == 4:
+            layouts[want.local] = "dense"  # a convolution of one position
+    return replace_struct(
+        mapping,
+        variables=mapping.variables | naming.variables,
+        constants=mapping.constants | naming.constants,
+        layouts=mapping.layouts | layouts,
+    )
 
 
 def _steps(graph: StoredGraph, value: str) -> Iterator[StoredOperation]:

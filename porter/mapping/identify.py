@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,21 +56,19 @@ def match_variants(checkpoint: Checkpoint, variants: Sequence[str] | None = None
     A minimalistic network's variables are not a subset of the full one's: expansion widths or kernels differ, so at
     most one variant fits.
     """
-    schemes = NAMES.get(checkpoint.format, TENSORFLOW_NAMES)
-    groups = [(names, variants or list_variants()) for names in schemes]
-    if not variants:
-        groups += [(names, list_with_rules_of_head(names)) for names in schemes]
+    schemes = () if variants else NAMES.get(checkpoint.format, TENSORFLOW_NAMES)
+    with_head = (load_variant(variant, names) for names in schemes for variant in list_with_rules_of_head(names))
     usual = []
-    for names, variant in ((names, variant) for names, named in groups for variant in named):
-        usual.append(mapping := load_variant(variant, names))
-        if _begins(mapping, checkpoint) and (match := _match(mapping, checkpoint)).exact:
+    for mapping in chain(named(checkpoint, variants or list_variants()), with_head):
+        usual.append(mapping)
+        if _begins(mapping, checkpoint) and (match := matched(mapping, checkpoint)).exact:
             return [match]
     matches: list[Match] = []
     for others in (_below_scopes, _without_classes, by_graph, other_sizes):
         if not any(match.exact for match in matches):
-            matches += [_match(mapping, checkpoint) for mapping in others(checkpoint, variants)]
+            matches += [matched(mapping, checkpoint) for mapping in others(checkpoint, variants)]
     if not any(match.exact for match in matches):
-        matches = [_match(mapping, checkpoint) for mapping in usual] + matches
+        matches = [matched(mapping, checkpoint) for mapping in usual] + matches
     return sorted(matches, key=lambda match: -match.fitting / match.expected)
 
 
@@ -86,26 +84,32 @@ def from_file(path: Path, checkpoint: Checkpoint) -> VariantMapping:
     So the file for a checkpoint also serves for the ``.tflite`` of the same network. Raises MappingError.
     """
     own = load_mapping(path)
-    if _match(own, checkpoint).fitting:
+    if matched(own, checkpoint).fitting:
         return own
     usual = (load_mapping(path, names) for names in NAMES.get(checkpoint.format, TENSORFLOW_NAMES))
-    return next((mapping for mapping in usual if _match(mapping, checkpoint).exact), own)
+    return next((mapping for mapping in usual if matched(mapping, checkpoint).exact), own)
 
 
-def _match(mapping: VariantMapping, checkpoint: Checkpoint) -> Match:
+def matched(mapping: VariantMapping, checkpoint: Checkpoint) -> Match:
+    """How well ``mapping`` fits ``checkpoint``."""
     _, classes, expected = fit(mapping, checkpoint)
     fitting = sum(e.source in checkpoint and checkpoint[e.source].shape == e.shape for e in expected)
     return Match(mapping.variant, mapping, fitting, len(expected), classes)
 
 
+def named(checkpoint: Checkpoint, variants: Sequence[str]) -> Iterator[VariantMapping]:
+    """The mappings of ``variants``, with each naming scheme in turn that files of the checkpoint's format may have."""
+    for names in NAMES.get(checkpoint.format, TENSORFLOW_NAMES):
+        for variant in variants:
+            yield load_variant(variant, names)
+
+
 def _below_scopes(checkpoint: Checkpoint, variants: Sequence[str] | None) -> Iterator[VariantMapping]:
     """Mappings with the scopes that hold a first convolution: of clones, towers, models inside a model."""
-    for names in NAMES.get(checkpoint.format, TENSORFLOW_NAMES):
-        for variant in variants or list_variants():
-            mapping = load_variant(variant, names)
-            for scope in stem_scopes(mapping, checkpoint):
-                if scope != mapping.scope:
-                    yield msgspec.structs.replace(mapping, scope=scope)
+    for mapping in named(checkpoint, variants or list_variants()):
+        for scope in stem_scopes(mapping, checkpoint):
+            if scope != mapping.scope:
+                yield msgspec.structs.replace(mapping, scope=scope)
 
 
 def _without_classes(checkpoint: Checkpoint, variants: Sequence[str] | None) -> Iterator[VariantMapping]:
@@ -123,15 +127,14 @@ def _without_classes(checkpoint: Checkpoint, variants: Sequence[str] | None) -> 
 
 def other_sizes(checkpoint: Checkpoint, variants: Sequence[str] | None) -> Iterator[VariantMapping]:
     """Mappings with another multiplier, other channels of the image or another width of the embedding, in any scope."""
-    for names in NAMES.get(checkpoint.format, TENSORFLOW_NAMES):
-        published = [load_variant(variant, names) for variant in list_variants()]
-        for mapping in published:
-            if mapping.network.multiplier != 1 or mapping.variant not in (variants or list_variants()):
-                continue
-            for scope in dict.fromkeys((mapping.scope, *stem_scopes(mapping, checkpoint, any_size=True))):
-                for other in _in_other_sizes(msgspec.structs.replace(mapping, scope=scope), checkpoint):
-                    if all((other.network, other.input) != (one.network, one.input) for one in published):
-                        yield other
+    published = list(named(checkpoint, list_variants()))
+    for mapping in published:
+        if mapping.network.multiplier != 1 or mapping.variant not in (variants or list_variants()):
+            continue
+        for scope in dict.fromkeys((mapping.scope, *stem_scopes(mapping, checkpoint, any_size=True))):
+            for other in _in_other_sizes(msgspec.structs.replace(mapping, scope=scope), checkpoint):
+                if all((other.network, other.input) != (one.network, one.input) for one in published):
+                    yield other
 
 
 def _in_other_sizes(mapping: VariantMapping, checkpoint: Checkpoint) -> Iterator[VariantMapping]:

@@ -38,20 +38,14 @@ _latest: deque[tuple[VariantMapping, Network, int, tuple[Expected, ...]]] = dequ
 NEXT = re.compile(r"\{next_(\w+)\}")
 
 
-class Placeholders:
-    """Values of the placeholders in a mapping's names.
+def _filled(template: str, names: dict[str, str | int]) -> str:
+    """``template`` with every placeholder filled in. Raises KeyError, ValueError.
 
-    ``{next_x}`` increments the counter x, from 0; ``{x}`` is its current value.
+    ``{next_x}`` increments the counter x in ``names``, from 0, before; ``{x}`` is its current value.
     """
-
-    def __init__(self) -> None:
-        self.names: dict[str, str | int] = {}
-
-    def fill(self, template: str) -> str:
-        """``template`` with every placeholder filled in, increments first. Raises KeyError, ValueError."""
-        for counter in NEXT.findall(template):
-            self.names[counter] = int(self.names.get(counter, -1)) + 1
-        return fill(NEXT.sub(r"{\1}", template), self.names)
+    for counter in NEXT.findall(template):
+        names[counter] = int(names.get(counter, -1)) + 1
+    return fill(NEXT.sub(r"{\1}", template), names)
 
 
 def expected_variables(mapping: VariantMapping, network: Network, classes: int) -> list[Expected]:
@@ -83,18 +77,18 @@ def _expanded(mapping: VariantMapping, network: Network, classes: int) -> Iterat
     layers = {node.name: node.layer for node in every}
     gates = {f"{node.layer or layers[node.inputs[0]]}.bias" for node in every if node.activation == "gate"}
     renamed = {} if network.head is None else torchvision_names(network)
-    names, used = Placeholders(), 0
+    names, used = dict[str, str | int](), 0
     for group in groups(network, classes):
-        names.names |= group.names
+        names |= group.names
         for key, rule in _rules(mapping, group):
             used += 1
             if used > 2 * len(shapes):  # each fills an entry at least
                 raise ValueError(f"{key}: the rules are used more often than twice for each of {len(shapes)} entries")
             try:
-                local = names.fill(mapping.names.get(rule.source, rule.source))
-                target = names.fill(rule.target)
+                local = _filled(mapping.names.get(rule.source, rule.source), names)
+                target = _filled(rule.target, names)
             except KeyError as error:
-                raise ValueError(f"{key}: {error} is not known here; known: {', '.join(names.names)}") from error
+                raise ValueError(f"{key}: {error} is not known here; known: {', '.join(names)}") from error
             except ValueError as error:
                 raise ValueError(f"{key}: {error}") from error
             axes = mapping.layouts.get(local, rule.axes)
@@ -140,15 +134,15 @@ def _rules(mapping: VariantMapping, group: Group) -> Iterator[tuple[str, Rule]]:
 
 def module_outputs(mapping: VariantMapping, network: Network, classes: int) -> dict[str, list[str]]:
     """Module -> names that its output may have in the source, from the mapping's ``outputs``."""
-    names = Placeholders()
+    names: dict[str, str | int] = {}
     found: dict[str, list[str]] = {}
     for group in groups(network, classes):
-        names.names |= group.names
+        names |= group.names
         gated = any(node.operation == "multiply" for node in group.nodes)
         # An activation of a tail has no variables, and so no rules
         section = group.section or (group.nodes[0].activation or "" if "layer" in group.names else "")
         for module, candidates in _outputs(mapping.outputs, section, gated):
-            found[names.fill(module)] = [_add_scope(mapping, names.fill(candidate)) for candidate in candidates]
+            found[_filled(module, names)] = [_add_scope(mapping, _filled(one, names)) for one in candidates]
     return found
 
 

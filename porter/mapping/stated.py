@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from msgspec import Struct
 from msgspec.structs import replace as replace_struct
 
 from porter.errors import NotTheNetworkError
-from porter.mapping.classifier_in_graph import Classifier, behind_trunk
+from porter.mapping.classifier_in_graph import with_classifier
 from porter.mapping.files import list_variants, load_variant
 from porter.mapping.gate import GATE_ROUNDING
 from porter.mapping.head_in_graph import head_problem
@@ -62,8 +62,6 @@ class Stated(Struct, frozen=True, omit_defaults=True):
 
     def applied(self, mapping: VariantMapping) -> VariantMapping:
         """``mapping`` of the variant with these facts in it."""
-        if self == Stated():
-            return mapping
         norm, table = mapping.definition.batch_norm, mapping.network
         return replace_struct(
             mapping,
@@ -84,21 +82,45 @@ class Stated(Struct, frozen=True, omit_defaults=True):
                 head=replace_struct(table.head, out=self.embedding) if table.head and self.embedding else table.head,
                 output_stride=self.output_stride or table.output_stride,
                 pooling=self.pooling or table.pooling,
-                flat=table.flat if self.pooling is None else self.flat,
+                flat=self.flat if self.pooling or self.flat else table.flat,
                 tail=table.tail if self.tail is None else self.tail,
                 predictions=self.predictions or table.predictions,
             ),
         )
 
 
+def difference(mapping: VariantMapping, own: VariantMapping) -> Stated:
+    """What ``mapping`` has otherwise than ``own``, that of its variant."""
+    found, known = _facts(mapping), _facts(own)
+    return Stated(**{name: value for name, value in found.items() if value != known[name]})
+
+
+def _facts(mapping: VariantMapping) -> dict[str, Any]:
+    """The fields of Stated as ``mapping`` has them."""
+    norm, table = mapping.definition.batch_norm, mapping.network
+    return {
+        "multiplier": table.multiplier,
+        "stem": table.stem,
+        "last": table.last and table.last.out,
+        "embedding": table.head and table.head.out,
+        "input": mapping.input,
+        "epsilon": norm.epsilon,
+        "decay": norm.decay,
+        "output_stride": table.output_stride,
+        "pooling": table.pooling,
+        "flat": table.flat,
+        "tail": table.tail,
+        "predictions": table.predictions,
+    }
+
+
 class Function(NamedTuple):
-    """``mapping`` as the file states it, with its names for a tail's variables; what was ``stated``; and the facts that
-    the file leaves open (of FACTS), so that the mapping's were taken. ``white`` is the file's number for a white pixel,
-    255 or 1; None where it takes what the network takes.
+    """``mapping`` as the file states it, with its names for a tail's variables; and the facts that the file leaves open
+    (of FACTS), so that the mapping's were taken. ``white`` is the file's number for a white pixel, 255 or 1; None where
+    it takes what the network takes.
     """
 
     mapping: VariantMapping
-    stated: Stated
     assumed: tuple[str, ...]
     white: float | None = None
 
@@ -122,19 +144,18 @@ def as_stated(mapping: VariantMapping, checkpoint: Checkpoint) -> Function:
     A checkpoint whose variables do not fit is left as it is: the plan says why. Raises NotTheNetworkError that lists
     what the network cannot have.
     """
-    graph, stem = checkpoint.graph, mapping.network.stem if mapping.network.stem.fixed else None
+    graph = checkpoint.graph
     layers = [] if graph is None else _layers(mapping, graph)
-    problems: list[str] = []
-    network = build_network(mapping)
     if graph is not None and not layers and (hub := graph.operations.get(mapping.scope.partition("/")[0])):
-        return _of_hub(Stated(stem=stem), mapping, graph, hub, checkpoint)
+        return _of_hub(mapping, graph, hub, checkpoint)
     if graph is None or not layers:
-        return Function(mapping, Stated(stem=stem), FACTS)
+        return Function(mapping, FACTS)
     if any(one.kind == BATCH_STATISTICS for one in graph.operations.values()):
         raise NotTheNetworkError(
             f"{checkpoint.given}: its batch norms use the statistics of each batch, as in training; convert the "
             "model's .keras, .h5 or checkpoint instead"
         )
+    network, problems = build_network(mapping), list[str]()
     output_stride = _output_stride(network, layers, problems)
     image, white = _input(mapping.input, graph, layers[0].operation, checkpoint, problems)
     sides = _image_sides(graph, layers[0].operation)
@@ -145,28 +166,7 @@ def as_stated(mapping: VariantMapping, checkpoint: Checkpoint) -> Function:
         problems += [problem] if problem else []
     problems += _paddings(network, sides or mapping.input.sides, graph, layers)
     problems += _activations(graph, layers)
-    swish = _one(
-        "hard swish",
-        {one.slope for layer in layers for one in layer.behind if one.kind == "hard_swish"},
-        [TIMM_GATE],
-        problems,
-    )
-    if swish not in (None, TIMM_GATE):
-        problems.append(f"hard swish: multiplies relu6(x + 3) by {swish:.9g}, the network by 1/6")
-    epsilons = {one.epsilon for layer in layers for one in layer.behind if one.kind == "batch_norm" and one.epsilon}
-    epsilon = _one("batch norm epsilon", epsilons, [network.epsilon], problems)
-    # Of use in training alone, so several are no reason to refuse the file
-    decays = [
-        one.decay for layer in layers for one in layer.behind if one.kind == "batch_norm" and one.decay is not None
-    ]
-    operations = graph.operations.values() if network.head else [one for layer in layers for one in layer.behind]
-    slopes = {one.slope for one in operations if one.kind == "hard_sigmoid"}
-    gate = _one(
-        "squeeze-excite gate",
-        slopes,
-        [network.gate, TIMM_GATE, load_variant(list_variants()[0]).definition.gate],
-        problems,
-    )
+    gate, epsilon, decay = _constants(network, graph, layers, problems)
     if len(problems) == 1:
         raise NotTheNetworkError(f"{checkpoint.given}: is not the network of {mapping.variant}: {problems[0]}")
     if problems:
@@ -174,54 +174,24 @@ def as_stated(mapping: VariantMapping, checkpoint: Checkpoint) -> Function:
             f"{checkpoint.given}: its own network is not that of {mapping.variant} ({len(problems)} differences):",
             problems,
         )
-    stated = Stated(
-        stem=stem,
-        input=None if image == mapping.input else image,
-        epsilon=None if epsilon == network.epsilon else epsilon,
-        decay=next((one for one in decays if one != network.decay), None),
-        output_stride=output_stride,
-    )
     assumed = ["scaling"] if white is None else []
     assumed += ["gate"] if gate is None and any(block.squeezed for block in network.blocks) else []
     assumed += ["epsilon"] if epsilon is None and not mapping.bn_folded else []
-    if gate not in (None, mapping.definition.gate):
+    mapping = Stated(input=image, epsilon=epsilon, decay=decay, output_stride=output_stride).applied(mapping)
+    if gate is not None:
         mapping = replace_struct(mapping, definition=replace_struct(mapping.definition, gate=gate))
     if mapping.head is None and mapping.top != "none" and not mapping.network.tail:
         try:
-            found = behind_trunk(stated.applied(mapping), checkpoint, graph, layers[-1].end, sides)
-            return _with_classifier(mapping, stated, found, tuple(assumed), white)
+            mapping = with_classifier(mapping, checkpoint, graph, layers[-1].end, sides)
         except NotTheNetworkError:
             used = {want.source for want in expected_variables(mapping, network, classes=0)}
             others = [name for name in checkpoint if name not in used]
             if not others or any(ignore_reason(mapping, name) is None for name in others):
                 raise  # else the mapping itself leaves out what is behind the trunk
-    return Function(stated.applied(mapping), stated, tuple(assumed), white)
+    return Function(mapping, tuple(assumed), white)
 
 
-def _with_classifier(
-    mapping: VariantMapping, stated: Stated, found: Classifier, assumed: tuple[str, ...], white: float | None
-) -> Function:
-    """The function with the classifier ``found``, and the file's names of its variables."""
-    table = mapping.network
-    stated = replace_struct(
-        stated,
-        pooling=None if found.pooling == table.pooling else found.pooling,
-        flat=found.flat,
-        predictions=None if found.predictions == table.predictions else found.predictions,
-        tail=found.tail,
-    )
-    mapping = replace_struct(
-        mapping,
-        variables=mapping.variables | found.variables,
-        constants=mapping.constants | found.constants,
-        layouts=mapping.layouts | found.layouts,
-    )
-    return Function(stated.applied(mapping), stated, assumed, white)
-
-
-def _of_hub(
-    stated: Stated, mapping: VariantMapping, graph: StoredGraph, hub: StoredOperation, checkpoint: Checkpoint
-) -> Function:
+def _of_hub(mapping: VariantMapping, graph: StoredGraph, hub: StoredOperation, checkpoint: Checkpoint) -> Function:
     """What a model states whose network is one layer: TensorFlow Hub's, of pooled features, for values from 0 to 1."""
     problems: list[str] = []
     image, white = _input(mapping.input, graph, hub, checkpoint, problems)
@@ -229,8 +199,7 @@ def _of_hub(
         problems.append(f"{hub.name}: takes values from 0 to 1, and gets pixels minus {image.mean} over {image.std}")
     if problems:
         raise NotTheNetworkError(f"{checkpoint.given}: is not the network of {mapping.variant}: {problems[0]}")
-    found = behind_trunk(mapping, checkpoint, graph, hub.name, None, pooled=True)
-    return _with_classifier(mapping, stated, found, FACTS, white)
+    return Function(with_classifier(mapping, checkpoint, graph, hub.name, None, pooled=True), FACTS, white)
 
 
 def _layers(mapping: VariantMapping, graph: StoredGraph) -> list[_Layer]:
@@ -308,6 +277,24 @@ def _activations(graph: StoredGraph, layers: Sequence[_Layer]) -> Iterator[str]:
             )
             what = found or f"no activation but {users or 'nothing'}"
             yield f"{operation.name}: is followed by {what}, the network has {wanted or 'none'}"
+
+
+def _constants(
+    network: Network, graph: StoredGraph, layers: Sequence[_Layer], problems: list[str]
+) -> tuple[float | None, float | None, float | None]:
+    """Squeeze-excite's gate, and epsilon and decay of batch norms; None where the file does not say."""
+    behind = [one for layer in layers for one in layer.behind]
+    swish = _one("hard swish", {one.slope for one in behind if one.kind == "hard_swish"}, [TIMM_GATE], problems)
+    if swish not in (None, TIMM_GATE):
+        problems.append(f"hard swish: multiplies relu6(x + 3) by {swish:.9g}, the network by 1/6")
+    norms = [one for one in behind if one.kind == "batch_norm"]
+    epsilon = _one("batch norm epsilon", {one.epsilon for one in norms if one.epsilon}, [network.epsilon], problems)
+    # Of use in training alone, so several are no reason to refuse the file
+    decay = next((one.decay for one in norms if one.decay not in (None, network.decay)), None)
+    operations = graph.operations.values() if network.head else behind
+    slopes = {one.slope for one in operations if one.kind == "hard_sigmoid"}
+    slims = load_variant(list_variants()[0]).definition.gate
+    return _one("squeeze-excite gate", slopes, [network.gate, TIMM_GATE, slims], problems), epsilon, decay
 
 
 def _one(what: str, found: set[float], known: Sequence[float], problems: list[str]) -> float | None:

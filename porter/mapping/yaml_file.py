@@ -84,13 +84,34 @@ def _read(path: Path, reading: _Reading, seen: tuple[Path, ...]) -> Document:
         if len(text) > MAX_NODES and sum(1 for _ in islice(yaml.parse(text, kind), 2 * MAX_NODES)) == 2 * MAX_NODES:
             raise MappingError(f"{path}: more than {MAX_NODES} values")
         loader = kind(text)
-        node = loader.get_single_node()
+        root = loader.get_single_node()
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise MappingError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(node, yaml.MappingNode):
+    if not isinstance(root, yaml.MappingNode):
         raise MappingError(f"{path}:1: a mapping file is a YAML mapping (key: value)")
     lines: dict[str, str] = {}
-    content = _value(_File(loader, path, lines, reading), node, "$")
+
+    def value(node: yaml.Node, at: str, depth: int = 0) -> Any:
+        lines[at] = place = f"{path}:{node.start_mark.line + 1}"
+        reading.node(place, depth, at, node)
+        if isinstance(node, yaml.SequenceNode):
+            return [value(child, f"{at}[{i}]", depth + 1) for i, child in enumerate(node.value)]
+        if not isinstance(node, yaml.MappingNode):
+            try:
+                return loader.construct_object(node)
+            except (yaml.YAMLError, ValueError, OverflowError) as error:
+                raise MappingError(f"{place}: {' '.join(str(error).split())}") from error
+        result: dict[str, Any] = {}
+        for key_node, child in node.value:
+            key, line = key_node.value, f"{path}:{key_node.start_mark.line + 1}"
+            if not isinstance(key, str):
+                raise MappingError(f"{line}: a key is a plain name, not a list or mapping")
+            if key in result:
+                raise MappingError(f"{line}: key {key!r} stands twice")
+            result[key] = value(child, f"{at}.{key}", depth + 1)
+        return result
+
+    content = value(root, "$")
     bases = content.pop("base", [])
     document = Document({}, {})
     for base in bases if isinstance(bases, list) else [bases]:
@@ -107,39 +128,6 @@ def overlay(below: Document, above: Document) -> Document:
         entry = re.compile(rf"(?<=^\$\.{ADDED}\[)\d+")
         lines = {entry.sub(lambda found: str(int(found[0]) + len(first)), key): at for key, at in lines.items()}
     return Document(content, below.lines | lines)
-
-
-class _File(NamedTuple):
-    """One file during reading; ``lines`` maps keys to ``file:line``."""
-
-    loader: Any
-    path: Path
-    lines: dict[str, str]
-    reading: _Reading
-
-
-def _value(file: _File, node: yaml.Node, at: str, depth: int = 0) -> Any:
-    loader, path, lines, reading = file
-    place = f"{path}:{node.start_mark.line + 1}"
-    reading.node(place, depth, at, node)
-    lines[at] = place
-    if isinstance(node, yaml.SequenceNode):
-        children = enumerate(node.value)
-        return [_value(file, child, f"{at}[{i}]", depth + 1) for i, child in children]
-    if not isinstance(node, yaml.MappingNode):
-        try:
-            return loader.construct_object(node)
-        except (yaml.YAMLError, ValueError, OverflowError) as error:
-            raise MappingError(f"{lines[at]}: {' '.join(str(error).split())}") from error
-    result: dict[str, Any] = {}
-    for key_node, child in node.value:
-        key = key_node.value
-        if not isinstance(key, str):
-            raise MappingError(f"{path}:{key_node.start_mark.line + 1}: a key is a plain name, not a list or mapping")
-        if key in result:
-            raise MappingError(f"{path}:{key_node.start_mark.line + 1}: key {key!r} stands twice")
-        result[key] = _value(file, child, f"{at}.{key}", depth + 1)
-    return result
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from porter.errors import CheckpointError
 from porter.sources import protos
 from porter.sources.stored_graph import StoredGraph
+from porter.sources.variable import read_file
 
 if TYPE_CHECKING:
     from porter.sources.graphdef_operations import GraphNode
@@ -39,10 +40,7 @@ def saved_model_of(prefix: Path) -> Path | None:
 
 def read_graph(path: Path, names: Mapping[str, str]) -> StoredGraph:
     """The operations of a ``.meta`` or ``saved_model.pb``. Raises CheckpointError."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}") from error
+    data = read_file(path)
     for known, graph in list(_latest):
         if known == (data, names):
             return graph
@@ -56,7 +54,7 @@ _latest: deque[tuple[tuple[bytes, Mapping[str, str]], StoredGraph]] = deque(maxl
 
 
 def _parsed(path: Path, data: bytes, names: Mapping[str, str]) -> StoredGraph:
-    from porter.sources.graphdef_operations import Source, stored_graph
+    from porter.sources.graphdef_operations import stored_graph
 
     if path.suffix == ".meta":
         meta = protos.parse(protos.MetaGraphDef, data, str(path), "the graph")
@@ -71,8 +69,7 @@ def _parsed(path: Path, data: bytes, names: Mapping[str, str]) -> StoredGraph:
     by_node = {node: names[key] for node, key in _restored(meta) if key in names}
 
     def read(outputs: Sequence[str]) -> StoredGraph:
-        constant = partial(_constant, path)
-        return stored_graph(Source(meta.graph_def, str(path), constant, tuple(outputs), by_node))
+        return stored_graph(meta.graph_def, str(path), partial(_constant, path), outputs, by_node)
 
     return max(map(read, outputs or [[]]), key=_variables)  # a signature for features uses fewer than one for classes
 

@@ -14,6 +14,7 @@ from porter.sources import dtypes, protos
 from porter.sources.bounds import check_shape
 from porter.sources.slices import Extents, Shape, extents_of
 from porter.sources.sstable import read_table
+from porter.sources.variable import read_file
 
 VERSION = 1  # kTensorBundleVersion
 HEADER_KEY = b""
@@ -58,11 +59,7 @@ def shard_path(prefix: Path, shard: int, shards: int) -> Path:
 
 def read_index(path: Path) -> Index:
     """Read the table and its header. Raises CheckpointError if it is damaged, or needs a newer reader."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}") from error
-    entries = dict(read_table(data, str(path)))
+    entries = dict(read_table(read_file(path), str(path)))
     header = protos.parse(protos.BundleHeaderProto, entries.pop(HEADER_KEY, b""), path, "the bundle header")
     if header.version.min_consumer > VERSION:
         raise CheckpointError(f"{path}: written for bundle readers of version {header.version.min_consumer} or later")

@@ -6,12 +6,11 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, ValuesView
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 import msgspec
 
@@ -27,8 +26,7 @@ from porter.sources.variable import Contents, Variable
 from porter.sources.weights import AVERAGE_SUFFIX, RAW_SET_ASIDE, Weights, select_weights
 from porter.text import printable
 
-if TYPE_CHECKING:
-    import numpy as np
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
@@ -141,35 +139,40 @@ def open_checkpoint(path: str | os.PathLike[str], weights: Weights = "auto", che
         >>> checkpoint["MobilenetV3/Conv/weights"].read().dtype
         dtype('float32')
     """
-    budget = Budget(str(path))
-    remote = mirror(str(path), budget) if is_url(path) else None
-    here = remote.path if remote else Path(path)
-    with _name_source(str(here) if remote else "", str(path)):
+    given, here = str(path), Path(path)
+    copy = ""  # where a temporary copy of it lies, if there is one
+    budget, fetch, temporary = Budget(given), None, None
+    try:
+        if is_url(path):
+            here, temporary, fetch, fetch_meta = mirror(given, budget)
+            copy = str(here)
         source = locate(here, weights)
-    temporary = remote.folder if remote else None
-    copy = str(here) if remote else ""
-    if source.kind == "archive":
-        with _name_source(copy, str(path)):
-            temporary = unpack(source.path, budget)
-        copy = str(Path(temporary.name) / source.path.name)
-        with _name_source(copy, str(path)):
+        if source.kind == "archive":
+            temporary, fetch = unpack(source.path, budget), None  # all of it has been fetched
+            copy = str(Path(temporary.name) / source.path.name)
             source = locate(Path(copy), weights)
-        remote = None  # all of it has been fetched
-    fetch = remote.fetch if remote else None
-    with _name_source(copy, str(path)):
-        if remote and source.kind == "bundle":
-            remote.fetch_meta(source.path)
+        if fetch and source.kind == "bundle":
+            fetch_meta(source.path)
         contents = read_bundle(source.path, fetch, checksums) if source.kind == "bundle" else _read(source)
         if source.kind != "bundle":  # its shards may be stand-ins, and its reader checks them
             check_total(contents.variables.values(), contents.files, str(source.path))
+        serves_raw = weights == "auto" and source.kind == "bundle" and _serves_raw(source.path, contents)
+    except CheckpointError as error:
+        if not copy:
+            raise
+        raise error.renamed(copy, given) from error
     averaged = source.kind == "bundle" and source.path.parent.name == "ema"
-    variables = contents.variables
+    variables, read_graph = contents.variables, contents.graph
     if temporary:
-        variables = {name: _of_copy(variable, temporary, copy, str(path)) for name, variable in variables.items()}
-    serves_raw = weights == "auto" and source.kind == "bundle" and _serves_raw(source.path, contents)
-    chosen, set_aside = select_weights(variables, "raw" if serves_raw else weights, str(path), averaged)
+        naming = partial(_naming, temporary, copy, given)
+        read_graph = naming(read_graph) if read_graph else None
+        variables = {
+            name: msgspec.structs.replace(one, load=naming(one.load), file=one.file.replace(copy, given))
+            for name, one in variables.items()
+        }
+    chosen, set_aside = select_weights(variables, "raw" if serves_raw else weights, given, averaged)
     return Checkpoint(
-        given=str(path),
+        given=given,
         path=source.path,
         format=source.kind,
         files=contents.files,
@@ -181,7 +184,7 @@ def open_checkpoint(path: str | os.PathLike[str], weights: Weights = "auto", che
         fetch_values=contents.prefetch,
         temporary=temporary,
         rounds=contents.rounds,
-        read_graph=contents.graph and _named_graph(contents.graph, temporary, copy, str(path)),
+        read_graph=read_graph,
     )
 
 
@@ -193,26 +196,18 @@ def _serves_raw(prefix: Path, contents: Contents) -> bool:
     return all(averages.isdisjoint(one.weights.values()) for one in contents.graph().operations.values())
 
 
-@contextmanager
-def _name_source(copy: str, given: str) -> Iterator[None]:
-    """Errors name what was ``given`` instead of its temporary ``copy``, which is empty if there is none."""
-    try:
-        yield
-    except CheckpointError as error:
-        if not copy:
-            raise
-        raise error.renamed(copy, given) from error
+def _naming(folder: object, copy: str, given: str, read: Callable[[], Read]) -> Callable[[], Read]:
+    """``read``, which keeps the temporary ``folder`` that it reads from, and names what was ``given`` in errors.
 
+    A Checkpoint may be dropped before its variables.
+    """
 
-def _named_graph(
-    read: Callable[[], StoredGraph], folder: tempfile.TemporaryDirectory[str] | None, copy: str, given: str
-) -> Callable[[], StoredGraph]:
-    """``read``, which keeps the temporary ``folder`` that it reads from, and names what was ``given`` in errors."""
-
-    def named() -> StoredGraph:
-        assert folder or not copy
-        with _name_source(copy, given):
+    def named() -> Read:
+        assert folder
+        try:
             return read()
+        except CheckpointError as error:
+            raise error.renamed(copy, given) from error
 
     return named
 
@@ -222,20 +217,6 @@ def _read(source: Source) -> Contents:
     module = import_module(f"porter.sources.{source.kind}")
     contents: Contents = getattr(module, f"read_{source.kind}")(source.path)
     return contents
-
-
-def _of_copy(variable: Variable, folder: tempfile.TemporaryDirectory[str], copy: str, given: str) -> Variable:
-    """``variable``, which keeps the temporary ``folder`` that it reads from, and names what was ``given`` in errors.
-
-    A Checkpoint may be dropped before its variables.
-    """
-
-    def load() -> np.ndarray:
-        assert folder
-        with _name_source(copy, given):
-            return variable.load()
-
-    return msgspec.structs.replace(variable, load=load, file=variable.file.replace(copy, given))
 
 
 def sha256(path: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from msgspec.structs import replace
@@ -50,18 +50,8 @@ BY_POSITION = (*LAYERS, *NORMS, *ARITHMETIC, "BiasAdd", "Relu", "Relu6")
 FUSED_ACTIVATIONS = ("Relu", "Relu6", "Elu", "Sigmoid", "Tanh", "LeakyRelu")
 # What a training graph has behind its network, and a serving one beside it
 NO_VALUES = (
-    "Shape",
-    "ShapeN",
-    "Size",
-    "Rank",
-    "Assert",
-    "NoOp",
-    "Print",
-    "PrintV2",
-    "IsVariableInitialized",
-    "L2Loss",
-    "InTopK",
-    "InTopKV2",
+    *("Shape", "ShapeN", "Size", "Rank", "Assert", "NoOp", "Print", "PrintV2", "IsVariableInitialized", "L2Loss"),
+    *("InTopK", "InTopKV2"),
 )
 NO_VALUES_IN = ("Grad", "Backprop", "Apply", "Assign", "Save", "Restore", "Summary", "CrossEntropy")
 # Of the bodies of all calls: a function that calls another twice, and that a third, grows without end
@@ -69,6 +59,7 @@ MOST_NODES, MOST_TEXT, MOST_DEPTH = 1 << 16, 1 << 24, 32  # nodes, characters, c
 MOST_CONSTANT, MOST_VALUES = 1 << 12, 1 << 20  # values of a constant of arithmetic, and of all
 MOST_SIDE = 1 << 12  # of a window, stride or dilation; DeepLab's largest is 65
 PIXELS = 4  # the dtype uint8
+MISSING = protos.AttrValue()
 
 
 class GraphNode(NamedTuple):
@@ -79,23 +70,9 @@ class GraphNode(NamedTuple):
     inputs: tuple[str, ...]
     attributes: Any
 
-    def attribute(self, key: bytes) -> Any | None:
-        """The AttrValue of that key, if there is one."""
-        return next((attribute.value for attribute in self.attributes if attribute.key == key), None)
-
-
-class Source(NamedTuple):
-    """A graph and where its weights are.
-
-    ``outputs`` are references to values; without any they are what the last layers lead to. ``constant`` gives the
-    variable of a Const node. ``names`` are those of variables by node, where they differ from the graph's.
-    """
-
-    graph: Any
-    file: str
-    constant: Callable[[GraphNode], Variable | None]
-    outputs: tuple[str, ...] = ()
-    names: Mapping[str, str] = {}
+    def attribute(self, key: bytes) -> Any:
+        """The AttrValue of that key, MISSING where there is none: it is false, empty or 0 in every field."""
+        return next((attribute.value for attribute in self.attributes if attribute.key == key), MISSING)
 
 
 class Program(NamedTuple):
@@ -114,9 +91,19 @@ class _Weight(NamedTuple):
     constant: Variable | None  # what holds the values in the graph itself
 
 
-def stored_graph(source: Source) -> StoredGraph:
-    """The operations of ``source``. Raises CheckpointError."""
-    return _Reader(source).read()
+def stored_graph(
+    graph: Any,
+    file: str,
+    constant: Callable[[GraphNode], Variable | None],
+    outputs: Sequence[str] = (),
+    names: Mapping[str, str] | None = None,
+) -> StoredGraph:
+    """The operations of a GraphDef. Raises CheckpointError.
+
+    ``outputs`` are references to values; without any they are what the last layers lead to. ``constant`` gives the
+    variable of a Const node. ``names`` are those of variables by node, where they differ from the graph's.
+    """
+    return _Reader(graph, file, constant, names or {}).read(outputs)
 
 
 def graph_nodes(nodes: Iterable[Any]) -> Iterable[GraphNode]:
@@ -131,10 +118,12 @@ class _Reader:
     whether it put zeros before them, as SAME has it.
     """
 
-    def __init__(self, source: Source) -> None:
-        self.source = source
-        self.nodes = {node.name: node for node in graph_nodes(source.graph.node)}
-        self.functions = {function.signature.name: function for function in source.graph.library.function}
+    def __init__(
+        self, graph: Any, file: str, constant: Callable[[GraphNode], Variable | None], names: Mapping[str, str]
+    ) -> None:
+        self.file, self.constant, self.renamed = file, constant, names
+        self.nodes = {node.name: node for node in graph_nodes(graph.node)}
+        self.functions = {function.signature.name: function for function in graph.library.function}
         self.operations: dict[str, StoredOperation] = {}
         self.values: dict[str, str] = {}
         self.fixed: set[str] = set()  # nodes that no image reaches
@@ -147,8 +136,8 @@ class _Reader:
         self.left = [MOST_NODES, MOST_TEXT, MOST_VALUES]
         self.takes_pixels = False
 
-    def read(self) -> StoredGraph:
-        outputs = self.source.outputs or self._last()
+    def read(self, outputs: Sequence[str]) -> StoredGraph:
+        outputs = outputs or self._last()
         for node in self._in_order(outputs):
             self._node(node)
         found = dict.fromkeys(self.values[name] for name in map(self._lead, outputs) if name in self.values)
@@ -202,7 +191,7 @@ class _Reader:
             found += new
         return tuple(name for name in found if not users[name])
 
-    def _in_order(self, outputs: tuple[str, ...]) -> Iterable[GraphNode]:
+    def _in_order(self, outputs: Sequence[str]) -> Iterable[GraphNode]:
         """The nodes that ``outputs`` need, each after its inputs; a loop's way back is left out."""
         begun: set[str] = set()
         waiting = [(self._lead(reference), False) for reference in reversed(outputs)]
@@ -249,16 +238,16 @@ class _Reader:
         if node.op == "IdentityN":
             return node.inputs[number] if number < len(node.inputs) else None
         same = node.op in SAME_VALUE or node.op == "ReadVariableOp"
-        if node.op == "Cast" and (to := node.attribute(b"DstT")) is not None:
+        if node.op == "Cast":
             before = node.attribute(b"SrcT")
-            same = name_of(to.type) in FLOATS and (before is None or name_of(before.type) in (*FLOATS, "uint8"))
-            self.takes_pixels |= same and before is not None and before.type == PIXELS
+            known = before is MISSING or name_of(before.type) in (*FLOATS, "uint8")
+            same = known and name_of(node.attribute(b"DstT").type) in FLOATS
+            self.takes_pixels |= same and before.type == PIXELS
         return node.inputs[0] if same and node.inputs else None
 
     def _call(self, node: GraphNode) -> tuple[str, ...]:
         """What a call gives; the function's nodes join the graph."""
-        called = node.attribute(b"f")
-        function = self.functions.get(called.func.name) if called is not None else None
+        function = self.functions.get(node.attribute(b"f").func.name)
         if node.name in self.results or function is None:
             return self.results.get(node.name, ())
         self.results[node.name] = ()  # where it calls itself
@@ -268,7 +257,7 @@ class _Reader:
         self.left[0] -= len(function.node_def)
         self.left[1] -= names + sum(map(len, node.inputs)) * len(function.node_def)
         if min(self.left) < 0 or depth > MOST_DEPTH:
-            raise CheckpointError(f"{self.source.file}: the calls of its functions have no end; damaged or hostile")
+            raise CheckpointError(f"{self.file}: the calls of its functions have no end; damaged or hostile")
         body = list(graph_nodes(function.node_def))
         own = {one.name: one.name if one.name not in self.nodes else f"{node.name}/{one.name}" for one in body}
 
@@ -315,23 +304,22 @@ class _Reader:
             self.batched[node.name] = self.batched[given[0]]
 
     def _image(self, node: GraphNode) -> None:
-        shape, dtype = node.attribute(b"shape"), node.attribute(b"dtype")
-        sides = protos.shape_of(shape.shape) if shape is not None else ()
+        sides = protos.shape_of(node.attribute(b"shape").shape)
         if len(sides) not in (0, 4):
             self._add(node, node.op, ())
             return
         height, width = (max(side, 0) for side in sides[1:3]) if sides else (0, 0)
         self._add(node, "image", (), window=(height, width))
-        self.takes_pixels |= dtype is not None and dtype.type == PIXELS
+        self.takes_pixels |= node.attribute(b"dtype").type == PIXELS
 
     def _sides(self, node: GraphNode, key: bytes) -> Sides:
         """Height and width of an attribute that lists one number for each axis."""
-        value, order = node.attribute(key), node.attribute(b"data_format")
-        listed = list(value.list.i) if value is not None else [1, 1, 1, 1]
+        value = node.attribute(key)
+        listed = [1, 1, 1, 1] if value is MISSING else list(value.list.i)
         if len(listed) != 4 or not all(1 <= side <= MOST_SIDE for side in listed):
             what = f"{node.name}: {key.decode()} {listed[:8]}"
-            raise CheckpointError(f"{self.source.file}: {what}; the graph is damaged")
-        return (listed[2], listed[3]) if order is not None and order.s == b"NCHW" else (listed[1], listed[2])
+            raise CheckpointError(f"{self.file}: {what}; the graph is damaged")
+        return (listed[2], listed[3]) if node.attribute(b"data_format").s == b"NCHW" else (listed[1], listed[2])
 
     def _layer(self, node: GraphNode, inputs: list[str]) -> None:
         op = FUSED.get(node.op, node.op)
@@ -341,16 +329,13 @@ class _Reader:
             return
         fields: dict[str, Any] = {}
         if op != "MatMul":
-            padding = node.attribute(b"padding")
             block, zeros = self.batched.get(self._lead(node.inputs[0]), ((1, 1), False))
             dilation = self._sides(node, b"dilations")
             fields["stride"] = self._sides(node, b"strides")
             fields["dilation"] = dilation[0] * block[0], dilation[1] * block[1]
-            same = zeros or (padding is not None and padding.s == b"SAME")
-            fields["padding"] = "same" if same else _explicit(node) or "valid"
+            fields["padding"] = "same" if zeros else _padding(node)
         weights, behind = {"weight": weight}, []
-        fused = node.attribute(b"fused_ops")
-        for what in (name.decode(errors="replace") for name in fused.list.s) if fused is not None else ():
+        for what in (name.decode(errors="replace") for name in node.attribute(b"fused_ops").list.s):
             if what == "BiasAdd" and (bias := self._weight(node, 2, (1,))):
                 weights["bias"] = bias
             else:
@@ -358,19 +343,17 @@ class _Reader:
         self._add(node, LAYERS[op], inputs, weights=weights, **fields)
         for what in behind:
             name = f"{self.values[node.name]}/{what}"
-            slope = node.attribute(b"leakyrelu_alpha")
-            kind = ON_ONE[what] if what in FUSED_ACTIVATIONS else what
-            last = StoredOperation(name, kind, (self.values[node.name],), slope=slope.f if slope is not None else 0.0)
+            kind, slope = ON_ONE[what] if what in FUSED_ACTIVATIONS else what, node.attribute(b"leakyrelu_alpha").f
+            last = StoredOperation(name, kind, (self.values[node.name],), slope=slope)
             self.operations[name], self.values[node.name] = last, name
 
     def _norm(self, node: GraphNode, inputs: list[str]) -> None:
         epsilon, training = node.attribute(b"epsilon"), node.attribute(b"is_training")
-        roles = ("gamma", "beta") if training is None or training.b else ("gamma", "beta", "mean", "variance")
+        roles = ("gamma", "beta") if training is MISSING or training.b else ("gamma", "beta", "mean", "variance")
         found = {role: self._weight(node, position, (1,)) for position, role in enumerate(roles, 1)}
         weights = {role: name for role, name in found.items() if name}
-        self._add(
-            node, "batch_norm", inputs, weights=weights, epsilon=as_decimal(epsilon.f if epsilon is not None else 1e-4)
-        )
+        number = as_decimal(1e-4 if epsilon is MISSING else epsilon.f)
+        self._add(node, "batch_norm", inputs, weights=weights, epsilon=number)
 
     def _weight(self, node: GraphNode, position: int, ranks: tuple[int, ...]) -> str | None:
         """The variable at an input, through what rounds, scales or reshapes it."""
@@ -397,14 +380,14 @@ class _Reader:
 
     def _read_leaf(self, node: GraphNode) -> _Weight | None:
         if node.op == "Const":
-            variable = self.source.constant(node)
+            variable = self.constant(node)
             return _Weight(variable.name, len(variable.shape), variable) if variable else None
         if node.op not in VARIABLES:
             return None
-        shape, shared = node.attribute(b"shape"), node.attribute(b"shared_name")
-        plain = shared.s.decode(errors="replace") if shared is not None and node.op == "VarHandleOp" else ""
-        rank = len(shape.shape.dim) if shape is not None else -1
-        return _Weight(self.source.names.get(node.name, plain or node.name), rank, None)
+        shape, shared = node.attribute(b"shape"), node.attribute(b"shared_name").s
+        plain = shared.decode(errors="replace") if node.op == "VarHandleOp" else ""
+        rank = -1 if shape is MISSING else len(shape.shape.dim)
+        return _Weight(self.renamed.get(node.name, plain or node.name), rank, None)
 
     def _number(self, reference: str, depth: int = 0) -> tuple[float, ...]:
         """The values of a constant, one or one for each channel; empty if it is none."""
@@ -515,18 +498,16 @@ class _Reader:
     def _on_one(self, node: GraphNode, inputs: list[str]) -> None:
         kind, fields = ON_ONE[node.op], dict[str, Any]()
         if node.op in ("AvgPool", "MaxPool"):
-            padding = node.attribute(b"padding")
             fields = {"window": self._sides(node, b"ksize"), "stride": self._sides(node, b"strides")}
-            fields["padding"] = "same" if padding is not None and padding.s == b"SAME" else "valid"
+            fields["padding"] = _padding(node)
             if fields["window"] == fields["stride"] == (1, 1):  # slim's last one: it does nothing
                 self.values[node.name] = inputs[0]
                 return
         elif node.op in ("Mean", "Max"):
             axes = self._whole_numbers(node, 1)
-            order = node.attribute(b"data_format")
             if node.op == "Mean" and {axis % 4 for axis in axes} == {0, 1, 2}:
                 kind = BATCH_STATISTICS
-            elif {axis % 4 for axis in axes} != {1, 2} or order is not None:
+            elif {axis % 4 for axis in axes} != {1, 2} or node.attribute(b"data_format") is not MISSING:
                 kind = f"{node.op} over the axes {[*axes[:8]]}"
         elif node.op == "Pad":
             edges = self._whole_numbers(node, 1)
@@ -535,11 +516,11 @@ class _Reader:
             else:
                 kind = node.op
         elif node.op == "ResizeBilinear":
-            corners, size = node.attribute(b"align_corners"), self._whole_numbers(node, 1)
-            fields |= {"window": size if len(size) == 2 else (0, 0), "corners": corners is not None and corners.b}
+            size = self._whole_numbers(node, 1)
+            fields |= {"window": size if len(size) == 2 else (0, 0), "corners": node.attribute(b"align_corners").b}
         elif node.op == "LeakyRelu":
             alpha = node.attribute(b"alpha")
-            fields["slope"] = alpha.f if alpha is not None else 0.2
+            fields["slope"] = 0.2 if alpha is MISSING else alpha.f
         self._add(node, kind, inputs, **fields)
 
     def _whole_numbers(self, node: GraphNode, position: int) -> tuple[int, ...]:
@@ -551,10 +532,9 @@ class _Reader:
         return tuple(int(value) for value in variable.read().reshape(-1))
 
 
-def _explicit(node: GraphNode) -> tuple[Sides, Sides] | None:
-    """The zeros that EXPLICIT padding lists."""
-    padding, listed = node.attribute(b"padding"), node.attribute(b"explicit_paddings")
-    edges = list(listed.list.i) if listed is not None else []
-    if padding is None or padding.s != b"EXPLICIT" or len(edges) != 8:
-        return None
-    return (edges[2], edges[3]), (edges[4], edges[5])
+def _padding(node: GraphNode) -> str | tuple[Sides, Sides]:
+    """As a StoredOperation has it."""
+    padding, edges = node.attribute(b"padding").s, list(node.attribute(b"explicit_paddings").list.i)
+    if padding == b"EXPLICIT" and len(edges) == 8:
+        return (edges[2], edges[3]), (edges[4], edges[5])
+    return "same" if padding == b"SAME" else "valid"

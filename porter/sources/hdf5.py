@@ -189,15 +189,13 @@ def main() -> None:
     limit_memory(allowance(path.stat().st_size))
     try:
         dump(path, folder, given["names"], given["averaging"])
+        return
     except CheckpointError as error:
-        sys.exit(_print_error(str(error)))
+        line = str(error)
     except Exception as error:  # h5py raises anything for damaged bytes
-        sys.exit(_print_error(f"{path}: not a readable Keras file ({' '.join(str(error).split())})"))
-
-
-def _print_error(line: str) -> int:
+        line = f"{path}: not a readable Keras file ({' '.join(str(error).split())})"
     print(line, file=sys.stderr)
-    return 2
+    sys.exit(2)
 
 
 if __name__ == "__main__":

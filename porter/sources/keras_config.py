@@ -27,8 +27,6 @@ NOTHING = (
 )
 # Keras 2's hard sigmoid has another slope and shift: clip(0.2 x + 0.5, 0, 1)
 ACTIVATIONS_3 = {"hard_silu": "hard_swish", "hard_swish": "hard_swish", "hard_sigmoid": "hard_sigmoid"}
-ACTIVATIONS = {"swish": "silu", "relu6": "relu6", **{name: name for name in ("relu", "sigmoid", "tanh", "elu", "silu")}}
-ACTIVATIONS |= {name: name for name in ("softmax", "selu", "gelu", "leaky_relu")}
 ACTIVATION_LAYERS = ("ReLU", "LeakyReLU", "ELU", "Softmax", "Activation")
 LEAK = 0.2  # of the activation "leaky_relu"; the layer LeakyReLU states its own
 SIXTH = 1 / 6
@@ -37,18 +35,8 @@ KNOWN = (
     *MODELS,
     *("InputLayer", "Conv2D", "DepthwiseConv2D", "Dense", "BatchNormalization", "ReLU", "LeakyReLU", "ELU", "Softmax"),
     *("Activation", "Rescaling", "Normalization", "GlobalAveragePooling2D", "GlobalMaxPooling2D", "AveragePooling2D"),
-    *(
-        "MaxPooling2D",
-        "Flatten",
-        "Reshape",
-        "ZeroPadding2D",
-        "Concatenate",
-        "UpSampling2D",
-        "Resizing",
-        "Add",
-        "Subtract",
-    ),
-    *("Multiply", "Divide", "TrueDivide", "Argmax", "TFOpLambda"),
+    *("MaxPooling2D", "Flatten", "Reshape", "ZeroPadding2D", "Concatenate", "UpSampling2D", "Resizing"),
+    *("Add", "Subtract", "Multiply", "Divide", "TrueDivide", "Argmax", "TFOpLambda"),
     *NOTHING,
 )  # layers that are read
 ARITHMETIC = {"add": "add", "subtract": "subtract", "multiply": "multiply", "divide": "divide", "truediv": "divide"}
@@ -126,14 +114,9 @@ def stored_graph(config: Config, variables: Mapping[str, Variable]) -> StoredGra
 
     Raises KeyError, TypeError, IndexError or ValueError on a damaged configuration.
     """
-    reader = _Reader(variables, MOST_USES * _count(config, 0))
+    reader = _Reader(variables, MOST_USES * sum(1 for _ in _layers(config)))
     outputs = reader.model(config, "", None, 0)
     return StoredGraph(reader.operations, outputs)
-
-
-def _count(config: Config, depth: int) -> int:
-    layers = config["config"]["layers"]
-    return sum(1 + (_count(one, depth + 1) if _is_model(one) and depth < MOST_DEPTH else 0) for one in layers)
 
 
 def _is_model(layer: Config) -> bool:
@@ -227,32 +210,27 @@ class _Reader:
         self.left -= 1
         if self.left < 0:
             raise ValueError("its models use their layers without end")
-        kind, config, name = layer["class_name"], layer["config"], scope + _name(layer)
+        kind, name = layer["class_name"], scope + _name(layer)
         if _is_model(layer):
             return self.model(layer, f"{name}/", inputs, depth + 1)
         if kind == "InputLayer":
             return [self._image(layer, scope)] if not inputs else list(inputs)
-        if kind in NOTHING or (kind == "Activation" and _activation_of(kind, layer)[0] == "linear"):
+        if kind in NOTHING or (kind == "Activation" and _activation_of(layer)[0] == "linear"):
             return list(inputs[:1])
-        return [self._operation(kind, layer, config, name, inputs, constants)]
+        return [self._operation(layer, name, inputs, constants)]
 
     def _operation(
-        self,
-        kind: str,
-        layer: Config,
-        config: Config,
-        name: str,
-        inputs: Sequence[str],
-        constants: Sequence[tuple[float, bool]],
+        self, layer: Config, name: str, inputs: Sequence[str], constants: Sequence[tuple[float, bool]]
     ) -> str:
+        kind, config = layer["class_name"], layer["config"]
         if kind in ("Conv2D", "DepthwiseConv2D", "Dense"):
-            return self._with_weights(kind, layer, name, inputs)
+            return self._with_weights(layer, name, inputs)
         if kind == "BatchNormalization":
             weights = {role: f"{name}/{local}" for role, local in _norm_weights(config).items()}
             epsilon, decay = float(config["epsilon"]), float(config["momentum"])
             return self.add(name, "batch_norm", inputs, weights=weights, epsilon=epsilon, decay=decay)
         if kind in ACTIVATION_LAYERS:
-            activation, slope = _activation_of(kind, layer)
+            activation, slope = _activation_of(layer)
             return self.add(name, activation, inputs, slope=slope)
         if kind == "Rescaling":
             scale, offset = (_numbers(config[key]) for key in ("scale", "offset"))
@@ -283,26 +261,24 @@ class _Reader:
             facts = {"constant": (constants[0][0],), "constant_first": constants[0][1]} if constants else {}
             return self.add(name, ARITHMETIC[operation], inputs, **facts)
         if kind == "TFOpLambda":
-            return self.add(name, _FUNCTIONS.get(operation, operation), inputs)
+            return self.add(name, operation, inputs)
         return self.add(name, kind, inputs)
 
-    def _with_weights(self, kind: str, layer: Config, name: str, inputs: Sequence[str]) -> str:
-        config = layer["config"]
-        kernel = (
-            "depthwise_kernel" if kind == "DepthwiseConv2D" and f"{name}/kernel" not in self.variables else "kernel"
-        )
-        weights = {"weight": f"{name}/{kernel}"}
+    def _with_weights(self, layer: Config, name: str, inputs: Sequence[str]) -> str:
+        kind, config = layer["class_name"], layer["config"]
+        depthwise = kind == "DepthwiseConv2D"
+        kernel = "depthwise_kernel" if depthwise and f"{name}/kernel" not in self.variables else "kernel"
+        facts: dict[str, Any] = {"weights": {"weight": f"{name}/{kernel}"}}
         if config.get("use_bias", True):
-            weights["bias"] = f"{name}/bias"
-        activation, slope = _activation_of(kind, layer)
+            facts["weights"]["bias"] = f"{name}/bias"
+        if kind != "Dense":
+            facts |= {"stride": _sides(config["strides"]), "dilation": _sides(config["dilation_rate"])}
+            facts["padding"] = str(config["padding"])
+        grouped = kind == "Conv2D" and config.get("groups", 1) != 1
+        word = {"Dense": "dense", "DepthwiseConv2D": "depthwise", "Conv2D": "convolution"}[kind]
+        activation, slope = _activation_of(layer)
         own = name if activation == "linear" else f"{name}:linear"
-        if kind == "Dense":
-            made = self.add(own, "dense", inputs, weights=weights)
-        else:
-            grouped = kind == "Conv2D" and config.get("groups", 1) != 1
-            facts = {"stride": _sides(config["strides"]), "dilation": _sides(config["dilation_rate"])}
-            word = "depthwise" if kind == "DepthwiseConv2D" else "grouped convolution" if grouped else "convolution"
-            made = self.add(own, word, inputs, weights=weights, padding=str(config["padding"]), **facts)
+        made = self.add(own, f"grouped {word}" if grouped else word, inputs, **facts)
         return made if activation == "linear" else self.add(name, activation, (made,), slope=slope)
 
     def _stored(self, name: str) -> tuple[float, ...]:
@@ -323,9 +299,6 @@ class _Reader:
         return self.add(name, "divide", (shifted,), constant=tuple(max(one**0.5, 1e-7) for one in variance))
 
 
-_FUNCTIONS = {"relu6": "relu6", "relu": "relu", "sigmoid": "sigmoid", "softmax": "softmax", "tanh": "tanh"}
-
-
 def _norm_weights(config: Config) -> dict[str, str]:
     """The variables of a batch norm by role, in their order."""
     found = {"gamma": "gamma"} if config.get("scale", True) else {}
@@ -333,9 +306,9 @@ def _norm_weights(config: Config) -> dict[str, str]:
     return found | {"mean": "moving_mean", "variance": "moving_variance"}
 
 
-def _activation_of(kind: str, layer: Config) -> tuple[str, float]:
+def _activation_of(layer: Config) -> tuple[str, float]:
     """Our word for the activation of a layer, Keras's own where there is none; and its slope."""
-    config = layer["config"]
+    kind, config = layer["class_name"], layer["config"]
     if kind in ("ReLU", "LeakyReLU"):
         leak = config.get("negative_slope", config.get("alpha")) or 0.0
         most = config.get("max_value")
@@ -348,13 +321,13 @@ def _activation_of(kind: str, layer: Config) -> tuple[str, float]:
     given = config.get("activation") or "linear"
     if not isinstance(given, str):  # a function of the user's own, a layer, or one with arguments
         if given.get("class_name") in ACTIVATION_LAYERS:
-            return _activation_of(given["class_name"], given)
+            return _activation_of(given)
         inner = given.get("config")
         given = inner if isinstance(inner, str) else str(given.get("class_name"))
     if given in ACTIVATIONS_3:
         keras_3 = "module" in layer or given != "hard_sigmoid"
         return (ACTIVATIONS_3[given], SIXTH) if keras_3 else ("hard sigmoid of Keras 2", 0.0)
-    return ACTIVATIONS.get(given, given), LEAK if given == "leaky_relu" else 0.0
+    return "silu" if given == "swish" else given, LEAK if given == "leaky_relu" else 0.0
 
 
 def _numbers(given: Any) -> tuple[float, ...]:

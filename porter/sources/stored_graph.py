@@ -16,20 +16,8 @@ if TYPE_CHECKING:
 
 Sides = tuple[int, int]  # height and width
 ACTIVATIONS = (
-    *(
-        "relu",
-        "relu6",
-        "hard_sigmoid",
-        "hard_swish",
-        "sigmoid",
-        "softmax",
-        "tanh",
-        "elu",
-        "selu",
-        "silu",
-        "gelu",
-        "leaky_relu",
-    ),
+    *("relu", "relu6", "hard_sigmoid", "hard_swish", "sigmoid", "softmax", "tanh", "elu", "selu", "silu", "gelu"),
+    "leaky_relu",
 )
 WITH_WEIGHTS = ("convolution", "depthwise", "dense")
 ROUNDING = ("quantize", "fake_quant")

@@ -10,7 +10,7 @@ import msgspec
 
 from porter.errors import CheckpointError
 from porter.sources import protos
-from porter.sources.graphdef_operations import Source, stored_graph
+from porter.sources.graphdef_operations import stored_graph
 from porter.sources.stored_graph import StoredGraph
 from porter.sources.variable import Variable
 
@@ -58,7 +58,7 @@ def read_topology(nodes: bytes, outputs: tuple[str, ...], variables: Mapping[str
                 _fill(added.attr.add(key=key.encode()).value, value)
     except (msgspec.DecodeError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{file}: its modelTopology is damaged ({error}); fetch it again") from error
-    return stored_graph(Source(graph, file, lambda node: variables.get(node.name), outputs))
+    return stored_graph(graph, file, lambda node: variables.get(node.name), outputs)
 
 
 def _fill(proto: Any, value: _Value) -> None:

@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from flatbuffers import number_types
 
-from porter.errors import CheckpointError
+from porter.sources.dtypes import ITEM_SIZES
 from porter.sources.flatbuffer import Node, read_flatbuffer
 from porter.sources.stored_graph import StoredGraph, StoredOperation
+from porter.sources.variable import read_file
 
 OPERATORS = {
     0: "add", 1: "average_pool_2d", 2: "concatenation", 3: "conv_2d", 4: "depthwise_conv_2d", 5: "depth_to_space",
@@ -31,34 +32,30 @@ OPERATORS = {
 }  # fmt: skip
 CUSTOM = 32  # operators with this code have their own name
 TYPES = {
-    0: "float32",
-    1: "float16",
-    2: "int32",
-    3: "uint8",
-    4: "int64",
-    6: "bool",
-    7: "int16",
-    9: "int8",
-    10: "float64",
-}
-SIZES = {"float32": 4, "float16": 2, "int32": 4, "uint8": 1, "int64": 8, "bool": 1, "int16": 2, "int8": 1, "float64": 8}
+    0: "float32", 1: "float16", 2: "int32", 3: "uint8", 4: "int64", 6: "bool", 7: "int16", 9: "int8", 10: "float64",
+}  # fmt: skip
+SIZES = {dtype: ITEM_SIZES[dtype] for dtype in TYPES.values()}
 ACTIVATIONS = {0: None, 1: "relu", 2: "relu_n1_to_1", 3: "relu6"}
-_INT8, _INT32, _FLOAT32 = number_types.Int8Flags, number_types.Int32Flags, number_types.Float32Flags
-_FUSED = {"fused": (0, _INT8, 0)}
-_STEPS = {"padding": (0, _INT8, 0), "stride_w": (1, _INT32, 0), "stride_h": (2, _INT32, 0)}
-_POOL = {**_STEPS, "filter_w": (3, _INT32, 0), "filter_h": (4, _INT32, 0), "fused": (5, _INT8, 0)}
+_FUSED = {"fused": (0, "Int8", 0)}
+_STEPS = {"padding": (0, "Int8", 0), "stride_w": (1, "Int32", 0), "stride_h": (2, "Int32", 0)}
+_POOL = {**_STEPS, "filter_w": (3, "Int32", 0), "filter_h": (4, "Int32", 0), "fused": (5, "Int8", 0)}
 # Operator -> option -> position, type and default
-_OPTIONS: dict[str, dict[str, tuple[int, Any, int]]] = {
-    "conv_2d": {**_STEPS, "fused": (3, _INT8, 0), "dilation_w": (4, _INT32, 1), "dilation_h": (5, _INT32, 1)},
-    "depthwise_conv_2d": {**_STEPS, "fused": (4, _INT8, 0), "dilation_w": (5, _INT32, 1), "dilation_h": (6, _INT32, 1)},
+OPTIONS: dict[str, dict[str, tuple[int, str, int]]] = {
+    "conv_2d": {**_STEPS, "fused": (3, "Int8", 0), "dilation_w": (4, "Int32", 1), "dilation_h": (5, "Int32", 1)},
+    "depthwise_conv_2d": {
+        **_STEPS,
+        **{"depth_multiplier": (3, "Int32", 0), "fused": (4, "Int8", 0)},
+        **{"dilation_w": (5, "Int32", 1), "dilation_h": (6, "Int32", 1)},
+    },
     "average_pool_2d": _POOL,
     "max_pool_2d": _POOL,
     **dict.fromkeys(("fully_connected", "add", "mul", "sub", "div"), _FUSED),
-    "concatenation": {"fused": (1, _INT8, 0)},
-    "resize_bilinear": {"align_corners": (2, number_types.BoolFlags, 0)},
-    "softmax": {"beta": (0, _FLOAT32, 0)},
-    "leaky_relu": {"alpha": (0, _FLOAT32, 0)},
-    "gelu": {"approximate": (0, number_types.BoolFlags, 0)},
+    "concatenation": {"axis": (0, "Int32", 0), "fused": (1, "Int8", 0)},
+    "resize_bilinear": {"align_corners": (2, "Bool", 0)},
+    "softmax": {"beta": (0, "Float32", 0)},
+    "leaky_relu": {"alpha": (0, "Float32", 0)},
+    "gelu": {"approximate": (0, "Bool", 0)},
+    "mean": {"keep_dims": (0, "Bool", 0)},
 }
 
 
@@ -109,11 +106,7 @@ class Graph:
 
 def read_graph(path: Path) -> Graph:
     """Read ``path``. Raises CheckpointError if it is damaged."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}") from error
-    return read_flatbuffer(data, _graph, f"{path}: damaged or not a .tflite")
+    return read_flatbuffer(read_file(path), _graph, f"{path}: damaged or not a .tflite")
 
 
 def _graph(model: Node) -> Graph:
@@ -189,10 +182,10 @@ def _tensor(node: Node, buffers: list[tuple[int, int]]) -> Tensor:
 
 def _operator(node: Node, kinds: list[str]) -> Operator:
     kind = kinds[node.number(0, number_types.Uint32Flags)]
-    table, options = node.child(4), _OPTIONS.get(kind, {})
+    table = node.child(4)
     values = {
-        option: table.number(field, flags, default) if table else default
-        for option, (field, flags, default) in options.items()
+        option: table.number(field, getattr(number_types, f"{type_}Flags"), default) if table else default
+        for option, (field, type_, default) in OPTIONS.get(kind, {}).items()
     }
     fused = values.get("fused", 0)
     activation = ACTIVATIONS.get(fused, f"activation {fused}")

@@ -11,37 +11,19 @@ from typing import Any, NamedTuple
 import flatbuffers
 import numpy as np
 
-from porter.sources.tflite_graph import ACTIVATIONS, OPERATORS, TYPES
+from porter.sources.tflite_graph import ACTIVATIONS, CUSTOM, OPERATORS, OPTIONS, TYPES
 
 IDENTIFIER, VERSION = b"TFL3", 3
 ALIGNMENT = 16  # bytes, of constants: runtimes use them in place
 CODES = {kind: code for code, kind in OPERATORS.items()}
-CUSTOM = 32  # operators with this code have their own name
 TYPE_NUMBERS = {dtype: number for number, dtype in TYPES.items()}
 FUSED = {activation: number for number, activation in ACTIVATIONS.items()}
-# Operator -> number of its options in the union, count of their fields, option -> (field, type)
-_POOL = {"padding": (0, "Int8"), "stride_w": (1, "Int32"), "stride_h": (2, "Int32")}
-OPTIONS: dict[str, tuple[int, int, dict[str, tuple[int, str]]]] = {
-    "conv_2d": (1, 7, {**_POOL, "fused": (3, "Int8"), "dilation_w": (4, "Int32"), "dilation_h": (5, "Int32")}),
-    "depthwise_conv_2d": (
-        *(2, 7),
-        {
-            **_POOL,
-            **{"depth_multiplier": (3, "Int32"), "fused": (4, "Int8")},
-            **{"dilation_w": (5, "Int32"), "dilation_h": (6, "Int32")},
-        },
-    ),
-    "average_pool_2d": (5, 6, {**_POOL, "filter_w": (3, "Int32"), "filter_h": (4, "Int32")}),
-    "max_pool_2d": (5, 6, {**_POOL, "filter_w": (3, "Int32"), "filter_h": (4, "Int32")}),
-    "softmax": (9, 1, {"beta": (0, "Float32")}),
-    "concatenation": (10, 2, {"axis": (0, "Int32")}),
-    "add": (11, 2, {"fused": (0, "Int8")}),
-    "resize_bilinear": (15, 4, {"align_corners": (2, "Bool")}),
-    "reshape": (17, 1, {}),
-    "mul": (21, 1, {"fused": (0, "Int8")}),
-    "leaky_relu": (75, 1, {"alpha": (0, "Float32")}),
-    "mean": (27, 1, {"keep_dims": (0, "Bool")}),
-}
+# Operator -> number of its options in the union, and count of their fields
+UNION = {
+    "conv_2d": (1, 7), "depthwise_conv_2d": (2, 7), "average_pool_2d": (5, 6), "max_pool_2d": (5, 6), "softmax": (9, 1),
+    "concatenation": (10, 2), "add": (11, 2), "resize_bilinear": (15, 4), "reshape": (17, 1), "mul": (21, 1),
+    "mean": (27, 1), "leaky_relu": (75, 1),
+}  # fmt: skip
 SAME, VALID = 0, 1  # paddings
 
 
@@ -136,9 +118,10 @@ def _tensor(builder: Any, tensor: NewTensor, buffer: int) -> int:
 def _operator(builder: Any, step: NewOperator, code: int) -> int:
     offsets = {1: _numbers(builder, step.inputs, "i4"), 2: _numbers(builder, step.outputs, "i4")}
     fields: dict[int, tuple[str, Any]] = {0: ("Uint32", code)}
-    if step.kind in OPTIONS:
-        union, count, places = OPTIONS[step.kind]
+    if step.kind in UNION:
+        union, count = UNION[step.kind]
         fields[3] = ("Uint8", union)
+        places = OPTIONS.get(step.kind, {})
         values = {places[name][0]: (places[name][1], value) for name, value in step.options.items()}
         offsets[4] = _table(builder, count, values)
     elif "custom" in step.options:

@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+def read_file(path: Path) -> bytes:
+    """The content of ``path``. Raises CheckpointError."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from error
+
+
 class FileView:
     """``view[a:b]`` and ``view[i]`` of the file ``path``, as for ``bytes``. Raises CheckpointError."""
 

@@ -30,11 +30,7 @@ def select_weights(
     averages = {
         name.removesuffix(AVERAGE_SUFFIX): var for name, var in variables.items() if name.endswith(AVERAGE_SUFFIX)
     }
-    plain = (
-        {name: var for name, var in variables.items() if not name.endswith(AVERAGE_SUFFIX)}
-        if averages
-        else dict(variables)
-    )
+    plain = {name: var for name, var in variables.items() if not name.endswith(AVERAGE_SUFFIX)}
     if weights == "ema" and not averages and not averaged:
         raise CheckpointError(f"{path}: no variable ends in {AVERAGE_SUFFIX}; use", option=Option("weights", "auto"))
     if weights == "raw" and averaged:

@@ -66,7 +66,7 @@ def refused(source, honest):
 
 
 def test_frozen_graph_with_one_repeated_value(tmp_path, honest):
-    (tmp_path / "g.pb").write_bytes(graph((1000, 1000, 1000), float_val=[1.0]))
+    (tmp_path / "g.pb").write_bytes(graph((1000, 1000, 1000, 1), float_val=[1.0]))
     assert "claim 4,000,000,000 bytes" in refused(tmp_path / "g.pb", honest)
 
 

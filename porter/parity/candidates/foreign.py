@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from porter.artifacts.artifact import Artifact, ArtifactFile, load_artifact
-from porter.errors import ArtifactError, ParityError, PorterError
+from porter.artifacts.artifact import Artifact, ArtifactFile
+from porter.errors import ArtifactError, ParityError
 from porter.mapping.options import ArtifactLayout, PathLike, PortOptions
-from porter.models.timm_import import import_timm
+from porter.models.timm_import import timm_model
 from porter.network.node import Size
 from porter.network.nodes import endpoint_names, nodes
 from porter.parity.candidates.callables import is_callable
@@ -63,31 +63,14 @@ def open_candidate(
     if isinstance(named, ArtifactFile):
         return artifact(named, port, mapping)
     if kind == "timm" and colon:
-        return timm_model(name, None if weights_file is None else Path(weights_file), port)
+        file = None if weights_file is None else Path(weights_file)
+        found = module(f"timm:{name}", timm_model(name, file), port)
+        return found if file is None else replace(found, digests={file.name: sha256(file)})
     if text.endswith(tuple(f".{ending}" for ending in PROGRAMS)):
         return program(Path(text), sizes or [port.mapping.input.sides])
     if is_callable(text):
         return called(text, port)
     return tensorflow_source(text, mapping)
-
-
-def timm_model(name: str, weights_file: Path | None, port: Port) -> Candidate:
-    """timm's model ``name`` with the state dict ``weights_file`` (strict), or its own weights. Raises ParityError."""
-    try:
-        timm = import_timm()
-    except (ImportError, RuntimeError) as error:
-        raise ParityError(f"timm:{name}: timm cannot be imported ({error})") from error
-    try:
-        model: nn.Module = timm.create_model(name, pretrained=weights_file is None)
-        if weights_file is not None:
-            model.load_state_dict(load_artifact(weights_file).tensors, strict=True)
-    except PorterError:
-        raise
-    except Exception as error:  # unknown names, hubs out of reach, files that do not fit
-        reason = " ".join(str(error).split())
-        raise ParityError(f"timm:{name}: timm cannot make it ({reason[:200]})") from error
-    found = module(f"timm:{name}", model, port)
-    return found if weights_file is None else replace(found, digests={weights_file.name: sha256(weights_file)})
 
 
 def called(name: str, port: Port) -> Candidate:
