@@ -1,5 +1,6 @@
 """The original graph as reference: rewritten in float64, cut at the first convolution, whole or in part."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +134,21 @@ def test_an_operation_of_another_name(tf, run, tmp_path):
     assert ran.code == 0, ran.out
     assert "50 endpoints" in ran.out
     assert "not in it" not in ran.out
+
+
+def test_the_graph_of_training_is_no_reference(tf, tarball_folder, tmp_path, run):
+    """A training run writes it beside each checkpoint: batch norms use the statistics of each batch."""
+    for path in (tarball_folder / "ema").iterdir():
+        shutil.copy(path, tmp_path)
+    meta = tf.compat.v1.MetaGraphDef.FromString((tmp_path / "model-497500.meta").read_bytes())
+    for node in meta.graph_def.node:
+        if node.op == "FusedBatchNormV3":
+            node.attr["is_training"].b = True
+    (tmp_path / "model-497500.meta").write_bytes(meta.SerializeToString())
+    ran = run("verify", tmp_path / "model-497500")
+    assert ran.code == 0, ran.err
+    assert "reference  tf.nn graph" in ran.out
+    assert "assumed    scaling: neither side states them" in ran.out
 
 
 def test_a_graph_without_weights_is_no_reference(demo_copy, run):

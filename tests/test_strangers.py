@@ -494,7 +494,10 @@ def test_a_model_of_several_outputs(tf, keras, port, tmp_path, run, form):
     assert "variant   small_minimal_100, 5 classes" in run("inspect", path).out
 
 
-def test_a_saved_model_in_training_mode(tf, keras, tmp_path, run):
+@pytest.mark.parametrize("version", ["Keras 2", *slow("Keras 3")])
+def test_a_saved_model_in_training_mode(tf, request, tmp_path, run, version):
+    """Keras 2 has TensorFlow's fused operation, Keras 3 arithmetic."""
+    keras = request.getfixturevalue("keras2" if version == "Keras 2" else "keras")
     model = filled(keras.Sequential([base(keras, pooling="avg"), keras.layers.Dense(5)]))
     serve = tf.function(lambda images: model(images, training=True))
     signature = serve.get_concrete_function(tf.TensorSpec([None, SIDE, SIDE, 3], tf.float32))

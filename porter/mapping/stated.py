@@ -25,7 +25,6 @@ from porter.network.spec import Input, Pooling, Predictions, Stem, TailLayer
 from porter.sources import Checkpoint
 from porter.sources.stored_graph import (
     ACTIVATIONS,
-    BATCH_STATISTICS,
     FLOAT32,
     ROUNDING,
     Sides,
@@ -150,7 +149,7 @@ def as_stated(mapping: VariantMapping, checkpoint: Checkpoint) -> Function:
         return _of_hub(mapping, graph, hub, checkpoint)
     if graph is None or not layers:
         return Function(mapping, FACTS)
-    if any(one.kind == BATCH_STATISTICS for one in graph.operations.values()):
+    if graph.in_training and (checkpoint.saved_model or checkpoint.format != "bundle"):  # a .meta is for training on
         raise NotTheNetworkError(
             f"{checkpoint.given}: its batch norms use the statistics of each batch, as in training; convert the "
             "model's .keras, .h5 or checkpoint instead"

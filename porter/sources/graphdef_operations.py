@@ -348,12 +348,13 @@ class _Reader:
             self.operations[name], self.values[node.name] = last, name
 
     def _norm(self, node: GraphNode, inputs: list[str]) -> None:
-        epsilon, training = node.attribute(b"epsilon"), node.attribute(b"is_training")
-        roles = ("gamma", "beta") if training is MISSING or training.b else ("gamma", "beta", "mean", "variance")
+        epsilon, stated = node.attribute(b"epsilon"), node.attribute(b"is_training")
+        training = stated is MISSING or stated.b
+        roles = ("gamma", "beta") if training else ("gamma", "beta", "mean", "variance")
         found = {role: self._weight(node, position, (1,)) for position, role in enumerate(roles, 1)}
         weights = {role: name for role, name in found.items() if name}
         number = as_decimal(1e-4 if epsilon is MISSING else epsilon.f)
-        self._add(node, "batch_norm", inputs, weights=weights, epsilon=number)
+        self._add(node, "batch_norm", inputs, weights=weights, epsilon=number, training=training)
 
     def _weight(self, node: GraphNode, position: int, ranks: tuple[int, ...]) -> str | None:
         """The variable at an input, through what rounds, scales or reshapes it."""

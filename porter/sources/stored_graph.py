@@ -47,7 +47,7 @@ class StoredOperation(Struct, frozen=True):
     it is the first. ``padding`` is ``same``, ``valid``, or the zeros before and after, of height and width. ``slope``
     is that of a hard sigmoid or hard swish, relu6(x + 3) times it, or of a leaky_relu below 0. ``corners``: a bilinear
     ``resize`` puts corner pixels on corner pixels. ``decay`` is that of a batch norm's statistics in training, None
-    where the file does not say.
+    where the file does not say. ``training``: a batch norm uses the statistics of each batch, as in training.
     """
 
     name: str
@@ -64,6 +64,7 @@ class StoredOperation(Struct, frozen=True):
     slope: float = 0.0
     corners: bool = False
     decay: float | None = None
+    training: bool = False
 
 
 class StoredGraph:
@@ -86,6 +87,11 @@ class StoredGraph:
         self.operations = _recognised({operation.name: operation for operation in operations}, outputs)
         self.outputs, self.takes_pixels, self.levels = tuple(outputs), takes_pixels, levels
         self.program = program
+
+    @property
+    def in_training(self) -> bool:
+        """Whether batch norms use the statistics of each batch."""
+        return any(one.training or one.kind == BATCH_STATISTICS for one in self.operations.values())
 
     @cached_property
     def users(self) -> Mapping[str, list[StoredOperation]]:

@@ -101,7 +101,8 @@ def _first(port: Port, sizes: tuple[Size, ...] | None) -> str:
             return "saved_model"
         if averaged and _frozen_beside(port):
             return "frozen"
-        return "meta" if _meta_beside(checkpoint) else "tf.nn"
+        training = checkpoint.graph is not None and checkpoint.graph.in_training
+        return "meta" if _meta_beside(checkpoint) and not training else "tf.nn"
     file = next((f / RECORDED_NAME for f in _folders(checkpoint) if (f / RECORDED_NAME).is_file()), None)
     if file is None or not averaged:
         raise ParityError(

@@ -89,7 +89,7 @@ def check_operation(node: Any, path: str) -> None:
             f"{path}: operation {node.op} ({node.name}) is not one that an inference graph of these networks needs, so "
             "the graph is not run; compare with our own graph of its variables (reference tf.nn)"
         )
-    if node.op.startswith("FusedBatchNorm") and node.attr["is_training"].b:
+    if node.op.startswith("FusedBatchNorm") and ("is_training" not in node.attr or node.attr["is_training"].b):
         raise ParityError(f"{path}: is the graph for training (batch statistics); use the reference tf.nn")
     if node.op == "Const":
         _check_constant(node, path)
