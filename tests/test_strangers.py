@@ -139,7 +139,7 @@ def scaled(keras, layer):
     return filled(whole(keras, include_preprocessing=False, input_tensor=layer(image), input_shape=None))
 
 
-@pytest.mark.parametrize("given", ["unit", "adapted", "arithmetic", *slow("each", "numbers", "torchvision")])
+@pytest.mark.parametrize("given", ["adapted", "arithmetic", *slow("unit", "each", "numbers", "torchvision")])
 def test_scaling_of_the_users_own(keras, port, tmp_path, given):
     layers = keras.layers
     if given == "adapted":
@@ -198,7 +198,7 @@ HEADS = {
 
 
 @pytest.mark.parametrize(
-    "head", ["norms", "flat", "more functions", "convolutions", *slow("dense", "sigmoid", "one", "functions")]
+    "head", ["more functions", "convolutions", *slow("norms", "flat", "dense", "sigmoid", "one", "functions")]
 )
 def test_heads_behind_a_base_in_the_model(keras, port, tmp_path, head):
     model = filled(keras.Sequential([base(keras), *HEADS[head](keras.layers)]))
@@ -276,6 +276,12 @@ def nested(keras):
     return filled(keras.Sequential([base(keras, pooling="avg"), *HEADS["norms"](keras.layers)[1:]]))
 
 
+@pytest.fixture(scope="module")
+def nested_model(keras):
+    """A classifier with a head of its own around a base, compiled; read only by agreement."""
+    return trained(keras, nested(keras))
+
+
 def trained(keras, model):
     model.compile("adam", "mse")
     model.optimizer.build(model.trainable_variables)
@@ -329,8 +335,8 @@ CONTAINERS = {
         *slow(("whole", "shards"), ("nested", "folder")),
     ],
 )
-def test_containers(keras, port, tmp_path, container, kind):
-    model = trained(keras, filled(whole(keras)) if kind == "whole" else nested(keras))
+def test_containers(keras, port, tmp_path, nested_model, container, kind):
+    model = trained(keras, filled(whole(keras))) if kind == "whole" else nested_model
     check(port, model, CONTAINERS[container](model, tmp_path))
 
 
@@ -398,7 +404,7 @@ def served(tf, keras, kind):
     return model, {"a": signature(lambda images: model.layers[0](images, training=False)), "b": chances}
 
 
-@pytest.mark.parametrize("kind", ["labels", *slow("one class", "several")])
+@pytest.mark.parametrize("kind", slow("labels", "one class", "several"))
 def test_what_a_saved_model_serves(tf, keras, port, tmp_path, run, kind):
     model, signatures = served(tf, keras, kind)
     tf.saved_model.save(model, tmp_path / "m", signatures=signatures)
@@ -471,7 +477,7 @@ def test_a_saved_model_that_reads_and_writes_files(tf, keras, port, tmp_path, ru
     assert not (tmp_path / "written").exists()
 
 
-@pytest.mark.parametrize("form", ["tflite", *slow("keras", "SavedModel")])
+@pytest.mark.parametrize("form", ["keras", *slow("tflite", "SavedModel")])
 def test_a_model_of_several_outputs(tf, keras, port, tmp_path, run, form):
     """The features come first, and the probabilities before the logits."""
     layers, image = keras.layers, keras.Input((SIDE, SIDE, 3))
@@ -590,11 +596,12 @@ def test_a_layer_of_tensorflow_hub(tmp_path, run):
 
 
 @pytest.mark.parametrize("release", [3, *slow(2)])
-def test_a_checkpoint_with_the_configuration_of_its_model(keras, port, tmp_path, run, request, release):
+def test_a_checkpoint_with_the_configuration_of_its_model(keras, port, tmp_path, run, request, nested_model, release):
     """Alone it says nothing of what is between its layers."""
-    keras = keras if release == 3 else request.getfixturevalue("keras2")
-    model = trained(keras, nested(keras))
+    model = nested_model
     if release == 2:
+        keras = request.getfixturevalue("keras2")
+        model = trained(keras, nested(keras))
         model.save_weights(tmp_path / "c-1")  # the model is the root
     path = tmp_path / "c-1" if release == 2 else as_checkpoint(model, tmp_path)
     with pytest.raises(MappingError, match=r"into c-1\.json beside it; to port 170 of its 186 variables use backbone"):
@@ -807,7 +814,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("what", REFUSED)
+@pytest.mark.parametrize("what", [pytest.param(w, marks=pytest.mark.slow if w == "attention" else ()) for w in REFUSED])
 def test_what_is_refused(keras, tmp_path, what):
     build, message = REFUSED[what]
     with pytest.raises(MappingError, match=rf"(?s){message}"):
