@@ -413,14 +413,20 @@ def test_what_a_saved_model_serves(tf, keras, port, tmp_path, run, kind):
     assert (ran.code, "reference  SavedModel (m)" in ran.out) == (0, True), ran.out + ran.err
 
 
-def test_a_frozen_graph_of_keras(tf, keras, port, tmp_path, run):
-    """Its zeros around the image fit one size, and a number of 0 has no values in the file."""
+def frozen_function(tf, model, count=None):
+    """What ``model`` does with ``count`` images, as a function without variables."""
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-    model = scaled(keras, keras.layers.Rescaling(1 / 255))
     function = tf.function(lambda images: model(images, training=False))
-    given = function.get_concrete_function(tf.TensorSpec([None, SIDE, SIDE, 3], tf.float32))
-    graph = convert_variables_to_constants_v2(given).graph.as_graph_def()
+    return convert_variables_to_constants_v2(
+        function.get_concrete_function(tf.TensorSpec([count, SIDE, SIDE, 3], tf.float32))
+    )
+
+
+def test_a_frozen_graph_of_keras(tf, keras, port, tmp_path, run):
+    """Its zeros around the image fit one size, and a number of 0 has no values in the file."""
+    model = scaled(keras, keras.layers.Rescaling(1 / 255))
+    graph = frozen_function(tf, model).graph.as_graph_def()
     (tmp_path / "m.pb").write_bytes(graph.SerializeToString())
     check(port, model, tmp_path / "m.pb")
     ran = run("verify", tmp_path / "m.pb")
@@ -836,8 +842,12 @@ def lite_model(keras):
     return filled(keras.Sequential([base(keras, minimalistic=False), *head]))
 
 
-def as_lite(tf, model, kind):
-    converter = tf.lite.TFLiteConverter.from_keras_model(model)
+def as_lite(tf, model, kind, quickly=False):
+    """``quickly``: without the SavedModel that the converter makes of a Keras model, which takes it several seconds."""
+    if quickly:
+        converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen_function(tf, model, 1)])
+    else:
+        converter = tf.lite.TFLiteConverter.from_keras_model(model)
     if kind != "float":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if kind == "float16":
@@ -917,7 +927,7 @@ def test_int8_lite_that_rounds_in_another_way_is_refused(tf, keras, tmp_path, ru
     layers = keras.layers
     head = [layers.GlobalAveragePooling2D(), layers.Dense(8, activation), layers.Dense(5)]
     path = tmp_path / "m.tflite"
-    path.write_bytes(as_lite(tf, filled(keras.Sequential([base(keras), *head])), "int8"))
+    path.write_bytes(as_lite(tf, filled(keras.Sequential([base(keras), *head])), "int8", quickly=True))
     ran = run("convert", path, "-o", tmp_path / "a.pth")
     assert ran.code == 2
     assert f"rounds the {activation} of its classifier in a way that the port does not" in ran.err
