@@ -16,12 +16,12 @@ def tflite_logits(lite, content, batch, builtin=True):
     return runner.get_tensor(output["index"])
 
 
-def eight_bits(tf, converter, low, whole=True, taken="int8"):
+def eight_bits(tf, converter, low, whole=True, taken="int8", side=224):
     """Post-training quantisation as today's converter does it: int8, a scale for each channel of the weights."""
     random = np.random.default_rng(0)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.representative_dataset = lambda: (
-        [random.uniform(low, low + 2 if low else 255, (1, 224, 224, 3)).astype("f")] for _ in range(4)
+        [random.uniform(low, low + 2 if low else 255, (1, side, side, 3)).astype("f")] for _ in range(4)
     )
     if whole:
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]

@@ -56,7 +56,7 @@ def serving():
         f"md5={base64.b64encode(hashlib.md5(CONTENT).digest()).decode()}",
     ]
     server.url = f"http://127.0.0.1:{server.server_port}/v3.tgz"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield server
     server.shutdown()

@@ -123,7 +123,11 @@ def test_tflite(made, images, tmp_path, builtin):
     assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize(
+    "made", [pytest.param(k, marks=() if k == "relu6" else pytest.mark.slow) for k in KINDS], indirect=True
+)
 def test_deployed(made):
+    """The whole variants of test_deploy.py have the others."""
     pytest.importorskip("onnxruntime")
     made.verify(deployed=True, reference="tf.nn")
 

@@ -126,12 +126,13 @@ def test_comparison_with_itself(photos, demo_folder, run, tmp_path):
 
 
 @pytest.mark.tensorflow
-def test_comparison_with_tensorflow(photos, shared, run):
+def test_comparison_with_tensorflow(photos, shared, run, tmp_path):
     source = shared / "v3-small_224_0.75_float"
-    ran = run("evaluate", source, photos, "--compare", f"tf:{source}")
+    shutil.copytree(photos / IDS[0], tmp_path / IDS[0])
+    ran = run("evaluate", source, tmp_path, "--compare", f"tf:{source}")
     assert ran.code == 0, ran.err
     assert "(frozen graph (v3-small_224_0.75_float.pb))" in ran.out
-    assert "22 of 22 images have the same top-1" in ran.out
+    assert "6 of 6 images have the same top-1" in ran.out
 
 
 def torchrun(processes, *arguments):

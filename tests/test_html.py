@@ -130,7 +130,7 @@ def measured(page, tmp_path, width, *flags):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-@pytest.mark.parametrize("width", [360, 1200])
+@pytest.mark.parametrize("width", [360, pytest.param(1200, marks=pytest.mark.slow)])
 def test_layout_in_chromium(good, padded_wrongly, tmp_path, width):
     for verdict, evidence in (good, padded_wrongly):
         found = measured(parity_html(verdict, evidence), tmp_path, width)

@@ -5,66 +5,59 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 HEAVY = ("torch", "tensorflow", "numpy", "rich", "h5py", "yaml", "google.protobuf")
 
 
-def imported(*arguments) -> set[str]:
-    """The heavy modules that ``mnv3-port ARGUMENTS`` has imported when it ends."""
-    return imported_by(arguments)
-
-
-def imported_by(*commands) -> set[str]:
-    """Those that several commands have imported, run one after the other in a process."""
+def imported(*commands) -> list[set[str]]:
+    """The heavy modules that are imported after each of several commands, run one after the other in a process."""
     code = (
-        "import sys, atexit\n"
-        f"atexit.register(lambda: print('IMPORTED', *[m for m in {HEAVY!r} if m in sys.modules]))\n"
+        "import sys\n"
         "from porter.commands import main\n"
         f"for words in {[[*map(str, words)] for words in commands]!r}:\n"
-        "    sys.argv = ['mnv3-port', *words]\n    main()"
+        "    sys.argv = ['mnv3-port', *words]\n"
+        "    try: main()\n"
+        "    except SystemExit as stop: assert not stop.code\n"
+        f"    print('IMPORTED', *[m for m in {HEAVY!r} if m in sys.modules])"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return set(ran.stdout.rpartition("IMPORTED")[2].split())
+    return [set(line.split()[1:]) for line in ran.stdout.splitlines() if line.startswith("IMPORTED")]
 
 
 def test_help():
-    assert imported("--help") == set()
+    commands = ("convert", "verify", "evaluate", "release", "predict")
+    assert imported(["--help"], *([command, "--help"] for command in commands)) == [set()] * 6
 
 
-@pytest.mark.parametrize("command", ["convert", "verify", "evaluate", "release", "predict"])
-def test_help_of_a_command(command):
-    assert imported(command, "--help") == set()
-
-
-def test_tensorflow_is_imported_for_its_own_answers_alone(demo_folder, tmp_path):
+def test_torch_and_tensorflow_are_imported_where_they_are_needed(demo_folder, tmp_path):
     recorded = ("--reference", demo_folder / "expected.npz")
-    found = imported_by(
+    convert, *_, last = imported(
+        ["convert", demo_folder, "-o", tmp_path / "a.pth"],
         ["convert", demo_folder, "-o", tmp_path / "a.safetensors"],
         ["verify", demo_folder, *recorded],
         ["release", demo_folder, *recorded, "--out", tmp_path / "dist"],
         ["release", "--check", tmp_path / "dist"],
     )
-    assert "tensorflow" not in found
+    assert convert == {"torch", "numpy", "yaml", "google.protobuf"}
+    assert "tensorflow" not in last
 
 
-@pytest.mark.parametrize("options", [[], ["--json"]])
-def test_inspect(demo_folder, options):
-    assert imported("inspect", demo_folder, *options) == {"yaml", "google.protobuf"}
-
-
-def test_dry_run_needs_no_torch(demo_folder):
-    assert imported("convert", demo_folder, "--dry-run") == {"yaml", "google.protobuf"}
-
-
-def test_convert(demo_folder, tmp_path):
-    assert imported("convert", demo_folder, "-o", tmp_path / "a.pth") == {"torch", "numpy", "yaml", "google.protobuf"}
+def test_looking_needs_no_torch(demo_folder):
+    found = imported(
+        ["inspect", demo_folder], ["inspect", demo_folder, "--json"], ["convert", demo_folder, "--dry-run"]
+    )
+    assert found == [{"yaml", "google.protobuf"}] * 3
 
 
 def test_python_api_is_lazy():
     code = (
         "import sys, porter; porter.open_checkpoint; assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_process_that_reads_hdf5_imports_no_other_reader():
+    """One is started for each of Keras's files."""
+    code = "import sys, porter.sources.hdf5; assert 'google.protobuf' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

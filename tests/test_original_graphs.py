@@ -45,7 +45,9 @@ def write(folder, graph):
     return path
 
 
-@pytest.mark.parametrize("variant", ["small_075", "large_minimal_100"])
+@pytest.mark.parametrize(
+    "variant", ["small_075", "small_minimal_100", pytest.param("large_minimal_100", marks=pytest.mark.slow)]
+)
 def test_every_endpoint_in_float64(tf, tmp_path, variant):
     path = write(tmp_path, frozen(tf, demo_variables(variant), variant))
     verdict = porter.verify(path, sizes=[(97, 64)])

@@ -73,8 +73,14 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("kind", ["plain", "nested", "wrapped", "folded"])
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        pytest.param(change, kind, marks=() if change == "trained" or kind == "plain" else pytest.mark.slow)
+        for kind in ("plain", "nested", "wrapped", "folded")
+        for change in CHANGES
+    ],
+)
 def test_a_saved_state_dict_says_what_it_is(stated, tmp_path, change, kind):
     """Its entries tell neither the scaling nor what is between the layers of its classifier."""
     model = porter.create_model(stated)
@@ -123,8 +129,17 @@ def test_several_layers_without_a_word_on_what_is_between(stated, tmp_path, run,
     assert porter.create_model("small_075", tmp_path / "a.pth", num_classes=2)(images()).shape == (1, 2)
 
 
-@pytest.mark.parametrize("output", ["b.safetensors", "b.onnx", "b.tflite"])
-@pytest.mark.parametrize("options", [{}, {"layout": "slim", "keep_background": True}, {"fold_bn": True}])
+OPTIONS = ({}, {"layout": "slim", "keep_background": True}, {"fold_bn": True})
+
+
+@pytest.mark.parametrize(
+    ("options", "output"),
+    [
+        *((options, "b.safetensors") for options in OPTIONS),
+        *(({}, output) for output in ("b.onnx", "b.tflite")),
+        *(pytest.param(o, b, marks=pytest.mark.slow) for o in OPTIONS[1:] for b in ("b.onnx", "b.tflite")),
+    ],
+)
 def test_as_from_the_checkpoint(tmp_path, demo_folder, output, options):
     """Whatever the artifact on the way was: the same bytes."""
     direct, _ = porter.convert(demo_folder, tmp_path / f"direct_{output}", **options)

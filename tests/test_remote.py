@@ -58,7 +58,7 @@ def server(request, tmp_path):
     served = http.server.ThreadingHTTPServer(
         ("127.0.0.1", 0), functools.partial(handler, directory=str(tmp_path / "www"))
     )
-    threading.Thread(target=served.serve_forever, daemon=True).start()
+    threading.Thread(target=served.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{served.server_port}", tmp_path / "www", handler
     served.shutdown()
 
@@ -72,7 +72,15 @@ def with_slots(folder):
     return folder / "model-1"
 
 
-@pytest.mark.parametrize("name", ["model-1", "model-1.index", "model-1.data-00000-of-00001"])
+@pytest.mark.parametrize(
+    ("server", "name"),
+    [
+        *((True, "model-1"), (False, "model-1"), (False, "model-1.index"), (False, "model-1.data-00000-of-00001")),
+        pytest.param(True, "model-1.index", marks=pytest.mark.slow),
+        pytest.param(True, "model-1.data-00000-of-00001", marks=pytest.mark.slow),
+    ],
+    indirect=["server"],
+)
 def test_checkpoint(server, tmp_path, run, name):
     url, www, handler = server
     local = with_slots(www)
@@ -278,9 +286,9 @@ def test_an_answer_that_drips(tmp_path, run, monkeypatch, command):
         handler.end_headers()
         while True:
             handler.wfile.write(b"x")
-            time.sleep(0.2)
+            time.sleep(0.02)
 
-    monkeypatch.setattr("porter.sources.bounds.SILENCE", 1)
+    monkeypatch.setattr("porter.sources.bounds.SILENCE", 0.2)
     (tmp_path / "a.tgz").write_bytes(b"x")
     url = f"{serving(tmp_path, drip)}/a.tgz"
     options = {"inspect": [url], "download": ["--variant", "small_075", "--url", url, "-o", tmp_path / "b.tgz"]}
@@ -290,7 +298,7 @@ def test_an_answer_that_drips(tmp_path, run, monkeypatch, command):
 
 
 def test_an_answer_that_never_comes(tmp_path, run, monkeypatch):
-    monkeypatch.setattr(remote, "SILENCE", 1)
+    monkeypatch.setattr(remote, "SILENCE", 0.2)
     (tmp_path / "a.tgz").write_bytes(b"x")
     never = threading.Event()
     ran = run("inspect", f"{serving(tmp_path, lambda *_: never.wait(30))}/a.tgz")

@@ -139,7 +139,7 @@ def scaled(keras, layer):
     return filled(whole(keras, include_preprocessing=False, input_tensor=layer(image), input_shape=None))
 
 
-@pytest.mark.parametrize("given", ["unit", "adapted", "arithmetic", *slow("each", "numbers", "torchvision")])
+@pytest.mark.parametrize("given", ["adapted", "arithmetic", *slow("unit", "each", "numbers", "torchvision")])
 def test_scaling_of_the_users_own(keras, port, tmp_path, given):
     layers = keras.layers
     if given == "adapted":
@@ -198,7 +198,7 @@ HEADS = {
 
 
 @pytest.mark.parametrize(
-    "head", ["norms", "flat", "more functions", "convolutions", *slow("dense", "sigmoid", "one", "functions")]
+    "head", ["more functions", "convolutions", *slow("norms", "flat", "dense", "sigmoid", "one", "functions")]
 )
 def test_heads_behind_a_base_in_the_model(keras, port, tmp_path, head):
     model = filled(keras.Sequential([base(keras), *HEADS[head](keras.layers)]))
@@ -276,6 +276,12 @@ def nested(keras):
     return filled(keras.Sequential([base(keras, pooling="avg"), *HEADS["norms"](keras.layers)[1:]]))
 
 
+@pytest.fixture(scope="module")
+def nested_model(keras):
+    """A classifier with a head of its own around a base, compiled; read only by agreement."""
+    return trained(keras, nested(keras))
+
+
 def trained(keras, model):
     model.compile("adam", "mse")
     model.optimizer.build(model.trainable_variables)
@@ -329,8 +335,8 @@ CONTAINERS = {
         *slow(("whole", "shards"), ("nested", "folder")),
     ],
 )
-def test_containers(keras, port, tmp_path, container, kind):
-    model = trained(keras, filled(whole(keras)) if kind == "whole" else nested(keras))
+def test_containers(keras, port, tmp_path, nested_model, container, kind):
+    model = trained(keras, filled(whole(keras))) if kind == "whole" else nested_model
     check(port, model, CONTAINERS[container](model, tmp_path))
 
 
@@ -398,7 +404,7 @@ def served(tf, keras, kind):
     return model, {"a": signature(lambda images: model.layers[0](images, training=False)), "b": chances}
 
 
-@pytest.mark.parametrize("kind", ["labels", *slow("one class", "several")])
+@pytest.mark.parametrize("kind", slow("labels", "one class", "several"))
 def test_what_a_saved_model_serves(tf, keras, port, tmp_path, run, kind):
     model, signatures = served(tf, keras, kind)
     tf.saved_model.save(model, tmp_path / "m", signatures=signatures)
@@ -407,14 +413,20 @@ def test_what_a_saved_model_serves(tf, keras, port, tmp_path, run, kind):
     assert (ran.code, "reference  SavedModel (m)" in ran.out) == (0, True), ran.out + ran.err
 
 
-def test_a_frozen_graph_of_keras(tf, keras, port, tmp_path, run):
-    """Its zeros around the image fit one size, and a number of 0 has no values in the file."""
+def frozen_function(tf, model, count=None):
+    """What ``model`` does with ``count`` images, as a function without variables."""
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-    model = scaled(keras, keras.layers.Rescaling(1 / 255))
     function = tf.function(lambda images: model(images, training=False))
-    given = function.get_concrete_function(tf.TensorSpec([None, SIDE, SIDE, 3], tf.float32))
-    graph = convert_variables_to_constants_v2(given).graph.as_graph_def()
+    return convert_variables_to_constants_v2(
+        function.get_concrete_function(tf.TensorSpec([count, SIDE, SIDE, 3], tf.float32))
+    )
+
+
+def test_a_frozen_graph_of_keras(tf, keras, port, tmp_path, run):
+    """Its zeros around the image fit one size, and a number of 0 has no values in the file."""
+    model = scaled(keras, keras.layers.Rescaling(1 / 255))
+    graph = frozen_function(tf, model).graph.as_graph_def()
     (tmp_path / "m.pb").write_bytes(graph.SerializeToString())
     check(port, model, tmp_path / "m.pb")
     ran = run("verify", tmp_path / "m.pb")
@@ -471,7 +483,7 @@ def test_a_saved_model_that_reads_and_writes_files(tf, keras, port, tmp_path, ru
     assert not (tmp_path / "written").exists()
 
 
-@pytest.mark.parametrize("form", ["tflite", *slow("keras", "SavedModel")])
+@pytest.mark.parametrize("form", ["keras", *slow("tflite", "SavedModel")])
 def test_a_model_of_several_outputs(tf, keras, port, tmp_path, run, form):
     """The features come first, and the probabilities before the logits."""
     layers, image = keras.layers, keras.Input((SIDE, SIDE, 3))
@@ -501,7 +513,9 @@ def test_a_saved_model_in_training_mode(tf, request, tmp_path, run, version):
     model = filled(keras.Sequential([base(keras, pooling="avg"), keras.layers.Dense(5)]))
     serve = tf.function(lambda images: model(images, training=True))
     signature = serve.get_concrete_function(tf.TensorSpec([None, SIDE, SIDE, 3], tf.float32))
-    tf.saved_model.save(model, tmp_path / "m", signatures=signature)
+    kept = tf.Module()  # of a model, TensorFlow would trace and save all other functions as well
+    kept.values = [variable.value for variable in model.variables]
+    tf.saved_model.save(kept, tmp_path / "m", signatures=signature)
     ran = run("convert", tmp_path / "m", "-o", tmp_path / "p.pth")
     assert ran.code == 2
     assert "its batch norms use the statistics of each batch, as in training" in ran.err
@@ -593,11 +607,12 @@ def test_a_layer_of_tensorflow_hub(tmp_path, run):
 
 
 @pytest.mark.parametrize("release", [3, *slow(2)])
-def test_a_checkpoint_with_the_configuration_of_its_model(keras, port, tmp_path, run, request, release):
+def test_a_checkpoint_with_the_configuration_of_its_model(keras, port, tmp_path, run, request, nested_model, release):
     """Alone it says nothing of what is between its layers."""
-    keras = keras if release == 3 else request.getfixturevalue("keras2")
-    model = trained(keras, nested(keras))
+    model = nested_model
     if release == 2:
+        keras = request.getfixturevalue("keras2")
+        model = trained(keras, nested(keras))
         model.save_weights(tmp_path / "c-1")  # the model is the root
     path = tmp_path / "c-1" if release == 2 else as_checkpoint(model, tmp_path)
     with pytest.raises(MappingError, match=r"into c-1\.json beside it; to port 170 of its 186 variables use backbone"):
@@ -810,7 +825,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("what", REFUSED)
+@pytest.mark.parametrize("what", [pytest.param(w, marks=pytest.mark.slow if w == "attention" else ()) for w in REFUSED])
 def test_what_is_refused(keras, tmp_path, what):
     build, message = REFUSED[what]
     with pytest.raises(MappingError, match=rf"(?s){message}"):
@@ -832,8 +847,12 @@ def lite_model(keras):
     return filled(keras.Sequential([base(keras, minimalistic=False), *head]))
 
 
-def as_lite(tf, model, kind):
-    converter = tf.lite.TFLiteConverter.from_keras_model(model)
+def as_lite(tf, model, kind, quickly=False):
+    """``quickly``: without the SavedModel that the converter makes of a Keras model, which takes it several seconds."""
+    if quickly:
+        converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen_function(tf, model, 1)])
+    else:
+        converter = tf.lite.TFLiteConverter.from_keras_model(model)
     if kind != "float":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if kind == "float16":
@@ -913,7 +932,7 @@ def test_int8_lite_that_rounds_in_another_way_is_refused(tf, keras, tmp_path, ru
     layers = keras.layers
     head = [layers.GlobalAveragePooling2D(), layers.Dense(8, activation), layers.Dense(5)]
     path = tmp_path / "m.tflite"
-    path.write_bytes(as_lite(tf, filled(keras.Sequential([base(keras), *head])), "int8"))
+    path.write_bytes(as_lite(tf, filled(keras.Sequential([base(keras), *head])), "int8", quickly=True))
     ran = run("convert", path, "-o", tmp_path / "a.pth")
     assert ran.code == 2
     assert f"rounds the {activation} of its classifier in a way that the port does not" in ran.err

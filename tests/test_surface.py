@@ -31,7 +31,7 @@ def web(tmp_path):
     served = http.server.ThreadingHTTPServer(
         ("127.0.0.1", 0), functools.partial(Server, directory=str(tmp_path / "www"))
     )
-    threading.Thread(target=served.serve_forever, daemon=True).start()
+    threading.Thread(target=served.serve_forever, args=(0.01,), daemon=True).start()
     yield tmp_path / "www", f"http://127.0.0.1:{served.server_port}"
     served.shutdown()
 
@@ -75,10 +75,8 @@ def test_addresses_wherever_a_file_goes(web, artifact, photo, run, demo_folder, 
 
 @pytest.mark.parametrize("command", ["predict", "inspect", "download"])
 def test_four_ways_not_to_reach_a_server(web, run, tmp_path, photo, command, monkeypatch):
-    from porter.sources import remote
+    from porter.sources import download, remote
 
-    monkeypatch.setattr(remote, "SILENCE", 1)
-    monkeypatch.setattr("porter.sources.download.SILENCE", 1)
     silent = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("S", (Server,), {"do_GET": hang, "do_HEAD": hang}))
     threading.Thread(target=silent.serve_forever, daemon=True).start()
     for address, message in (
@@ -87,6 +85,9 @@ def test_four_ways_not_to_reach_a_server(web, run, tmp_path, photo, command, mon
         ("http://no.such.host.invalid/none.pth", "does not resolve"),
         (f"http://127.0.0.1:{silent.server_port}/none.pth", "no answer within"),
     ):
+        if message == "no answer within":
+            for module in (remote, download):
+                monkeypatch.setattr(module, "SILENCE", 0.2)
         options = {"predict": [address, photo], "inspect": [address]}
         options["download"] = ["--variant", "small_075", "--url", address, "-o", tmp_path / "x.tgz"]
         ran = run(command, *options[command])

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.tensorflow
 REAL = SHARED.parent / "real"
 EMBEDDER = REAL / "mobilenet_v3_small_075_224_embedder.tflite"
 EIGHT_BIT = REAL / "v3-small_224_1.0_uint8.tflite"
+SIDE = 128  # of the images that files made here take
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def convert(tf, folder, variant="small_075", quantize=None, classes=21, part="Lo
     write_bundle(folder / "model-1", demo_variables(variant, classes=classes), force=True)
     forward = graph(plan_port(folder / "model-1"), "float32")
 
-    @tf.function(input_signature=[tf.TensorSpec((1, 224, 224, 3), tf.float32)])
+    @tf.function(input_signature=[tf.TensorSpec((1, SIDE, SIDE, 3), tf.float32)])
     def network(images):
         return dict(forward(images))[part]
 
@@ -253,13 +254,13 @@ def test_int8_level_for_level(tf, tmp_path, run, variant, whole):
     write_bundle(tmp_path / "model-1", demo_variables(variant))
     forward = graph(plan_port(tmp_path / "model-1"), "float32")
 
-    @tf.function(input_signature=[tf.TensorSpec((1, 224, 224, 3), tf.float32)])
+    @tf.function(input_signature=[tf.TensorSpec((1, SIDE, SIDE, 3), tf.float32)])
     def network(images):
         return dict(forward(images))["Predictions"]
 
     converter = tf.lite.TFLiteConverter.from_concrete_functions([network.get_concrete_function()])
     path = tmp_path / "int8.tflite"
-    path.write_bytes(eight_bits(tf, converter, -1, whole))
+    path.write_bytes(eight_bits(tf, converter, -1, whole, side=SIDE))
     for options in ([], ["--keep-background"]):
         ran = run("verify", path, *options)
         assert ran.code == 0, ran.out
@@ -279,13 +280,13 @@ def test_pixels_become_levels_inside(tf, tmp_path, run, scale, offset):
     write_bundle(tmp_path / "model-1", demo_variables("small_075"))
     forward = graph(plan_port(tmp_path / "model-1"), "float32")
 
-    @tf.function(input_signature=[tf.TensorSpec((1, 224, 224, 3), tf.float32)])
+    @tf.function(input_signature=[tf.TensorSpec((1, SIDE, SIDE, 3), tf.float32)])
     def network(pixels):
         return dict(forward(pixels * scale + offset))["Predictions"]
 
     path = tmp_path / "int8.tflite"
     converter = tf.lite.TFLiteConverter.from_concrete_functions([network.get_concrete_function()])
-    path.write_bytes(eight_bits(tf, converter, 0, whole=True, taken="uint8"))
+    path.write_bytes(eight_bits(tf, converter, 0, whole=True, taken="uint8", side=SIDE))
     assert read_graph(path).operators[0].kind == "quantize"
     ran = run("verify", path)
     assert ran.code == 0, ran.out + ran.err
@@ -293,7 +294,7 @@ def test_pixels_become_levels_inside(tf, tmp_path, run, scale, offset):
     reference, spec = check.reference, check.mapping.input
     # The converter moves a factor without an offset into the first convolution's weights
     assert (spec.mean[0], spec.std[0]) == pytest.approx((0.5, 0.5) if offset else (0, 1 / 255), abs=0.01)
-    for images in (noise((224, 224), 0).images, structured((224, 224)).images):
+    for images in (noise((SIDE, SIDE), 0).images, structured((SIDE, SIDE)).images):
         given = reference.prepare(images)
         assert np.abs(given * spec.std + spec.mean - (images + 1) / 2).max() < 2 / 255
         assert len(np.unique(given)) > 100

@@ -72,6 +72,7 @@ def test_any_size_against_tf_nn(tf, shared, variant, sizes):
     assert verdict.passed
 
 
+@pytest.mark.slow
 @TENSORFLOW
 def test_the_original_graph_runs_at_any_size(tf, shared):
     """Cut at the first convolution, and pooling over all of the map, as it does at its training size."""
@@ -97,7 +98,10 @@ def test_frozen_graph(tf, shared, variant, sizes):
 @TENSORFLOW
 @pytest.mark.parametrize(
     ("folder", "weights"),
-    [pytest.param("ema", "auto", marks=pytest.mark.slow), ("pristine", "auto"), ("pristine", "raw")],
+    [
+        ("pristine", "auto"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("ema", "auto"), ("pristine", "raw"))),
+    ],
 )
 @pytest.mark.parametrize("sizes", [[(65, 64)], WHOLE])
 def test_meta_graph(tf, shared, folder, weights, sizes):
@@ -401,10 +405,7 @@ def test_demo_without_tensorflow(no_tensorflow, run):
 @TENSORFLOW
 @pytest.mark.parametrize(
     "variant",
-    [
-        pytest.param(v, marks=() if v in ("small_075", "large_minimal_100", "edgetpu_075") else pytest.mark.slow)
-        for v in list_variants()
-    ],
+    [pytest.param(v, marks=() if v in ("small_075", "edgetpu_075") else pytest.mark.slow) for v in list_variants()],
 )
 def test_demo(tf, run, variant, tmp_path):
     """TensorFlow reads the demo's checkpoint and agrees, for every variant."""
@@ -417,7 +418,7 @@ def test_demo(tf, run, variant, tmp_path):
     assert porter.verify(folder, reference="tf.nn", sizes=[(97, 64)]).passed
 
 
-def test_demo_keeps_its_files(run, tmp_path):
+def test_demo_keeps_its_files(no_tensorflow, run, tmp_path):
     assert run("demo", "--out", tmp_path).code == 0
     assert {path.name for path in tmp_path.iterdir()} == {"small_075_demo", "small_075.pth"}
     assert Path(tmp_path / "small_075_demo" / "ema" / "model-1000.index").is_file()

@@ -113,7 +113,7 @@ def test_honest_graph_is_the_same_function(run, honest, tmp_path):
 def test_refused_by_name(run, honest, tmp_path, attack):
     target = tmp_path / "written"
     (tmp_path / "g.pb").write_bytes(changed(honest, attack, target))
-    ran = run("verify", tmp_path / "g.pb")
+    ran = run("verify", tmp_path / "g.pb", "--size", "33")
     assert ran.code == 2, ran.out
     assert ATTACKS[attack] in ran.err
     assert ran.err.count("\n") == 1
@@ -159,7 +159,7 @@ def test_what_no_endpoint_needs_is_not_imported(run, honest, tmp_path):
     graph.CopyFrom(honest)
     write_file(graph, tmp_path / "written")
     (tmp_path / "g.pb").write_bytes(graph.SerializeToString())
-    assert run("verify", tmp_path / "g.pb").code == 0
+    assert run("verify", tmp_path / "g.pb", "--size", "33").code == 0
     assert not (tmp_path / "written").exists()
 
 
@@ -180,12 +180,12 @@ def test_meta_with_a_file_operation(run, tf, honest, tmp_path):
     meta.graph_def.CopyFrom(honest)
     meta.saver_def.restore_op_name = "save/restore_all"
     (folder / "model-1000.meta").write_bytes(meta.SerializeToString())
-    ran = run("verify", folder)
+    ran = run("verify", folder, "--size", "33")
     assert ran.code == 0, ran.err
     assert "meta graph" in ran.out
     behind_a_control_edge(meta.graph_def, tmp_path / "written")
     (folder / "model-1000.meta").write_bytes(meta.SerializeToString())
-    ran = run("verify", folder)
+    ran = run("verify", folder, "--size", "33")
     assert ran.code == 2
     assert "operation WriteFile" in ran.err
     assert not (tmp_path / "written").exists()

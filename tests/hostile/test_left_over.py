@@ -20,8 +20,8 @@ from concurrent.futures import ProcessPoolExecutor
 from porter.releases.batch import _end_quietly
 if __name__ == "__main__":
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(2, mp_context=context, initializer=_end_quietly, initargs=(os.getpid(),)) as pool:
-        running = [pool.submit(time.sleep, 600) for _ in range(2)]
+    with ProcessPoolExecutor(1, mp_context=context, initializer=_end_quietly, initargs=(os.getpid(),)) as pool:
+        running = pool.submit(time.sleep, 600)
         time.sleep(600)
 """
 
@@ -55,7 +55,7 @@ def test_a_pool_ends_with_its_parent(tmp_path):
     environment = {**os.environ, "MNV3_MARK": str(tmp_path)}
     parent = subprocess.Popen([sys.executable, str(tmp_path / "pool.py")], env=environment)
     try:
-        assert waited(lambda: sum(b"spawn_main" in line for line in marked(marker).values()) >= 2)
+        assert waited(lambda: any(b"spawn_main" in line for line in marked(marker).values()))
         parent.kill()
         parent.wait()
         assert waited(lambda: not marked(marker)), marked(marker)

@@ -217,6 +217,7 @@ def test_a_mapping_on_standard_output(demo_folder):
     assert ran.stderr.startswith("wrote ")
 
 
+@pytest.mark.slow
 def test_a_report_stands_alone_on_standard_output(demo_folder, artifact):
     ran = bash('port verify "$1" "$2" --reference "$1/expected.npz" --junit -', demo_folder, artifact)
     assert ran.returncode == 0, ran.stderr
@@ -286,7 +287,7 @@ COMMAND = [sys.executable, "-c", "from porter.__main__ import main; main()"]
 
 
 @pytest.mark.parametrize(
-    "closed", [">&-", "<&- >&- 2>&-", *(pytest.param(one, marks=pytest.mark.slow) for one in ("<&-", "2>&-"))]
+    "closed", ["<&- >&- 2>&-", *(pytest.param(one, marks=pytest.mark.slow) for one in (">&-", "<&-", "2>&-"))]
 )
 def test_closed_streams(demo_folder, tmp_path, closed):
     """The file is written, the exit code is that of the work, and no file gets what was meant for a stream."""
