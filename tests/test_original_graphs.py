@@ -153,6 +153,19 @@ def test_the_graph_of_training_is_no_reference(tf, tarball_folder, tmp_path, run
     assert "assumed    scaling: neither side states them" in ran.out
 
 
+def test_a_graph_optimised_for_inference(tf, tmp_path):
+    """TensorFlow's tool folds batch norms, so that names are found by the order of layers alone."""
+    from tensorflow.python.tools.optimize_for_inference_lib import optimize_for_inference
+
+    graph = frozen(tf, demo_variables("small_minimal_100"), "small_minimal_100")
+    [image] = (node.name for node in graph.node if node.op == "Placeholder")
+    ends = ["MobilenetV3/Predictions/Softmax"]
+    path = write(tmp_path, optimize_for_inference(graph, [image], ends, tf.float32.as_datatype_enum))
+    verdict = porter.verify(path, sizes=[(97, 64), (224, 224)])
+    assert verdict.passed, verdict.sentence()
+    assert {"Predictions", "layer_13"} <= {row.endpoint for row in verdict.rows}
+
+
 def test_a_graph_without_weights_is_no_reference(demo_copy, run):
     """slim's export_inference_graph.py writes one beside the checkpoint, for freeze_graph to fill."""
     (demo_copy.parent / "inference_graph.pb").write_bytes(b"")

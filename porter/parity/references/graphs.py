@@ -140,12 +140,14 @@ def _reference(given: Given, port: Port) -> Reference:
     graph = guarded(definition, operations.values(), cut, path, values)
     size = size or _fixed_size(definition, network, scope)
     preprocess = _preprocessing(given, port, cut, size)
+    pooled = (one.name for one in stored.operations.values() if one.kind == "average_pool") if stored else iter(())
+    pooling = next(pooled, f"{scope}/AvgPool2D/AvgPool")
     sessions: dict[tuple[int, ...], dict[str, Any]] = {}
 
     def sessions_for(size: tuple[int, ...]) -> dict[str, Any]:
         window = tuple(-(-side // network.total_stride) for side in size)
         if window not in sessions:
-            fitting = pooling_everything(graph, f"{scope}/AvgPool2D/AvgPool", window)
+            fitting = pooling_everything(graph, pooling, window)
             sessions.clear()  # keep those of one size only
             sessions[window] = {"float32": _session(fitting, path), "float64": _session(in_float64(fitting), path)}
         return sessions[window]
@@ -295,10 +297,12 @@ def places(port: Port, graph: StoredGraph, sources: Mapping[str, str]) -> dict[s
         if value and ":" not in value:
             found |= dict.fromkeys(node.endpoints, value)
     for name in graph.outputs if port.classes else ():
-        kind = graph.operations[name].kind
-        if kind in ("softmax", "sigmoid"):
+        last = graph.operations[name]
+        while last.kind == "flatten" and last.inputs[0] in graph.operations:
+            last = graph.operations[last.inputs[0]]
+        if last.kind in ("softmax", "sigmoid"):
             found[PREDICTIONS] = name
-        elif kind in (*WITH_WEIGHTS, "bias", "flatten"):
+        elif last.kind in (*WITH_WEIGHTS, "bias"):
             found[LOGITS_ENDPOINT] = name
     return found
 
