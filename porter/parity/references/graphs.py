@@ -21,7 +21,7 @@ from porter.network.nodes import CLASS_ENDPOINTS, LOGITS, nodes
 from porter.network.spec import ACTIVATIONS
 from porter.parity.references.graph_float64 import in_float64, pooling_everything
 from porter.parity.references.graph_guard import FLOAT, READS, check_operation, constant, guarded, node_of
-from porter.parity.references.live_tensorflow import stored_values, tensorflow
+from porter.parity.references.live_tensorflow import reason, stored_values, tensorflow
 from porter.parity.references.reference import (
     Endpoints,
     Reference,
@@ -164,8 +164,7 @@ def _reference(given: Given, port: Port) -> Reference:
         except ParityError:
             raise
         except Exception as error:  # TensorFlow has many exceptions
-            reason = str(error).splitlines()[0]
-            raise ParityError(f"{path}: TensorFlow cannot run it at {images.shape[1:3]} ({reason})") from error
+            raise ParityError(f"{path}: TensorFlow cannot run it at {images.shape[1:3]} ({reason(error)})") from error
 
     def run(images: np.ndarray, names: Sequence[str]) -> Endpoints:
         have = [name for name in names if name in operations]

@@ -19,7 +19,7 @@ from porter.mapping.files import load_variant
 from porter.mapping.rules import expected_variables
 from porter.network.nodes import CLASS_ENDPOINTS, nodes
 from porter.parity.references.graphs import LOGITS_ENDPOINT, PREDICTIONS, places
-from porter.parity.references.live_tensorflow import tensorflow
+from porter.parity.references.live_tensorflow import reason, tensorflow
 from porter.parity.references.reference import (
     Endpoints,
     Reference,
@@ -246,8 +246,7 @@ def _load(library: Any, config: Config, path: Path, dtype: str) -> Any:
                     weights.write_bytes(archive.read(WEIGHTS_MEMBER))
             model.load_weights(str(weights))
     except Exception as error:  # Keras raises any exception
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ParityError(f"{path}: Keras cannot load it ({reason}); use the reference tf.nn") from error
+        raise ParityError(f"{path}: Keras cannot load it ({reason(error)}); use the reference tf.nn") from error
     finally:
         if before is not None:
             library.mixed_precision.set_global_policy(before)

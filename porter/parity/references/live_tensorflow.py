@@ -38,6 +38,13 @@ def stored_values(checkpoint: Checkpoint) -> Callable[[str], np.ndarray]:
     return lambda name: checkpoint[name].read()
 
 
+def reason(error: Exception) -> str:
+    """What TensorFlow says of ``error`` in a line; of a graph, what the node says that failed."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    node = next((number for number, line in enumerate(lines[:-1]) if line.startswith("Node:")), -1)
+    return lines[node + 1]
+
+
 def tflite_package() -> tuple[Any, Any]:
     """The modules of the interpreter and of the ``.tflite`` schema: LiteRT's, or TensorFlow's. Raises ParityError."""
     try:
