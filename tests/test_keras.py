@@ -209,3 +209,21 @@ def test_truncated(models, tmp_path):
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(CheckpointError, match=r"m\.keras"):
         open_checkpoint(path)
+
+
+def test_a_class_of_ones_own(keras, tmp_path):
+    """Its configuration lists no layers: KerasHub's backbones have one."""
+
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.first = keras.layers.Conv2D(4, 1)
+
+        def call(self, images):
+            return self.first(images)
+
+    model = Own()
+    model(np.zeros((1, 8, 8, 3), "f"))
+    model.save(tmp_path / "m.keras")
+    opened = open_checkpoint(tmp_path / "m.keras")
+    assert sorted(variable.shape for variable in opened.values()) == [(1, 1, 3, 4), (4,)]

@@ -75,7 +75,8 @@ def read_keras(path: Path) -> Contents:
                 shards[0].write_bytes(_member(path, WEIGHTS_MEMBER))
             elif path.suffix == ".json":
                 files += shards
-            names = weight_paths(config) if config else {}
+            # A class of its own need not list its layers; its variables keep the names of their places
+            names = weight_paths(config) if config and "layers" in config["config"] else {}
             given = {"names": names, "averaging": averages(config, "compile_config", "optimizer")}
             end = time.monotonic() + SECONDS + sum(shard.stat().st_size for shard in shards) / RATE
             for number, hdf5 in enumerate(shards):
