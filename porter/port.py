@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 class Port(NamedTuple):
     """A checkpoint, the mapping ``chosen`` for it, the same with what the file states, its network and the plan.
 
-    ``stated`` is what the file states otherwise than ``chosen``, ``assumed`` what it leaves open, ``white`` its number
-    for a white pixel (255, 1, or None where it does not say). ``classes``: outputs of the checkpoint's classifier,
-    background included; 0 if there is none.
+    ``stated`` is what ``mapping`` has otherwise than its variant's own, ``assumed`` what the file leaves open,
+    ``white`` its number for a white pixel (255, 1, or None where it does not say). ``classes``: outputs of the
+    checkpoint's classifier, background included; 0 if there is none.
     """
 
     checkpoint: Checkpoint

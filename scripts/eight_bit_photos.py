@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 import porter
-from porter.models.build import endpoints
+from porter.models.build import capture
 from porter.parity.references.interpreter import interpreter
 from porter.parity.samples import photos
 from porter.port import plan_port
@@ -32,7 +32,9 @@ equal: dict[str, bool] = {}
 for start in range(0, len(images), 25):
     batch = images[start : start + 25]
     inputs = torch.from_numpy(reference.prepare(batch)).permute(0, 3, 1, 2)
-    found = endpoints(quantised, inputs)
+    found: dict[str, torch.Tensor] = {}
+    with torch.no_grad(), capture(quantised, found.__setitem__):
+        quantised(inputs)
     expected = dict(reference.run(batch, list(found)))
     for name, (theirs, _) in expected.items():
         ours = found[name].permute(0, 2, 3, 1) if found[name].ndim == 4 else found[name]

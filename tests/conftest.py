@@ -252,6 +252,18 @@ def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
+def endpoints(model, x) -> dict:
+    """Run ``model`` on ``x`` (N, C, H, W) and return every endpoint by TensorFlow's name."""
+    import torch
+
+    from porter.models.build import capture
+
+    found = {}
+    with torch.no_grad(), capture(model, found.__setitem__):
+        model(x)
+    return found
+
+
 @pytest.fixture
 def verify_head(run, monkeypatch):
     """Verify a module of tests/head_ports.py against the ``source`` of a segmenter or detector."""

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED
+from conftest import SHARED, endpoints
 
 import porter
 from porter.mapping.files import list_backbones, load_variant
@@ -185,7 +185,6 @@ def test_keras_models_with_heads(tf, tmp_path, run, nested):
     theirs = keras.Model(base.input, [base.get_layer(name).output for name in taps])
     pixels = np.random.default_rng(1).uniform(0, 255, (1, 64, 64, 3)).astype(np.float32)
     ours = porter.create_model("small_075", ported)
-    from porter.models.build import endpoints
 
     found = endpoints(ours, torch.from_numpy(pixels / 127.5 - 1).permute(0, 3, 1, 2))
     for endpoint, expected in zip(("layer_5", "layer_10"), map(np.asarray, theirs(pixels)), strict=True):

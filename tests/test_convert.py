@@ -175,6 +175,16 @@ def test_timms_name_of_the_variant(run, demo_folder, tmp_path):
     assert (ran.code, " ... " in ran.err, "small_seg" in ran.err) == (2, False, True)
 
 
+def test_constants_of_a_mapping_of_a_known_variant_travel_with_the_port(demo_folder, tmp_path):
+    mapping, path = tmp_path / "own.yaml", tmp_path / "a.pth"
+    constants = "network: {output_stride: 16}\ndefinition: {batch_norm: {epsilon: 0.01, decay: 0.9}}"
+    mapping.write_text(f"base: small_075.yaml\n{constants}\n")
+    porter.convert(demo_folder, path, mapping=mapping)
+    expected = porter.create_model("small_075", demo_folder, mapping=mapping).network
+    assert porter.create_model(path).network == expected
+    assert (expected.total_stride, expected.epsilon, expected.decay) == (16, 0.01, 0.9)
+
+
 def test_an_artifact_of_a_mapping_of_ones_own(run, demo_folder, tmp_path):
     """Its variant is installed nowhere: the message asks for the file, and with it the artifact opens."""
     mapping, artifact = tmp_path / "mine.yaml", tmp_path / "mine.safetensors"

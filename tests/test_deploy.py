@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import endpoints
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_networks import furthest, images, trained
@@ -12,7 +13,6 @@ from porter.exports import runtime
 from porter.exports.deploy import model_program
 from porter.exports.runtime import Session
 from porter.mapping.files import list_variants
-from porter.models.build import endpoints
 
 pytest.importorskip("onnxruntime")
 

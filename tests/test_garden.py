@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import endpoints
 
 import porter
 from porter.mapping.files import load_variant
 from porter.mapping.rules import expected_variables
-from porter.models.build import endpoints
 from porter.network.network import build_network
 from porter.parity.demo import demo_variables
 

@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from conftest import FOLDERS
+from conftest import FOLDERS, endpoints
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -15,7 +15,6 @@ from torch import nn
 import porter
 from porter.errors import ArtifactError
 from porter.mapping.files import list_variants, load_variant
-from porter.models.build import endpoints
 from porter.models.mobilenet_v3 import MobileNetV3
 from porter.network.network import build_network
 from porter.network.nodes import endpoint_modules, state_dict_shapes

@@ -3,13 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED
+from conftest import SHARED, endpoints
 from lite import eight_bits
 
 import porter
 from porter.errors import ArtifactError, CheckpointError, ParityError
 from porter.mapping.options import PortOptions
-from porter.models.build import endpoints
 from porter.parity.demo import demo_variables, write_demo_checkpoint
 from porter.parity.references.interpreter import _check_values, interpreter
 from porter.parity.references.tf_nn import graph

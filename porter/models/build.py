@@ -80,11 +80,3 @@ def capture(model: Whole, receive: Callable[[str, Tensor], None]) -> Iterator[No
     finally:
         for handle in handles:
             handle.remove()
-
-
-def endpoints(model: Whole, x: Tensor) -> dict[str, Tensor]:
-    """Run ``model`` on ``x`` (N, C, H, W) and return every endpoint by TensorFlow's name."""
-    found: dict[str, Tensor] = {}
-    with torch.no_grad(), capture(model, found.__setitem__):
-        model(x)
-    return found

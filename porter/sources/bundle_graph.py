@@ -6,16 +6,14 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from porter.errors import CheckpointError
 from porter.sources import protos
+from porter.sources.graphdef import variable_of
+from porter.sources.graphdef_operations import stored_graph
 from porter.sources.stored_graph import StoredGraph
 from porter.sources.variable import read_file
-
-if TYPE_CHECKING:
-    from porter.sources.graphdef_operations import GraphNode
-    from porter.sources.variable import Variable
 
 SIGNATURE = b"serving_default"
 MOST_SIGNATURES = 8  # that are read where none has that name
@@ -54,8 +52,6 @@ _latest: deque[tuple[tuple[bytes, Mapping[str, str]], StoredGraph]] = deque(maxl
 
 
 def _parsed(path: Path, data: bytes, names: Mapping[str, str]) -> StoredGraph:
-    from porter.sources.graphdef_operations import stored_graph
-
     if path.suffix == ".meta":
         meta = protos.parse(protos.MetaGraphDef, data, str(path), "the graph")
     else:
@@ -69,7 +65,7 @@ def _parsed(path: Path, data: bytes, names: Mapping[str, str]) -> StoredGraph:
     by_node = {node: names[key] for node, key in _restored(meta) if key in names}
 
     def read(outputs: Sequence[str]) -> StoredGraph:
-        return stored_graph(meta.graph_def, str(path), partial(_constant, path), outputs, by_node)
+        return stored_graph(meta.graph_def, str(path), partial(variable_of, path), outputs, by_node)
 
     return max(map(read, outputs or [[]]), key=_variables)  # a signature for features uses fewer than one for classes
 
@@ -78,12 +74,6 @@ def _in_training(meta: Any) -> tuple[bool, bool]:
     """Last is the graph for training; before it one that says nothing, as TensorFlow Hub's, and first one to serve."""
     tags = meta.meta_info_def.tags
     return b"train" in tags, b"serve" not in tags
-
-
-def _constant(path: Path, node: GraphNode) -> Variable | None:
-    from porter.sources.graphdef import variable_of
-
-    return variable_of(node.name, node.attributes, path)
 
 
 def _variables(graph: StoredGraph) -> int:

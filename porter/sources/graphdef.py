@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from porter.errors import CheckpointError
 from porter.sources import dtypes, protos
 from porter.sources.bounds import check_shape
 from porter.sources.content import recognised
 from porter.sources.dtypes import tensor_values
-from porter.sources.graphdef_operations import GraphNode, stored_graph
+from porter.sources.graphdef_operations import MISSING, GraphNode, stored_graph
 from porter.sources.variable import Contents, Variable
 
 # The key of a GraphDef's first field: node, library, version or versions
@@ -41,7 +40,7 @@ def read_graphdef(path: Path) -> Contents:
     constants: dict[str, Variable] = {}
 
     def constant(node: GraphNode) -> Variable:
-        return constants.setdefault(node.name, variable_of(node.name, node.attributes, path))
+        return constants.setdefault(node.name, variable_of(path, node))
 
     stated = stored_graph(graph, str(path), constant)
     used = [name for operation in stated.operations.values() for name in operation.weights.values()]
@@ -51,11 +50,11 @@ def read_graphdef(path: Path) -> Contents:
     return Contents(variables, [path], graph=lambda: stated)
 
 
-def variable_of(name: str, attributes: Any, path: Path) -> Variable:
-    """The value of a Const node. Raises CheckpointError."""
-    proto = next((attr.value.tensor for attr in attributes if attr.key == b"value"), None)
-    if proto is None:
-        raise CheckpointError(f"{path}: tensor {name}: a constant without a value; the graph is damaged")
-    what, dtype = f"{path}: tensor {name}", dtypes.name_of(proto.dtype)
+def variable_of(path: Path, node: GraphNode) -> Variable:
+    """The value of a Const node of the graph in ``path``. Raises CheckpointError."""
+    what, name, value = f"{path}: tensor {node.name}", node.name, node.attribute(b"value")
+    if value is MISSING:
+        raise CheckpointError(f"{what}: a constant without a value; the graph is damaged")
+    proto, dtype = value.tensor, dtypes.name_of(value.tensor.dtype)
     shape = check_shape(protos.shape_of(proto.tensor_shape), what)
     return Variable(name, shape, dtype, name, str(path), lambda: tensor_values(proto, shape, dtype, what, zeros=True))

@@ -1,13 +1,12 @@
 """The protocol-buffer messages of TensorFlow's files, as far as this project reads or writes them.
 
-Field numbers follow tensorflow/core/protobuf/{tensor_bundle,trackable_object_graph,meta_graph,saver,
-saved_model}.proto,
+Field numbers follow tensorflow/core/protobuf/{tensor_bundle,trackable_object_graph,meta_graph,saver,saved_model}.proto,
 tensorflow/core/util/saved_tensor_slice.proto and
-tensorflow/core/framework/{tensor_shape,tensor_slice,tensor,graph,node_def,attr_value,function,op_def,
-versions}.proto. The classes have
-a descriptor pool of their own, so they do not clash with an imported TensorFlow. Names in a graph are declared as bytes
-(the wire format is the same), so that damaged ones can be parsed. An entry's TensorShapeProto is bytes too: 10^5
-entries have few shapes, and each is parsed once.
+tensorflow/core/framework/{tensor_shape,tensor_slice,tensor,graph,node_def,attr_value,function,op_def,versions}.proto.
+
+The classes have a descriptor pool of their own, so they do not clash with an imported TensorFlow. Names in a graph are
+declared as bytes (the wire format is the same), so that damaged ones can be parsed. An entry's TensorShapeProto is
+bytes too: 10^5 entries have few shapes, and each is parsed once.
 """
 
 from __future__ import annotations

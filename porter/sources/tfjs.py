@@ -18,6 +18,7 @@ from porter.errors import CheckpointError
 from porter.sources.bounds import check_shape
 from porter.sources.content import recognised
 from porter.sources.stored_graph import StoredGraph
+from porter.sources.tfjs_graph import read_topology
 from porter.sources.variable import Contents, FileView, Variable
 
 if TYPE_CHECKING:
@@ -102,8 +103,6 @@ def _graph(model: _Model, variables: dict[str, Variable], path: Path) -> Callabl
         return None
 
     def read() -> StoredGraph:
-        from porter.sources.tfjs_graph import read_topology
-
         outputs = model.signature.outputs.values() if model.signature else ()
         return read_topology(nodes, tuple(sorted(o.name for o in outputs)), variables, str(path))
 
