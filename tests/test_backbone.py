@@ -211,5 +211,5 @@ def test_a_users_segmenter(run, tmp_path):
     source = SHARED.parent / "real" / "lraspp_small_user.pb"
     ran = run("convert", source, "--backbone", "-o", tmp_path / "a.safetensors")
     assert ran.code == 0, ran.err
-    assert "left      image_pooling 2, aspp0 5, decoder 4" in ran.out
+    assert "left      aspp0 5, image_pooling 2, decoder 4" in ran.out
     assert (tmp_path / "a.safetensors").stat().st_size > 1_000_000
