@@ -514,7 +514,7 @@ def test_a_saved_model_in_training_mode(tf, request, tmp_path, run, version):
     serve = tf.function(lambda images: model(images, training=True))
     signature = serve.get_concrete_function(tf.TensorSpec([None, SIDE, SIDE, 3], tf.float32))
     kept = tf.Module()  # of a model, TensorFlow would trace and save all other functions as well
-    kept.values = [variable.value for variable in model.variables]
+    kept.values = [one if isinstance(one, tf.Variable) else one.value for one in model.variables]  # Keras 2, or 3
     tf.saved_model.save(kept, tmp_path / "m", signatures=signature)
     ran = run("convert", tmp_path / "m", "-o", tmp_path / "p.pth")
     assert ran.code == 2

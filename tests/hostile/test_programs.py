@@ -223,6 +223,17 @@ def test_a_graph_that_never_ends(run, demo_folder, tmp_path, monkeypatch):
     assert re.search(r"running it takes more than (1|2|3) s; stopped", verify(run, demo_folder, tmp_path / "x.onnx"))
 
 
+def test_a_process_that_ended_before_it_was_asked(monkeypatch):
+    """Its reason is told, not that the connection is closed."""
+    ours, theirs = socket.socketpair()
+    send(theirs, Header("started"))
+    send(theirs, Header("failed", text="x.onnx: is no graph"))
+    theirs.close()
+    monkeypatch.setattr(child, "_connect", lambda library: ours)
+    with pytest.raises(ParityError, match="x.onnx: is no graph"):
+        child.in_child(Request("onnx", b"x.onnx", "x.onnx", 0))
+
+
 def test_answers_have_one_limit_of_time_together(monkeypatch, tmp_path):
     """Each of many answers in time was never stopped."""
     ours, theirs = socket.socketpair()

@@ -64,7 +64,7 @@ class Child:
         self.allowed = self.left = SECONDS
         self.pid = 0
         self.pid = self.receive(0)[0].pid
-        send(self.connection, request)
+        self._send(request)
 
     def receive(self, most: int) -> tuple[Header, np.ndarray | None]:
         """The next message. Raises ParityError with the process's own message, or if it ended or took too long.
@@ -137,6 +137,9 @@ class Child:
             self._next()
         more = PER_PIXEL * images.size / 3
         self.allowed, self.left = self.allowed + more, self.left + more
+        self._send(header, images)
+
+    def _send(self, header: Header | Request, images: np.ndarray | None = None) -> None:
         with suppress(Closed):  # its last message can still be received
             send(self.connection, header, images)
 
