@@ -140,8 +140,8 @@ def _reference(given: Given, port: Port) -> Reference:
     graph = guarded(definition, operations.values(), cut, path, values)
     size = size or _fixed_size(definition, network, scope)
     preprocess = _preprocessing(given, port, cut, size)
-    pooled = (one.name for one in stored.operations.values() if one.kind == "average_pool") if stored else iter(())
-    pooling = next(pooled, f"{scope}/AvgPool2D/AvgPool")
+    kinds = {one.kind: one.name for one in stored.operations.values()} if stored and network.head is None else {}
+    pooling = kinds.get("average_pool", f"{scope}/AvgPool2D/AvgPool")  # a segmenter's window is its own
     sessions: dict[tuple[int, ...], dict[str, Any]] = {}
 
     def sessions_for(size: tuple[int, ...]) -> dict[str, Any]:
@@ -295,7 +295,7 @@ def places(port: Port, graph: StoredGraph, sources: Mapping[str, str]) -> dict[s
             value = next((user.name for user in graph.users.get(value, []) if user.kind == "add"), "")
         if value and ":" not in value:
             found |= dict.fromkeys(node.endpoints, value)
-    for name in graph.outputs if port.classes else ():
+    for name in graph.outputs if port.classes and port.network.head is None else ():
         last = graph.operations[name]
         while last.kind == "flatten" and last.inputs[0] in graph.operations:
             last = graph.operations[last.inputs[0]]
