@@ -69,7 +69,8 @@ def test_inspect_convert_verify(source, models, run, tmp_path):
     assert "none left over" in ran.out
     assert porter.create_model(tmp_path / "a.pth").bn1.momentum == pytest.approx(0.001)  # Keras's, and not slim's
     verdict = porter.verify(path, tmp_path / "a.pth")
-    assert verdict.reference.startswith("Keras " if path.is_file() else "tf.nn")
+    own = "SavedModel (" if (path / "saved_model.pb").is_file() else "tf.nn"
+    assert verdict.reference.startswith("Keras " if path.is_file() else own)
     assert verdict.passed
     assert len(verdict.worst_rows()) >= 45
     assert porter.verify(path, tmp_path / "a.pth", reference="tf.nn", dtype="float64", sizes=[(65, 80)]).passed
