@@ -103,6 +103,7 @@ def export_tf(
 
 
 def _not_in_variables(stated: Stated) -> list[str]:
+    """The facts of ``stated`` that a checkpoint has no place for, in words."""
     facts = {
         "scaling": stated.input,
         "batch norm epsilon": stated.epsilon,

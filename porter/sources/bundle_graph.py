@@ -71,7 +71,7 @@ def _parsed(path: Path, data: bytes, names: Mapping[str, str]) -> StoredGraph:
 
 
 def _in_training(meta: Any) -> tuple[bool, bool]:
-    """Last is the graph for training; before it one that says nothing, as TensorFlow Hub's, and first one to serve."""
+    """A key to sort graphs by: those with the tag ``serve`` first, those with ``train`` last. Hub's have no tag."""
     tags = meta.meta_info_def.tags
     return b"train" in tags, b"serve" not in tags
 

@@ -193,6 +193,15 @@ def test_weights_beside_a_graph(tmp_path, place):
     assert sorted(found.digests) == sorted(["x.onnx", place])
 
 
+def test_names_of_files_beside_a_graph(run, demo_folder, tmp_path):
+    """Too long for a file, and 40,000 that overlap: each claims the 4,000 bytes behind it."""
+    (tmp_path / "x.onnx").write_bytes(b"\x0a\x08location\x12\xac\x02" + b"a" * 300)
+    assert "ONNX Runtime does not take it" in verify(run, demo_folder, tmp_path / "x.onnx")
+    names = b"".join(b"\x0a\x08location\x12\xa0\x1f%05d" % number for number in range(40_000))
+    (tmp_path / "x.onnx").write_bytes(names)
+    assert "names more than 10,000 files of weights" in verify(run, demo_folder, tmp_path / "x.onnx")
+
+
 @pytest.mark.parametrize("sides", [(60000, 60000), (1, 1 << 30), (0, 224)])
 def test_the_size_of_the_images_is_bounded(run, demo_folder, tmp_path, sides):
     """Our own process makes them."""

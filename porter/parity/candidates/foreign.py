@@ -31,11 +31,13 @@ from porter.parity.references.child import in_child
 from porter.parity.references.choose import memory_for, open_reference
 from porter.parity.references.wire import PROGRAMS, Request
 from porter.port import Port, plan_port
+from porter.sources.bounds import MOST
 from porter.sources.checkpoint import sha256
 from porter.text import printable
 
 # An entry of onnx.proto's TensorProto.external_data: the key, and the length of its value in one or two bytes
 LOCATION = re.compile(rb"\x0a\x08location\x12([\x00-\x7f]|[\x80-\xff][\x01-\x7f])", re.DOTALL)
+LONGEST_NAME = 4096  # bytes: Linux's PATH_MAX
 
 LAYOUTS = get_args(ArtifactLayout)
 SOME = 0.5  # of a tensor's values: where more differ, it was rounded as a whole
@@ -190,20 +192,23 @@ def program(path: Path, sizes: Sequence[Size]) -> Candidate:
 
     answers = frozenset[Question](("rounding",))
     folder = path.parent.resolve()
-    digests = {os.path.relpath(file.resolve(), folder): sha256(file) for file in files}
+    digests = {printable(os.path.relpath(file.resolve(), folder)): sha256(file) for file in files}
     return Candidate(str(path), record=record, answers=answers, size=runner.size, digests=digests)
 
 
 def _weights_beside(path: Path) -> list[Path]:
-    """The files in or below the folder of an ``.onnx`` that hold values of its tensors."""
+    """The files in or below the folder of an ``.onnx`` that hold values of its tensors. Raises ParityError."""
     data, folder = path.read_bytes(), path.parent.resolve()
-    names = set()
+    names: set[bytes] = set()
     for found in LOCATION.finditer(data):
         low, *high = found[1]
         length = (low & 127) + (high[0] << 7 if high else 0)
-        names.add(os.fsdecode(data[found.end() : found.end() + length]))
-    files = {(folder / name).resolve() for name in names if "\0" not in name}
-    return sorted(file for file in files if file.is_relative_to(folder) and file.is_file())
+        if length <= LONGEST_NAME:
+            names.add(data[found.end() : found.end() + length])
+        if len(names) > MOST["files"]:
+            raise ParityError(f"{path}: names more than {MOST['files']:,} files of weights")
+    files = {(folder / os.fsdecode(name)).resolve() for name in names if b"\0" not in name}
+    return sorted(file for file in files if file.is_relative_to(folder) and os.path.isfile(file))  # noqa: PTH113 - any name
 
 
 def tensorflow_source(path: str, mapping: PathLike | None) -> Candidate:

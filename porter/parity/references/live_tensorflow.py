@@ -39,7 +39,7 @@ def stored_values(checkpoint: Checkpoint) -> Callable[[str], np.ndarray]:
 
 
 def reason(error: Exception) -> str:
-    """What TensorFlow says of ``error`` in a line; of a graph, what the node says that failed."""
+    """``error`` in one line: the first, or the one behind the name of the node that failed."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     node = next((number for number, line in enumerate(lines[:-1]) if line.startswith("Node:")), -1)
     return lines[node + 1]
