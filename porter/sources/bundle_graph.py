@@ -12,6 +12,7 @@ from porter.errors import CheckpointError
 from porter.sources import protos
 from porter.sources.graphdef import variable_of
 from porter.sources.graphdef_operations import stored_graph
+from porter.sources.locate import SAVED_MODEL
 from porter.sources.stored_graph import StoredGraph
 from porter.sources.variable import read_file
 
@@ -32,7 +33,7 @@ def beside_bundle(prefix: Path, names: Mapping[str, str]) -> Callable[[], Stored
 def saved_model_of(prefix: Path) -> Path | None:
     """The ``saved_model.pb`` to which the checkpoint ``prefix`` belongs, if there is one."""
     folder = prefix.absolute().parent  # of a bare name, in the folder one is in
-    path = folder.parent / "saved_model.pb"
+    path = folder.parent / SAVED_MODEL
     return path if folder.name == "variables" and path.is_file() else None
 
 

@@ -17,6 +17,7 @@ from porter.sources.tfjs import FILE as TFJS_FILE
 from porter.sources.v1 import SHARDED
 from porter.sources.weights import Weights
 
+SAVED_MODEL = "saved_model.pb"
 GZIP_MAGIC = b"\x1f\x8b"
 ZIP_MAGIC = b"PK"
 HDF5_MAGIC = b"\x89HDF"
@@ -83,7 +84,7 @@ def _from_file(path: Path) -> Source:
         return _from_file(path.with_name(companion[1]))
     if is_table(tail):
         return Source("v1", _v1_name(path))
-    if path.name in ("checkpoint", "saved_model.pb"):
+    if path.name in ("checkpoint", SAVED_MODEL):
         return _in_folder(path.parent, "auto")
     return Source("graphdef", path)
 
@@ -120,7 +121,7 @@ def _v1_name(path: Path) -> Path:
 
 
 def _in_folder(folder: Path, weights: Weights) -> Source:
-    if (folder / "saved_model.pb").is_file():
+    if (folder / SAVED_MODEL).is_file():
         return _saved_model(folder)
     if (folder / TFJS_FILE).is_file():
         return Source("tfjs", folder / TFJS_FILE)
@@ -159,7 +160,7 @@ def _in_folder(folder: Path, weights: Weights) -> Source:
 def _saved_model(folder: Path) -> Source:
     prefix = folder / "variables" / "variables"
     if not prefix.with_name("variables.index").is_file():
-        raise CheckpointError(f"{folder / 'saved_model.pb'}: without its variables (no variables/variables.index)")
+        raise CheckpointError(f"{folder / SAVED_MODEL}: without its variables (no variables/variables.index)")
     return Source("bundle", prefix)
 
 

@@ -22,11 +22,11 @@ from urllib.parse import urljoin
 from porter.errors import CheckpointError
 from porter.left_over import temporary_folder
 from porter.sources.bounds import MOST, SILENCE, Budget, check_pace
+from porter.sources.locate import SAVED_MODEL
 from porter.sources.redirects import Redirects, check_redirect
 
 MAX_PAGE = 16 << 20  # bytes of a listing, or of an answer to a request without a length
 GAP = 1 << 16  # bytes; extents with a smaller gap share a request
-SAVED_MODEL = "saved_model.pb"
 _SHARD = re.compile(r"(.+)\.data-\d{5}-of-(\d{5})")
 
 

@@ -25,6 +25,7 @@ from porter.port import Port
 from porter.sources import Checkpoint
 from porter.sources.bundle_writer import write_bundle
 from porter.sources.keras import read_config
+from porter.sources.locate import SAVED_MODEL
 from porter.sources.object_graph import OBJECT_GRAPH
 from porter.text import printable
 
@@ -202,7 +203,7 @@ def _frozen_beside(port: Port) -> Path | None:
     if checkpoint.format == "graphdef":
         return checkpoint.path
     weights = sum(checkpoint[step.source].nbytes for step in port.plan.steps)
-    graphs = [path for folder in _folders(checkpoint) for path in folder.glob("*.pb") if path.name != "saved_model.pb"]
+    graphs = [path for folder in _folders(checkpoint) for path in folder.glob("*.pb") if path.name != SAVED_MODEL]
     frozen = [path for path in graphs if path.stat().st_size >= weights]
     return frozen[0] if len(frozen) == 1 else None
 
