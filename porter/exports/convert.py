@@ -11,6 +11,7 @@ from pathlib import Path
 
 from porter.artifacts.artifact import Artifact, find_artifact, save_artifact
 from porter.atomic import check_folder, check_output, make_folder, refuse_existing, write_bytes
+from porter.cores import keep_freed_memory
 from porter.errors import PorterError
 from porter.exports import files
 from porter.mapping.options import DEFAULT_OPTIONS, ArtifactLayout, PathLike, PortOptions
@@ -130,6 +131,7 @@ def convert_all(
         return folder / name, port
 
     make_folder(folder)
+    keep_freed_memory()
     done = one(checkpoints[0], names[0])
     if options.mapping is None:
         options = replace(options, variant=done[1].mapping.variant)

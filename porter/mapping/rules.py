@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
@@ -11,7 +10,7 @@ from typing import NamedTuple
 from porter.mapping.axes import source_shape
 from porter.mapping.schema import Rule, VariantMapping
 from porter.network.names import fill
-from porter.network.network import Network, build_network
+from porter.network.network import Network, build_network, remembered
 from porter.network.node import Group, Shape, behind_gates
 from porter.network.nodes import groups, nodes, state_dict_shapes, torchvision_names
 
@@ -33,8 +32,6 @@ class Expected(NamedTuple):
     gate_bias: bool = False
 
 
-# Identifying a file asks each variant four times, and the next file of a batch asks again
-_latest: deque[tuple[VariantMapping, Network, int, tuple[Expected, ...]]] = deque(maxlen=64)
 NEXT = re.compile(r"\{next_(\w+)\}")
 
 
@@ -53,12 +50,12 @@ def expected_variables(mapping: VariantMapping, network: Network, classes: int) 
 
     Raises ValueError (``key: what is wrong``) for a placeholder or an entry that does not exist.
     """
-    for remembered in list(_latest):  # a copy: another thread may append. Training asks for the same repeatedly
-        if remembered[:3] == (mapping, network, classes):
-            return list(remembered[3])
-    expected = list(_expanded(mapping, network, classes))
-    _latest.append((mapping, network, classes, tuple(expected)))
-    return expected
+    return list(_all_expected(mapping, network, classes))
+
+
+@remembered
+def _all_expected(mapping: VariantMapping, network: Network, classes: int) -> tuple[Expected, ...]:
+    return tuple(_expanded(mapping, network, classes))
 
 
 def first_variable(mapping: VariantMapping) -> Expected:

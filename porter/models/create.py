@@ -16,6 +16,7 @@ from porter.artifacts.artifact import PREFIXES, Artifact, ArtifactFile, find_art
 from porter.artifacts.metadata import KEY, Metadata, encode
 from porter.artifacts.relayout import relayout, without_batch_norms
 from porter.artifacts.variant import check_classifier, check_fits, class_count, mapping_of, network_as_stored
+from porter.cores import keep_freed_memory
 from porter.errors import ArtifactError, MappingError, Option, PorterError
 from porter.mapping.files import load_mapping, load_variant, variant_named
 from porter.mapping.options import DEFAULT_OPTIONS, ArtifactLayout, PathLike, PortOptions
@@ -216,6 +217,7 @@ def open_model(
 ) -> OpenedModel:
     """Like ``create_model``, with the model's origin. ``layout`` counts, and that of ``options`` does not."""
     _check(options, layout, changes)
+    keep_freed_memory()
     name = _name(source)
     artifact, mapping, network, digests = _open_source(source, options, layout, changes.features_only)
     ranges = artifact.metadata.ranges if artifact and artifact.metadata else {}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import get_args
+from typing import Any, ParamSpec, TypeVar, get_args
 
 from msgspec import Struct, field
 
@@ -192,6 +194,31 @@ class Network:
         return f"layer_{len(self.blocks) + 2 + position}"
 
 
+Given = ParamSpec("Given")
+Made = TypeVar("Made")
+
+
+def remembered(function: Callable[Given, Made]) -> Callable[Given, Made]:
+    """``function`` with its latest results remembered, by arguments that are equal but cannot be hashed.
+
+    One file is asked about repeatedly, and so is the next file of a batch.
+    """
+    latest: deque[tuple[tuple[Any, ...], Made]] = deque(maxlen=64)
+
+    @functools.wraps(function)
+    def remembering(*given: Given.args, **by_name: Given.kwargs) -> Made:
+        key = (*given, *by_name.values())
+        for arguments, result in list(latest):  # a copy: another thread may append
+            if arguments == key:
+                return result
+        result = function(*given, **by_name)
+        latest.append((key, result))
+        return result
+
+    return remembering
+
+
+@remembered
 def build_network(mapping: Architecture) -> Network:
     """Apply multiplier and expansions. Raises ValueError, ``key: what is wrong``, on an impossible table."""
     table, definition, divisor = mapping.network, mapping.definition, mapping.definition.divisor
