@@ -149,11 +149,11 @@ def mapping_digest(mapping: VariantMapping) -> str:
     return hashlib.sha256(msgspec.json.encode(mapping, order="deterministic")).hexdigest()
 
 
-def _find_base(name: str, beside: Path) -> Path:
-    candidates: Sequence[Path] = (beside.parent / name, mappings_folder() / name)
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
+def _find_base(name: str, beside: Path) -> Path | Document:
+    if (own := beside.parent / name).is_file() and beside.parent != mappings_folder():
+        return own
+    if Path(name).name == name and (mappings_folder() / name).is_file():
+        return _document(name)
     raise MappingError(f"{beside}: base {name!r} is neither beside it nor among the installed mappings")
 
 

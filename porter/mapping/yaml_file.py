@@ -12,8 +12,6 @@ import yaml
 
 from porter.errors import MappingError
 
-Find = Callable[[str, Path], Path]
-
 
 class Document(NamedTuple):
     """Merged content, and the place of each key: ``$.network.blocks[3].kernel`` -> ``file:line``."""
@@ -28,6 +26,8 @@ class Document(NamedTuple):
         return self.lines[path]
 
 
+Find = Callable[[str, Path], Path | Document]  # a file, or one that has been read
+
 ADDED = "ignore"  # this list is added to the base's
 MAX_BYTES = 1 << 20  # of one file; our largest has 11 KB
 MAX_NODES, MAX_DEPTH = 20_000, 24  # of all files together, each use of an alias counted; ours have up to 3,000 and 8
@@ -41,10 +41,13 @@ class _Reading:
     def __init__(self, find: Find) -> None:
         self.find, self.files, self.nodes = find, 0, 0
 
-    def file(self, path: Path) -> str:
+    def base(self, name: str, path: Path) -> Path | Document:
         self.files += 1
         if self.files > MAX_BASES:
             raise MappingError(f"{path}: more than {MAX_BASES} files through `base:`")
+        return self.find(name, path)
+
+    def text(self, path: Path) -> str:
         if not path.is_file():
             raise MappingError(f"{path}: {'is no file' if path.exists() else 'No such file or directory'}")
         try:
@@ -67,7 +70,7 @@ class _Reading:
 
 
 def read_yaml(path: Path, find: Find) -> Document:
-    """Read ``path``. The files in its ``base:``, found by ``find(name, path)``, are overlaid in order, then ``path``.
+    """Read ``path``. Its ``base:``, found by ``find(name, path)``, are overlaid in order, then ``path``.
 
     Raises MappingError with file and line.
     """
@@ -77,7 +80,7 @@ def read_yaml(path: Path, find: Find) -> Document:
 def _read(path: Path, reading: _Reading, seen: tuple[Path, ...]) -> Document:
     if path in seen:
         raise MappingError(f"{path}: its base leads back to itself")
-    text = reading.file(path)
+    text = reading.text(path)
     try:
         kind = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         # A value of two characters takes a kilobyte once it is composed. A shorter text cannot hold as many
@@ -115,7 +118,8 @@ def _read(path: Path, reading: _Reading, seen: tuple[Path, ...]) -> Document:
     bases = content.pop("base", [])
     document = Document({}, {})
     for base in bases if isinstance(bases, list) else [bases]:
-        document = overlay(document, _read(reading.find(str(base), path), reading, (*seen, path)))
+        found = reading.base(str(base), path)
+        document = overlay(document, _read(found, reading, (*seen, path)) if isinstance(found, Path) else found)
     return overlay(document, Document(content, lines))
 
 

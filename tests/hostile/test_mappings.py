@@ -32,6 +32,7 @@ HUNGRY = {
     "a scope of a megabyte": (SMALL + "scope: " + "a" * 900_000, "1000 characters"),
     "a key of half a megabyte": (SMALL + "? " + "k" * 1100 + "\n: {a: 1}", "1000 characters|not readable"),
     "aliases": (SMALL + "a: &a " + "x" * 500_000 + "\nb: [" + "*a," * 19_000 + "]", "1000 characters"),
+    "many bases": ("base: [" + "small_075.yaml, " * 40 + "]", "more than 32 files"),
     "many values": (SMALL + "b: [" + "1," * 400_000 + "]", "more than 20000 values"),
     "a multiplier": (SMALL + "network: {multiplier: 1000}", "weights; at most"),
     "a stem": (SMALL + "network: {stem: {out: 65536}}", "weights; at most|values for 1 image(s)"),
