@@ -21,7 +21,7 @@ from porter.sources.remote import is_url
 from porter.sources.v1 import SHARDED
 from porter.sources.weights import Weights
 
-AT_ONCE = 2  # checkpoints: one waits for the disk while the other is computed
+AT_ONCE = 3  # checkpoints: two are computed, more are not under Python's lock, and one waits for the disk
 REMOTE_FILE = re.compile(r"\.(?:index|meta|data-\d{5}-of-\d{5})$")  # of a checkpoint's files behind a URL
 
 
