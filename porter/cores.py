@@ -25,10 +25,10 @@ def cores() -> int:
 def keep_freed_memory() -> None:
     """Have the C library keep up to 128 MiB that were freed, for the next layer or file.
 
-    glibc maps blocks of 128 KiB on one by one, and gives freed memory back (mallopt(3), its thresholds then grow with
-    the blocks that are freed, but not beyond 64 MiB). Every 4 KiB that it gave back cost a page fault when they are
-    used again, which is a third of a batch's time. 128 MiB are three times the largest map of 48 images of 224 x 224;
-    for larger maps nothing changes. Other C libraries have no such function.
+    By default glibc returns freed memory to the system: at first beyond 128 KiB, later beyond up to 64 MiB
+    (mallopt(3)). Memory that is used again then takes a page fault for every 4 KiB, which is a third of the time of 32
+    images. 128 MiB hold five of their largest map (16 channels of 112 x 112). Larger maps gain nothing. Other C
+    libraries have no such function.
     """
     with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
