@@ -5,6 +5,9 @@ BIN := .venv/bin
 # A test that takes five minutes hangs: it fails, and shows where each thread is
 HANGS := -o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true
 
+# Tests and benchmarks start many processes. Without byte code, each would compile the tool again
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: setup demo test test-all test-wheel lint bench parity docs dist clean
 
 setup: .venv/.complete

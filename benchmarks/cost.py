@@ -53,9 +53,10 @@ class Run(NamedTuple):
 
 
 def measure(command: list[str]) -> Run:
-    """Run ``command`` in a process of its own."""
+    """Run ``command`` in a process of its own, which may write byte code, as pip does on installing."""
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": ""}
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"failed: {' '.join(command)}")

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import h5py
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -16,12 +17,13 @@ from slim_graph import frozen
 
 import porter
 from porter.errors import CheckpointError, MappingError, NotTheNetworkError
-from porter.mapping.files import load_variant
+from porter.mapping.files import load_variant, standalone
 from porter.mapping.stated import as_stated
 from porter.models.build import probabilities
 from porter.models.create import open_model
 from porter.parity.demo import demo_variables
 from porter.photos.images import normalized, read_image, resized
+from porter.port import plan_port
 from porter.sources import open_checkpoint
 from porter.sources.bundle_writer import write_bundle
 from porter.sources.stored_graph import StoredGraph, StoredOperation
@@ -203,6 +205,17 @@ HEADS = {
 def test_heads_behind_a_base_in_the_model(keras, port, tmp_path, head):
     model = filled(keras.Sequential([base(keras), *HEADS[head](keras.layers)]))
     check(port, model, saved(model, tmp_path / "m.keras"))
+
+
+def test_a_mapping_without_rules_for_a_heads_layers(keras, tmp_path, run):
+    model = filled(keras.Sequential([base(keras), *HEADS["flat"](keras.layers)]))
+    source = saved(model, tmp_path / "m.keras")
+    mapping = plan_port(source).chosen
+    rules = {section: rules for section, rules in mapping.rules.items() if section != "dense"}
+    (tmp_path / "mine.yaml").write_bytes(standalone(msgspec.structs.replace(mapping, rules=rules)))
+    ran = run("convert", source, "--mapping", tmp_path / "mine.yaml", "-o", tmp_path / "a.pth")
+    assert ran.code == 2, ran.err
+    assert "no rules.dense; copy this section" in ran.err
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace as replace_struct
 
-from porter.errors import NotTheNetworkError, Option
+from porter.errors import MappingError, NotTheNetworkError, Option
 from porter.mapping.axes import Layout
 from porter.mapping.by_graph import Naming
 from porter.mapping.rules import expected_variables
@@ -132,6 +132,12 @@ def _layers(
 
 def _with_tail(mapping: VariantMapping, found: list[_Layer], last: int, checkpoint: Checkpoint) -> VariantMapping:
     """``mapping`` with the layers ``found``; layer ``last`` gives the classes."""
+    for kind in dict.fromkeys(one.layer.kind for one in found if one.layer.kind != "activation"):
+        if kind not in mapping.rules:
+            raise MappingError(
+                f"{checkpoint.given}: has {kind} layers behind its pooling, and the mapping of {mapping.variant} "
+                f"has no rules.{kind}; copy this section from the installed slim.yaml"
+            )
     tail = [replace_struct(one.layer, out=None) if number == last else one.layer for number, one in enumerate(found)]
     mapping = replace_struct(mapping, network=replace_struct(mapping.network, tail=tail))
     if checkpoint.format == "tflite":  # names are numbers, in the order of layers

@@ -304,7 +304,8 @@ def _samples(check: Check, against: Against) -> Iterator[Sample]:
         yield from reference.samples
         return
     if fixed and any(size != fixed for size in sizes or ()):
-        raise ParityError(f"{reference.name}: runs at {fixed[0]}x{fixed[1]} only; leave out the size")
+        name = reference.name if reference.size else check.candidate.name
+        raise ParityError(f"{name}: runs at {fixed[0]}x{fixed[1]} only; leave out the size")
     if not sizes:
         sizes = (fixed,) if fixed else (spec.sides, *(() if images else OTHER_SIZES))
     for size in sizes:
