@@ -23,7 +23,7 @@ from porter.atomic import atomic_write
 from porter.errors import ArtifactError, PorterError
 from porter.exports.convert import convert
 from porter.mapping.options import PortOptions
-from porter.parity.demo import demo_variables
+from porter.parity.demo import demo_variables, write_demo_checkpoint
 from porter.port import plan_port
 from porter.sources import open_checkpoint
 from porter.sources.bundle_writer import write_bundle
@@ -388,6 +388,14 @@ def test_several_at_once(tmp_path, run):
     ran = run("convert", sources[0], tmp_path / "model-0", "-o", tmp_path / "x")
     assert "two checkpoints would become model-0.pth" in ran.err
     assert not (tmp_path / "x").exists()
+
+
+def test_several_variants_at_once(tmp_path, run):
+    sources = [write_demo_checkpoint(tmp_path / variant, variant) for variant in ("small_075", "small_minimal_100")]
+    ran = run("convert", *sources, "-o", tmp_path / "out")
+    assert ran.code == 0, ran.err
+    found = [plan_port(path).mapping.variant for path in sorted((tmp_path / "out").iterdir())]
+    assert sorted(found) == ["small_075", "small_minimal_100"]
 
 
 @pytest.fixture

@@ -124,6 +124,10 @@ def test_deployed_as_integers():
     assert fast(images[:0]).shape == (0, 1000)
     embedding = porter.create_model("small_100", EIGHT_BIT, num_classes=0)
     assert torch.equal(porter.deploy(embedding)(images[:1]), logits(embedding, images[:1]))
+    other = porter.create_model("small_100", EIGHT_BIT)
+    other.reset_classifier(5)  # the range of the old layer is not the new one's
+    with pytest.raises(PorterError, match="no range of classifier"):
+        porter.deploy(other)
     small = images[:1, :, ::2, ::2][..., :99]
     assert torch.equal(fast(small), logits(opened.whole, small))
     with pytest.raises(ValueError, match="deployed for 224x224 images, not 112x99"):

@@ -16,7 +16,7 @@ from random_networks import checkpoint_with_head
 
 import porter
 from porter.errors import NotTheNetworkError
-from porter.mapping.files import list_with_head
+from porter.mapping.files import list_with_head, load_variant
 from porter.models.lraspp import LRASPP
 from porter.network.network import with_output_stride
 from porter.port import plan_port
@@ -40,14 +40,11 @@ def semantic(model, images):
         return model.semantic(torch.from_numpy(images).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy()
 
 
-def with_head(model, window=None, output_stride=None):
-    """The same weights in a network whose pooling or stride is another."""
+def with_head(model, window, blocks=None):
+    """The same weights in a network whose pooling, or strides, are others."""
     network = model.network
-    if window is not None:
-        head = msgspec.structs.replace(network.head, window=window)
-        network = dataclasses.replace(network, head=head)
-    if output_stride is not None:
-        network = with_output_stride(network, output_stride)
+    head = msgspec.structs.replace(network.head, window=window)
+    network = dataclasses.replace(network, head=head, blocks=blocks or network.blocks)
     other = LRASPP(network, model.num_classes).eval()
     other.load_state_dict(model.state_dict())
     return other
@@ -74,7 +71,7 @@ def test_recorded_outputs(oracle, layout):
     close(semantic(whole, images), recorded["alt_pool_equals_crop/semantic"])
     strides = np.load(source / "expected_output_stride_16_8.npz")
     for stride in (16, 8):
-        dilated = with_head(model, [99, 99], stride)
+        dilated = with_head(model, [99, 99], with_output_stride(load_variant(variant), stride).blocks)
         close(semantic(dilated, images[:1]), strides[f"os{stride}/semantic"])
     if layout == "timm":
         release = np.load(source / "expected_release_flags.npz")

@@ -132,6 +132,37 @@ def test_weights_of_16_bits(demo_folder, tmp_path, dtype):
             assert furthest(logits(porter.create_model(VARIANT, tmp_path / name, layout=layout)), logits(slim)) < 1e-5
 
 
+@pytest.mark.parametrize("saved", [8, 16, 32])
+def test_an_output_stride_given_again(demo_folder, tmp_path, saved):
+    """It replaces the one that the file states; the dilations were lost."""
+    path, x = tmp_path / "a.pth", torch.randn(1, 3, 65, 97)
+    torch.save(porter.create_model("small_075", demo_folder, output_stride=saved).state_dict(), path)
+    with torch.no_grad():
+        for stride in (8, 16, 32):
+            expected = porter.create_model("small_075", demo_folder, output_stride=stride)(x)
+            assert torch.equal(porter.create_model(path, output_stride=stride)(x), expected)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_adapted_to_other_channels(demo_folder, tmp_path, channels):
+    """The state dict says so, and becomes what a checkpoint becomes."""
+    model, x = porter.create_model("small_075", demo_folder, in_chans=channels), torch.randn(2, channels, 65, 64)
+    torch.save(model.state_dict(), tmp_path / "a.pth")
+    with torch.no_grad():
+        for path in (tmp_path / "a.pth", porter.convert(tmp_path / "a.pth", tmp_path / "b.safetensors")[0]):
+            assert torch.equal(porter.create_model(path)(x), model(x))
+
+
+def test_below_two_wrappers(demo_folder, tmp_path):
+    state = porter.create_model("small_075", demo_folder).state_dict()
+    wrapped = torch.nn.Module()
+    wrapped.module = torch.nn.Module()
+    wrapped.module._orig_mod = porter.create_model("small_075", demo_folder)
+    torch.save(wrapped.state_dict(), tmp_path / "a.pth")
+    found = porter.create_model(tmp_path / "a.pth").state_dict()
+    assert all(torch.equal(found[name], value) for name, value in state.items())
+
+
 def test_a_classifier_alone_may_be_loaded(demo_folder):
     """It has no gate."""
     model = porter.create_model(VARIANT, demo_folder, layout="slim")

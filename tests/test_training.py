@@ -322,6 +322,17 @@ def test_slots_lie_where_the_weights_do(timm, slots, tmp_path):
     assert optimizer.state[fresh.conv_stem.weight]
 
 
+def test_another_optimizer(timm, slots):
+    model = porter.create_model("small_075", slots)
+    for optimizer, message in (
+        (torch.optim.AdamW(model.parameters()), "the slots are of RMSProp, not centered"),
+        (torch.optim.RMSprop(model.parameters(), centered=True), "the slots are of RMSProp, not centered"),
+        (optimizer_for(timm, porter.create_model("small_075")), "none of the optimizer's parameters"),
+    ):
+        with pytest.raises(PorterError, match=message):
+            porter.optimizer_state(slots, model, optimizer)
+
+
 @pytest.mark.parametrize(
     ("variant", "source", "message"),
     [

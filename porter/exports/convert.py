@@ -12,7 +12,7 @@ from pathlib import Path
 from porter.artifacts.artifact import Artifact, find_artifact, save_artifact
 from porter.atomic import check_folder, check_output, make_folder, refuse_existing, write_bytes
 from porter.cores import keep_freed_memory
-from porter.errors import PorterError
+from porter.errors import MappingError, PorterError
 from porter.exports import files
 from porter.mapping.options import DEFAULT_OPTIONS, ArtifactLayout, PathLike, PortOptions
 from porter.port import Port, carry_out_port, plan_opened, plan_port
@@ -110,7 +110,8 @@ def convert_all(
 ) -> Iterator[tuple[Path, Port]]:
     """Port several checkpoints, of one training run say, into ``folder`` as ``<name of the checkpoint><suffix>``.
 
-    Results as for ``convert``, in the order of ``checkpoints``; the variant is found once, and AT_ONCE are ported at a
+    Results as for ``convert``, in the order of ``checkpoints``; the variant is found
+    once if it is the same, and AT_ONCE are ported at a
     time. Raises PorterError before the first where an output exists or a name is no checkpoint's, and at the first that
     cannot be ported; what was written by then stays.
     """
@@ -126,12 +127,18 @@ def convert_all(
         refuse_existing(folder / name, force)
 
     def one(checkpoint: str, name: str) -> tuple[Path, Port]:
-        port = plan_port(checkpoint, options)
+        try:
+            port = plan_port(checkpoint, options)
+        except MappingError:
+            if options is given:
+                raise
+            port = plan_port(checkpoint, given)  # of another variant than the first
         _save(folder / name, port, carry_out_port(port), force)
         return folder / name, port
 
     make_folder(folder)
     keep_freed_memory()
+    given = options
     done = one(checkpoints[0], names[0])
     if options.mapping is None:
         options = replace(options, variant=done[1].mapping.variant)

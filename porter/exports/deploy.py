@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from dataclasses import replace
 from functools import cached_property
@@ -17,7 +18,7 @@ from porter.exports.runtime import LiteSession, Session
 from porter.exports.tflite_model import tflite_model
 from porter.mapping.options import PathLike
 from porter.mapping.ranges import Range, levels
-from porter.models.build import Whole
+from porter.models.build import Whole, build_model
 from porter.models.create import open_model
 from porter.models.fake_quant import EIGHT_BITS_ENTRY, INPUT, nearest_levels
 from porter.models.mobilenet_v3 import MobileNetV3, MobileNetV3Features, check_images
@@ -166,8 +167,39 @@ def model_program(model: nn.Module) -> Program:
         raise ArtifactError(
             "only a float32 model can be deployed or exported; one of 8 bits as its float network, fake_quant=False"
         )
+    _check_layers(model)
     arrays = {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()}
     if isinstance(model, MobileNetV3Features):
         return program(model.network, 0, arrays, model.endpoints)
     assert isinstance(model, Whole)
     return program(model.network, model.num_classes, arrays)
+
+
+def _check_layers(model: Whole | MobileNetV3Features) -> None:
+    """Raise ArtifactError where a layer is not that of the model's network: programs are made from the latter."""
+    with torch.device("meta"):
+        if isinstance(model, MobileNetV3Features):
+            expected: nn.Module = MobileNetV3Features(model.network)
+        else:
+            expected = build_model(model.network, model.num_classes)
+    own, wanted = _layers(model), _layers(expected)
+    for name in wanted | own:
+        if own.get(name) != wanted.get(name):
+            raise ArtifactError(
+                f"layer {name}: is {own.get(name, 'missing')}, the network has {wanted.get(name, 'none')}; "
+                "programs are made of the network's own layers"
+            )
+
+
+def _layers(model: nn.Module) -> dict[str, str]:
+    """Layers by name, and what each computes, in words."""
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            found[name] = f"a batch norm of epsilon {module.eps:.6g}"
+        elif not any(module.children()):
+            found[name] = f"{type(module).__name__}({INPLACE.sub('', module.extra_repr())})"
+    return found
+
+
+INPLACE = re.compile(r"(, )?inplace(=\w+)?")

@@ -70,9 +70,9 @@ def export_tf(
     loaded = load_artifact(file or source)
     metadata = loaded.metadata
     chosen = mapping_of(loaded.metadata, PortOptions(variant, mapping), file.mapping if file else None, source)
-    if metadata and metadata.bn_folded:
-        raise ArtifactError(f"{source}: its batch norms are folded away, and slim's graph has them; convert it without")
     network = network_as_stored(build_network(chosen), loaded.arrays, metadata, loaded.gate)
+    if network.bn_folded and not chosen.bn_folded:
+        raise ArtifactError(f"{source}: its batch norms are folded away, and slim's graph has them; convert it without")
     if network.tail and not (mapping or (file and file.mapping)):
         raise ArtifactError(
             f"{source}: its classifier has several layers, and that of slim's graph has one; a mapping file of your "

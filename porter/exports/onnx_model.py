@@ -229,9 +229,10 @@ class _Writer:
             attributes["dilations"] = [dilation] * 2
         if kernel == (1, 1) and stride == 1:
             return attributes
-        if self.sizes is None:
+        if self.sizes is None and dilation == 1:
             return attributes | {"auto_pad": "SAME_UPPER"}  # the odd pixel at the end, as TensorFlow's
-        sides = zip(self.sizes[node.inputs[0]], kernel, strict=True)
+        # ONNX Runtime has no SAME_UPPER with dilations; at stride 1, where they are, the padding fits every size
+        sides = zip(self.sizes[node.inputs[0]] if self.sizes else (1, 1), kernel, strict=True)
         (top, bottom), (left, right) = (same_padding(side, k, stride, dilation) for side, k in sides)
         return attributes | {"pads": [top, left, bottom, right]}
 

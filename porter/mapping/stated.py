@@ -155,7 +155,7 @@ def as_stated(mapping: VariantMapping, checkpoint: Checkpoint) -> Function:
             "model's .keras, .h5 or checkpoint instead"
         )
     network, problems = build_network(mapping), list[str]()
-    output_stride = _output_stride(network, layers, problems)
+    output_stride = _output_stride(mapping, layers, problems)
     image, white = _input(mapping.input, graph, layers[0].operation, checkpoint, problems)
     sides = _image_sides(graph, layers[0].operation)
     if network.head is not None and network.head.GIVES == "masks" and sides:
@@ -217,8 +217,9 @@ def _layers(mapping: VariantMapping, graph: StoredGraph) -> list[_Layer]:
     return found
 
 
-def _output_stride(network: Network, layers: Sequence[_Layer], problems: list[str]) -> int | None:
+def _output_stride(mapping: VariantMapping, layers: Sequence[_Layer], problems: list[str]) -> int | None:
     """The output stride that gives the file's strides and dilations; None where the network's own does."""
+    network = build_network(mapping)
     stored = [(layer.operation.stride, layer.operation.dilation) for layer in layers]
 
     def of(candidate: Network) -> list[tuple[tuple[int, int], tuple[int, int]]]:
@@ -229,11 +230,11 @@ def _output_stride(network: Network, layers: Sequence[_Layer], problems: list[st
     if stored == of(network):
         return None
     stride, reached = network.stem_stride, {network.stem_stride}
-    for block in network.blocks:
+    for block in with_output_stride(mapping, None).blocks:
         stride *= block.stride
         reached.add(stride)
     for output_stride in sorted(reached):
-        if stored == of(with_output_stride(network, output_stride)):
+        if stored == of(with_output_stride(mapping, output_stride)):
             return output_stride
     for layer, (ours, dilation) in zip(layers, of(network), strict=True):
         operation = layer.operation

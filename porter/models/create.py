@@ -204,7 +204,8 @@ def create_model(
     name: str | None = str(variant)
     if checkpoint is None and mapping is None and variant_named(str(variant)) is None:
         source, name = variant, None  # weights that know their variant
-        if "://" not in str(variant) and not Path(variant).exists() and find_artifact(variant) is None:
+        there = any(Path(f"{variant}{ending}").exists() for ending in ("", ".index"))  # a file, or a prefix
+        if "://" not in str(variant) and not there and find_artifact(variant) is None:
             load_variant(str(variant))  # raises an error that lists the variants
     return open_model(source, replace(options, variant=name), layout, changes).model
 
@@ -241,9 +242,9 @@ def open_model(
     network = replace(network, channels=changes.in_chans or network.channels)
     if changes.output_stride is not None:
         try:
-            network = with_output_stride(network, changes.output_stride)
+            network = replace(network, blocks=with_output_stride(mapping, changes.output_stride).blocks)
         except ValueError:
-            strides = ", ".join(str(tap.reduction) for tap in pyramid(network))
+            strides = ", ".join(str(tap.reduction) for tap in pyramid(with_output_stride(mapping, None)))
             raise PorterError(f"output_stride={changes.output_stride!r}: use one of {strides}") from None
     if artifact is not None:
         check_fits(network, artifact.arrays, name)
@@ -256,8 +257,8 @@ def open_model(
         initialize(model)
     else:
         _fill(model, artifact.tensors, name, changes)
-        if artifact.metadata and not (fake_quant or changes.features_only or changes.in_chans):
-            _keep_origin(model, artifact.metadata, changes.output_stride)
+        if artifact.metadata and not (fake_quant or changes.features_only):
+            _keep_origin(model, artifact.metadata, changes.output_stride, _input(mapping, network.channels))
     if fake_quant:
         assert artifact is not None
         new_head = changes.num_classes not in (None, class_count(artifact.arrays))
@@ -398,17 +399,34 @@ def _fill(model: Whole | MobileNetV3Features, tensors: dict[str, Tensor], source
     model.load_state_dict(state, strict=False)
 
 
-def _keep_origin(model: nn.Module, metadata: Metadata, output_stride: int | None) -> None:
-    """Have state dicts of ``model`` say what ``metadata`` do: entries do not tell scaling or activations."""
+def _input(mapping: VariantMapping, channels: int) -> Input | None:
+    """The image of a network whose first convolution was adapted to ``channels``; None where it was not."""
+    spec = mapping.input
+    if channels == spec.channels:
+        return None
+    mean, std = ([values[channel % len(values)] for channel in range(channels)] for values in (spec.mean, spec.std))
+    return msgspec.structs.replace(spec, channels=channels, mean=mean, std=std)
+
+
+def _keep_origin(model: nn.Module, metadata: Metadata, output_stride: int | None, adapted: Input | None) -> None:
+    """Have state dicts of ``model`` say what ``metadata`` do: entries do not tell scaling or activations.
+
+    With the output stride and the image that it was ``adapted`` to, if it was.
+    """
+    stated = metadata.stated
     if output_stride is not None:
-        stated = msgspec.structs.replace(metadata.stated, output_stride=output_stride)
-        metadata = msgspec.structs.replace(metadata, stated=stated)
+        stated = msgspec.structs.replace(stated, output_stride=output_stride)
+    if adapted is not None:
+        stated = msgspec.structs.replace(stated, input=adapted)
+    metadata = msgspec.structs.replace(metadata, stated=stated)
     model.register_state_dict_post_hook(partial(_tell_origin, metadata))  # type: ignore[no-untyped-call]
 
 
 def _tell_origin(metadata: Metadata, model: Whole, state: Any, prefix: str, _local: object) -> None:
     """Attach ``metadata`` to a state dict of ``model``, as it is now."""
-    if prefix not in ("", *PREFIXES):
+    while prefix.startswith(PREFIXES):
+        prefix = prefix.removeprefix(next(one for one in PREFIXES if prefix.startswith(one)))
+    if prefix:
         return  # a part of another network
     network, stated, count = model.network, metadata.stated, model.num_classes
     if (network.tail, network.pooling) != (tuple(stated.tail or ()), stated.pooling or "average"):

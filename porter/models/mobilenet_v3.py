@@ -25,7 +25,7 @@ from porter.models.feature_info import FeatureInfo, map_indices, pyramid
 from porter.network.network import GATE_ENTRY, TIMM_GATE, Block, Network
 from porter.network.node import behind_gates, same_padding
 from porter.network.nodes import endpoint_modules, nodes, torchvision_names
-from porter.network.spec import TAIL_ACTIVATIONS, Pooling, TailActivation
+from porter.network.spec import TAIL_ACTIVATIONS, Pooling, TailActivation, TailLayer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -233,6 +233,8 @@ class ConvNormAct(nn.Module):
 
 def check_images(x: Tensor | np.ndarray, channels: int) -> None:
     """Raise TypeError or ValueError if ``x`` is not a batch of images, (N, ``channels``, H, W) floats."""
+    if not hasattr(x, "ndim"):
+        raise TypeError(f"the network takes a tensor of (N, {channels}, H, W), not {type(x).__name__}")
     if x.ndim != 4 or x.shape[1] != channels:
         move = "permute" if isinstance(x, Tensor) else "transpose"
         hint = f"; NHWC? use x.{move}(0, 3, 1, 2)" if x.ndim == 4 and x.shape[3] == channels else ""
@@ -437,9 +439,15 @@ class MobileNetV3(Trunk):
         """
         if global_pool is not None:
             self.pool_by(global_pool, num_classes)
+        elif num_classes and not self.pooled:
+            raise ValueError("a map without pooling has no classes: give global_pool as well")
         self.num_classes = num_classes
         was = next(self.parameters())
-        self.network = replace(self.network, tail=())
+        # A tail of one layer says that there is no embedding before it
+        self.network = replace(self.network, tail=(TailLayer("dense"),) if self.network.tail else ())
+        ranges = getattr(self, "ranges", {})  # of 8 bits: the new layer has none
+        for name in [name for name in ranges if name.startswith("classifier")]:
+            del ranges[name]
         self.classifier = _classifier(self.network, num_classes)
         initialize(self.classifier)
         self.classifier.to(was.device, was.dtype).train(self.training)

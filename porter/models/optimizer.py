@@ -47,7 +47,9 @@ def optimizer_state(
         docs/fine-tuning.md continues a run with timm's RMSpropTF.
     """
     if not isinstance(model, Whole):
-        raise ArtifactError(f"optimizer_state: {type(model).__name__} is no model of create_model's")
+        raise ArtifactError(f"optimizer_state: takes a whole model of create_model's, not a {type(model).__name__}")
+    if not type(optimizer).__name__.startswith("RMSprop") or optimizer.defaults.get("centered"):
+        raise ArtifactError("optimizer_state: the slots are of RMSProp, not centered; use timm.optim.RMSpropTF")
     layout: ArtifactLayout = "timm" if model.network.gate == TIMM_GATE else "slim"
     port = plan_port(checkpoint, PortOptions(variant, mapping, layout=layout, fake_quant=False))
     if model.num_classes == port.classes:
@@ -81,4 +83,6 @@ def optimizer_state(
         for number, parameter in enumerate(parameters)
         if names.get(parameter) in slots
     }
+    if not found["state"]:
+        raise ArtifactError("optimizer_state: none of the optimizer's parameters with slots is the model's")
     return found

@@ -12,6 +12,7 @@ from fractions import Fraction
 from typing import Any, ParamSpec, TypeVar, get_args
 
 from msgspec import Struct, field
+from msgspec.structs import replace as replace_struct
 
 from porter.network.detection import Detection
 from porter.network.names import fill
@@ -361,9 +362,12 @@ def tail_layer(number: int, count: int) -> str:
     return "classifier" if count == 1 else f"classifier.{number}"
 
 
-def with_output_stride(network: Network, output_stride: int) -> Network:
-    """``network`` with dilations for the strides past ``output_stride``. Raises ValueError where none is reached."""
-    return replace(network, blocks=tuple(_dilated(network.blocks, network.stem_stride, output_stride)))
+def with_output_stride(mapping: Architecture, output_stride: int | None) -> Network:
+    """The network of ``mapping`` with another output stride than its table has; None: without dilations.
+
+    Raises ValueError where ``output_stride`` is none of its strides.
+    """
+    return build_network(replace_struct(mapping, network=replace_struct(mapping.network, output_stride=output_stride)))
 
 
 def _dilated(blocks: Iterable[Block], stride: int, output_stride: int) -> list[Block]:

@@ -80,7 +80,7 @@ def check_sample(
         try:
             return _row(check, name, sample.label, theirs, ours, inherited)
         except ValueError as error:
-            raise ParityError(f"{verdict.checkpoint}: {error}") from error
+            raise ParityError(f"{verdict.artifact or verdict.checkpoint}: {error}") from error
 
     def count(found: Iterable[Found]) -> None:
         """Add a row for each of ``found``; classes are counted once, of what a caller gets."""
