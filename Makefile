@@ -49,6 +49,8 @@ bench: .venv/.bench
 	$(BIN)/python benchmarks/evaluating.py
 	$(BIN)/python benchmarks/eight_bits.py
 	$(BIN)/python benchmarks/inference.py
+	$(BIN)/python benchmarks/inference.py --name folding --threads 1 --forms "timm eager" "timm torch.compile" \
+		"ours folded" "ours folded, torch.compile"
 	$(BIN)/python scripts/write_benchmarks_page.py
 
 parity: setup

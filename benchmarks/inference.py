@@ -340,6 +340,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=0, help="20 at batch 1, 10 at others when left out")
     parser.add_argument("--no-compile", action="store_true", help="leave out what takes a minute to compile")
     parser.add_argument("--forms", nargs="+", choices=list(FORMS), help="only these, timm eager among them")
+    parser.add_argument("--name", default="inference", help="of the results")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--form", choices=list(FORMS), help=argparse.SUPPRESS)
     parser.add_argument("--artifact", type=Path, help=argparse.SUPPRESS)
@@ -360,7 +361,7 @@ def main() -> None:
                     rows = measure(variant, artifact, batch, threads, rounds, forms)
                     everything += rows
                     print(f"\n{variant}, {threads} thread(s), batch {batch}\n\n{shown(rows)}", flush=True)
-                    write_result("inference", everything, given.results)
+                    write_result(given.name, everything, given.results)
 
 
 def shown(rows: list[dict[str, Any]]) -> str:

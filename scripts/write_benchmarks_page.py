@@ -128,9 +128,9 @@ def goals_table(inference: Any) -> str:
     return rows_of(["ratio", "at most", *heads], rows)
 
 
-def folded_table(inference: Any) -> str:
+def folded_table(folding: Any) -> str:
     """Folded models, and the goals; what misses them is bold."""
-    times, rows = medians(inference, 1), []
+    times, rows = medians(folding, 1), []
     for (form, against), goals in FOLDED_GOALS.items():
         cells = []
         for setting, measured in times.items():
@@ -158,7 +158,7 @@ def page() -> str:
     ours, theirs = speeds["mnv3-port evaluate"], speeds["timm's parts"]
     rates, listing = reading["gib_per_second"], reading["list"]
     cat = rates["cat file > /dev/null"]
-    eight_bits = read("eight_bits")
+    folding, eight_bits = read("folding"), read("eight_bits")
     return f"""# Benchmarks
 
 `make bench` measures everything and writes `benchmarks/results/*.json`. `scripts/write_benchmarks_page.py` writes this page from these files.
@@ -195,9 +195,10 @@ ExecuTorch takes one image at a time. OpenVINO is set to float32, because by def
 
 ## Folded batch norms
 
-`porter.fold` and `create_model(..., fold_bn=True)` fold batch norms into the convolutions. With one thread:
+`porter.fold` and `create_model(..., fold_bn=True)` fold batch norms into the convolutions. With one thread, in a run of its own
+(`benchmarks/inference.py --name folding`):
 
-{folded_table(inference)}
+{folded_table(folding)}
 
 `create_model` tells the C library to keep up to 128 MiB of freed memory. Otherwise the library returns the memory of each layer's output to the system, and
 the next layer takes a page fault for every 4 KiB. timm's models run without this, in processes of their own.
@@ -229,7 +230,7 @@ Reading a checkpoint of 1 GiB is {rates["read, no checksums"] / cat:.2f} x as fa
 def readme_rows() -> str:
     """README's rows."""
     cost, speeds = read("cost"), read("evaluating")["images_per_second"]
-    times = medians(read("inference"), 1)["small_075", 1]
+    times, folded = (medians(read(name), 1)["small_075", 1] for name in ("inference", "folding"))
     claims = cost["claims"]
     script = claims["convert, .pth: x the user's own script"]
     faster = speeds["mnv3-port evaluate"] / speeds["timm's parts"]
@@ -241,7 +242,7 @@ def readme_rows() -> str:
         ["`convert -o x.pth`", f"{script:.2f} x the script that a user would write"],
         ["`porter.deploy`, one image of small_075", f"{times['ours deployed'] / times['timm eager']:.2f} x timm eager"],
         ["`porter.create_model`, the same", f"{times['ours eager'] / times['timm eager']:.2f} x timm eager"],
-        ["`porter.fold` of it", f"{times['ours folded'] / times['timm eager']:.2f} x timm eager"],
+        ["`porter.fold` of it", f"{folded['ours folded'] / folded['timm eager']:.2f} x timm eager"],
         ["`evaluate`, photos per second", f"{faster:.2f} x timm's parts"],
     ]
     return rows_of(["", ""], rows)

@@ -207,6 +207,21 @@ def test_heads_behind_a_base_in_the_model(keras, port, tmp_path, head):
     check(port, model, saved(model, tmp_path / "m.keras"))
 
 
+@pytest.mark.parametrize("classes", [0, 6])
+def test_another_classifier_where_there_is_no_embedding(keras, tmp_path, classes):
+    """It becomes what the model computes: convert missed the embedding, or gave a map that was not pooled."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    original = filled(keras.Sequential([base(keras), *HEADS["more functions"](keras.layers)]))
+    model, x = porter.create_model(saved(original, tmp_path / "m.keras")), torch.randn(3, 3, SIDE, SIDE)
+    model.reset_classifier(classes)
+    torch.save(model.state_dict(), tmp_path / "a.pth")
+    path, _ = porter.convert(tmp_path / "a.pth", tmp_path / "a.onnx")
+    [found] = onnxruntime.InferenceSession(path).run(None, {"image": x.numpy()})
+    with torch.no_grad():
+        same(found, model(x).numpy())
+        assert torch.equal(porter.create_model(tmp_path / "a.pth")(x), model(x))
+
+
 def test_a_mapping_without_rules_for_a_heads_layers(keras, tmp_path, run):
     model = filled(keras.Sequential([base(keras), *HEADS["flat"](keras.layers)]))
     source = saved(model, tmp_path / "m.keras")

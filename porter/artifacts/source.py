@@ -147,7 +147,8 @@ def _of_network(
         mapping = replace_struct(mapping, **{network.head.KEY: network.head})
     top = mapping.top
     if not class_count(artifact.arrays):
-        top = "optional" if network.embedding else "none"
+        pools = metadata is not None and metadata.stated.pooling is not None
+        top = "optional" if network.embedding or pools else "none"
     found = replace_struct(mapping, top=top, definition=replace_struct(mapping.definition, gate=network.gate))
     try:
         build_network(found)

@@ -108,7 +108,7 @@ def _not_in_variables(stated: Stated) -> list[str]:
         "scaling": stated.input,
         "batch norm epsilon": stated.epsilon,
         "output stride": stated.output_stride,
-        "pooling": stated.pooling,
+        "pooling": None if stated.pooling == "average" else stated.pooling,
         "predictions": stated.predictions,
     }
     return [fact for fact, value in facts.items() if value is not None]

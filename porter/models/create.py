@@ -429,7 +429,8 @@ def _tell_origin(metadata: Metadata, model: Whole, state: Any, prefix: str, _loc
     if prefix:
         return  # a part of another network
     network, stated, count = model.network, metadata.stated, model.num_classes
-    if (network.tail, network.pooling) != (tuple(stated.tail or ()), stated.pooling or "average"):
+    features = isinstance(model, MobileNetV3) and model.pooled and not count and not network.embedding  # pooled ones
+    if features or (network.tail, network.pooling) != (tuple(stated.tail or ()), stated.pooling or "average"):
         behind = {"tail": list(network.tail), "pooling": network.pooling, "flat": list(network.flat) or None}
         stated = msgspec.structs.replace(stated, **behind)
     if count != metadata.num_classes:

@@ -405,6 +405,9 @@ def recomputed(stage: nn.Module, x: Tensor) -> Tensor:
     return checkpoint(stage, x, use_reentrant=False, context_fn=contexts)
 
 
+ONE_LAYER = (TailLayer("dense"),)  # of a network without an embedding, which other classifiers have
+
+
 class MobileNetV3(Trunk):
     """The classifier: (N, channels, H, W) float, RGB in [-1, 1] -> (N, num_classes) logits.
 
@@ -414,6 +417,8 @@ class MobileNetV3(Trunk):
     """
 
     def __init__(self, network: Network, num_classes: int = 1000, dropout: float | None = None) -> None:
+        if network.tail and not num_classes:
+            network = replace(network, tail=ONE_LAYER)
         super().__init__(network)
         state_gate(self, network)
         self.num_classes = num_classes
@@ -443,8 +448,7 @@ class MobileNetV3(Trunk):
             raise ValueError("a map without pooling has no classes: give global_pool as well")
         self.num_classes = num_classes
         was = next(self.parameters())
-        # A tail of one layer says that there is no embedding before it
-        self.network = replace(self.network, tail=(TailLayer("dense"),) if self.network.tail else ())
+        self.network = replace(self.network, tail=ONE_LAYER if self.network.tail else ())
         ranges = getattr(self, "ranges", {})  # of 8 bits: the new layer has none
         for name in [name for name in ranges if name.startswith("classifier")]:
             del ranges[name]
