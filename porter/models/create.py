@@ -165,7 +165,8 @@ def create_model(
         in_chans: Channels of the images; the first convolution is adapted.
         dropout: Probability before the classifier, in training mode only.
         drop_path_rate: Probability of dropping the last block's path, in training mode only; earlier ones have less.
-        global_pool: timm's word for the pooling: ``avg``, ``max``, or ``""`` for a map of ``num_classes=0``.
+        global_pool: timm's word for the pooling: ``avg``, ``max``, or ``""`` for a map of ``num_classes=0``. A state
+            dict does not say the last one: give it again.
         features_only: Give the feature pyramid, a list of (N, C, H / r, W / r) maps.
         out_indices: Some maps of the pyramid, in this order; negative ones count from the end.
         output_stride: How many pixels a position of the last map stands for, 8 or 16: dilations instead of strides.
