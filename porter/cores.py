@@ -30,7 +30,7 @@ def keep_freed_memory() -> None:
     images. 128 MiB hold five of their largest map (16 channels of 112 x 112). Larger maps gain nothing. Other C
     libraries have no such function.
     """
-    with suppress(OSError, AttributeError):
+    with suppress(OSError, AttributeError, TypeError):  # CDLL(None) is no library on Windows
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the most that glibc takes
         mallopt(M_TRIM_THRESHOLD, 128 << 20)

@@ -110,10 +110,9 @@ def convert_all(
 ) -> Iterator[tuple[Path, Port]]:
     """Port several checkpoints, of one training run say, into ``folder`` as ``<name of the checkpoint><suffix>``.
 
-    Results as for ``convert``, in the order of ``checkpoints``; the variant is found
-    once if it is the same, and AT_ONCE are ported at a
-    time. Raises PorterError before the first where an output exists or a name is no checkpoint's, and at the first that
-    cannot be ported; what was written by then stays.
+    Results as for ``convert``, in the order of ``checkpoints``. The variant of the first is tried first for the others,
+    and AT_ONCE are ported at a time. Raises PorterError before the first where an output exists or a name is no
+    checkpoint's, and at the first that cannot be ported; what was written by then stays.
     """
     from concurrent.futures import ThreadPoolExecutor
 
