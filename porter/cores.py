@@ -27,7 +27,7 @@ def keep_freed_memory() -> None:
 
     By default glibc returns freed memory to the system: at first beyond 128 KiB, later beyond up to 64 MiB
     (mallopt(3)). Memory that is used again then takes a page fault for every 4 KiB, which is a third of the time of 32
-    images. 128 MiB hold five of their largest map (16 channels of 112 x 112). Larger maps gain nothing. Other C
+    images. 128 MiB hold their largest map (16 channels of 112 x 112) five times. Larger maps gain nothing. Other C
     libraries have no such function.
     """
     with suppress(OSError, AttributeError, TypeError):  # CDLL(None) is no library on Windows

@@ -13,6 +13,19 @@ from porter.models.mobilenet_v3 import initialize
 ROOT = Path(__file__).parents[1]
 
 
+def test_a_checkpoints_prefix_is_a_source(demo_folder):
+    index = next(demo_folder.rglob("*.index"))
+    assert porter.create_model(index.with_suffix("")).num_classes == 1000
+
+
+def test_a_map_has_no_classes():
+    model = porter.create_model("small_075", num_classes=0, global_pool="")
+    with pytest.raises(ValueError, match="give global_pool as well"):
+        model.reset_classifier(5)
+    model.reset_classifier(5, "avg")
+    assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 5)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

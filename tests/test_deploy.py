@@ -141,6 +141,8 @@ def test_refused():
         fast(images(1, 65, 64))
     with pytest.raises(ValueError, match=r"NHWC\? use x.transpose\(0, 3, 1, 2\)"):
         fast(np.zeros((1, 64, 64, 3), np.float32))
+    with pytest.raises(TypeError, match="takes a tensor of .*, not NoneType"):
+        fast(None)
     with pytest.raises(TypeError, match="for 8-bit RGB"):
         fast(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
     with pytest.raises(porter.PorterError, match="only a float32 model"):

@@ -114,6 +114,10 @@ def test_refusals(run, demo_folder, tmp_path):
     ran = run("export-tf", path, tmp_path / "new")
     assert ran.code == 2
     assert "conv_head.bias: missing, expected [1024]" in ran.err
+    plain = dict(porter.create_model("small_075", demo_folder, fold_bn=True).state_dict())  # no metadata
+    torch.save(plain, path)
+    ran = run("export-tf", path, tmp_path / "new", "--variant", "small_075")
+    assert (ran.code, "its batch norms are folded away" in ran.err) == (2, True)
 
 
 def test_inspect_knows_it(run, demo_folder, tmp_path):

@@ -82,7 +82,7 @@ def write(tmp_path, text):
         ("- 1\n", r"mine.yaml:1: a mapping file is a YAML mapping"),
         ("", r"mine.yaml:1: a mapping file is a YAML mapping"),
         ("base: none.yaml\n", r"base 'none.yaml' is neither beside it nor among the installed"),
-        ("base: ../variants/small_100.yaml\n", r"is neither beside it nor among the installed"),
+        ("base: ../mappings/small_100.yaml\n", r"is neither beside it nor among the installed"),
         ("base: mine.yaml\n", r"its base leads back to itself"),
         ("base: small_100.yaml\nmodule: 'blocks.{stag}'\n", r"mine.yaml:2?:? ?.*stag"),
         (

@@ -150,7 +150,10 @@ def test_adapted_to_other_channels(demo_folder, tmp_path, channels):
     torch.save(model.state_dict(), tmp_path / "a.pth")
     with torch.no_grad():
         for path in (tmp_path / "a.pth", porter.convert(tmp_path / "a.pth", tmp_path / "b.safetensors")[0]):
-            assert torch.equal(porter.create_model(path)(x), model(x))
+            opened = porter.create_model(path)
+            assert torch.equal(opened(x), model(x))
+            assert opened.pretrained_cfg == model.pretrained_cfg
+            assert len(opened.pretrained_cfg["mean"]) == channels
 
 
 def test_below_two_wrappers(demo_folder, tmp_path):

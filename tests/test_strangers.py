@@ -207,11 +207,11 @@ def test_heads_behind_a_base_in_the_model(keras, port, tmp_path, head):
     check(port, model, saved(model, tmp_path / "m.keras"))
 
 
-@pytest.mark.parametrize("classes", [0, 6])
-def test_another_classifier_where_there_is_no_embedding(keras, tmp_path, classes):
+@pytest.mark.parametrize(("head", "classes"), [("dense", 0), ("more functions", 6)])
+def test_another_classifier_where_there_is_no_embedding(keras, tmp_path, head, classes):
     """It becomes what the model computes: convert missed the embedding, or gave a map that was not pooled."""
     onnxruntime = pytest.importorskip("onnxruntime")
-    original = filled(keras.Sequential([base(keras), *HEADS["more functions"](keras.layers)]))
+    original = filled(keras.Sequential([base(keras), *HEADS[head](keras.layers)]))
     model, x = porter.create_model(saved(original, tmp_path / "m.keras")), torch.randn(3, 3, SIDE, SIDE)
     model.reset_classifier(classes)
     torch.save(model.state_dict(), tmp_path / "a.pth")

@@ -176,7 +176,7 @@ def model_program(model: nn.Module) -> Program:
 
 
 def _check_layers(model: Whole | MobileNetV3Features) -> None:
-    """Raise ArtifactError where a layer is not that of the model's network: programs are made from the latter."""
+    """Raise ArtifactError where a layer of ``model`` is not that of its network, which programs are made from."""
     with torch.device("meta"):
         if isinstance(model, MobileNetV3Features):
             expected: nn.Module = MobileNetV3Features(model.network)

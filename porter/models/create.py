@@ -240,7 +240,10 @@ def open_model(
             if not artifact.metadata or not artifact.metadata.bn_folded:
                 artifact = without_batch_norms(artifact, network)
         network = network_as_stored(network, artifact.arrays, artifact.metadata, artifact.gate)
-    network = replace(network, channels=changes.in_chans or network.channels)
+    adapted = changes.in_chans not in (None, network.channels)
+    if changes.in_chans is not None and adapted:
+        mapping = _for_channels(mapping, changes.in_chans)
+        network = replace(network, channels=changes.in_chans)
     if changes.output_stride is not None:
         try:
             network = replace(network, blocks=with_output_stride(mapping, changes.output_stride).blocks)
@@ -259,12 +262,12 @@ def open_model(
     else:
         _fill(model, artifact.tensors, name, changes)
         if artifact.metadata and not (fake_quant or changes.features_only):
-            _keep_origin(model, artifact.metadata, changes.output_stride, _input(mapping, network.channels))
+            _keep_origin(model, artifact.metadata, changes.output_stride, mapping.input if adapted else None)
     if fake_quant:
         assert artifact is not None
         new_head = changes.num_classes not in (None, class_count(artifact.arrays))
         fake_quantize(model, _ranges_of(model, ranges, new_head, name))
-    model.pretrained_cfg = pretrained_cfg(mapping, getattr(model, "num_classes", 0), network.channels)
+    model.pretrained_cfg = pretrained_cfg(mapping, getattr(model, "num_classes", 0))
     if changes.fold_bn:
         model = fold(model)
     return OpenedModel(name, model.eval(), mapping, artifact.metadata if artifact else None, digests, fake_quant)
@@ -400,13 +403,16 @@ def _fill(model: Whole | MobileNetV3Features, tensors: dict[str, Tensor], source
     model.load_state_dict(state, strict=False)
 
 
-def _input(mapping: VariantMapping, channels: int) -> Input | None:
-    """The image of a network whose first convolution was adapted to ``channels``; None where it was not."""
+def _for_channels(mapping: VariantMapping, channels: int) -> VariantMapping:
+    """``mapping`` for images of other channels, which get the scaling of its own in turn."""
     spec = mapping.input
-    if channels == spec.channels:
-        return None
-    mean, std = ([values[channel % len(values)] for channel in range(channels)] for values in (spec.mean, spec.std))
-    return msgspec.structs.replace(spec, channels=channels, mean=mean, std=std)
+
+    def in_turn(values: list[Any]) -> list[Any]:
+        return [values[channel % len(values)] for channel in range(channels)]
+
+    levels = in_turn(spec.levels) if spec.levels and len(spec.levels) > 1 else spec.levels
+    facts = {"mean": in_turn(spec.mean), "std": in_turn(spec.std), "levels": levels}
+    return msgspec.structs.replace(mapping, input=msgspec.structs.replace(spec, channels=channels, **facts))
 
 
 def _keep_origin(model: nn.Module, metadata: Metadata, output_stride: int | None, adapted: Input | None) -> None:
@@ -448,13 +454,13 @@ def _adapt_stem(weight: Tensor, channels: int) -> Tensor:
     return torch.cat([weight] * repeats, 1)[:, :channels] * (weight.shape[1] / channels)
 
 
-def pretrained_cfg(mapping: VariantMapping, num_classes: int, channels: int | None = None) -> dict[str, Any]:
+def pretrained_cfg(mapping: VariantMapping, num_classes: int) -> dict[str, Any]:
     """The keys that ``timm.data.resolve_data_config`` and a Hugging Face ``config.json`` read."""
     spec = mapping.input
     return {
         "architecture": mapping.timm or mapping.variant,
         "custom_load": False,
-        "input_size": (channels or spec.channels, *spec.sides),
+        "input_size": (spec.channels, *spec.sides),
         "fixed_input_size": False,
         "interpolation": "bilinear",
         "crop_pct": spec.crop,
