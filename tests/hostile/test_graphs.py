@@ -1,6 +1,7 @@
 """Graphs that do something else than compute: refused by name, before TensorFlow runs any of them."""
 
 import io
+import shutil
 import sys
 import tarfile
 from pathlib import Path
@@ -11,16 +12,24 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from slim_graph import frozen
 
-from porter.parity.demo import demo_variables
+from porter.mapping.files import load_mapping
+from porter.parity.demo import random_variables
 from porter.parity.references.graph_guard import ALLOWED
 
 pytestmark = pytest.mark.tensorflow
 
 
 @pytest.fixture(scope="module")
-def honest(tf):
-    """The GraphDef of the demo weights."""
-    return frozen(tf, demo_variables("small_075"))
+def honest(tf, three_blocks):
+    """The GraphDef of a network of three blocks, which has every operation of a whole one."""
+    mapping = load_mapping(three_blocks.mapping)
+    return frozen(tf, random_variables(mapping), mapping=mapping)
+
+
+@pytest.fixture
+def run(run, three_blocks):
+    """Run a command on files of this network."""
+    return lambda command, *arguments: run(command, *arguments, *three_blocks.own)
 
 
 def node(graph, name):
@@ -171,11 +180,12 @@ def test_operations_on_the_list_have_no_state(tf):
         assert not op_def_registry.get(name).is_stateful, name
 
 
-def test_meta_with_a_file_operation(run, tf, honest, tmp_path):
+def test_meta_with_a_file_operation(run, tf, three_blocks, honest, tmp_path):
     """The graph of a ``.meta`` goes through the same door; nor is its saver run, which names files."""
-    from porter.parity.demo import write_demo_checkpoint
-
-    folder = write_demo_checkpoint(tmp_path) / "ema"
+    folder = tmp_path / "ema"
+    folder.mkdir()
+    for path in three_blocks.source.parent.glob(f"{three_blocks.source.name}.*"):
+        shutil.copy(path, folder / path.name.replace(three_blocks.source.name, "model-1000"))
     meta = tf.compat.v1.MetaGraphDef()
     meta.graph_def.CopyFrom(honest)
     meta.saver_def.restore_op_name = "save/restore_all"
