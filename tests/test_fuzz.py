@@ -16,15 +16,16 @@ from porter.sources.slices import Part, assemble
 from porter.sources.tfjs_graph import read_topology
 
 
-def test_mutants_are_refused_or_read(tmp_path):
+@pytest.mark.parametrize("inputs", [75, pytest.param(600, marks=pytest.mark.slow)])
+def test_mutants_are_refused_or_read(tmp_path, inputs):
     seeds, work = tmp_path / "seeds", tmp_path / "work"
     seeds.mkdir()
     work.mkdir()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.load and tarfile warn about what they meet
-        counts = {t.name: fuzzing.fuzz(t, work, inputs=150, seed=0) for t in fuzzing.targets(seeds)}
+        counts = {t.name: fuzzing.fuzz(t, work, inputs=inputs, seed=0) for t in fuzzing.targets(seeds)}
     assert all(count["refused"] for count in counts.values()), counts
-    assert sum(counts[".weights.h5"].values()) == 2
+    assert sum(counts[".weights.h5"].values()) == inputs // fuzzing.HDF5_SHARE
 
 
 @pytest.mark.parametrize("data", [b"\x80\x02.", b"\x80\x02}q\x00u.", b"", b"PK\x03\x04"])

@@ -47,7 +47,7 @@ def write_garden(tf, folder, variant, root="backbone"):
 
 
 @pytest.mark.tensorflow
-@pytest.mark.parametrize("variant", MAPS)
+@pytest.mark.parametrize("variant", [pytest.param(v, marks=pytest.mark.slow if v == "large_100" else ()) for v in MAPS])
 def test_what_its_own_code_made(tf, tmp_path, run, variant):
     source = write_garden(tf, tmp_path, variant)
     ran = run("convert", source, "-o", tmp_path / "a.pth")

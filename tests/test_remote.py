@@ -63,6 +63,12 @@ def server(request, tmp_path):
     served.shutdown()
 
 
+# What is read from there is test_checkpoint's, both ways; the whole suite has these so as well
+either_way = pytest.mark.parametrize(
+    "server", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["ranges", "no ranges"], indirect=True
+)
+
+
 def with_slots(folder):
     """A checkpoint of which a third is needed: slots before and after."""
     variables = demo_variables("small_075", classes=5)
@@ -97,6 +103,7 @@ def test_checkpoint(server, tmp_path, run, name):
         assert len(handler.sent) < 80
 
 
+@either_way
 def test_whole_files(server, tmp_path, run):
     url, www, _ = server
     write_demo_checkpoint(www)
@@ -111,6 +118,7 @@ def test_whole_files(server, tmp_path, run):
 
 
 @pytest.mark.tensorflow
+@either_way
 def test_inspect_and_verify(server, tf, run):
     url, www, _ = server
     with_slots(www)
@@ -119,13 +127,14 @@ def test_inspect_and_verify(server, tf, run):
 
 
 @pytest.mark.tensorflow
+@either_way
 def test_what_the_graph_states(server, tarball_folder, run):
     """A .meta beside a checkpoint, and a SavedModel, say the same there as here."""
     url, www, _ = server
     shutil.copytree(tarball_folder / "ema", www / "ema")
     far, near = (plan_port(f"{place}/ema/model-497500") for place in (url, www))
     assert far.assumed == near.assumed == ("scaling",)
-    assert "reference  meta graph (" in run("verify", f"{url}/ema/model-497500").out
+    assert "reference  meta graph (" in run("verify", f"{url}/ema/model-497500", "--size", "64").out
 
 
 @pytest.mark.tensorflow

@@ -198,7 +198,7 @@ def test_a_keras_model_that_ends_in_a_model(tf, tmp_path):
     assert np.abs(found[:, 0, 0] - np.asarray(model(images))).max() < 1e-5
 
 
-@pytest.mark.parametrize("how", ["frozen", "export", "saved_model", "keras 2"])
+@pytest.mark.parametrize("how", ["frozen", "export", "saved_model", pytest.param("keras 2", marks=pytest.mark.slow)])
 def test_keras_models_as_graphs(tf, tmp_path, how):
     """A SavedModel's variables are found through calls of functions, by the names that the bundle gives them."""
     keras = pytest.importorskip("tf_keras") if how == "keras 2" else tf.keras

@@ -54,7 +54,9 @@ def test_many_folders(tmp_path, refused):
     refused(packed(tmp_path / "a.tgz", one * 100_000), f"takes more than {MOST['files']:,} files")
 
 
-def test_many_empty_files(tmp_path, refused):
+@pytest.mark.parametrize("most", [1000, pytest.param(MOST["files"], marks=pytest.mark.slow)])
+def test_many_empty_files(tmp_path, refused, monkeypatch, most):
+    monkeypatch.setitem(MOST, "files", most)
     refused(packed(tmp_path / "a.tgz", b"".join(header(f"f{n}") for n in range(MOST["files"] + 1))), "files")
 
 

@@ -270,7 +270,7 @@ def test_a_signal_ends_it(demo_folder, tmp_path):
     (tmp_path / "x.onnx").write_bytes(endless())
     command = [sys.executable, "-m", "porter", "verify", demo_folder, tmp_path / "x.onnx"]
     running = subprocess.Popen([*map(str, command), "--reference", str(demo_folder / "expected.npz")])
-    busy = _wait_for(lambda: [pid for pid in _grandchildren(running.pid) if _seconds(pid) > 1])
+    busy = _wait_for(lambda: [pid for pid in _grandchildren(running.pid) if _seconds(pid) > 0.3])
     running.send_signal(signal.SIGTERM)
     assert running.wait(10) == 143
     _wait_for(lambda: not any(_seconds(pid) for pid in busy))
