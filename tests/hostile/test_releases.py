@@ -16,7 +16,22 @@ WRONG = (None, 5, "x", [], {}, [1], {"x": 1}, float("nan"), True)
 
 
 @pytest.fixture(scope="module")
-def released(tmp_path_factory, demo_folder):
+def released(tmp_path_factory, three_blocks):
+    from porter.releases.publish import release
+
+    folder = tmp_path_factory.mktemp("release") / "dist"
+    release(three_blocks.source, folder, reference=str(three_blocks.recorded), mapping=three_blocks.mapping)
+    return folder
+
+
+@pytest.fixture
+def copy(released, tmp_path):
+    """A release of three blocks: what is wrong beside the weights is found in a small one as well."""
+    return shutil.copytree(released, tmp_path / "dist")
+
+
+@pytest.fixture(scope="module")
+def released_variant(tmp_path_factory, demo_folder):
     from porter.releases.publish import release
 
     folder = tmp_path_factory.mktemp("release") / "dist"
@@ -25,8 +40,9 @@ def released(tmp_path_factory, demo_folder):
 
 
 @pytest.fixture
-def copy(released, tmp_path):
-    return shutil.copytree(released, tmp_path / "dist")
+def copy_of_variant(released_variant, tmp_path):
+    """A release of a variant, whose name leads to its mapping."""
+    return shutil.copytree(released_variant, tmp_path / "dist")
 
 
 def checked(run, folder):
@@ -125,8 +141,9 @@ def test_reference_that_unpacks_to_gigabytes(run, copy):
     ],
 )
 @pytest.mark.parametrize("twins", [False, True])
-def test_weights_of_others(run, copy, change, twins):
+def test_weights_of_others(run, copy_of_variant, change, twins):
     """One of the twins changed, or both alike."""
+    copy = copy_of_variant
     from safetensors import safe_open
 
     with safe_open(copy / "model.safetensors", framework="pt") as file:
