@@ -2,6 +2,7 @@
 
 import gc
 import gzip
+import json
 import os
 import shutil
 import signal
@@ -142,6 +143,31 @@ def tarball_folder(tf, tmp_path_factory) -> Path:
     meta = tf.compat.v1.MetaGraphDef(graph_def=graph)
     (folder / "ema" / "model-497500.meta").write_bytes(meta.SerializeToString())
     return folder
+
+
+@pytest.fixture
+def hdf5_here(monkeypatch):
+    """Read Keras's HDF5 files in this process; tests/test_keras.py has the process of its own that a user gets."""
+    from porter.sources import hdf5, keras
+
+    def dump(stored, folder, given, path, end):
+        folder.mkdir()
+        hdf5.dump(stored, folder, given["names"], given["averaging"])
+        return json.loads((folder / "listing.json").read_text())
+
+    monkeypatch.setattr(keras, "_dump", dump)
+
+
+@pytest.fixture(scope="session")
+def three_blocks_model(tmp_path_factory):
+    """A small network of the user's own in PyTorch, untrained; read only by agreement."""
+    from three_blocks import MAPPING, VARIANT
+
+    import porter
+
+    path = tmp_path_factory.mktemp("three") / "three.yaml"
+    path.write_text(MAPPING)
+    return porter.create_model(VARIANT, mapping=path)
 
 
 @pytest.fixture(scope="session")

@@ -12,16 +12,23 @@ import porter
 IMAGES = torch.linspace(-1, 1, 2 * 3 * 65 * 96).sin().reshape(2, 3, 65, 96)
 
 
-@pytest.fixture(scope="module")
-def model(demo_folder):
-    return porter.create_model("small_075", demo_folder)
+@pytest.fixture(scope="module", params=["three_blocks", pytest.param("small_075", marks=pytest.mark.slow)])
+def model(request):
+    """Three blocks have every kind of layer; what compiles or quantises them takes its time for each."""
+    if request.param == "small_075":
+        return porter.create_model("small_075", request.getfixturevalue("demo_folder"))
+    return request.getfixturevalue("three_blocks_model")
 
 
-@pytest.mark.parametrize("variant", ["small_075", pytest.param("edgetpu_075", marks=pytest.mark.slow)])
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
-def test_scripted(variant):
+def test_edgetpu_scripted():
+    test_scripted(porter.create_model("edgetpu_075"))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+def test_scripted(model):
     """At any size, since the padding is in the script."""
-    model = porter.create_model(variant)
     scripted = torch.jit.script(model)
     with torch.no_grad():
         for images in (IMAGES, IMAGES[:1, :, :32, :33]):

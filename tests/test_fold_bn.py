@@ -100,9 +100,9 @@ def test_fold_gives_the_same(variant, options):
     assert all(torch.equal(value, kept[name].to(value.dtype)) for name, value in model.state_dict().items())
 
 
-def test_a_folded_models_state_dict_is_its_parameters():
+def test_a_folded_models_state_dict_is_its_parameters(three_blocks_model):
     """So averages of it, functional calls and optimizers of a reopened one are right."""
-    folded = porter.fold(with_statistics("small_075"))
+    folded = porter.fold(three_blocks_model)
     own = dict(folded.named_parameters())
     assert {name: value.data_ptr() for name, value in folded.state_dict().items() if name in own} == {
         name: value.data_ptr() for name, value in own.items()

@@ -145,22 +145,15 @@ def test_values_are_keras_own(models, tmp_path, release):
     assert all(same_bits(opened[name].read(), value) for name, value in expected.items())
 
 
-def test_gate_is_a_sixth(keras, tmp_path):
-    path = tmp_path / "m.weights.h5"
-    build(keras, "small_075").save_weights(path)
-    port = plan_port(path)
-    assert port.plan.source_gate == 1 / 6
-    assert all(step.scale == 1 for step in port.plan.steps)
-
-
-def test_optimizer_state_is_set_aside(models, keras, tmp_path):
-    model = build(keras)
+def test_optimizer_state_is_set_aside(keras, tmp_path):
+    """Of any network; test_strangers.py ports files that have it."""
+    model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3), keras.layers.Conv2D(4, 1)])
     model.compile(optimizer="adam", loss="sparse_categorical_crossentropy")
     model.optimizer.build(model.trainable_variables)
     model.save(tmp_path / "m.keras")
     opened = open_checkpoint(tmp_path / "m.keras")
     assert set(opened.set_aside.values()) == {"optimizer state"}
-    assert plan_port(opened).plan.variant == VARIANT
+    assert len(opened) == 4
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ from porter.sources import open_checkpoint
 from porter.sources.bundle_writer import write_bundle
 from porter.sources.stored_graph import StoredGraph, StoredOperation
 
-pytestmark = pytest.mark.tensorflow
+pytestmark = [pytest.mark.tensorflow, pytest.mark.usefixtures("hdf5_here")]
 SIDE = 64  # the last map has 2 x 2 positions
 # Rounding of float32 in networks of random values, to the largest output
 FLOAT = 1e-5
@@ -807,7 +807,9 @@ def test_layers_with_names_of_the_users_own(keras, port, tmp_path):
     model = filled(keras.Model(image, keras.layers.Conv2D(3, 1, name="mask")(trunk(image))))
     path = saved(model, tmp_path / "m.keras")
     same(port(path, pixels(), "map", backbone=True), theirs(trunk, pixels()))
-    assert porter.convert(path, tmp_path / "p.pth", backbone=True)[1].network.gate == 1 / 6
+    ported = porter.convert(path, tmp_path / "p.pth", backbone=True)[1]
+    assert ported.network.gate == ported.plan.source_gate == 1 / 6
+    assert all(step.scale == 1 for step in ported.plan.steps)
 
 
 @pytest.mark.slow
