@@ -55,7 +55,8 @@ class Made:
         write_bundle(self.source, self.variables)
 
     def verify(self, port=None, **options):
-        verdict = porter.verify(self.source, port, mapping=self.mapping, **options)
+        sizes = [(48, 48) if port else (51, 40)]  # a file takes what the network was trained on
+        verdict = porter.verify(self.source, port, mapping=self.mapping, sizes=sizes, **options)
         assert verdict.passed, verdict.failure()
         return verdict
 

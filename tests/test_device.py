@@ -18,7 +18,7 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "device_check.py"
 LOSSY = """
 import torch, porter
 def made():
-    model = porter.create_model({path!r})
+    model = porter.create_model("three_blocks", {path!r}, mapping={mapping!r})
     for conv in model.modules():
         if type(conv).__name__ == "SameConv2d":
             conv.register_forward_pre_hook(rounded)
@@ -53,11 +53,12 @@ def test_only_modules_run_on_a_device(demo_folder, tmp_path, run):
     assert "only a module in PyTorch runs" in run("verify", demo_folder, "--deploy", *options).err
 
 
-def test_tf32_is_named(demo_folder, tmp_path, run):
+@pytest.mark.tensorflow
+def test_tf32_is_named(three_blocks, tmp_path, run):
     """Lost precision that comes back without TF32 has it as its cause; other lost precision has not."""
-    path, _ = convert(demo_folder, tmp_path / "x.pth")
-    (tmp_path / "made.py").write_text(LOSSY.format(path=str(path)))
-    given = ("verify", demo_folder, f"{tmp_path / 'made.py'}:made", "--reference", demo_folder / "expected.npz")
+    path, _ = convert(three_blocks.source, tmp_path / "x.pth", mapping=three_blocks.mapping)
+    (tmp_path / "made.py").write_text(LOSSY.format(path=str(path), mapping=str(three_blocks.mapping)))
+    given = ("verify", three_blocks.source, f"{tmp_path / 'made.py'}:made", *three_blocks.options)
     ran = run(*given, "--device", "cpu")
     assert ran.code == 1, ran.out + ran.err
     assert (
@@ -72,9 +73,8 @@ def test_tf32_is_named(demo_folder, tmp_path, run):
         torch.backends.cudnn.allow_tf32 = True
     always = (tmp_path / "made.py").read_text().replace("torch.backends.cudnn.allow_tf32 and ", "")
     (tmp_path / "always.py").write_text(always)
-    verdict = porter.verify(
-        demo_folder, f"{tmp_path / 'always.py'}:made", reference=str(demo_folder / "expected.npz"), device="cpu"
-    )
+    options = {"mapping": three_blocks.mapping, "reference": str(three_blocks.recorded), "device": "cpu"}
+    verdict = porter.verify(three_blocks.source, f"{tmp_path / 'always.py'}:made", **options)
     assert verdict.as_exact is False
     assert verdict.causes == []
 

@@ -137,8 +137,10 @@ def test_deployed_as_integers():
 
 
 @REAL_FILE
-@pytest.mark.parametrize("there", [True, False])
-def test_without_litert_pytorch_computes_the_same(run, monkeypatch, there):
+@pytest.mark.parametrize(
+    ("there", "evaluated"), [(True, False), (False, False), pytest.param(True, True, marks=pytest.mark.slow)]
+)
+def test_without_litert_pytorch_computes_the_same(run, monkeypatch, there, evaluated):
     photo = sorted((REAL / "images").iterdir())[0]
     if not there:
         monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
@@ -147,7 +149,7 @@ def test_without_litert_pytorch_computes_the_same(run, monkeypatch, there):
     assert ("note      8 bits are computed by PyTorch, which is slow: needs pip install" in ran.err) != there
     best = json.loads(ran.out)["classes"][0]
     assert (best["number"], round(best["probability"], 6)) == (3, 0.918539)
-    if there:
+    if evaluated:
         ran = run("evaluate", EIGHT_BIT, photo.parent, "--json", "--workers", 0)
         assert json.loads(ran.out)["results"][0]["top1"]["hits"] == 102
 

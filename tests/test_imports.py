@@ -32,8 +32,6 @@ def test_torch_and_tensorflow_are_imported_where_they_are_needed(demo_folder, tm
     recorded = ("--reference", demo_folder / "expected.npz")
     convert, *_, last = imported(
         ["convert", demo_folder, "-o", tmp_path / "a.pth"],
-        ["convert", demo_folder, "-o", tmp_path / "a.safetensors"],
-        ["verify", demo_folder, *recorded],
         ["release", demo_folder, *recorded, "--out", tmp_path / "dist"],
         ["release", "--check", tmp_path / "dist"],
     )

@@ -157,7 +157,9 @@ def test_draft(run, tmp_path):
     assert "more\nvariant: evil\x1b[[]2J" in [one["pattern"] for one in document["ignore"]]
 
 
-@pytest.mark.parametrize("name", ["a\x1b[2Jb", "a\nok        forged", "[/bold]x", "[red]y"])
+@pytest.mark.parametrize(
+    "name", ["a\x1b[2Jb", "a\nok        forged", "[/bold]x", pytest.param("[red]y", marks=pytest.mark.slow)]
+)
 def test_names_of_folders(run, demo_folder, tmp_path, name):
     """They come back in lines of output as they are, but for what a terminal would obey."""
     from PIL import Image
