@@ -72,6 +72,14 @@ def no_quick_diagnosis():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_disks():
+    """What tests write need not outlive a power cut; commands that tests start and kill do wait."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)  # which refuses a closed file, too
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of checkpoints written by the original TensorFlow network."""
