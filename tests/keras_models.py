@@ -7,11 +7,11 @@ from porter.mapping.files import load_variant
 VARIANT = "small_minimal_100"  # the fewest layers
 
 
-def build(keras, variant=VARIANT, classes=11, **kwargs):
-    """Keras's model of ``variant`` with seeded values everywhere, statistics of batch norms included."""
+def build(keras, variant=VARIANT, classes=11, side=224, **kwargs):
+    """Keras's model of ``variant`` for images of ``side``, with seeded values everywhere, statistics of batch norms included."""
     spec = load_variant(variant).keras
     options = {"alpha": spec.alpha, "minimalistic": spec.minimalistic, "weights": None, "classes": classes}
-    model = getattr(keras.applications, spec.model)(input_shape=(224, 224, 3), **options | kwargs)
+    model = getattr(keras.applications, spec.model)(input_shape=(side, side, 3), **options | kwargs)
     random = np.random.default_rng(0)
     values = []
     for weight in model.weights:

@@ -166,9 +166,13 @@ def test_flipped_byte_in_any_tensor_is_noticed(demo_copy):
     offset = 0
     for name in sorted(opened, key=str.encode):  # our writer lays tensors out in this order
         position = offset + opened[name].nbytes // 2
-        data.write_bytes(intact[:position] + bytes([intact[position] ^ 1]) + intact[position + 1 :])
-        with pytest.raises(CheckpointError, match=f"{data}: tensor {name}: checksum mismatch"):
-            opened[name].read()
+        with data.open("r+b", buffering=0) as file:
+            file.seek(position)
+            file.write(bytes([intact[position] ^ 1]))
+            with pytest.raises(CheckpointError, match=f"{data}: tensor {name}: checksum mismatch"):
+                opened[name].read()
+            file.seek(position)
+            file.write(intact[position : position + 1])
         offset += opened[name].nbytes
     assert offset == len(intact)
 

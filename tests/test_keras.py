@@ -16,6 +16,7 @@ from porter.port import plan_port
 from porter.sources import open_checkpoint
 
 pytestmark = pytest.mark.tensorflow
+SIDE = 96  # of the images that the models take
 SIX = ("large_075", "large_100", "large_minimal_100", "small_075", "small_100", "small_minimal_100")
 
 
@@ -32,7 +33,9 @@ def keras2():
 @pytest.fixture(scope="module")
 def models(keras, request):
     """Release of Keras -> a model of it."""
-    return functools.cache(lambda release: build(keras if release == 3 else request.getfixturevalue("keras2")))
+    return functools.cache(
+        lambda release: build(keras if release == 3 else request.getfixturevalue("keras2"), side=SIDE)
+    )
 
 
 FORMATS = {
@@ -79,7 +82,7 @@ def test_inspect_convert_verify(source, models, run, tmp_path):
 def test_predictions_are_those_of_the_keras_that_wrote_it(source, models):
     """Without Keras's loader in between: the model in memory."""
     release, path = source
-    images = np.random.default_rng(1).uniform(0, 255, (2, 224, 224, 3)).astype(np.float32)
+    images = np.random.default_rng(1).uniform(0, 255, (2, SIDE, SIDE, 3)).astype(np.float32)
     expected = np.asarray(models(release)(images, training=False))
     model = porter.create_model(VARIANT, path)
     with torch.no_grad():

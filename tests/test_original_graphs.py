@@ -196,9 +196,9 @@ def test_trained_weights_without_false_alarm(tf, reference):
     assert verdict.function_distance() < 1e-13
 
 
-def test_recorded_reference_asks_both_questions(run, demo_folder, tmp_path):
+def test_recorded_reference_asks_both_questions(run, three_blocks, tmp_path):
     """Without TensorFlow: float64 values and the reference's own error are in the record."""
-    run("release", demo_folder, "--out", tmp_path / "dist", "--reference", "tf.nn")
+    run("release", three_blocks.source, *three_blocks.own, "--out", tmp_path / "dist", "--reference", "tf.nn")
     ran = run("release", "--check", tmp_path / "dist")
     assert ran.code == 0, ran.err
     assert "same function (" in ran.out

@@ -270,14 +270,13 @@ def test_int8_level_for_level(tf, tmp_path, run, variant, whole):
 
 
 @pytest.mark.parametrize(("scale", "offset"), [(1 / 255, 0.0), pytest.param(1 / 127.5, -1.0, marks=pytest.mark.slow)])
-def test_pixels_become_levels_inside(tf, tmp_path, run, scale, offset):
+def test_pixels_become_levels_inside(tf, three_blocks, tmp_path, run, scale, offset):
     """As in every 8-bit file that is made of a Keras model with its preprocessing. Both sides were given 0 and 1 alone."""
     from porter.parity.samples import noise, structured
     from porter.parity.verify import open_check
-    from porter.sources.bundle_writer import write_bundle
 
-    write_bundle(tmp_path / "model-1", demo_variables("small_075"))
-    forward = graph(plan_port(tmp_path / "model-1"), "float32")
+    options = PortOptions(mapping=three_blocks.mapping)
+    forward = graph(plan_port(three_blocks.source, options), "float32")
 
     @tf.function(input_signature=[tf.TensorSpec((1, SIDE, SIDE, 3), tf.float32)])
     def network(pixels):
@@ -287,9 +286,9 @@ def test_pixels_become_levels_inside(tf, tmp_path, run, scale, offset):
     converter = tf.lite.TFLiteConverter.from_concrete_functions([network.get_concrete_function()])
     path.write_bytes(eight_bits(tf, converter, 0, whole=True, taken="uint8", side=SIDE))
     assert read_graph(path).operators[0].kind == "quantize"
-    ran = run("verify", path)
+    ran = run("verify", path, *three_blocks.own)
     assert ran.code == 0, ran.out + ran.err
-    check = open_check(path, None, PortOptions())
+    check = open_check(path, None, options)
     reference, spec = check.reference, check.mapping.input
     # The converter moves a factor without an offset into the first convolution's weights
     assert (spec.mean[0], spec.std[0]) == pytest.approx((0.5, 0.5) if offset else (0, 1 / 255), abs=0.01)
