@@ -155,7 +155,7 @@ SIZES = st.integers(8, 40)
 SUPPRESSED = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 
 
-@settings(max_examples=4, deadline=None, suppress_health_check=SUPPRESSED, derandomize=True)
+@settings(max_examples=3, deadline=None, suppress_health_check=SUPPRESSED, derandomize=True)
 @given(mapping=mappings(), height=SIZES, width=SIZES)
 def test_a_handful(mapping, height, width, tf, tmp_path_factory):
     check_table(mapping, height, width, tmp_path_factory.mktemp("table"))
