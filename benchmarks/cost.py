@@ -18,6 +18,7 @@ from typing import NamedTuple
 from timing import RESULTS, SHARED, table, timed, write_result
 
 from porter.report.inspection import inspect_checkpoint
+from porter.sources import open_checkpoint
 
 # What a user writes today: TensorFlow reads, numpy transposes, timm's model takes, torch saves.
 SCRIPT = """
@@ -82,9 +83,9 @@ def main() -> None:
         checkpoint = given.checkpoint or SHARED / "v3-small_224_0.75_float"
         checkpoint = checkpoint if checkpoint.is_dir() else demo_checkpoint(folder)
         # A child starts with the peak of its parent, so this process must not import torch.
-        inspection = inspect_checkpoint(checkpoint)
-        weights = sum(variable.nbytes for variable in inspection.used) / 2**20
-        prefix = inspection.checkpoint.path
+        inspection = inspect_checkpoint(open_checkpoint(checkpoint))
+        weights = sum(variable["bytes"] for variable in inspection["variables"]) / 2**20
+        prefix = Path(inspection["path"])
         (folder / "names.txt").write_text(names_of(str(checkpoint)))
         tool = [str(Path(sys.executable).with_name("mnv3-port"))]
         python = [sys.executable, "-c"]
@@ -123,7 +124,7 @@ def main() -> None:
     seconds = {name: timed([run.seconds for run in measured]) for name, measured in runs.items()}
     peaks = {name: timed([run.peak for run in measured]).median for name, measured in runs.items()}
     base = seconds["import torch"].median
-    print(f"{checkpoint}: {inspection.closest.variant}, {weights:.1f} MiB of weights, {given.runs} runs each\n")
+    print(f"{checkpoint}: {inspection['closest']['variant']}, {weights:.1f} MiB of weights, {given.runs} runs each\n")
     rows = [
         [name, f"{s.median:.2f}", f"{s.low:.2f} - {s.high:.2f}", f"{s.median / base:.2f}", f"{peaks[name]:.0f}"]
         for name, s in seconds.items()

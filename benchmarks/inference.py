@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from timing import RESULTS, SHARED, table, timed, turn, write_result
 
-from porter.cores import cores
+from porter.process import cores
 
 FOLDERS = {"small_075": "v3-small_224_0.75_float", "large_100": "v3-large_224_1.0_float"}
 GIVEN, WANTED = "input:0", "MobilenetV3/Logits/output:0"  # of the frozen graph

@@ -56,17 +56,18 @@ def listed(names: Sequence[str], most: int) -> str:
 
 def json_text(value: Any, indent: int | None = None) -> str:
     """``value`` as JSON. NaN and infinity become null, as JSON has neither; names that are no Unicode are escaped."""
-    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+    return json.dumps(plain(value), indent=indent, allow_nan=False)
 
 
-def _finite(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """``value`` as what JSON has: NaN and infinity are None, tuples are lists."""
     if isinstance(value, str):
         return value.encode(errors="backslashreplace").decode()
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {_finite(key): _finite(below) for key, below in value.items()}
-    return [_finite(below) for below in value] if isinstance(value, (list, tuple)) else value
+        return {plain(key): plain(below) for key, below in value.items()}
+    return [plain(below) for below in value] if isinstance(value, (list, tuple)) else value
 
 
 def _escape(character: str) -> str:

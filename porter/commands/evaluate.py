@@ -52,10 +52,8 @@ def evaluate(source: str, data: Path, per_class: Path | None, html: Path | None,
     from porter.evaluation.evaluate import OF_CLASSIFIERS, open_measure
     from porter.evaluation.run import Settings
     from porter.photos.labels import read_class_names
-    from porter.prediction.network import PORTS
     from porter.report.console import image_progress
-    from porter.report.evaluation_html import evaluation_html
-    from porter.report.evaluation_table import per_class_csv, print_evaluation
+    from porter.report.evaluation import evaluation_html, per_class_csv, print_evaluation
 
     force, as_json = options.pop("force"), options.pop("as_json")
     check_outputs(per_class, html, as_json=as_json)
@@ -69,8 +67,8 @@ def evaluate(source: str, data: Path, per_class: Path | None, html: Path | None,
     names = options.pop("class_names")
     settings = Settings(class_names=read_class_names(names) if names else (), **options)
     kind, measure = open_measure(source, port)
-    if kind != "classes":
-        refuse_ignored(f"{source} is a {PORTS[kind]}", *OF_CLASSIFIERS)
+    if kind != "classifier":
+        refuse_ignored(f"{source} is a {kind}", *OF_CLASSIFIERS)
     with image_progress() as advance:
         result = measure(data, settings, advance)
     if result is None:  # another process holds it

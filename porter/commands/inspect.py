@@ -30,9 +30,11 @@ def inspect(source: str, variant: str | None, mapping: Path | None, weights: Any
     else:
         from porter.report.inspection import inspect_checkpoint
         from porter.report.listing import inspection_lines
+        from porter.sources import open_checkpoint
 
-        inspection = inspect_checkpoint(source, variant, mapping, weights)
-        found, lines = inspection.as_json(), inspection_lines(inspection)
+        opened = open_checkpoint(source, weights)
+        found = inspect_checkpoint(opened, variant, mapping)
+        lines = inspection_lines(found, opened.place)
     if as_json:
         echo_json(found)
     else:

@@ -56,9 +56,9 @@ def predict(
     image (a PNG with a palette; pixels are class numbers), a detector the image with its boxes and a JSON file.
     """
     from porter.atomic import check_folder, make_folder, write_bytes
-    from porter.photos.images import expand, photo_name
+    from porter.photos.images import expand, photo_name, read_images
     from porter.photos.labels import read_class_names
-    from porter.prediction.network import PORTS, png_bytes
+    from porter.prediction.network import png_bytes
     from porter.prediction.predictor import open_predictor
 
     check_outputs(html, as_json=as_json)
@@ -73,12 +73,12 @@ def predict(
     skip, device = options.pop("skip_unreadable"), options.pop("device") or "cpu"
     port, names = taken_port_options(options), read_class_names(names) if names else ()
     predictor = open_predictor(source, port, device, names, **options)
-    refuse_ignored(f"{source} is a {PORTS[predictor.kind]}", *predictor.ignored)
+    refuse_ignored(f"{source} is a {predictor.kind}", *predictor.ignored)
     targets = _targets(given, output, predictor.endings, force, html) if output else {}
     skipped: list[tuple[Photo, PorterError]] = []
     figures = []
-    for photo, image, found in predictor.over(given, skipped if skip else None):
-        name, files = photo_name(photo), targets.get(photo, ())
+    for photo, image in read_images(given, skipped if skip else None):
+        found, name, files = predictor.find(image), photo_name(photo), targets.get(photo, ())
         about = {"schema": SCHEMA, "image": name} | ({"files": [str(file) for file in files]} if files else {})
         line = json_text(about | found.values)
         for file in files:
@@ -97,7 +97,7 @@ def predict(
     if html:
         from porter.report.pages import rendered
 
-        write_bytes(html, rendered("predictions", source=printable(source), figures=figures), force=True)
+        write_bytes(html, rendered("predictions", source=source, figures=figures), force=True)
     if len(skipped) == len(given):
         raise PorterError("none of the images could be read")
 

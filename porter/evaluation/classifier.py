@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,13 +15,16 @@ from porter.models.create import OpenedModel, open_model
 from porter.models.timm_import import timm_model
 from porter.network.spec import Input
 from porter.parity.references.choose import open_reference
-from porter.port import Port, plan_port
+from porter.photos.images import normalized
+from porter.port import plan_port
 
 AT_ONCE = 4  # images that a reference's process gets at once; its memory limit is that for one image
 
 
 class Classifier(NamedTuple):
-    """``logits`` takes (N, H, W, 3) float32 images and gives (N, classes), background dropped; ``input`` says which.
+    """``logits`` takes what ``resized`` gives, (N, H, W, 3), and gives (N, classes), background dropped.
+
+    ``input`` says of which size, and how the network takes the pixels.
 
     ``class_names`` are those in an artifact, background dropped too. ``digest`` is the SHA-256 of the file, or of a
     source's first file; empty for timm's own weights.
@@ -68,17 +70,18 @@ def _ours(opened: OpenedModel, device: str) -> Classifier:
         classes=model.num_classes - (background is not None),
         input=opened.input,
         digest=next(iter(opened.digests.values()), ""),
-        logits=_torch_logits(fast, device, background),
+        logits=_torch_logits(fast, opened.input, device, background),
         class_names=tuple(name for number, name in enumerate(names) if number != background),
     )
 
 
 def _torch_logits(
-    model: torch.nn.Module, device: str, background: int | None = None
+    model: torch.nn.Module, spec: Input, device: str, background: int | None = None
 ) -> Callable[[np.ndarray], np.ndarray]:
     model = model.eval().to(device)
 
-    def logits(images: np.ndarray) -> np.ndarray:
+    def logits(pixels: np.ndarray) -> np.ndarray:
+        images = normalized(pixels, spec.mean, spec.std, spec.levels)
         with torch.inference_mode():
             inputs = torch.from_numpy(images).permute(0, 3, 1, 2).to(device).contiguous()
             found: np.ndarray = model(inputs).cpu().numpy()
@@ -92,33 +95,26 @@ def _timm(name: str, device: str) -> Classifier:
     config = model.pretrained_cfg
     size, channels = config["input_size"][1], config["input_size"][0]
     spec = Input(size, channels, list(config["mean"]), list(config["std"]), config["crop_pct"])
-    return Classifier(f"timm:{name}", model.num_classes, spec, "", _torch_logits(model, device))
-
-
-def _before_scaling(images: np.ndarray, port: Port) -> np.ndarray:
-    """Images (N, H, W, C) as the port's network takes them -> the pixels that they were made of, in [-1, 1]."""
-    if port.white is None:
-        return images
-    spec = port.mapping.input
-    pixels = (images * np.array(spec.std) + spec.mean) * 255
-    if spec.levels:
-        rows = zip(np.moveaxis(images, -1, 0), itertools.cycle(spec.levels))
-        pixels = np.stack([np.searchsorted(np.array(row, np.float32), plane) for plane, row in rows], -1)
-    return (np.round(pixels) / 127.5 - 1).astype(np.float32)
+    return Classifier(f"timm:{name}", model.num_classes, spec, "", _torch_logits(model, spec, device))
 
 
 def _tensorflow(source: str, options: PortOptions) -> Classifier:
     port = plan_port(source, options)
+    spec = port.mapping.input
     reference = open_reference("auto", port)
     background = port.mapping.classes.background if port.plan.background_dropped else None
 
-    def logits(images: np.ndarray) -> np.ndarray:
+    def logits(pixels: np.ndarray) -> np.ndarray:
+        images = normalized(pixels, spec.mean, spec.std, spec.levels)
+        if port.white is not None:  # the file scales the pixels itself, and the reference makes them of [-1, 1]
+            whole = pixels if pixels.dtype == np.uint8 else np.round(pixels * 255)
+            images = (whole / 127.5 - 1).astype(np.float32)
         parts = []
         for start in range(0, len(images), AT_ONCE):
-            [(_, (found, _))] = reference.run(_before_scaling(images[start : start + AT_ONCE], port), ["Logits"])
+            [(_, (found, _))] = reference.run(images[start : start + AT_ONCE], ["Logits"])
             parts.append(found)
         whole = np.concatenate(parts)
         return whole if background is None else np.delete(whole, background, axis=1)
 
     name, digest = f"tf:{source} ({reference.name})", next(iter(port.checkpoint.digests().values()))
-    return Classifier(name, port.plan.num_classes, port.mapping.input, digest, logits)
+    return Classifier(name, port.plan.num_classes, spec, digest, logits)

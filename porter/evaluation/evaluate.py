@@ -15,7 +15,6 @@ from porter.evaluation.run import DEFAULT_SETTINGS, Progress, Settings, evaluate
 from porter.mapping.options import PathLike, PortOptions
 from porter.models.create import open_model
 from porter.photos.images import Preprocessing
-from porter.prediction.network import PORTS, Kind, kind_of
 from porter.sources.weights import Weights
 
 OF_CLASSIFIERS = ("compare", "preprocess", "batch", "workers", "resume")  # settings that other kinds have no use for
@@ -80,18 +79,18 @@ def evaluate(
     names = tuple(class_names)
     settings = Settings(compare, label_file, names, preprocess, batch, workers, device, kept, skip_unreadable)
     kind, measure = open_measure(str(source), options)
-    for name in OF_CLASSIFIERS if kind != "classes" else ():
+    for name in OF_CLASSIFIERS if kind != "classifier" else ():
         if getattr(settings, name) != getattr(DEFAULT_SETTINGS, name):
-            raise PorterError(f"{name} has no meaning here: {source} is a {PORTS[kind]}")
+            raise PorterError(f"{name} has no meaning here: {source} is a {kind}")
     return measure(Path(data), settings, progress)
 
 
-def open_measure(source: str, options: PortOptions) -> tuple[Kind, Measure]:
+def open_measure(source: str, options: PortOptions) -> tuple[str, Measure]:
     """Open ``source``; what it is, and the function that measures it. Raises PorterError."""
     opened = None if of_others(source) else open_model(source, options)
-    kind = kind_of(opened) if opened else "classes"
-    if opened is None or kind == "classes":
-        return kind, lambda data, settings, progress: evaluate_classifier(
+    if opened is None or opened.whole.network.kind == "classifier":
+        return "classifier", lambda data, settings, progress: evaluate_classifier(
             source, data, options, settings, progress, opened
         )
-    return kind, partial(compare_masks if kind == "masks" else average_precision, opened)
+    kind = opened.whole.network.kind
+    return kind, partial(compare_masks if kind == "segmenter" else average_precision, opened)

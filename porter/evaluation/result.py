@@ -7,6 +7,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from porter.photos.labels import Label, class_labels
+
 Z = 1.959963984540054  # standard deviations around the mean that hold 95 % of a normal distribution
 
 
@@ -63,6 +65,10 @@ class Evaluation:
     photos: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     class_names: list[str] = field(default_factory=list)
+
+    def labels(self) -> list[Label]:
+        """The classes' names: those given, or ImageNet's."""
+        return class_labels(len(self.class_names) or 1000, self.class_names)
 
     def accuracy(self, classifier: int, k: int) -> Share:
         """How often the class is among the ``k`` highest."""

@@ -19,18 +19,17 @@ import torch.distributed
 from torch.utils.data import DataLoader
 
 from porter.atomic import check_folder
-from porter.cores import cores
 from porter.errors import PorterError
 from porter.evaluation.classifier import Classifier, open_classifier
 from porter.evaluation.dataset import Labelled, find_labelled
 from porter.evaluation.journal import read_journal, write_batch
 from porter.evaluation.result import Evaluation, Seen
-from porter.left_over import die_with_parent
 from porter.mapping.options import DEFAULT_OPTIONS, PortOptions
 from porter.models.build import chosen_device
 from porter.models.create import OpenedModel
 from porter.network.spec import Input
-from porter.photos.images import Preprocessing, normalized, read_image, resized
+from porter.photos.images import Preprocessing, read_image, resized
+from porter.process import cores, die_with_parent
 
 Progress = Callable[[int, int], None]  # images done, of how many
 
@@ -168,7 +167,7 @@ def _run(
         readable = [image for image in pixels if not isinstance(image, PorterError)]
         logits: Iterator[tuple[np.ndarray, ...]] = iter(())  # of each readable image, by classifier
         if readable:
-            images = normalized(np.stack(readable), spec.mean, spec.std, spec.levels)
+            images = np.stack(readable)
             logits = zip(*(classifier.logits(images) for classifier in classifiers), strict=True)
         seen = [
             _seen(photo.label, () if isinstance(image, PorterError) else next(logits))

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from porter.artifacts.artifact import Artifact, find_artifact, save_artifact
 from porter.atomic import check_folder, check_output, make_folder, refuse_existing, write_bytes
-from porter.cores import keep_freed_memory
 from porter.errors import MappingError, PorterError
 from porter.exports import files
 from porter.mapping.options import DEFAULT_OPTIONS, ArtifactLayout, PathLike, PortOptions
 from porter.port import Port, carry_out_port, plan_opened, plan_port
+from porter.process import keep_freed_memory
 from porter.sources.locate import locate
 from porter.sources.remote import is_url
 from porter.sources.v1 import SHARDED

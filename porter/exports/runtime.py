@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,9 +13,6 @@ from porter.exports.program import Program
 from porter.network.network import Network
 from porter.network.node import IMAGE, Size
 
-if TYPE_CHECKING:
-    from onnx import ModelProto
-
 # Pixels per thread of the parts that larger batches run in: what one layer writes is still in its core's cache when the
 # next reads it. Four images of 224 x 224 a thread take 0.85 x the time of 32 at once where a core has 2 MiB.
 PART_PIXELS = 4 * 224 * 224
@@ -23,17 +20,18 @@ PART_PIXELS = 4 * 224 * 224
 
 def boxes_session(network: Network, size: Size) -> Any:
     """A session of ``boxes_model``: encodings and logits of one image -> boxes, classes, scores."""
-    return _session(boxes_model(network, size), threads=1)
+    return onnx_session(boxes_model(network, size).SerializeToString(), threads=1)
 
 
-def _session(model: ModelProto, threads: int) -> Any:
+def onnx_session(content: bytes, threads: int) -> Any:
+    """A session of ONNX Runtime on the CPU. Raises ArtifactError where the package is missing."""
     try:
         import onnxruntime
     except ImportError as error:
         raise ArtifactError(f"needs pip install 'mnv3-port[onnx]' ({error})") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
 class Session:
@@ -46,7 +44,7 @@ class Session:
         self._threads = threads
         self._asked = list(values or program.outputs)
         self._names = list(dict.fromkeys(self._asked))  # a graph gives each of its outputs once
-        self._session = _session(onnx_model(program, size, self._names), threads)
+        self._session = onnx_session(onnx_model(program, size, self._names).SerializeToString(), threads)
 
     def run(self, images: np.ndarray) -> list[np.ndarray]:
         """(N, channels, H, W) float32 -> one array for each output; its first axis is that of ``images``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -141,11 +141,6 @@ def module_outputs(mapping: VariantMapping, network: Network, classes: int) -> d
         for module, candidates in _outputs(mapping.outputs, section, gated):
             found[_filled(module, names)] = [_add_scope(mapping, _filled(one, names)) for one in candidates]
     return found
-
-
-def layer_scopes(expected: list[Expected]) -> Mapping[str, str]:
-    """Prefix of a layer or batch norm in the state dict -> the scope of its variables in the source."""
-    return {want.target.rpartition(".")[0]: want.source.rpartition("/")[0] for want in expected}
 
 
 def _add_scope(mapping: VariantMapping, name: str, above: int = 0) -> str:

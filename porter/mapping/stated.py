@@ -158,7 +158,7 @@ def as_stated(mapping: VariantMapping, checkpoint: Checkpoint) -> Function:
     output_stride = _output_stride(mapping, layers, problems)
     image, white = _input(mapping.input, graph, layers[0].operation, checkpoint, problems)
     sides = _image_sides(graph, layers[0].operation)
-    if network.head is not None and network.head.GIVES == "masks" and sides:
+    if network.kind == "segmenter" and sides:
         trunk = {layer.end: layer.node.name for layer in layers}
         sources = {want.target: want.source for want in expected_variables(mapping, network, classes=1)}
         problem = head_problem(network, graph, trunk, sources, sides)

@@ -16,7 +16,6 @@ from porter.artifacts.artifact import PREFIXES, Artifact, ArtifactFile, find_art
 from porter.artifacts.metadata import KEY, Metadata, encode
 from porter.artifacts.relayout import relayout, without_batch_norms
 from porter.artifacts.variant import check_classifier, check_fits, class_count, mapping_of, network_as_stored
-from porter.cores import keep_freed_memory
 from porter.errors import ArtifactError, MappingError, Option, PorterError
 from porter.mapping.files import load_mapping, load_variant, variant_named
 from porter.mapping.options import DEFAULT_OPTIONS, ArtifactLayout, PathLike, PortOptions
@@ -31,6 +30,7 @@ from porter.network.network import TIMM_GATE, Network, build_network, with_outpu
 from porter.network.nodes import nodes
 from porter.network.spec import Input
 from porter.port import carry_out_port, plan_port
+from porter.process import keep_freed_memory
 from porter.sources import Checkpoint
 from porter.sources.weights import Weights
 
@@ -86,8 +86,7 @@ class OpenedModel(NamedTuple):
     def classifier(self) -> MobileNetV3:
         """The model, which must be a classifier. Raises PorterError where it is a segmenter or detector."""
         if not isinstance(self.model, MobileNetV3):
-            head = self.whole.network.head
-            raise PorterError(f"a {self.mapping.variant} port is a {head and head.KIND}, no classifier")
+            raise PorterError(f"a {self.mapping.variant} port is a {self.whole.network.kind}, no classifier")
         return self.model
 
 
@@ -347,7 +346,7 @@ def _built(network: Network, artifact: Artifact | None, changes: Changes) -> Who
             raise PorterError(f"out_indices: {wrong[0]!r} is none of 0 to {count - 1}, or -{count} to -1")
         return MobileNetV3Features(network, changes.out_indices)
     if changes.num_classes == 0 and network.head is not None:
-        raise PorterError(f"num_classes=0: only a classifier gives an embedding; a {network.head.KIND} needs 1 or more")
+        raise PorterError(f"num_classes=0: only a classifier gives an embedding; a {network.kind} needs 1 or more")
     classes = 0 if network.backbone else 1000
     if artifact is not None:
         classes = class_count(artifact.arrays)

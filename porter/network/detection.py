@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from msgspec import Meta, Struct
 
@@ -45,7 +45,6 @@ class Detection(Struct, frozen=True, forbid_unknown_fields=True):
 
     KEY: ClassVar[str] = "detection"  # of the head in a mapping file
     KIND: ClassVar[str] = "detector"
-    GIVES: ClassVar[Literal["boxes"]] = "boxes"
     UNIT: ClassVar[str] = "box"  # what gets a class
     ANY_SIZE: ClassVar[bool] = False  # of images
     TASK: ClassVar[str] = "Object Detection"

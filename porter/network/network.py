@@ -159,6 +159,11 @@ class Network:
         return self.gate if gated and self.gate != TIMM_GATE else None
 
     @property
+    def kind(self) -> str:
+        """``classifier``, ``segmenter`` or ``detector``."""
+        return "classifier" if self.head is None else self.head.KIND
+
+    @property
     def features(self) -> int:
         """Inputs of the classifier."""
         return self.embedding or self.map_channels * math.prod(self.flat)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from msgspec import Meta, Struct
 from msgspec.structs import replace
@@ -33,7 +33,6 @@ class Segmentation(Struct, frozen=True, forbid_unknown_fields=True):
 
     KEY: ClassVar[str] = "segmentation"  # of the head in a mapping file
     KIND: ClassVar[str] = "segmenter"
-    GIVES: ClassVar[Literal["masks"]] = "masks"
     UNIT: ClassVar[str] = "pixel"  # what gets a class
     ANY_SIZE: ClassVar[bool] = True  # of images
     TASK: ClassVar[str] = "Semantic Segmentation"

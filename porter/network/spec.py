@@ -25,40 +25,39 @@ class ActivationForms(NamedTuple):
 
     ``torch`` is the class of ``torch.nn`` and ``function`` that of ``torch.nn.functional``. ``onnx`` is the operator of
     ONNX, and ``limits`` are constants that it takes. ``tflite`` is the operator of TensorFlow Lite, which computes it
-    ``in_convolution`` where it can. ``slim`` ends the name of its operation in a TensorFlow graph, and ``card``
-    is timm's word for it. The tf.nn reference has its own arithmetic, for it is evidence.
+    ``in_convolution`` where it can. ``card`` is timm's word for it. The tf.nn reference has its own arithmetic, for it
+    is evidence.
     """
 
     torch: str
     function: str
     onnx: str
     tflite: str
-    slim: str
     card: str
     limits: tuple[float, ...] = ()
     in_convolution: bool = True
 
 
 ACTIVATIONS: dict[TailActivation, ActivationForms] = {
-    "relu": ActivationForms("ReLU", "relu", "Relu", "relu", "Relu", "ReLU"),
-    "relu6": ActivationForms("ReLU6", "relu6", "Clip", "relu6", "Relu6", "ReLU6", limits=(0.0, 6.0)),
+    "relu": ActivationForms("ReLU", "relu", "Relu", "relu", "ReLU"),
+    "relu6": ActivationForms("ReLU6", "relu6", "Clip", "relu6", "ReLU6", limits=(0.0, 6.0)),
     # x * relu6(x + 3) / 6: slim's h-swish has 1/6, unlike its squeeze-excite gate
     "hard_swish": ActivationForms(
-        "Hardswish", "hardswish", "HardSwish", "hard_swish", "hard_swish/mul_1", "Hard Swish", in_convolution=False
+        "Hardswish", "hardswish", "HardSwish", "hard_swish", "Hard Swish", in_convolution=False
     ),
 }
 # What heads that people put behind the network have besides. ONNX and TensorFlow Lite write silu as x * sigmoid(x); the
 # ONNX of these exports writes gelu by the error function, and TensorFlow Lite writes selu by elu
 TAIL_ACTIVATIONS: dict[TailActivation, ActivationForms] = {
     **ACTIVATIONS,
-    "tanh": ActivationForms("Tanh", "tanh", "Tanh", "tanh", "Tanh", "Tanh", in_convolution=False),
-    "sigmoid": ActivationForms("Sigmoid", "sigmoid", "Sigmoid", "logistic", "Sigmoid", "Sigmoid", in_convolution=False),
-    "silu": ActivationForms("SiLU", "silu", "Sigmoid", "logistic", "mul", "SiLU", in_convolution=False),
-    "elu": ActivationForms("ELU", "elu", "Elu", "elu", "Elu", "ELU", in_convolution=False),
-    "selu": ActivationForms("SELU", "selu", "Selu", "elu", "Selu", "SELU", in_convolution=False),
-    "gelu": ActivationForms("GELU", "gelu", "Erf", "gelu", "mul_1", "GELU", in_convolution=False),
+    "tanh": ActivationForms("Tanh", "tanh", "Tanh", "tanh", "Tanh", in_convolution=False),
+    "sigmoid": ActivationForms("Sigmoid", "sigmoid", "Sigmoid", "logistic", "Sigmoid", in_convolution=False),
+    "silu": ActivationForms("SiLU", "silu", "Sigmoid", "logistic", "SiLU", in_convolution=False),
+    "elu": ActivationForms("ELU", "elu", "Elu", "elu", "ELU", in_convolution=False),
+    "selu": ActivationForms("SELU", "selu", "Selu", "elu", "SELU", in_convolution=False),
+    "gelu": ActivationForms("GELU", "gelu", "Erf", "gelu", "GELU", in_convolution=False),
     "leaky_relu": ActivationForms(
-        "LeakyReLU", "leaky_relu", "LeakyRelu", "leaky_relu", "LeakyRelu", "LeakyReLU", in_convolution=False
+        "LeakyReLU", "leaky_relu", "LeakyRelu", "leaky_relu", "LeakyReLU", in_convolution=False
     ),
 }
 BlockKind = Literal["separable", "inverted_residual", "fused", "projection"]

@@ -154,8 +154,6 @@ def _row(check: Check, name: str, label: str, theirs: Values, ours: Output, inhe
     if theirs.noise is None and ours.exact is None:
         ours = ours._replace(exact=ours.single)
     row = compare(name, label, theirs, ours, limit, inherited)
-    if ours.noise is not None:
-        row = row.with_port_noise(ours.noise)
     return row.with_rounded_weights() if check.candidate.rounded_weights else row
 
 

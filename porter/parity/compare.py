@@ -12,6 +12,7 @@ import numpy as np
 
 from porter.parity.candidates.candidate import Output
 from porter.parity.references.reference import Noise, Values
+from porter.text import plain
 
 # The same function? Both sides in float64: the largest difference over the layer's scale. One operation rounds by
 # 1e-16; through all layers that grows to about 1e-14.
@@ -107,41 +108,30 @@ class Row(NamedTuple):
             return self.function
         return self.port.largest if self.port is not None else math.nan
 
-    def with_port_noise(self, noise: Noise) -> Row:
-        """The row with the port's float32 error ``noise``, in the endpoint's units, known without float32 values."""
-        unit = self.scale or 1.0
-        return self._replace(port=Noise(noise.rms / unit, noise.largest / unit))
-
     def with_rounded_weights(self) -> Row:
         """The row for rounded weights: float64 values may then differ by as much as float32 values."""
         return self if self.allowed is None else self._replace(function_limit=self.allowed.largest)
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; NaN and infinity become None, as JSON has neither."""
-        return {
-            "endpoint": self.endpoint,
-            "port_name": self.port_name,
-            "sample": self.sample,
-            "shape": list(self.shape),
-            "scale": _finite(self.scale),
-            "function": _finite(self.function),
-            "function_limit": self.function_limit,
-            "same_function": self.same_function,
-            "port_error": _plain(self.port),
-            "reference_error": _plain(self.reference),
-            "allowed_error": _plain(self.allowed),
-            "as_exact": self.as_exact,
-            "worst": list(self.worst),
-            "passed": self.passed,
-        }
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
-
-
-def _plain(noise: Noise | None) -> dict[str, float | None] | None:
-    return None if noise is None else {"rms": _finite(noise.rms), "largest": _finite(noise.largest)}
+        return plain(
+            {
+                "endpoint": self.endpoint,
+                "port_name": self.port_name,
+                "sample": self.sample,
+                "shape": self.shape,
+                "scale": self.scale,
+                "function": self.function,
+                "function_limit": self.function_limit,
+                "same_function": self.same_function,
+                "port_error": self.port and self.port._asdict(),
+                "reference_error": self.reference and self.reference._asdict(),
+                "allowed_error": self.allowed and self.allowed._asdict(),
+                "as_exact": self.as_exact,
+                "worst": self.worst,
+                "passed": self.passed,
+            }
+        )
 
 
 def compare(
@@ -160,13 +150,14 @@ def compare(
     |reference|. Raises ValueError if the shapes differ.
     """
     values, noise = reference.values.astype(np.float64), reference.noise
-    exact, single, _ = port_output
+    exact, single, known = port_output
     for ours in (exact, single):
         if ours is not None and ours.shape != values.shape:
             raise ValueError(f"{endpoint}: shape {ours.shape}, the reference has {values.shape}")
     scale = float(np.abs(values).max(initial=0.0)) if scale is None else scale
     unit = scale or 1.0  # an endpoint of zeros: the difference itself
-    function = port = theirs = allowed = None
+    function = theirs = allowed = None
+    port = None if known is None else Noise(known.rms / unit, known.largest / unit)
     worst = 0
     if noise is not None:
         theirs = Noise(noise.rms / unit, noise.largest / unit)

@@ -9,7 +9,7 @@ import copy
 import time
 import types
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,12 +19,10 @@ from torch import Tensor, nn
 
 from porter.models.mobilenet_v3 import Gate, MobileNetV3, SameConv2d, SqueezeExcite
 from porter.network.network import TIMM_GATE
-from porter.network.node import Size
 from porter.parity.candidates.own import ported_model
 from porter.parity.verdict import Cause
 from porter.parity.weight_causes import UNCHANGED, other_average
 from porter.port import Port, plan_opened
-from porter.sources import open_checkpoint
 
 # Limits over the logits' scale, for a target in float64 and in float32: the difference that is only rounding; the
 # difference that a mistake may leave (folded weights may be rounded to float32, and float32 computations err by up to
@@ -181,26 +179,20 @@ def _input_mistakes(port: Port, size: tuple[int, ...]) -> Iterator[Mistake]:
     yield Mistake("input taken for [0, 1], ImageNet mean and std", images=lambda x: (x - mean) / std)
     yield Mistake("BGR", images=lambda x: x.flip(1))
     trained = port.mapping.input.sides
+    resize = partial(F.interpolate, size=trained, mode="bilinear")
     if tuple(size) != trained and max(size) <= min(trained):  # enlarged: antialiasing changes nothing
-        yield Mistake("bilinear resize", images=lambda x: _resize(x, trained, False))
+        yield Mistake("bilinear resize", images=resize)
     elif tuple(size) != trained:
-        yield Mistake("bilinear resize without antialiasing", images=lambda x: _resize(x, trained, False))
-        yield Mistake("bilinear resize with antialiasing", images=lambda x: _resize(x, trained, True))
-
-
-def _resize(x: Tensor, size: Size, antialias: bool) -> Tensor:
-    return F.interpolate(x, size, mode="bilinear", antialias=antialias)
+        yield Mistake("bilinear resize without antialiasing", images=resize)
+        yield Mistake("bilinear resize with antialiasing", images=partial(resize, antialias=True))
 
 
 def _other_weights(port: Port) -> Iterator[Mistake]:
     """The raw weights where the port has averages, or the other way round."""
-    checkpoint = port.checkpoint
-    if checkpoint.remote or (other := other_average(checkpoint)) is None:
-        return
-    words, weights = other
-    opened = plan_opened(open_checkpoint(checkpoint.path, weights), port.mapping, UNCHANGED)
-    state = ported_model(opened, "float64").state_dict()
-    yield Mistake(words, lambda model: model.load_state_dict(state))
+    if not port.checkpoint.remote and (other := other_average(port)):
+        words, opened = other
+        state = ported_model(opened, "float64").state_dict()
+        yield Mistake(words, lambda model: model.load_state_dict(state))
 
 
 def _pad_symmetrically(conv: Any) -> None:

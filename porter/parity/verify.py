@@ -188,7 +188,7 @@ def _target(check: Check, sizes: Sequence[Size] | None) -> Target | None:
     size = reference.size or candidate.size or (sizes[0] if sizes else check.mapping.input.sides)
     images = reference.samples[0].images if reference.samples else noise(size, seed=0).images
     given = reference.prepare(images)
-    if candidate.planned:
+    if candidate.model is not None and not candidate.changed:
         values = dict(reference.run(images, ["Logits"])).get("Logits")
         if values is None or values.values.ndim != 2:
             return None

@@ -16,7 +16,7 @@ from porter.parity.candidates.candidate import StateDict
 from porter.parity.candidates.own import ROUNDED, plan_like
 from porter.parity.verdict import Cause
 from porter.port import Port, plan_opened
-from porter.sources import Checkpoint, open_checkpoint
+from porter.sources import open_checkpoint
 from porter.sources.weights import AVERAGE_SET_ASIDE, RAW_SET_ASIDE, Weights
 from porter.text import listed
 
@@ -137,9 +137,9 @@ def _other_weights(port: Port, stored: StateDict) -> Iterator[tuple[str, Mapping
     checkpoint = port.checkpoint
     if checkpoint.remote or checkpoint.format != "bundle":
         return
-    if other := other_average(checkpoint):
-        words, weights = other
-        yield words, _arrays(_planned(port, checkpoint.path, weights), stored)
+    if other := other_average(port):
+        words, planned = other
+        yield words, _arrays(planned, stored)
     own = checkpoint.path.name
     beside = sorted(path.with_suffix("") for path in checkpoint.path.parent.glob("*.index"))
     for path in [path for path in beside if path.name != own][:MOST_STEPS]:
@@ -149,16 +149,17 @@ def _other_weights(port: Port, stored: StateDict) -> Iterator[tuple[str, Mapping
             continue
 
 
-def other_average(checkpoint: Checkpoint) -> tuple[str, Weights] | None:
-    """The raw weights where ``checkpoint`` gives averages, or the other way round: in words, and as a choice."""
-    reasons = checkpoint.set_aside.values()
+def other_average(port: Port) -> tuple[str, Port] | None:
+    """The raw weights where the port has averages, or the other way round: in words, and as a port."""
+    reasons, path = port.checkpoint.set_aside.values(), port.checkpoint.path
     if RAW_SET_ASIDE in reasons:
-        return "raw weights instead of their averages", "raw"
-    return ("averages instead of raw weights", "ema") if AVERAGE_SET_ASIDE in reasons else None
+        return "raw weights instead of their averages", _planned(port, path, "raw")
+    averaged = AVERAGE_SET_ASIDE in reasons
+    return ("averages instead of raw weights", _planned(port, path, "ema")) if averaged else None
 
 
 def _planned(port: Port, path: Path, weights: Weights = "auto") -> Port:
-    return plan_opened(open_checkpoint(path, weights), port.mapping, PortOptions(fake_quant=False))
+    return plan_opened(open_checkpoint(path, weights), port.mapping, UNCHANGED)
 
 
 def _arrays(port: Port, stored: StateDict) -> Mapping[str, np.ndarray]:

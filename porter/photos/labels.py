@@ -48,7 +48,12 @@ def class_labels(classes: int, names: Sequence[str] = ()) -> list[Label]:
 
 
 def short_name(labels: Sequence[Label], number: int) -> str:
-    """The first name of a class, with its number where another class has the same one (638 and 639 are maillots)."""
+    """The first name of a class, with its number where another class has the same one (638 and 639 are maillots).
+
+    ``class 7`` where ``labels`` has no such number.
+    """
+    if number >= len(labels):
+        return f"class {number}"
     name = labels[number].names.partition(",")[0]
     shared = any(label.names.partition(",")[0] == name for other, label in enumerate(labels) if other != number)
     return f"{name} ({number})" if shared else name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,15 +20,6 @@ from porter.photos.labels import Label, class_labels
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Kind = Literal["classes", "masks", "boxes"]  # what a port gives for a photo
-PORTS: dict[Kind, str] = {"classes": "classifier", "masks": "segmenter", "boxes": "detector"}
-
-
-def kind_of(opened: OpenedModel) -> Kind:
-    """What ``opened`` gives for a photo."""
-    head = opened.whole.network.head
-    return "classes" if head is None else head.GIVES
-
 
 def labels_of(opened: OpenedModel, names: Sequence[str]) -> list[Label]:
     """``names`` as labels, or else those in the artifact, or a classifier's of ImageNet; empty where there are none.
@@ -36,7 +27,8 @@ def labels_of(opened: OpenedModel, names: Sequence[str]) -> list[Label]:
     Raises PorterError where there are not as many as classes.
     """
     names = names or (opened.metadata.class_names if opened.metadata else ())
-    return class_labels(opened.whole.num_classes, names) if names or kind_of(opened) == "classes" else []
+    whole = opened.whole
+    return class_labels(whole.num_classes, names) if names or whole.network.kind == "classifier" else []
 
 
 def on_one_image(opened: OpenedModel, device: str) -> Callable[[np.ndarray], list[Tensor]]:
@@ -47,7 +39,9 @@ def on_one_image(opened: OpenedModel, device: str) -> Callable[[np.ndarray], lis
     """
     spec, place = opened.input, chosen_device(device)
     model: nn.Module = opened.whole.to(place)
-    if opened.fake_quant and place.type == "cpu" and kind_of(opened) == "classes":  # for others, opening costs more
+    if (
+        opened.fake_quant and place.type == "cpu" and opened.whole.network.kind == "classifier"
+    ):  # else opening costs more
         model = fastest(model, spec.sides)
 
     def run(pixels: np.ndarray) -> list[Tensor]:

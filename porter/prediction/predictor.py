@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from porter.errors import ArtifactError, PorterError
+from porter.errors import ArtifactError
 from porter.mapping.options import DEFAULT_OPTIONS, PathLike, PortOptions
 from porter.models.build import probabilities
 from porter.models.create import OpenedModel, open_model
-from porter.photos.images import AnyPhoto, Preprocessing, expand, read_images, resized
+from porter.photos.images import Preprocessing, expand, read_images, resized
 from porter.photos.labels import Label
 from porter.prediction.boxes import detector, drawn
 from porter.prediction.masks import mask_image, overlaid, segmenter, shares
-from porter.prediction.network import Kind, kind_of, labels_of, on_one_image, palette
+from porter.prediction.network import labels_of, on_one_image, palette
 from porter.sources.weights import Weights
 
 if TYPE_CHECKING:
@@ -54,17 +54,10 @@ class Predictor(NamedTuple):
     made of a photo.
     """
 
-    kind: Kind
+    kind: str
     find: Callable[[Image], Prediction]
     ignored: tuple[str, ...]
     endings: tuple[str, ...] = ()
-
-    def over(
-        self, photos: Iterable[AnyPhoto], skipped: list[tuple[AnyPhoto, PorterError]] | None = None
-    ) -> Iterator[tuple[AnyPhoto, Image, Prediction]]:
-        """Each of ``photos``, decoded, and what is found in it; ``skipped`` as for ``read_images``."""
-        for photo, image in read_images(photos, skipped):
-            yield photo, image, self.find(image)
 
 
 def predict(
@@ -115,7 +108,7 @@ def predict(
         os.fspath(source), options, device, class_names, top=top, preprocess=preprocess, least=least
     )
     photos = expand([os.fspath(one) for one in given])
-    return ((photo, found) for photo, _, found in predictor.over(photos))
+    return ((photo, predictor.find(image)) for photo, image in read_images(photos))
 
 
 def open_predictor(
@@ -135,15 +128,15 @@ def open_predictor(
     PorterError.
     """
     opened = open_model(source, options)
-    kind, classes = kind_of(opened), opened.whole.num_classes
+    kind, classes = opened.whole.network.kind, opened.whole.num_classes
     if not classes:
         raise ArtifactError(f"{source}: a feature extractor, without classes to predict")
     labels = labels_of(opened, class_names)
-    if kind == "classes":
+    if kind == "classifier":
         find = _classifier(opened, device, labels, min(top, classes), preprocess)
         return Predictor(kind, find, ("output", "least"))
     shown = [label.names for label in labels] or [""] * classes
-    if kind == "masks":
+    if kind == "segmenter":
         find = _segmenter(opened, device, shown)
         return Predictor(kind, find, ("top", "preprocess", "least"), endings=(".png",))
     find = _detector(opened, device, shown, least)

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from porter.atomic import check_folder
-from porter.cores import cores
 from porter.errors import PorterError
-from porter.left_over import die_with_parent
 from porter.mapping.options import PortOptions
 from porter.port import plan_port
+from porter.process import cores, die_with_parent
 from porter.releases.publish import Released, release, release_name
 
 _ended: list[int] = []  # the signal that ended this process of a pool

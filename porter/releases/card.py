@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from porter.network.spec import ACTIVATIONS
 from porter.parity.verdict import Verdict
 from porter.port import Port
 from porter.releases.naming import architecture, why_not_timm
+from porter.report.pages import environment
 from porter.text import markdown_text
 
 COLLECTION = "TF MobileNet V3"
@@ -67,11 +67,6 @@ class Card:
         return self.port.network.head
 
     @property
-    def kind(self) -> str:
-        """``classifier``, ``segmenter`` or ``detector``. The last two have templates of this name, with examples."""
-        return "classifier" if self.head is None else self.head.KIND
-
-    @property
     def task(self) -> str:
         """The task as Hugging Face and timm call it."""
         return "Image Classification" if self.head is None else self.head.TASK
@@ -112,20 +107,13 @@ def config(port: Port, metadata: Metadata) -> bytes:
 def model_card(card: Card) -> bytes:
     """The card: Hugging Face's front matter, usage, and timm's ``model-index`` block."""
     import yaml
-    from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     port, spec = card.port, card.port.mapping.input
-    environment = Environment(
-        loader=FunctionLoader(lambda name: files(__package__).joinpath(name).read_text("utf-8")),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["plain"] = markdown_text
+    templates = environment("porter.releases", keep_trailing_newline=True)
+    templates.filters["plain"] = markdown_text
     found = nodes(port.network, port.plan.num_classes)
     operations, outputs = (count(found, spec.sides) for count in (multiply_accumulates, activations))
-    text = environment.get_template("card.md.j2").render(
+    text = templates.get_template("card.md.j2").render(
         card=card,
         front_matter=yaml.safe_dump(_front_matter(card), sort_keys=False),
         # It is inside a comment, which text from a mapping file must not end

@@ -20,6 +20,7 @@ from porter.errors import ArtifactError, NoParityError
 from porter.exports.deploy import model_program
 from porter.exports.files import export_bytes, onnx_bytes
 from porter.exports.plain import Plain
+from porter.exports.runtime import onnx_session
 from porter.mapping.options import PathLike, PortOptions
 from porter.mapping.ranges import levels as levels_of
 from porter.models.build import Whole
@@ -110,12 +111,8 @@ def _by_endpoint(model: Whole, outputs: Sequence[np.ndarray], size: Size) -> dic
 
 def write_onnx(exported: ExportInputs) -> Run:
     """ONNX, and ONNX Runtime running it."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ArtifactError(f"the ONNX export needs pip install 'mnv3-port[onnx]' ({error})") from error
     exported.path.write_bytes(onnx_bytes(model_program(exported.model), exported.size, exported.opened.metadata))
-    session = onnxruntime.InferenceSession(str(exported.path), providers=["CPUExecutionProvider"])
+    session = onnx_session(exported.path.read_bytes(), threads=1)
 
     def run(batch: np.ndarray) -> list[np.ndarray]:
         found: list[np.ndarray] = session.run(None, {IMAGE: batch})

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 from porter.parity.compare import Row
 from porter.parity.verdict import Verdict
-from porter.report.lines import FURTHEST, PRECISIONS, circumstances, counted, reasons
+from porter.report.lines import FURTHEST, PRECISIONS, circumstances, counted, figure, reasons
 from porter.text import markdown_text, printable
 
 
@@ -22,11 +22,8 @@ def junit_xml(*verdicts: Verdict) -> bytes:
 
 def junit_error(name: str, message: str, failed: bool) -> bytes:
     """A document of one case without a verdict: it ``failed`` by a comparison, or could not be made."""
-    kind = "failure" if failed else "error"
-    counts = {"tests": "1", "failures": str(int(failed)), "errors": str(int(not failed))}
-    suite = ElementTree.Element("testsuite", {"name": f"mnv3-port {name}", **counts})
-    case = ElementTree.SubElement(suite, "testcase", classname="mnv3-port", name=name, time="0")
-    ElementTree.SubElement(case, kind, message=printable(message))
+    suite = _child(None, "testsuite", name=f"mnv3-port {name}", tests=1, failures=int(failed), errors=int(not failed))
+    _child(_case(suite, "mnv3-port", name), "failure" if failed else "error", message=message)
     return _document(suite)
 
 
@@ -37,37 +34,34 @@ def _document(root: ElementTree.Element) -> bytes:
 def _suite(verdict: Verdict) -> ElementTree.Element:
     rows = verdict.worst_rows()
     failures = sum(not row.passed for row in rows) + len(verdict.changed)
-    suite = ElementTree.Element("testsuite")
-    _set(
-        suite,
-        name=f"mnv3-port verify {verdict.variant}",
-        tests=str(len(rows) + len(verdict.changed)),
-        failures=str(failures),
-        errors="0",
-    )
-    properties = ElementTree.SubElement(suite, "properties")
+    count = len(rows) + len(verdict.changed)
+    name = f"mnv3-port verify {verdict.variant}"
+    suite = _child(None, "testsuite", name=name, tests=count, failures=failures, errors=0)
+    properties = _child(suite, "properties")
     facts = {"dtype": verdict.dtype, **verdict.environment, "verdict": verdict.sentence()}
     for name, value in (*facts.items(), *reasons(verdict), *circumstances(verdict)):
-        _set(ElementTree.SubElement(properties, "property"), name=name, value=value)
+        _child(properties, "property", name=name, value=value)
     for row in rows:
-        case = _set(ElementTree.SubElement(suite, "testcase"), classname=verdict.variant, name=row.endpoint, time="0")
+        case = _case(suite, verdict.variant, row.endpoint)
         text = f"{_figures(row, PRECISIONS[verdict.precision])} on {row.sample}, worst at {list(row.worst)}"
         if row.passed:
-            ElementTree.SubElement(case, "system-out").text = printable(text)
+            _child(case, "system-out").text = printable(text)
         else:
-            _set(ElementTree.SubElement(case, "failure"), message=text)
+            _child(case, "failure", message=text)
     for name in verdict.changed:
-        case = _set(ElementTree.SubElement(suite, "testcase"), classname=verdict.variant, name=name, time="0")
         of = f" (variable {verdict.variables[name]})" if name in verdict.variables else ""
-        _set(ElementTree.SubElement(case, "failure"), message=f"its values are not the checkpoint's{of}")
+        _child(_case(suite, verdict.variant, name), "failure", message=f"its values are not the checkpoint's{of}")
     return suite
 
 
-def _set(element: ElementTree.Element, **attributes: str) -> ElementTree.Element:
-    """``element`` with these attributes, which come from files; XML has no control characters, not even escaped."""
-    for name, value in attributes.items():
-        element.set(name, printable(value))
-    return element
+def _case(suite: ElementTree.Element, classname: str, name: str) -> ElementTree.Element:
+    return _child(suite, "testcase", classname=classname, name=name, time=0)
+
+
+def _child(parent: ElementTree.Element | None, tag: str, **attributes: object) -> ElementTree.Element:
+    """A new element with attributes from files made printable: XML has no control characters, not even escaped."""
+    known = {name: printable(str(value)) for name, value in attributes.items()}
+    return ElementTree.Element(tag, known) if parent is None else ElementTree.SubElement(parent, tag, known)
 
 
 def _figures(row: Row, exact: str) -> str:
@@ -92,8 +86,8 @@ def markdown(verdict: Verdict) -> str:
     lines += ["", f"| endpoint | {PRECISIONS[verdict.precision]} | float32 | reference's | worst on | |"]
     lines.append("|---|---|---|---|---|---|")
     for row in sorted(verdict.worst_rows(), key=lambda row: -row.excess)[:FURTHEST]:
-        noises = (None if noise is None else noise.largest for noise in (row.port, row.reference))
-        figures = ["-" if value is None else f"{value:.1e}" for value in (row.function, *noises)]
+        noises = (noise and noise.largest for noise in (row.port, row.reference))
+        figures = [figure(value) for value in (row.function, *noises)]
         endpoint, sample = markdown_text(row.endpoint), markdown_text(row.sample)
         cells = [endpoint, *figures, sample, "ok" if row.passed else "**differs**"]
         lines.append(f"| {' | '.join(cells)} |")

@@ -13,8 +13,7 @@ from porter.parity.evidence import Evidence, Picture
 from porter.parity.verdict import Verdict
 from porter.photos.labels import imagenet_labels, short_name
 from porter.report.lines import PRECISIONS, circumstances, counted, reasons
-from porter.report.pages import png, rendered
-from porter.text import printable
+from porter.report.pages import as_uri, rendered
 
 # Colours of the heat map, smallest to largest difference: matplotlib's viridis at six places
 VIRIDIS = np.array([(68, 1, 84), (65, 68, 135), (42, 120, 142), (34, 168, 132), (122, 209, 81), (253, 231, 37)])
@@ -111,15 +110,11 @@ def _command(verdict: Verdict) -> str:
     """The command that repeats the comparison, quoted for a shell."""
     options = ["--no-fake-quant"] if verdict.dequantized else []
     words = ["mnv3-port", "verify", "--variant", verdict.variant, *options, verdict.checkpoint]
-    return printable(shlex.join([*words, *([verdict.artifact] if verdict.artifact else [])]))
+    return shlex.join([*words, *([verdict.artifact] if verdict.artifact else [])])
 
 
 def _picture(picture: Picture, classes: int) -> dict[str, Any]:
     labels = imagenet_labels(classes)
-
-    def named(guesses: list[tuple[int, float]]) -> list[tuple[str, float]]:
-        return [(short_name(labels, n) if labels else f"class {n}", chance) for n, chance in guesses]
-
     pixels = np.clip((picture.image + 1) * 127.5 + 0.5, 0, 255).astype(np.uint8)
     ours, theirs = ([n for n, _ in side] for side in (picture.ours, picture.theirs))
     if ours == theirs:
@@ -130,8 +125,11 @@ def _picture(picture: Picture, classes: int) -> dict[str, Any]:
         comparison = f"{len(set(ours) & set(theirs))} of {len(theirs)} classes the same"
     return {
         "sample": picture.sample,
-        "png": png(pixels, 112),
-        "pairs": list(zip(named(picture.ours), named(picture.theirs), strict=True)),
+        "png": as_uri(pixels, 112),
+        "pairs": [
+            [(short_name(labels, n), chance) for n, chance in pair]
+            for pair in zip(picture.ours, picture.theirs, strict=True)
+        ],
         "comparison": comparison,
     }
 
@@ -142,4 +140,4 @@ def _heat_png(values: np.ndarray, colours: np.ndarray) -> str:
     share = np.where(np.isfinite(finite), finite / (largest or 1), 1.0) * (len(colours) - 1)
     below = np.minimum(share.astype(int), len(colours) - 2)
     part = (share - below)[..., None]
-    return png((colours[below] * (1 - part) + colours[below + 1] * part).astype(np.uint8))
+    return as_uri((colours[below] * (1 - part) + colours[below + 1] * part).astype(np.uint8))

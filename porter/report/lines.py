@@ -22,6 +22,11 @@ class Line(NamedTuple):
     text: str
 
 
+def figure(value: float | None) -> str:
+    """A distance or error, ``-`` for one that was not asked for."""
+    return "-" if value is None else f"{value:.1e}"
+
+
 def counted(verdict: Verdict) -> str:
     """How many endpoints, or values of a step of training, were compared."""
     return f"{len(verdict.worst_rows())} {'values' if verdict.training else 'endpoints'}"

@@ -5,10 +5,9 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from porter.mapping.plan import NOT_BACKBONE, Plan
-from porter.report.inspection import Inspection
 
 MOST_SCOPES = 8  # listed by name; a detector has 40
 
@@ -18,23 +17,23 @@ if TYPE_CHECKING:  # it needs torch, and listing a checkpoint does not
     from porter.port import Port
 
 
-def inspection_lines(inspection: Inspection) -> Iterator[str]:
-    """A summary, how many variables a conversion leaves out, and all that it reads."""
-    checkpoint, closest, used = inspection.checkpoint, inspection.closest, inspection.used
-    yield f"read      {checkpoint.place} ({checkpoint.format})"
-    yield f"weights   {checkpoint.weights}"
-    if closest.exact:
-        yield f"variant   {closest.variant}, {closest.classes} classes"
+def inspection_lines(found: dict[str, Any], place: str) -> Iterator[str]:
+    """What ``inspect_checkpoint`` found: a summary, how many variables a conversion leaves out, and all it reads."""
+    closest, used = found["closest"], found["variables"]
+    yield f"read      {place} ({found['format']})"
+    yield f"weights   {found['weights']}"
+    if found["variant"]:
+        yield f"variant   {found['variant']}, {closest['classes']} classes"
     else:
-        fit = f"{closest.fitting} of {closest.expected} variables fit"
-        yield f"variant   none fits; closest is {closest.variant}: {fit}"
-    yield f"variables {len(used)}, {sum(v.nbytes for v in used):,} bytes"
-    for reason, count in Counter(inspection.ignored.values()).items():
+        fit = f"{closest['fitting']} of {closest['expected']} variables fit"
+        yield f"variant   none fits; closest is {closest['variant']}: {fit}"
+    yield f"variables {len(used)}, {sum(v['bytes'] for v in used):,} bytes"
+    for reason, count in Counter(found["ignored"].values()).items():
         yield f"ignored   {count}: {reason}"
     yield ""
     yield from _columns(
         ["variable", "shape", "dtype", "bytes"],
-        [[v.name, _shape(v.shape), v.dtype, f"{v.nbytes:,}"] for v in used],
+        [[v["name"], _shape(v["shape"]), v["dtype"], f"{v['bytes']:,}"] for v in used],
     )
 
 

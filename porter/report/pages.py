@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,34 +13,34 @@ from porter.prediction.predictor import Prediction
 from porter.text import printable
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
     from PIL.Image import Image
 
 SIDE = 320  # pixels of a photo with its prediction
 
 
+def environment(package: str, **options: Any) -> Environment:
+    """The templates of ``package``; what a template names must be given."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    loader = PackageLoader(package, "")
+    return Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, **options)
+
+
 def rendered(name: str, **values: Any) -> bytes:
-    """The page ``<name>.html.j2``, UTF-8; everything in ``values`` is escaped."""
-    from jinja2 import Environment, FunctionLoader, StrictUndefined
-
-    def source(file: str) -> str:
-        return files(__package__).joinpath(file).read_text("utf-8")
-
-    environment = Environment(
-        loader=FunctionLoader(source), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    """The page ``<name>.html.j2``, UTF-8; every text in ``values`` is made printable and escaped."""
+    pages = environment(
+        "porter.report", autoescape=True, finalize=lambda value: printable(value) if type(value) is str else value
     )
-    environment.filters["e"] = lambda value: "-" if value is None else f"{value:.1e}"
-    return environment.get_template(f"{name}.html.j2").render(**values).encode(errors="backslashreplace")  # file names
+    pages.filters["e"] = lambda value: "-" if value is None else f"{value:.1e}"
+    return pages.get_template(f"{name}.html.j2").render(**values).encode()
 
 
-def png(pixels: np.ndarray, at_most: int | None = None) -> str:
-    """(H, W, 3) uint8 as a data URI, scaled down if a side is longer than ``at_most`` pixels."""
-    from PIL import Image
+def as_uri(picture: Image | np.ndarray, at_most: int | None = None) -> str:
+    """A photo, or (H, W, 3) uint8, as a data URI; made smaller where a side is longer than ``at_most`` pixels."""
+    from PIL.Image import fromarray
 
-    return of_image(Image.fromarray(pixels), at_most)
-
-
-def of_image(image: Image, at_most: int | None = None) -> str:
-    """The same for a decoded photo."""
+    image = fromarray(picture) if isinstance(picture, np.ndarray) else picture
     if at_most:
         image.thumbnail((at_most, at_most))
     return "data:image/png;base64," + base64.b64encode(png_bytes(image)).decode()
@@ -51,6 +50,6 @@ def figure(name: str, photo: Image, found: Prediction) -> dict[str, Any]:
     """Values for the page ``predictions``: a small ``photo`` (RGB) with masks or boxes, and the classes."""
     small = photo.copy()
     small.thumbnail((SIDE, SIDE))
-    rows = [(printable(row.name) or f"class {row.number}", row.value, row.colour) for row in found.rows]
-    shown = "standard input" if name == "-" else printable(Path(name).name)
-    return {"name": shown, "png": of_image(found.picture(small)), "rows": rows}
+    rows = [(row.name or f"class {row.number}", row.value, row.colour) for row in found.rows]
+    shown = "standard input" if name == "-" else Path(name).name
+    return {"name": shown, "png": as_uri(found.picture(small)), "rows": rows}

@@ -9,10 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from porter.parity.compare import Row
-from porter.parity.references.reference import Noise
 from porter.parity.verdict import Verdict
 from porter.report.console import console
-from porter.report.lines import FURTHEST, PRECISIONS, Line, circumstances, counted, reasons
+from porter.report.lines import FURTHEST, PRECISIONS, Line, circumstances, counted, figure, reasons
 from porter.text import printable
 
 NOT_ASKED = "-"
@@ -67,10 +66,10 @@ def _print_table(out: Console, rows: list[Row], exact: str, foreign: bool) -> No
         Column("endpoint", 9, [row.endpoint for row in rows], right=False),
         *([Column("in the port", 7, [row.port_name or "" for row in rows], right=False)] if foreign else []),
         Column("shape", 1, ["x".join(map(str, row.shape)) for row in rows], right=False),
-        Column(exact, 8, [_number(row.function) for row in rows]),
+        Column(exact, 8, [figure(row.function) for row in rows]),
         Column("limit", 3, [NOT_ASKED if row.function is None else f"{row.function_limit:.0e}" for row in rows]),
-        Column("float32", 6, [_largest(row.port) for row in rows]),
-        Column("reference's", 5, [_largest(row.reference) for row in rows]),
+        Column("float32", 6, [figure(row.port and row.port.largest) for row in rows]),
+        Column("reference's", 5, [figure(row.reference and row.reference.largest) for row in rows]),
         Column("rms", 7, [NOT_ASKED if row.noise_ratio is None else f"{row.noise_ratio:.1f} x" for row in rows]),
         Column("limit", 2, [f"{row.rms_limit:.0f} x" if row.port else NOT_ASKED for row in rows]),
         Column("worst on", 4, [row.sample for row in rows], right=False),
@@ -88,11 +87,3 @@ def _print_table(out: Console, rows: list[Row], exact: str, foreign: bool) -> No
 
 def _align(cell: str, column: Column) -> str:
     return cell.rjust(column.width) if column.right else cell.ljust(column.width)
-
-
-def _number(value: float | None) -> str:
-    return NOT_ASKED if value is None else f"{value:.1e}"
-
-
-def _largest(noise: Noise | None) -> str:
-    return _number(None if noise is None else noise.largest)

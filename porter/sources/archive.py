@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
 from porter.errors import CheckpointError
-from porter.left_over import temporary_folder
+from porter.process import temporary_folder
 from porter.sources.bounds import Budget, check_zip
 
 MAX_NAME = 1 << 16  # bytes of a member's name, or of its extended header

@@ -19,7 +19,7 @@ import crc32c
 
 from porter.atomic import check_output, is_stream, place_of, write_through
 from porter.errors import PorterError
-from porter.left_over import temporary_folder
+from porter.process import temporary_folder
 from porter.sources.bounds import MOST, SILENCE, check_pace
 from porter.sources.redirects import SCHEMES, Redirects
 from porter.sources.remote import reason

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from porter.errors import CheckpointError
-from porter.left_over import temporary_folder
+from porter.process import temporary_folder
 from porter.sources.bounds import allowance
 from porter.sources.keras_config import (
     MAX_CONFIG,

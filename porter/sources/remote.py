@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urljoin
 
 from porter.errors import CheckpointError
-from porter.left_over import temporary_folder
+from porter.process import temporary_folder
 from porter.sources.bounds import MOST, SILENCE, Budget, check_pace
 from porter.sources.locate import SAVED_MODEL
 from porter.sources.redirects import Redirects, check_redirect

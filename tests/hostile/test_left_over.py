@@ -11,7 +11,7 @@ import pytest
 
 from porter.errors import PorterError
 from porter.evaluation.journal import read_journal
-from porter.left_over import temporary_folder
+from porter.process import temporary_folder
 from porter.sources.download import DownloadError, _only_writer, download
 
 POOL = """

@@ -234,16 +234,16 @@ def test_no_folder_is_left_where_nothing_could_be_converted(run, tmp_path):
 )
 def test_cores(monkeypatch, tmp_path, quota, bound, count):
     """Those that the process is bound to; macOS has no sched_getaffinity. A container may have a smaller share."""
-    from porter import cores
+    from porter import process
 
     if quota is not None:
         (tmp_path / "cpu.max").write_text(f"{quota}\n")
-    monkeypatch.setattr(cores, "QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(process, "QUOTA", tmp_path / "cpu.max")
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     if bound:
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(bound)), raising=False)
-    assert cores.cores() == count
+    assert process.cores() == count
 
 
 def test_commands_where_no_cores_are_bound(monkeypatch, run, demo_folder, tmp_path):

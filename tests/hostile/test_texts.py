@@ -21,7 +21,7 @@ from porter.parity.evidence import Evidence
 from porter.parity.references.reference import Noise
 from porter.parity.verdict import Cause, Verdict
 from porter.report.ci import junit_xml, markdown
-from porter.report.evaluation_table import per_class_csv
+from porter.report.evaluation import per_class_csv
 from porter.report.html import parity_html
 from porter.report.verdict_table import print_verdict
 from porter.text import csv_text, printable, yaml_text

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from porter.errors import ParityError
-from porter.left_over import die_with_parent
+from porter.process import die_with_parent
 
 
 def is_callable(named: str) -> bool:

@@ -89,12 +89,11 @@ class Candidate:
 
     ``run`` takes images (N, H, W, C) and the questions to answer. It yields (name, output) in the order of computation,
     under TensorFlow's names of endpoints. A port that has other names has ``record`` instead, with the number of values
-    that a recorded reference keeps as its third argument. ``answers``: the questions that it can
-    answer. ``rounded_weights``: True if its float64 values include the float32 rounding of folded weights. ``changed``:
-    state-dict entries that differ from the source's. ``planned``: True if there are none and the network is ours.
-    ``deployed``: True for the inference form, in float32. ``model``: our own network, if it is one. ``modules``: what
-    computes in float32 and in float64, if modules do. ``weights``: the state dict, if it has our entries. ``device``:
-    where PyTorch computes it.
+    that a recorded reference keeps as its third argument. ``answers``: the questions that it can answer.
+    ``rounded_weights``: True if its float64 values include the float32 rounding of folded weights. ``changed``:
+    state-dict entries that differ from the source's. ``deployed``: True for the inference form, in float32. ``model``:
+    our own network, if it is one. ``modules``: what computes in float32 and in float64, if modules do. ``weights``: the
+    state dict, if it has our entries. ``device``: where PyTorch computes it.
     """
 
     name: str
@@ -103,7 +102,6 @@ class Candidate:
     answers: frozenset[Question] = QUESTIONS
     rounded_weights: bool = False
     changed: tuple[str, ...] = ()
-    planned: bool = False
     deployed: bool = False
     size: Size | None = None
     model: Whole | None = None

@@ -20,7 +20,7 @@ from porter.mapping.plan import Plan
 from porter.models.build import Whole, build_model, capture, nhwc, probabilities
 from porter.models.create import OpenedModel, open_model
 from porter.network.network import GATE_ENTRY, TIMM_GATE
-from porter.network.nodes import CLASS_ENDPOINTS, is_weight, nodes
+from porter.network.nodes import is_weight, nodes
 from porter.parity.candidates.candidate import Candidate, Output, Outputs, Question, StateDict
 from porter.parity.streams import streamed
 from porter.port import Port, plan_opened
@@ -33,8 +33,7 @@ SMALLEST = 2.0**-149  # of float32
 
 def converted(port: Port) -> Candidate:
     """The port in memory, as ``convert`` would write it."""
-    found = in_both_precisions("", ported_model(port, "float32"), ported_model(port, "float64"))
-    return replace(found, planned=True)
+    return in_both_precisions("", ported_model(port, "float32"), ported_model(port, "float64"))
 
 
 def artifact(file: ArtifactFile, port: Port, mapping: PathLike | None) -> Candidate:
@@ -56,7 +55,7 @@ def artifact(file: ArtifactFile, port: Port, mapping: PathLike | None) -> Candid
     exact.load_state_dict(single.state_dict() | exact_tensors)
     found = in_both_precisions(file.given, single, exact.eval())
     weights = StateDict(stored.arrays, layout, changed)
-    return replace(found, changed=tuple(changed), planned=not changed, digests=file.digests, weights=weights)
+    return replace(found, changed=tuple(changed), digests=file.digests, weights=weights)
 
 
 def recorded_artifact(opened: OpenedModel, file: ArtifactFile) -> Candidate:
@@ -95,7 +94,7 @@ def deployed(candidate: Candidate) -> Candidate:
             singles["Logits"] = fast(inputs).numpy()
             singles["Predictions"] = probabilities(model.network, torch.from_numpy(singles["Logits"])).numpy()
         for name, output in candidate.run(images, questions):
-            yield name, output._replace(single=_like_map(name, singles[name]))
+            yield name, output._replace(single=nhwc(torch.from_numpy(singles[name])))
 
     return replace(candidate, name=f"{candidate.name or 'the port'}, deployed", run=run, deployed=True)
 
@@ -179,10 +178,3 @@ def _computation(model: Whole, images: np.ndarray) -> Callable[[Callable[[tuple[
             model(inputs.to(weight.device, weight.dtype))
 
     return produce
-
-
-def _like_map(endpoint: str, values: np.ndarray) -> np.ndarray:
-    """NHWC, or (N, classes) for logits and predictions; pooled features have one position."""
-    if endpoint in CLASS_ENDPOINTS:
-        return values
-    return values.transpose(0, 2, 3, 1) if values.ndim == 4 else values[:, None, None]

@@ -16,9 +16,8 @@ import msgspec
 import numpy as np
 
 from porter.errors import ParityError
-from porter.network.node import Size
-from porter.parity.references.reference import Endpoints, Noise, Precision, Reference, Values
-from porter.parity.references.wire import PROGRAMS, Closed, Header, Request, receive, send
+from porter.parity.references.reference import Endpoints, Noise, Reference, Values
+from porter.parity.references.wire import PROGRAMS, About, Closed, Header, Request, receive, send
 
 # How long a process may keep us waiting in all, from its start to its last answer: SECONDS, and more for each pixel of
 # the images. On two cores with a load of 15, the start with TensorFlow took 22 s, and large_100 in both precisions
@@ -35,22 +34,14 @@ MOST_PIXELS = 1 << 22
 LIBRARIES = {"tflite": "numpy", "onnx": "numpy", "pt2": "torch"}
 
 
-class About(msgspec.Struct, frozen=True):
-    """Attributes of a Reference, as its process sends them."""
-
-    name: str
-    precision: Precision
-    size: Size | None
-    missing: tuple[str, ...]
-    takes: str
-    versions: dict[str, str]
-
-
 class Child:
-    """The process that runs one reference or program, and the connection to it."""
+    """The process that runs one reference or program, and the connection to it.
 
-    def __init__(self, request: Request) -> None:
-        self.given = request.given
+    ``copy`` is the temporary folder that it reads, if it does, and goes with this value.
+    """
+
+    def __init__(self, request: Request, copy: object = None) -> None:
+        self.given, self.copy = request.given, copy
         self.unread = 0
         self.weights = request.memory if request.train else 0  # a gradient is as large as its weight
         self.failure: ParityError | None = None
@@ -103,7 +94,8 @@ class Child:
     def ready(self) -> About:
         """Wait until the reference is built."""
         header, _ = self.receive(0)
-        about = msgspec.convert(header.about, About)
+        about = header.about
+        assert about is not None
         if about.size is not None and (min(about.size) < 1 or about.size[0] * about.size[1] > MOST_PIXELS):
             self.end()
             raise ParityError(
@@ -151,20 +143,15 @@ class Child:
         self.connection.close()
 
 
-def in_child(request: Request) -> Reference:
+def in_child(request: Request, copy: object = None) -> Reference:
     """The reference, or program, that ``request`` asks for, in a process of its own. Raises ParityError."""
-    child = Child(request)
+    child = Child(request, copy)
     about = child.ready()
     prepares = about.precision == "levels" or about.takes
     return Reference(
-        name=about.name,
         run=child.run,
-        precision=about.precision,
-        size=about.size,
         prepare=child.prepare if prepares else lambda images: images,
-        missing=about.missing,
-        takes=about.takes,
-        versions=about.versions,
+        **msgspec.structs.asdict(about),
     )
 
 

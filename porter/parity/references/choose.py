@@ -6,14 +6,13 @@ import importlib.util
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from porter.errors import ParityError
-from porter.left_over import temporary_folder
 from porter.mapping.stated import FACTS
 from porter.network.node import Size
 from porter.parity.references.child import in_child
@@ -22,6 +21,7 @@ from porter.parity.references.recorded import recorded
 from porter.parity.references.reference import Endpoints, Reference, for_port
 from porter.parity.references.wire import Request
 from porter.port import Port
+from porter.process import temporary_folder
 from porter.sources import Checkpoint
 from porter.sources.bundle_writer import write_bundle
 from porter.sources.keras import read_config
@@ -138,10 +138,8 @@ def _live(kind: str, port: Port, sizes: tuple[Size, ...], train: bool = False) -
         train=train,
         drop_class=port.mapping.classes.background if port.plan.background_dropped else None,
     )
-    reference = in_child(request)
-    if not reference.takes and port.white is not None:
-        reference = _from_pixels(reference, port)
-    return reference if copy is None else replace(reference, run=_keep_copy(copy, reference))
+    reference = in_child(request, copy)
+    return reference if reference.takes or port.white is None else _from_pixels(reference, port)
 
 
 def _from_pixels(reference: Reference, port: Port) -> Reference:
@@ -161,16 +159,6 @@ def memory_for(files: Iterable[Path], sizes: Iterable[Size]) -> int:
     """Bytes that a process may take to run the network in ``files`` on images of ``sizes``."""
     largest = max(height * width for height, width in sizes)
     return MEMORY + MEMORY_OF_FILE * sum(path.stat().st_size for path in files) + MEMORY_OF_PIXEL * largest
-
-
-def _keep_copy(copy: tempfile.TemporaryDirectory[str], reference: Reference) -> Callable[..., Endpoints]:
-    """``reference.run``, holding on to the temporary ``copy`` that it reads."""
-
-    def run(images: np.ndarray, names: Sequence[str]) -> Endpoints:
-        assert copy
-        return reference.run(images, names)
-
-    return run
 
 
 def _copy(port: Port) -> tempfile.TemporaryDirectory[str]:

@@ -26,7 +26,7 @@ ALLOWED = frozenset(
     )
 )  # fmt: skip
 VARIABLES = frozenset(("Variable", "VariableV2", "VarHandleOp"))  # replaced by constants before TensorFlow sees them
-READS = frozenset(("ReadVariableOp",))
+READ = "ReadVariableOp"
 
 # Most values that a constant may fill by repeating its last one; no weight of these networks needs more
 MAX_REPEATED = 1 << 16
@@ -84,7 +84,7 @@ def _dependencies(nodes: Mapping[str, Any], fetches: Iterable[str], cut: str, pa
 
 def check_operation(node: Any, path: str) -> None:
     """Raise ParityError, naming the operation, unless it is on the list."""
-    if node.op not in ALLOWED | VARIABLES | READS:
+    if node.op not in ALLOWED | VARIABLES | {READ}:
         raise ParityError(
             f"{path}: operation {node.op} ({node.name}) is not one that an inference graph of these networks needs, so "
             "the graph is not run; compare with our own graph of its variables (reference tf.nn)"
@@ -112,7 +112,6 @@ def node_of(source: str) -> str:
 def _placeholder(graph: Any, cut: str, dtype: int) -> None:
     node = graph.node.add(name=node_of(cut), op="Placeholder")
     node.attr["dtype"].type = dtype
-    node.attr["shape"].shape.dim.extend([])
     for _ in range(4):
         node.attr["shape"].shape.dim.add(size=-1)
 
@@ -125,7 +124,7 @@ def _copy(graph: Any, node: Any, path: str, values: Mapping[str, Any]) -> None:
             raise ParityError(f"{path}: variable {node.name} has no value in the checkpoint")
         constant(copy, values[node.name])
         return
-    if node.op in READS:
+    if node.op == READ:
         copy.op = "Identity"
         copy.attr["T"].type = node.attr["dtype"].type
         return

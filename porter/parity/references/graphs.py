@@ -7,20 +7,18 @@ on, runs by itself, and must be the port's preprocessing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from porter.errors import ParityError
-from porter.mapping.rules import expected_variables, layer_scopes
 from porter.network.network import Network
 from porter.network.node import Size
-from porter.network.nodes import CLASS_ENDPOINTS, LOGITS, nodes
-from porter.network.spec import ACTIVATIONS
+from porter.network.nodes import CLASS_ENDPOINTS, LOGITS, endpoint_names, nodes
 from porter.parity.references.graph_float64 import in_float64, pooling_everything
-from porter.parity.references.graph_guard import FLOAT, READS, check_operation, constant, guarded, node_of
+from porter.parity.references.graph_guard import FLOAT, check_operation, constant, guarded, node_of
 from porter.parity.references.live_tensorflow import reason, stored_values, tensorflow
 from porter.parity.references.reference import (
     Endpoints,
@@ -32,6 +30,7 @@ from porter.parity.references.reference import (
     told_pixels,
 )
 from porter.port import Port
+from porter.sources.checkpoint import open_checkpoint
 from porter.sources.stored_graph import WITH_WEIGHTS, StoredGraph
 
 SHORT_FLOATS = (14, 19)  # DT_BFLOAT16 and DT_HALF of tensorflow/core/framework/types.proto
@@ -49,15 +48,17 @@ class Given(NamedTuple):
     path: str
     definition: Any
     values: Mapping[str, np.ndarray]
-    stored: StoredGraph | None
+    stored: StoredGraph
     size: Size | None = None
 
 
 def frozen_graph(path: Path, port: Port) -> Reference:
     """The frozen graph ``path``. Raises ParityError if it is not the port's network, or not harmless."""
     definition = _parse(path, tensorflow().compat.v1.GraphDef())
-    stored = port.checkpoint.graph if path == port.checkpoint.path else None
-    padded = stored is not None and any(one.kind == "pad" for one in stored.operations.values())
+    own = path == port.checkpoint.path
+    stored = (port.checkpoint if own else open_checkpoint(path)).graph
+    assert stored is not None
+    padded = own and any(one.kind == "pad" for one in stored.operations.values())
     size = port.mapping.input.sides if padded else None  # Keras's zeros fit images of one size
     given = Given(f"frozen graph ({path.name})", str(path), definition, {}, stored, size)
     return _reference(given, port)
@@ -71,6 +72,7 @@ def meta_graph(port: Port) -> Reference:
     checkpoint = port.checkpoint
     path = checkpoint.path.with_name(checkpoint.path.name + ".meta")
     definition = _parse(path, tensorflow().compat.v1.MetaGraphDef()).graph_def
+    assert checkpoint.graph is not None
     stored = stored_values(checkpoint)
     values = {name: stored(variable.name) for name, variable in checkpoint.items() if variable.dtype == "float32"}
     return _reference(Given(f"meta graph ({path.name})", str(path), definition, values, checkpoint.graph), port)
@@ -126,22 +128,16 @@ def _reference(given: Given, port: Port) -> Reference:
     name, path, definition, values, stored, size = given
     network, scope = port.network, port.mapping.scope
     present = {node.name for node in definition.node}
-    found = {
-        endpoint: next((c for c in candidates if c in present), None)
-        for endpoint, candidates in endpoint_operations(port).items()
-    }
-    operations = {endpoint: operation for endpoint, operation in found.items() if operation}
-    if stored is not None:
-        sources = {step.target: step.source for step in port.plan.steps}
-        operations = {e: one for e, one in places(port, stored, sources).items() if one in present} | operations
+    sources = {step.target: step.source for step in port.plan.steps}
+    operations = {name: one for name, one in places(port, stored, sources).items() if one in present}
     if not operations:
         raise ParityError(f"{path}: holds no endpoint of {port.mapping.variant} under {scope}; use the reference tf.nn")
     cut = _input_of_stem(given, port.plan.steps[0].source)
     graph = guarded(definition, operations.values(), cut, path, values)
     size = size or _fixed_size(definition, network, scope)
     preprocess = _preprocessing(given, port, cut, size)
-    kinds = {one.kind: one.name for one in stored.operations.values()} if stored and network.head is None else {}
-    pooling = kinds.get("average_pool", f"{scope}/AvgPool2D/AvgPool")  # a segmenter's window is its own
+    kinds = {one.kind: one.name for one in stored.operations.values()} if network.head is None else {}
+    pooling = kinds.get("average_pool", "")  # a segmenter's window is its own
     sessions: dict[tuple[int, ...], dict[str, Any]] = {}
 
     def sessions_for(size: tuple[int, ...]) -> dict[str, Any]:
@@ -169,7 +165,9 @@ def _reference(given: Given, port: Port) -> Reference:
     def run(images: np.ndarray, names: Sequence[str]) -> Endpoints:
         have = [name for name in names if name in operations]
         images = prepare(images)
-        yield from paired(have, compute(images, "float64", have), compute(images, "float32", have))
+        both = compute(images, "float64", have), compute(images, "float32", have)
+        for name, double, single in zip(have, *both, strict=True):
+            yield name, Values(double, noise_between(single, double))
 
     def prepare(images: np.ndarray) -> np.ndarray:
         if preprocess is None:
@@ -178,7 +176,7 @@ def _reference(given: Given, port: Port) -> Reference:
         check_preprocessing(prepared, images, port, path)
         return prepared
 
-    missing = tuple(endpoint for endpoint in found if endpoint not in operations)
+    missing = tuple(name for name in endpoint_names(network, port.classes) if name not in operations)
     takes = told_pixels(port.white) if preprocess else ""
     return Reference(name, run, prepare=prepare, missing=missing, size=size, takes=takes)
 
@@ -231,12 +229,6 @@ def _fixed_size(definition: Any, network: Network, scope: str) -> Size | None:
     return (height - 1) * stride + 1, (width - 1) * stride + 1
 
 
-def paired(names: Sequence[str], exact: list[np.ndarray], single: list[np.ndarray]) -> Iterator[tuple[str, Values]]:
-    """Endpoints from lists of their values in float64 and float32."""
-    for name, double, rounded in zip(names, exact, single, strict=True):
-        yield name, Values(double, noise_between(rounded, double))
-
-
 def _session(graph: Any, path: str) -> Any:
     """A session without graph optimisation, which is slow and would change what is measured."""
     tf = tensorflow()
@@ -254,16 +246,8 @@ def _session(graph: Any, path: str) -> Any:
 
 def _input_of_stem(given: Given, weights: str) -> str:
     """The name of the first convolution's input tensor; ``weights`` is the variable that it uses."""
-    definition, named = given.definition, {weights}
-    for node in definition.node:  # frozen variables keep the Identity that read them
-        if (node.op == "Identity" or node.op in READS) and node.input and node_of(node.input[0]) in named:
-            named.add(node.name)
-    stem = given.stored.by_weight.get(weights) if given.stored else None
-    users = [
-        node for node in definition.node
-        if node.op == "Conv2D" and len(node.input) > 1
-        and (node.name == stem.name if stem else node_of(node.input[1]) in named)
-    ]  # fmt: skip
+    definition, stem = given.definition, given.stored.by_weight.get(weights)
+    users = [node for node in definition.node if stem and node.name == stem.name]
     if len(users) != 1:
         raise ParityError(
             f"{given.path}: {len(users)} convolutions use {weights}, expected one; use the reference tf.nn"
@@ -277,22 +261,27 @@ def _input_of_stem(given: Given, weights: str) -> str:
 
 def places(port: Port, graph: StoredGraph, sources: Mapping[str, str]) -> dict[str, str]:
     """Endpoint -> the operation of ``graph`` that gives it; ``sources`` are variables by entry."""
-    by_weight = {operation.weights["weight"]: operation for operation in graph.layers()}
+    pool = f"{port.mapping.scope}/AvgPool2D/AvgPool"  # slim's
     found: dict[str, str] = {}
+    values: dict[str, str] = {}  # of nodes
     value = ""
     for node in nodes(port.network, port.classes):
         if node.layer:
-            operation = by_weight.get(sources.get(f"{node.layer}.weight", ""))
+            operation = graph.by_weight.get(sources.get(f"{node.layer}.weight", ""))
             if operation is None:
                 continue
             behind = graph.behind(operation)
             if node.name == LOGITS or not node.activation:
                 behind = [one for one in behind if one.kind in ("bias", "batch_norm")]
             value = (behind or [operation])[-1].name
+        elif node.operation == "mean" and node.endpoints and pool in graph.operations:
+            value = pool
         elif node.operation in ("batch_norm", "softmax", "mean", "max", "flatten", "multiply"):
             continue
         elif node.operation == "add":
-            value = next((user.name for user in graph.users.get(value, []) if user.kind == "add"), "")
+            given = values.get(node.inputs[0], "")
+            value = next((user.name for user in graph.users.get(given, []) if user.kind == "add"), "")
+        values[node.name] = value
         if value and ":" not in value:
             found |= dict.fromkeys(node.endpoints, value)
     for name in graph.outputs if port.classes and port.network.head is None else ():
@@ -303,40 +292,4 @@ def places(port: Port, graph: StoredGraph, sources: Mapping[str, str]) -> dict[s
             found[PREDICTIONS] = name
         elif last.kind in (*WITH_WEIGHTS, "bias"):
             found[LOGITS_ENDPOINT] = name
-    return found
-
-
-def endpoint_operations(port: Port) -> dict[str, list[str]]:
-    """Endpoint -> names that its operation may have; the first match counts.
-
-    They follow from the variables' scopes in the mapping, by the rules of slim's layers. Freezing removes the
-    identities that slim names after endpoints, so their names come second.
-    """
-    network, scope = port.network, port.mapping.scope
-    scopes = layer_scopes(expected_variables(port.mapping, network, classes=1))
-    found: dict[str, list[str]] = {}
-    at = inside = ""
-    for node in nodes(network, classes=1):
-        if node.layer:
-            at = scopes[node.layer]
-            inside = at.rpartition("/")[0]
-        for endpoint in node.endpoints:
-            if endpoint == "Logits":
-                names = [f"{scope}/Logits/output", f"{scope}/Logits/Squeeze"]
-            elif endpoint == "Predictions":
-                names = [f"{scope}/Predictions/Reshape_1", f"{scope}/Predictions/Softmax"]
-            elif endpoint == "global_pool":
-                names = [f"{scope}/Logits/AvgPool2D"]
-            elif node.operation == "mean":
-                names = [f"{scope}/AvgPool2D/AvgPool"]
-            elif node.activation:
-                named = [f"{inside}/{endpoint.partition('/')[2]}"] if node.endpoints[0].count("/") else []
-                names = [*named, *(f"{at}/{forms.slim}" for forms in ACTIVATIONS.values())]
-            elif node.operation == "add" and "/" not in endpoint and len(node.endpoints) == 1:  # a head's
-                names = ["/".join([*at.split("/")[:-2], endpoint])]
-            elif node.norm or node.operation == "add":
-                names = [f"{inside}/output", f"{inside}/add", f"{at}/BatchNorm/FusedBatchNormV3"]
-            else:
-                names = [f"{at}/BiasAdd"]
-            found[endpoint] = names
     return found

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ import numpy as np
 
 from porter.errors import ParityError
 from porter.mapping.rules import module_outputs
-from porter.network.nodes import endpoint_modules
+from porter.network.nodes import CLASS_ENDPOINTS, endpoint_modules
 from porter.parity.references.live_tensorflow import tensorflow, tflite_package
 from porter.parity.references.reference import (
     FEWEST_VALUES,
@@ -75,11 +76,16 @@ def interpreter(port: Port) -> Reference:
         tensors["Predictions"] = softmax[-1]
     stem = next(operator.inputs[0] for operator in graph.operators if operator.kind == "conv_2d")
 
-    def at_stem(image: np.ndarray) -> np.ndarray:
-        """The first convolution's input for ``image`` (H, W, C), which is as the file takes it."""
-        runner.set_tensor(details["index"], image[None])
-        runner.invoke()
-        return _dequantize(runner.get_tensor(stem), graph, stem)
+    def computed(interpreter: Any, inputs: np.ndarray, wanted: Mapping[str, int]) -> dict[str, np.ndarray]:
+        """The values of the tensors ``wanted``, by name, for ``inputs`` as the file takes them."""
+        rows: defaultdict[str, list[np.ndarray]] = defaultdict(list)
+        for image in inputs:
+            interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image[None])
+            interpreter.invoke()
+            for name, position in wanted.items():
+                values = _dequantize(interpreter.get_tensor(position), graph, position)
+                rows[name].append(values.reshape(1, -1) if name in CLASS_ENDPOINTS else values)
+        return {name: np.concatenate(values) for name, values in rows.items()}
 
     def given(images: np.ndarray) -> np.ndarray:
         """The file's input for ``images`` in [-1, 1]: the pixels themselves if it takes 8 bits."""
@@ -90,7 +96,7 @@ def interpreter(port: Port) -> Reference:
 
     def prepare(images: np.ndarray) -> np.ndarray:
         """``images`` as the first convolution gets them, after the file's own preprocessing."""
-        prepared = np.concatenate([at_stem(image) for image in given(images)])
+        prepared = computed(runner, given(images), {"": stem})[""]
         ours = for_port(images, spec, port.white, np.float64)
         _check_values(prepared, ours, preprocessing.step, path)
         if spec.levels is not None and quantised:
@@ -98,25 +104,12 @@ def interpreter(port: Port) -> Reference:
             _check_values(prepared, ours, FLOAT_STEP, path)
         return prepared
 
-    def computed(interpreter: Any, image: np.ndarray, names: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
-        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image)
-        interpreter.invoke()
-        for name in names:
-            values = _dequantize(interpreter.get_tensor(tensors[name]), graph, tensors[name])
-            yield name, values.reshape(1, -1) if name in ("Logits", "Predictions") else values
-
     def run(images: np.ndarray, names: Sequence[str]) -> Endpoints:
-        have = [name for name in names if name in tensors]
-        rows: dict[str, list[np.ndarray]] = {name: [] for name in have}
-        others: dict[str, list[np.ndarray]] = {name: [] for name in have}
-        for image in given(images):
-            for name, values in computed(runner, image[None], have):
-                rows[name].append(values)
-            for name, values in computed(twin, image[None], have) if twin else ():
-                others[name].append(values)
+        have, inputs = {name: tensors[name] for name in names if name in tensors}, given(images)
+        found, others = (computed(one, inputs, have) if one else {} for one in (runner, twin))
         for name in have:
-            found = np.concatenate(rows.pop(name))
-            yield name, Values(found, noise_between(np.concatenate(others.pop(name)), found) if twin else None)
+            values = found.pop(name)
+            yield name, Values(values, noise_between(others.pop(name), values) if twin else None)
 
     height, width = details["shape"][1:3]
     twin = None if quantised else _load(_rounded_otherwise(content, sorted(set(tensors.values()))), path, builtin=False)

@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from porter.errors import ParityError
-from porter.left_over import temporary_folder
 from porter.mapping.files import load_variant
 from porter.mapping.rules import expected_variables
-from porter.network.nodes import CLASS_ENDPOINTS, nodes
+from porter.network.nodes import CLASS_ENDPOINTS, endpoint_names
 from porter.parity.references.graphs import LOGITS_ENDPOINT, PREDICTIONS, places
 from porter.parity.references.live_tensorflow import reason, tensorflow
 from porter.parity.references.reference import (
@@ -31,6 +30,7 @@ from porter.parity.references.reference import (
 )
 from porter.parity.references.tf_heads import activated
 from porter.port import Port
+from porter.process import temporary_folder
 from porter.sources.keras import WEIGHTS_MEMBER, read_config
 from porter.sources.keras_config import KNOWN, MODELS, Config, stored_graph, trainable
 from porter.sources.stored_graph import StoredGraph
@@ -137,16 +137,9 @@ def of_model(port: Port, opened: Opened) -> Reference:
         check_preprocessing(theirs, images, port, path)
         return theirs
 
-    missing = tuple(e for node in nodes(port.network, port.classes) for e in node.endpoints if e not in at)
+    missing = tuple(name for name in endpoint_names(port.network, port.classes) if name not in at)
     name = f"Keras {library.__version__} ({path.name})"
-    return Reference(
-        name,
-        run,
-        size=spec.sides,
-        missing=missing,
-        prepare=prepare,
-        takes=told_pixels(white),
-    )
+    return Reference(name, run, size=spec.sides, missing=missing, prepare=prepare, takes=told_pixels(white))
 
 
 def _library(config: Config, path: Path) -> Any:
@@ -331,8 +324,7 @@ def values_at(
 
 def _entry(layer: Any) -> Any:
     """What a model gets where it is used in another."""
-    node = layer._inbound_nodes[-1]
-    return node.input_tensors[0] if isinstance(node.input_tensors, (list, tuple)) else node.input_tensors
+    return _listed(layer._inbound_nodes[-1].input_tensors)[0]
 
 
 def _listed(values: Any) -> list[Any]:

@@ -8,7 +8,7 @@ import math
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tokenize import TokenError
@@ -50,34 +50,34 @@ def recorded(path: Path) -> Reference:
 
     Older files hold float32 values, no noise and no precision. Raises ParityError that names the file.
     """
-    with _open_arrays(path) as file:
-        outputs = [name for name in file if name.startswith(VALUES.format(""))]
-        if "input" not in file or not outputs:
+    with _open_arrays(path) as (held, read):
+        outputs = [name for name in held if name.startswith(VALUES.format(""))]
+        if "input" not in held or not outputs:
             raise ParityError(
                 f"{path}: a recorded reference needs the arrays 'input' and 'ep/<endpoint>' (ep/Logits ...); "
-                f"found {sorted(file)[:5]}"
+                f"found {sorted(held)[:5]}"
             )
-        images = file["input"]
+        images = read("input")
         if images.shape[3:] != (3,) or not _numbers(images) or not images.size:
             raise ParityError(f"{path}: 'input' must be images (N, H, W, 3), is {images.shape} of {images.dtype}")
-        keep = int(file["keep"]) if "keep" in file else KEEP
-        precision = str(file["precision"]) if "precision" in file else "float32"
+        keep = int(read("keep")) if "keep" in held else KEEP
+        precision = str(read("precision")) if "precision" in held else "float32"
         if precision not in get_args(Precision):
             raise ParityError(f"{path}: recorded in the unknown precision {precision!r}")
 
     def run(given: np.ndarray, names: Sequence[str]) -> Endpoints:
         if given is not images:
             raise ParityError(f"{path}: a recorded reference runs its own inputs only")
-        with _open_arrays(path) as file:
+        with _open_arrays(path) as (held, read):
             for name in names:
-                if VALUES.format(name) in file:
-                    values, noise = file[VALUES.format(name)], None
+                if VALUES.format(name) in held:
+                    values, noise = read(VALUES.format(name)), None
                     if not _numbers(values) or values.ndim < 2 or values.shape[:1] != images.shape[:1]:
                         raise ParityError(
                             f"{path}: {name}: {values.shape} of {values.dtype} for {len(images)} images; damaged"
                         )
-                    if NOISE.format(name) in file:
-                        noise = Noise(*file[NOISE.format(name)].astype(float).tolist())
+                    if NOISE.format(name) in held:
+                        noise = Noise(*read(NOISE.format(name)).astype(float).tolist())
                         if not 0 <= noise.rms <= noise.largest < math.inf:
                             raise ParityError(f"{path}: {name}: recorded with the impossible error {noise}")
                     yield name, Values(values, noise)
@@ -98,32 +98,21 @@ def _numbers(values: np.ndarray) -> bool:
     return values.dtype.kind in "fiu" and values.dtype.itemsize <= 8
 
 
-class _Arrays(Mapping[str, np.ndarray]):
-    """The arrays of an ``.npz``, limited in memory. (``np.load`` trusts the headers.)"""
-
-    def __init__(self, archive: zipfile.ZipFile, most: int) -> None:
-        self._archive, self._most = archive, most
-        self._names = [name.removesuffix(".npy") for name in archive.namelist()]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        with self._archive.open(f"{name}.npy") as member:
-            data = member.read(self._most + 1)
-        if len(data) > self._most:
-            raise ValueError(f"{name} unpacks to more than {self._most} bytes")
-        return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-
-
 @contextmanager
-def _open_arrays(path: Path) -> Iterator[_Arrays]:
+def _open_arrays(path: Path) -> Iterator[tuple[list[str], Callable[[str], np.ndarray]]]:
+    """The names of the arrays of an ``.npz``, and their reader, limited in memory. (``np.load`` trusts the headers.)"""
     try:
         check_zip(path)
+        most = allowance(path.stat().st_size) // 2  # as bytes, then as values
         with zipfile.ZipFile(path) as archive:
-            yield _Arrays(archive, allowance(path.stat().st_size) // 2)  # as bytes, then as values
+
+            def read(name: str) -> np.ndarray:
+                with archive.open(f"{name}.npy") as member:
+                    data = member.read(most + 1)
+                if len(data) > most:
+                    raise ValueError(f"{name} unpacks to more than {most} bytes")
+                return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+
+            yield [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")], read
     except UNREADABLE as error:
         raise ParityError(f"{path}: not a readable .npz reference ({error})") from error

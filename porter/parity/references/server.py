@@ -17,12 +17,12 @@ from pathlib import Path
 import msgspec
 
 from porter.errors import ParityError, PorterError
-from porter.left_over import die_with_parent
 from porter.mapping.options import PortOptions
 from porter.parity.candidates.programs import exported_program, onnx_program
 from porter.parity.references.reference import Reference
-from porter.parity.references.wire import PROGRAMS, Closed, Header, Request, receive, receive_bytes, send
+from porter.parity.references.wire import PROGRAMS, About, Closed, Header, Request, receive, receive_bytes, send
 from porter.port import Port, plan_opened
+from porter.process import die_with_parent
 from porter.sources.bounds import limit_memory
 from porter.sources.checkpoint import open_checkpoint
 
@@ -67,14 +67,8 @@ def _serve(connection: socket.socket) -> None:
     try:
         limit_memory(request.memory)
         reference = build(request)
-        about = {
-            "name": reference.name,
-            "precision": reference.precision,
-            "size": reference.size,
-            "missing": reference.missing,
-            "takes": reference.takes,
-            "versions": reference.versions or _versions(),
-        }
+        facts = (reference.name, reference.precision, reference.size, reference.missing, reference.takes)
+        about = About(*facts, reference.versions or _versions())
         send(connection, Header("ready", about=about))
         while True:
             _answer(connection, reference)
@@ -108,14 +102,10 @@ def build(request: Request) -> Reference:
     if request.kind in PROGRAMS:
         return onnx_program(path) if request.kind == "onnx" else exported_program(path)
     port = _port(request)
-    if request.train and request.kind == "keras":
-        from porter.parity.references.keras_training import keras_training
-
-        return keras_training(port, request.drop_class)
     if request.train:
-        from porter.parity.references.training_step import tf_nn_training
+        from porter.parity.references.training_step import keras_training, tf_nn_training
 
-        return tf_nn_training(port, request.drop_class)
+        return (keras_training if request.kind == "keras" else tf_nn_training)(port, request.drop_class)
     if request.kind == "keras":
         from porter.parity.references.keras_model import keras_model
 

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from porter.network.detection import Detection
@@ -15,8 +15,6 @@ from porter.network.network import Head, Network
 from porter.network.segmentation import Segmentation
 from porter.network.spec import TailActivation
 from porter.parity.references.live_tensorflow import tensorflow
-
-DOUBLE = 2  # DT_DOUBLE of tensorflow/core/framework/types.proto
 
 
 def resize_exactly(tf: Any, x: Any, size: Any) -> Any:
@@ -57,7 +55,7 @@ def splice_resize(graph: Any, node: Any) -> None:
 
 Layers = Iterator[tuple[str, Any]]  # endpoint, TensorFlow tensor NHWC
 Convolved = Callable[..., Any]
-Pair = Callable[[str, str], tuple[Any, Any]]
+Pair = Callable[[str, str], tuple[Any, Any]]  # (scope, module)
 
 
 def activated(tf: Any, kind: TailActivation, x: Any, slope: float | None = None) -> Any:
@@ -77,21 +75,10 @@ def activated(tf: Any, kind: TailActivation, x: Any, slope: float | None = None)
     return functions[kind](x)
 
 
-def last_map(network: Network, convolved: Convolved, x: Any) -> Generator[tuple[str, Any], None, Any]:
-    """The last convolution; also returns its map."""
-    tf = tensorflow()
-    x = convolved("Conv_1", network.last_conv, network.last_norm, x)
-    x = activated(tf, network.last_activation, x)
-    yield network.endpoint_after_blocks(0), x
-    return x
-
-
 def segmenter(network: Network, convolved: Convolved, pair: Pair, x: Any, low: Any) -> Layers:
-    """LR-ASPP on the last block's map ``x`` and the inner map ``low`` (research/deeplab/model.py)."""
+    """LR-ASPP on the last map ``x`` and the inner map ``low`` (research/deeplab/model.py)."""
     tf, head = tensorflow(), network.head
     assert isinstance(head, Segmentation)
-    if network.last:
-        x = yield from last_map(network, convolved, x)
 
     def biased(scope: str, module: str, x: Any) -> Any:
         weights, bias = pair(scope, f"classifier.{module}")
@@ -117,11 +104,9 @@ def segmenter(network: Network, convolved: Convolved, pair: Pair, x: Any, low: A
 
 
 def detector(network: Network, convolved: Convolved, pair: Pair, x: Any, first: Any) -> Layers:
-    """SSDLite on the last block's map ``x`` and the inner map ``first`` (object_detection's SSD feature extractors)."""
+    """SSDLite on the last map ``x`` and the inner map ``first`` (object_detection's SSD feature extractors)."""
     tf, head = tensorflow(), network.head
     assert isinstance(head, Detection)
-    if network.last:
-        x = yield from last_map(network, convolved, x)
     maps = [first, x]
     last = network.endpoint_after_blocks(0) if network.last else network.blocks[-1].endpoint
     for level, depth in enumerate(head.extra, 2):

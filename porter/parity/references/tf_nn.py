@@ -7,7 +7,7 @@ float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -22,12 +22,10 @@ from porter.network.nodes import torchvision_names
 from porter.network.spec import Activation
 from porter.parity.references.live_tensorflow import stored_values, tensorflow
 from porter.parity.references.reference import Endpoints, Reference, Values, noise_between
-from porter.parity.references.tf_heads import HEADS, activated
+from porter.parity.references.tf_heads import HEADS, Layers, Pair, activated
 from porter.port import Port
 
 Fetch = Callable[[str], Any]
-Pair = Callable[[str, str], tuple[Any, Any]]  # (scope, module)
-Layers = Iterator[tuple[str, Any]]  # endpoint, TensorFlow tensor NHWC
 Quantize = Callable[[str, Any], Any]  # (module or entry, tensor) -> tensor
 
 
@@ -96,12 +94,11 @@ def graph(port: Port, dtype: str) -> Callable[[Any], Layers]:
         low, high = (stored(f"{port.plan.ranges[at]}/{end}") for end in ("min", "max"))
         return tf.cast(tf.quantization.fake_quant_with_min_max_vars(tf.cast(x, tf.float32), low, high), x.dtype)
 
-    run = _forward_folded if fake_quant else forward
     net = Net(
         *(tf, network, port.classes > 0, _entries(tf, port, stored, "float64" if fake_quant else dtype)),
         lambda *norm: tf.nn.batch_normalization(*norm[:-1]),  # decay is for training
     )
-    return lambda x: run(net, fetch, quantize, x)
+    return lambda x: forward(net, fetch, quantize, x, folded=fake_quant)
 
 
 def slim_names(port: Port) -> dict[str, Expected]:
@@ -144,9 +141,7 @@ def _of_biases(tf: Any, port: Port, dtype: str) -> Callable[[Any], Layers]:
         scope: str, module: str, _norm: str, x: Any, stride: int = 1, rate: int = 1, **_epsilon: float
     ) -> Any:
         kernel, bias = pair(scope, module)
-        if scope.endswith("depthwise"):
-            return _depthwise(tf, x, kernel, stride, rate) + bias
-        return tf.nn.conv2d(x, kernel, stride, "SAME") + bias
+        return _convolution(tf, scope, x, kernel, stride, rate) + bias
 
     net = Net(
         *(tf, network, port.classes > 0, _entries(tf, port, stored_values(checkpoint), dtype)),
@@ -155,52 +150,39 @@ def _of_biases(tf: Any, port: Port, dtype: str) -> Callable[[Any], Layers]:
     return lambda x: _layers(net, pair, lambda _at, y: y, convolved, x)
 
 
-def forward(net: Net, fetch: Fetch, quantize: Quantize, x: Any) -> Layers:
+def forward(net: Net, fetch: Fetch, quantize: Quantize, x: Any, folded: bool = False) -> Layers:
+    """The network of slim's variables; ``folded``: batch norms are folded into weights, as where it computes 8 bits."""
     tf, network = net.tf, net.network
 
+    def rounded(values: Any) -> Any:
+        """``values`` rounded to float32, as a folded checkpoint is."""
+        return tf.cast(tf.cast(values, tf.float32), x.dtype)
+
     def convolved(
-        scope: str, _module: str, _norm: str, x: Any, stride: int = 1, rate: int = 1, epsilon: float = network.epsilon
+        scope: str, module: str, norm: str, x: Any, stride: int = 1, rate: int = 1, epsilon: float = network.epsilon
     ) -> Any:
         mean, variance, beta, gamma = (
             fetch(f"{scope}/BatchNorm/{name}") for name in ("moving_mean", "moving_variance", "beta", "gamma")
         )
-        if scope.endswith("depthwise"):
-            x = _depthwise(tf, x, fetch(f"{scope}/depthwise_weights"), stride, rate)
-        else:
-            x = tf.nn.conv2d(x, fetch(f"{scope}/weights"), stride, "SAME")
-        return net.normalize(x, mean, variance, beta, gamma, epsilon, network.decay)
+        depthwise = scope.endswith("depthwise")
+        kernel = fetch(f"{scope}/depthwise_weights" if depthwise else f"{scope}/weights")
+        if not folded:
+            x = _convolution(tf, scope, x, kernel, stride, rate)
+            return net.normalize(x, mean, variance, beta, gamma, epsilon, network.decay)
+        factor = gamma / tf.sqrt(variance + epsilon)
+        kernel = quantize(f"{module}.weight", rounded(kernel * (factor[:, None] if depthwise else factor)))
+        return quantize(norm, _convolution(tf, scope, x, kernel, stride, rate) + rounded(beta - mean * factor))
 
-    return _layers(net, _slim_pair(fetch), quantize, convolved, x)
+    def pair(scope: str, _module: str) -> tuple[Any, Any]:
+        return fetch(f"{scope}/weights"), fetch(f"{scope}/biases")
 
-
-def _slim_pair(fetch: Fetch) -> Pair:
-    return lambda scope, _module: (fetch(f"{scope}/weights"), fetch(f"{scope}/biases"))
-
-
-def _forward_folded(net: Net, fetch: Fetch, quantize: Quantize, x: Any) -> Layers:
-    tf, network = net.tf, net.network
-
-    def convolved(scope: str, module: str, norm: str, x: Any, stride: int = 1, rate: int = 1) -> Any:
-        mean, variance, beta, gamma = (
-            fetch(f"{scope}/BatchNorm/{name}") for name in ("moving_mean", "moving_variance", "beta", "gamma")
-        )
-        factor = gamma / tf.sqrt(variance + network.epsilon)
-        # Rounded to float32, as a folded checkpoint is
-        bias = tf.cast(tf.cast(beta - mean * factor, tf.float32), x.dtype)
-        if scope.endswith("depthwise"):
-            weights = fetch(f"{scope}/depthwise_weights") * factor[:, None]
-            weights = quantize(f"{module}.weight", tf.cast(tf.cast(weights, tf.float32), x.dtype))
-            x = _depthwise(tf, x, weights, stride, rate)
-        else:
-            weights = tf.cast(tf.cast(fetch(f"{scope}/weights") * factor, tf.float32), x.dtype)
-            x = tf.nn.conv2d(x, quantize(f"{module}.weight", weights), stride, "SAME")
-        return quantize(norm, x + bias)
-
-    return _layers(net, _slim_pair(fetch), quantize, convolved, quantize("input", x))
+    return _layers(net, pair, quantize, convolved, quantize("input", x))
 
 
-def _depthwise(tf: Any, x: Any, kernel: Any, stride: int, rate: int) -> Any:
-    return tf.nn.depthwise_conv2d(x, kernel, [1, stride, stride, 1], "SAME", dilations=[rate, rate])
+def _convolution(tf: Any, scope: str, x: Any, kernel: Any, stride: int, rate: int) -> Any:
+    if scope.endswith("depthwise"):
+        return tf.nn.depthwise_conv2d(x, kernel, [1, stride, stride, 1], "SAME", dilations=[rate, rate])
+    return tf.nn.conv2d(x, kernel, stride, "SAME")
 
 
 def _layers(
@@ -262,20 +244,20 @@ def _layers(
                 low = value
             yield name, value
         x = value  # the last endpoint is the block's output
-    if network.head is not None:
-        yield from HEADS[type(network.head)](network, convolved, pair, x, low)
-    else:
-        yield from _after_blocks(net, convolved, biased, activate, quantize, x)
-
-
-def _after_blocks(net: Net, convolved: Any, biased: Any, activate: Any, quantize: Quantize, x: Any) -> Layers:
-    """Last convolution, pooling, head and classifier, as far as the network has them."""
-    tf, network, classifier, _, _ = net
-    after = network.endpoint_after_blocks
     if network.last:
         x = convolved("Conv_1", network.last_conv, network.last_norm, x)
         x = activate(network.last_activation, network.last_act, x)
-        yield after(0), x
+        yield network.endpoint_after_blocks(0), x
+    if network.head is not None:
+        yield from HEADS[type(network.head)](network, convolved, pair, x, low)
+    else:
+        yield from _after_map(net, biased, activate, quantize, x)
+
+
+def _after_map(net: Net, biased: Any, activate: Any, quantize: Quantize, x: Any) -> Layers:
+    """Pooling, head and classifier, as far as the network has them."""
+    tf, network, classifier, _, _ = net
+    after = network.endpoint_after_blocks
     pooled = after(1) if network.pools_in_layers else "global_pool"
     if network.pooling == "none":
         x = tf.reshape(x, [tf.shape(x)[0], 1, 1, -1])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import socket
 import struct
-from typing import Any
 
 import msgspec
 import numpy as np
 
 from porter.mapping.schema import VariantMapping
+from porter.network.node import Size
+from porter.parity.references.reference import Precision
 from porter.sources.weights import Weights
 
 LENGTHS = struct.Struct("<IQ")  # of the header, of the array
@@ -38,6 +39,17 @@ class Request(msgspec.Struct, frozen=True):
     drop_class: int | None = None
 
 
+class About(msgspec.Struct, frozen=True):
+    """Attributes of a Reference, as its process sends them."""
+
+    name: str
+    precision: Precision
+    size: Size | None
+    missing: tuple[str, ...]
+    takes: str
+    versions: dict[str, str]
+
+
 class Header(msgspec.Struct, frozen=True, omit_defaults=True):
     """Sent before an array (``dtype``, ``shape``), or by itself.
 
@@ -53,7 +65,7 @@ class Header(msgspec.Struct, frozen=True, omit_defaults=True):
     noise: tuple[float, float] | None = None
     text: str = ""
     pid: int = 0
-    about: dict[str, Any] = {}
+    about: About | None = None
 
 
 class Closed(Exception):

@@ -1,4 +1,4 @@
-"""What a process may use: cores, and memory that it keeps."""
+"""What a process may use and leaves: cores, memory that it keeps, and no process or folder after its end."""
 
 from __future__ import annotations
 
@@ -6,10 +6,19 @@ import ctypes
 import functools
 import math
 import os
+import re
+import shutil
+import signal
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from porter.atomic import is_alive
+
 QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: "200000 100000" is two cores, "max 100000" no limit
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+FOLDER = re.compile(r"mnv3-port-(\d+)-\w+")
 
 
 def cores() -> int:
@@ -36,4 +45,19 @@ def keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, 128 << 20)
 
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+def die_with_parent(parent: int) -> None:
+    """Make the system kill this process when its ``parent`` ends, however it ends (Linux)."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it has ended before the system was told
+            os._exit(1)
+
+
+def temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    """A temporary folder with this process in its name. Those of this user's processes that have ended are removed."""
+    with suppress(OSError):
+        for left in Path(tempfile.gettempdir()).iterdir():
+            found = FOLDER.fullmatch(left.name)
+            if found and not is_alive(int(found[1])) and left.lstat().st_uid == os.getuid():
+                shutil.rmtree(left, ignore_errors=True)
+    return tempfile.TemporaryDirectory(prefix=f"mnv3-port-{os.getpid()}-")
