@@ -28,7 +28,7 @@ from porter.models.fold import fold
 from porter.models.mobilenet_v3 import MobileNetV3, MobileNetV3Features, Trunk, initialize
 from porter.network.network import TIMM_GATE, Network, build_network, with_output_stride
 from porter.network.nodes import nodes
-from porter.network.spec import Input
+from porter.network.spec import Input, Pooling, TailLayer
 from porter.port import carry_out_port, plan_port
 from porter.process import keep_freed_memory
 from porter.sources import Checkpoint
@@ -261,7 +261,7 @@ def open_model(
     else:
         _fill(model, artifact.tensors, name, changes)
         if artifact.metadata and not (fake_quant or changes.features_only):
-            _keep_origin(model, artifact.metadata, changes.output_stride, mapping.input if adapted else None)
+            _keep_origin(model, artifact.metadata, mapping, changes.output_stride, adapted)
     if fake_quant:
         assert artifact is not None
         new_head = changes.num_classes not in (None, class_count(artifact.arrays))
@@ -414,31 +414,36 @@ def _for_channels(mapping: VariantMapping, channels: int) -> VariantMapping:
     return msgspec.structs.replace(mapping, input=msgspec.structs.replace(spec, channels=channels, **facts))
 
 
-def _keep_origin(model: nn.Module, metadata: Metadata, output_stride: int | None, adapted: Input | None) -> None:
+def _keep_origin(
+    model: nn.Module, metadata: Metadata, mapping: VariantMapping, output_stride: int | None, adapted: bool
+) -> None:
     """Have state dicts of ``model`` say what ``metadata`` do: entries do not tell scaling or activations.
 
-    With the output stride and the image that it was ``adapted`` to, if it was.
+    With the output stride, and the image of ``mapping`` that it was ``adapted`` to, if it was.
     """
     stated = metadata.stated
     if output_stride is not None:
         stated = msgspec.structs.replace(stated, output_stride=output_stride)
-    if adapted is not None:
-        stated = msgspec.structs.replace(stated, input=adapted)
-    metadata = msgspec.structs.replace(metadata, stated=stated)
-    model.register_state_dict_post_hook(partial(_tell_origin, metadata))  # type: ignore[no-untyped-call]
+    if adapted:
+        stated = msgspec.structs.replace(stated, input=mapping.input)
+    metadata, table = msgspec.structs.replace(metadata, stated=stated), mapping.network
+    hook = partial(_tell_origin, metadata, (tuple(table.tail), table.pooling))
+    model.register_state_dict_post_hook(hook)  # type: ignore[no-untyped-call]
 
 
-def _tell_origin(metadata: Metadata, model: Whole, state: Any, prefix: str, _local: object) -> None:
-    """Attach ``metadata`` to a state dict of ``model``, as it is now."""
+def _tell_origin(
+    metadata: Metadata, behind: tuple[tuple[TailLayer, ...], Pooling], model: Whole, state: Any, prefix: str, _: object
+) -> None:
+    """Attach ``metadata`` to a state dict of ``model``, as it is now; its source had ``behind`` its last map."""
     while prefix.startswith(PREFIXES):
         prefix = prefix.removeprefix(next(one for one in PREFIXES if prefix.startswith(one)))
     if prefix:
         return  # a part of another network
     network, stated, count = model.network, metadata.stated, model.num_classes
     features = isinstance(model, MobileNetV3) and model.pooled and not count and not network.embedding  # pooled ones
-    if features or (network.tail, network.pooling) != (tuple(stated.tail or ()), stated.pooling or "average"):
-        behind = {"tail": list(network.tail), "pooling": network.pooling, "flat": list(network.flat) or None}
-        stated = msgspec.structs.replace(stated, **behind)
+    if features or (network.tail, network.pooling) != behind:
+        now = {"tail": list(network.tail), "pooling": network.pooling, "flat": list(network.flat) or None}
+        stated = msgspec.structs.replace(stated, **now)
     if count != metadata.num_classes:
         metadata = msgspec.structs.replace(metadata, background_dropped=False, background=b"", class_names=[])
     metadata = msgspec.structs.replace(metadata, num_classes=count, stated=stated, bn_folded=network.bn_folded)

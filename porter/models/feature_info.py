@@ -76,9 +76,10 @@ def pyramid(network: Network) -> list[Tap]:
     """The last stage at each resolution, largest map first."""
     taps = {network.stem_stride: Tap(-1, network.stem, network.stem_stride, "layer_1")}
     reduction = network.stem_stride
-    for block in network.blocks:
+    for block, following in zip(network.blocks, [*network.blocks[1:], None]):
         reduction *= block.stride
-        taps[reduction] = Tap(block.stage, block.out, reduction, block.endpoint)
+        if following is None or following.stage != block.stage:  # a stage gives its last map alone
+            taps[reduction] = Tap(block.stage, block.out, reduction, block.endpoint)
     if network.pools_in_layers and network.last:
         last = network.endpoint_after_blocks(0)
         taps[reduction] = Tap(network.blocks[-1].stage + 1, network.last, reduction, last)

@@ -25,7 +25,7 @@ from porter.models.feature_info import FeatureInfo, map_indices, pyramid
 from porter.network.network import GATE_ENTRY, TIMM_GATE, Block, Network
 from porter.network.node import behind_gates, same_padding
 from porter.network.nodes import endpoint_modules, nodes, torchvision_names
-from porter.network.spec import TAIL_ACTIVATIONS, Pooling, TailActivation, TailLayer
+from porter.network.spec import TAIL_ACTIVATIONS, Activation, Pooling, TailLayer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -112,12 +112,10 @@ def batch_norm(channels: int, network: Network, epsilon: float | None = None) ->
     return nn.BatchNorm2d(channels, eps=epsilon or network.epsilon, momentum=1 - network.decay)
 
 
-def activation(name: TailActivation, slope: float | None = None) -> nn.Module:
-    """The module of the activation ``name``, which works in place where it can; ``slope`` is that of leaky_relu."""
+def activation(name: Activation) -> nn.Module:
+    """The module of the activation ``name``, which works in place."""
     kind: type[nn.Module] = getattr(nn, TAIL_ACTIVATIONS[name].torch)
-    if slope is not None:
-        return kind(slope, inplace=True)
-    return kind() if name in ("tanh", "sigmoid", "gelu") else kind(inplace=True)
+    return kind(inplace=True)
 
 
 class Gate(nn.Module):
@@ -544,7 +542,9 @@ def _classifier(network: Network, num_classes: int) -> nn.Module:
             layers.append(nn.BatchNorm1d(width, eps=layer.epsilon, momentum=1 - decay))
         else:
             assert layer.activation is not None
-            layers.append(activation(layer.activation, layer.slope))
+            kind: type[nn.Module] = getattr(nn, TAIL_ACTIVATIONS[layer.activation].torch)
+            # Not in place: the gradient of an activation before it may need what that one gave
+            layers.append(kind() if layer.slope is None else kind(layer.slope))
     return layers[0] if len(layers) == 1 else nn.Sequential(*layers)
 
 
