@@ -18,8 +18,8 @@ from forms import ULP, run_onnx, run_tflite
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from plain_network import SIXTH, Plain
+from random_tables import mappings
 from safetensors.torch import save_file
-from test_any_table import mappings
 
 import porter
 from porter.errors import PorterError
