@@ -12,7 +12,10 @@ from conftest import same_bits
 import porter
 from porter.artifacts.artifact import load_artifact
 from porter.errors import ArtifactError, PorterError
+from porter.mapping.files import load_mapping
 from porter.network.network import GATE_ENTRY
+from porter.parity.demo import random_variables
+from porter.sources.bundle_writer import write_bundle
 
 VARIANT = "small_075"
 HEADS = ("lraspp_small", "ssdlite_small", "small_seg")
@@ -293,3 +296,13 @@ def test_a_model_of_8_bits(trained, tmp_path, timm, run):
     again = porter.create_model(VARIANT, trained)
     again.load_state_dict(model.state_dict())
     assert furthest(logits(again), logits(model)) < 1e-12
+
+
+def test_another_pooling_than_that_of_its_own_mapping_file_is_said(tmp_path):
+    own = {"mapping": tmp_path / "own.yaml"}
+    own["mapping"].write_text("base: small_075.yaml\nvariant: own\nnetwork: {pooling: max}\n")
+    write_bundle(tmp_path / "model-1", random_variables(load_mapping(own["mapping"]), 3))
+    model = porter.create_model("own", tmp_path / "model-1", **own)
+    model.reset_classifier(3, "avg")
+    torch.save(model.state_dict(), tmp_path / "saved.pth")
+    assert torch.equal(logits(porter.create_model("own", tmp_path / "saved.pth", **own)), logits(model))
