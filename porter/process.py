@@ -1,4 +1,4 @@
-"""What a process may use and leaves: cores, memory that it keeps, and no process or folder after its end."""
+"""This process: the cores that it may use, the memory that it keeps, and nothing left behind when it is killed."""
 
 from __future__ import annotations
 

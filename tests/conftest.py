@@ -59,6 +59,13 @@ PORTED = [
     for kept in (False, True)
 ]
 
+# (variant, suffix) of files of every port; the quick suite has each variant's .pth
+FILES = [
+    pytest.param(v, suffix, marks=() if suffix == ".pth" or v in QUICK else pytest.mark.slow)
+    for v in FOLDERS
+    for suffix in (".pth", ".safetensors")
+]
+
 # A shell that starts the suite in the background has SIGINT ignored, and so would the commands that tests interrupt
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

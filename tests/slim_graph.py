@@ -63,8 +63,10 @@ def frozen(tf, variables, variant="small_075", gate=0.16667, epsilon=1e-3, image
     def block_output(block, x):
         at, inputs = f"{scope}/{block.scope}", x
         if block.expands:
-            x = activated(block.activation, f"{at}/expand", convolved(f"{at}/expand", x))
-        x = activated(block.activation, f"{at}/depthwise", convolved(f"{at}/depthwise", x, block.stride))
+            stride = block.stride if block.kind == "fused" else 1
+            x = activated(block.activation, f"{at}/expand", convolved(f"{at}/expand", x, stride))
+        if block.depthwise:
+            x = activated(block.activation, f"{at}/depthwise", convolved(f"{at}/depthwise", x, block.stride))
         if block.squeezed:
             se = f"{at}/squeeze_excite"
             axes = constant(f"{se}/Mean/reduction_indices", np.array([1, 2], np.int32))
@@ -88,9 +90,11 @@ def frozen(tf, variables, variant="small_075", gate=0.16667, epsilon=1e-3, image
             x = block_output(block, x)
         x = activated(network.last_activation, f"{scope}/Conv_1", convolved(f"{scope}/Conv_1", x))
         ones, window = [1, 1, 1, 1], [1, 7, 7, 1]
-        x = raw.AvgPool(value=x, ksize=window, strides=ones, padding="VALID", name=f"{scope}/AvgPool2D/AvgPool")
-        x = activated(network.embedding_activation, f"{scope}/Conv_2", biased(f"{scope}/Conv_2", x))
-        x = raw.AvgPool(value=x, ksize=ones, strides=ones, padding="VALID", name=f"{scope}/Logits/AvgPool2D")
+        if network.embedding:
+            x = raw.AvgPool(value=x, ksize=window, strides=ones, padding="VALID", name=f"{scope}/AvgPool2D/AvgPool")
+            x = activated(network.embedding_activation, f"{scope}/Conv_2", biased(f"{scope}/Conv_2", x))
+            window = ones
+        x = raw.AvgPool(value=x, ksize=window, strides=ones, padding="VALID", name=f"{scope}/Logits/AvgPool2D")
         x = biased(f"{scope}/Logits/Conv2d_1c_1x1", x)
         x = raw.Squeeze(input=x, axis=[1, 2], name=f"{scope}/Logits/Squeeze")
         raw.Softmax(logits=x, name=f"{scope}/Predictions/Softmax")

@@ -1,5 +1,6 @@
 """Every activation that a mapping may name, in every form of a network."""
 
+import itertools
 import sys
 from pathlib import Path
 from typing import get_args
@@ -12,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import porter
 from porter.mapping.files import load_mapping
-from porter.network.spec import ACTIVATIONS, Activation
+from porter.network.spec import ACTIVATIONS, TAIL_ACTIVATIONS, Activation
 from porter.parity.demo import random_variables
 from porter.sources.bundle_writer import write_bundle
 
@@ -142,6 +143,19 @@ def test_one_piece_for_phones(made, images):
         found = Plain(model_program(made.model()))(images)
     expected = made.logits(images)
     assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_activations_in_a_row_have_gradients(tmp_path, images):
+    """Each pair of them: one that works in place writes over what the gradient of the one before it needs."""
+    names = [name for pair in itertools.product(TAIL_ACTIVATIONS, repeat=2) for name in pair]
+    layers = [f"{{kind: activation, activation: {name}{', slope: 0.2' * (name == 'leaky_relu')}}}" for name in names]
+    (tmp_path / "own.yaml").write_text(
+        MAPPING.format(kind="relu", fused="")
+        + f"  tail: [{{kind: dense, out: 8}}, {', '.join(layers)}, {{kind: dense}}]\n"
+    )
+    model = porter.create_model("relu_net", mapping=tmp_path / "own.yaml", num_classes=3).train()
+    model(images).sum().backward()
+    assert all(one.grad is not None and one.grad.isfinite().all() for one in model.parameters())
 
 
 def test_they_differ(tmp_path, images):

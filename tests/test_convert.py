@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import FOLDERS, QUICK, same_bits
+from conftest import FILES, FOLDERS, same_bits
 
 import porter
 from porter.artifacts.artifact import load_artifact
@@ -48,15 +48,7 @@ def test_artifact_holds_the_checkpoint(demo_folder, tmp_path, suffix, layout):
     assert port.plan.num_classes == metadata.num_classes == 1000
 
 
-@pytest.mark.parametrize(
-    ("released", "suffix"),
-    [
-        pytest.param(v, suffix, marks=() if suffix == ".pth" or v in QUICK else pytest.mark.slow)
-        for v in FOLDERS
-        for suffix in (".pth", ".safetensors")
-    ],
-    indirect=["released"],
-)
+@pytest.mark.parametrize(("released", "suffix"), FILES, indirect=["released"])
 def test_fold_is_undone_bit_for_bit(released, tmp_path, suffix):
     variant, folder = released
     folded, _ = convert(folder, tmp_path / f"timm{suffix}")

@@ -64,6 +64,20 @@ def test_only_a_classifier_gives_an_embedding(variant):
         porter.create_model(variant, num_classes=0)
 
 
+def test_a_stage_of_two_resolutions_gives_its_last_map(tmp_path):
+    rows = [
+        f"{{stage: {n}, kernel: 3, expansion: 2, out: {8 * n + 8}, se: false, activation: relu, stride: 2}}"
+        for n in (0, 0, 1)
+    ]
+    table = f"{{stem: {{kernel: 3, stride: 2, out: 8, activation: relu}}, blocks: [{', '.join(rows)}], last: null, head: null}}"
+    (tmp_path / "own.yaml").write_text(f"base: small_100.yaml\nvariant: own\nnetwork: {table}\n")
+    model = porter.create_model("own", mapping=tmp_path / "own.yaml", features_only=True)
+    with torch.no_grad():
+        maps = model(torch.zeros(1, 3, 64, 64))
+    assert [one.shape[2] for one in maps] == [64 // r for r in model.feature_info.reduction()] == [32, 8, 4]
+    assert [one.shape[1] for one in maps] == model.feature_info.channels() == [8, 8, 16]
+
+
 def test_maps_come_in_the_order_asked_for(demo_folder):
     model = porter.create_model("small_075", demo_folder, features_only=True, out_indices=(4, 2))
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from slim_graph import frozen
 
 import porter
 from porter.parity.demo import write_demo_checkpoint
@@ -39,6 +40,18 @@ def test_parity(tf, made, tmp_path, run):
     verdict = porter.verify(folder, tmp_path / "a.pth", sizes=[(97, 65)])
     assert verdict.passed
     assert porter.verify(folder, tmp_path / "a.pth", dtype="float64", sizes=[(65, 64)]).passed
+
+
+@pytest.mark.tensorflow
+def test_all_of_its_frozen_graph_is_compared(tf, tmp_path):
+    """It has one pooling, under the name of the second that MobileNetV3 has; and at sizes that its window does not fit."""
+    source = write_demo_checkpoint(tmp_path, "edgetpu_075")
+    variables = {name: values.read() for name, values in porter.open_checkpoint(source).items()}
+    (tmp_path / "frozen.pb").write_bytes(frozen(tf, variables, "edgetpu_075").SerializeToString())
+    verdict = porter.verify(tmp_path / "frozen.pb", sizes=[(97, 65)])
+    assert verdict.passed, verdict.sentence()
+    assert verdict.missing == []
+    assert "global_pool" in {row.endpoint for row in verdict.rows}
 
 
 def test_export_brings_it_back(made, tmp_path, run):

@@ -17,6 +17,7 @@ from json_schemas import check_json
 import porter
 from porter.errors import PorterError
 from porter.evaluation import run as running
+from porter.evaluation.classifier import open_classifier
 from porter.evaluation.dataset import find_labelled
 from porter.evaluation.result import share
 from porter.evaluation.run import Settings, evaluate_classifier, rank
@@ -143,6 +144,26 @@ def torchrun(processes, *arguments):
     )
     assert ran.returncode == 0, ran.stderr
     return json.loads(ran.stdout)
+
+
+@pytest.mark.tensorflow
+def test_pixels_for_a_file_that_scales_them_itself(tmp_path):
+    """The port scales them, and TensorFlow gets whole pixels: also where `--preprocess tf` gives numbers from 0 to 1."""
+    keras = pytest.importorskip("tensorflow").keras
+    keras.utils.set_random_seed(0)
+    size = {"input_shape": (64, 64, 3), "minimalistic": True, "classes": 10}
+    model = keras.applications.MobileNetV3Small(weights=None, **size)
+    for layer in model.layers:
+        if "BatchNorm" in type(layer).__name__:
+            layer.gamma.assign(layer.gamma * 2.5)  # else half of a pixel's value changes nothing
+    model.save(tmp_path / "m.keras")
+    ours, theirs = (open_classifier(f"{kind}{tmp_path / 'm.keras'}") for kind in ("", "tf:"))
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    expected = ours.logits(pixels)
+    assert np.abs(ours.logits(pixels // 2) - expected).max() > 0.1 * np.abs(expected).max()
+    for images in (pixels, (pixels / 255).astype(np.float32)):
+        for one in (ours, theirs):
+            assert np.abs(one.logits(images) - expected).max() < 1e-5 * np.abs(expected).max()
 
 
 @pytest.mark.slow

@@ -40,6 +40,7 @@ def test_two_classes_with_one_name():
     short = [short_name(imagenet_labels(1000), number) for number in range(1000)]
     assert len(set(short)) == 1000
     assert (short[0], short[638], short[639]) == ("tench", "maillot (638)", "maillot (639)")
+    assert short_name([], 7) == short_name(imagenet_labels(1000)[:7], 7) == "class 7"
 
 
 def test_order_and_sum(tmp_path, photo, run):

@@ -132,7 +132,7 @@ class Walk:
         plain.weights = own
         expected = self.look()
         exact = copy.deepcopy(model).double().eval()
-        if exact.training or plain.maps is None:
+        if plain.maps is None:
             assert exact.num_classes == plain.classes
         x = self.image[:, : plain.channels]
         with torch.no_grad():
@@ -529,9 +529,7 @@ class Walk:
                 traced = torch.jit.trace(self.model, torch.zeros_like(x), check_trace=False)
                 same(traced(x), expected, tolerance)
             own = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-            empty = {name: torch.zeros_like(value) for name, value in own.items()}
             same(torch.func.functional_call(self.model, own, (x,)), expected, tolerance)
-            assert len(empty) == len(own)
             if not self.mapping.head and self.plain.maps is None:
                 maps = self.plain.copy()
                 maps.maps = list(pyramid(self.mapping.network, self.plain.output_stride))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import FOLDERS, QUICK
+from conftest import FILES
 
 import porter
 from porter.exports.convert import convert
@@ -27,15 +27,7 @@ def test_recorded_keys_are_this_timms():
     assert recorded["keys"]["large_075"] == {name: list(value.shape) for name, value in own.items()}
 
 
-@pytest.mark.parametrize(
-    ("released", "suffix"),
-    [
-        pytest.param(v, suffix, marks=() if suffix == ".pth" or v in QUICK else pytest.mark.slow)
-        for v in FOLDERS
-        for suffix in (".pth", ".safetensors")
-    ],
-    indirect=["released"],
-)
+@pytest.mark.parametrize(("released", "suffix"), FILES, indirect=["released"])
 def test_timm_computes_what_tensorflow_computed(released, tmp_path, suffix):
     """strict=True, and the float32 bar on the logits: 1e-5 of their scale."""
     variant, folder = released

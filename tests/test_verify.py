@@ -243,6 +243,15 @@ def test_few_values_vary_more(count, apart, passes):
     assert row.as_exact is passes
 
 
+@pytest.mark.parametrize(("times", "passes"), [(1, True), (100, False)])
+def test_float32_error_that_a_port_knows_of_itself(times, passes):
+    """Another TensorFlow source gives float64 and its own error, and no values in float32."""
+    values = Values(np.full((1, 4096), 2.0), Noise(1e-6, 1e-6))
+    row = compare("x", "s", values, Output(values.values, None, Noise(times * 1e-6, times * 1e-6)))
+    assert row.port == Noise(times * 5e-7, times * 5e-7)
+    assert (row.same_function, row.as_exact) == (True, passes)
+
+
 @pytest.mark.parametrize(("noise", "limit"), [(1e-6, 1e-12), (1e-3, 2**-29 * 8e-3)])
 def test_where_the_network_cancels_float64_loses_digits_too(noise, limit):
     """As many as float32 does; otherwise the limit is 1e-12."""

@@ -22,12 +22,11 @@ AT_ONCE = 4  # images that a reference's process gets at once; its memory limit 
 
 
 class Classifier(NamedTuple):
-    """``logits`` takes what ``resized`` gives, (N, H, W, 3), and gives (N, classes), background dropped.
+    """``logits`` takes images as ``resized`` gives them, (N, H, W, 3), and gives (N, classes), background dropped.
 
-    ``input`` says of which size, and how the network takes the pixels.
-
-    ``class_names`` are those in an artifact, background dropped too. ``digest`` is the SHA-256 of the file, or of a
-    source's first file; empty for timm's own weights.
+    ``input`` says their size, and how the network takes their pixels. ``class_names`` are those in an artifact,
+    background dropped too. ``digest`` is the SHA-256 of the file, or of a source's first file; empty for timm's own
+    weights.
     """
 
     name: str

@@ -88,9 +88,9 @@ def evaluate(
 def open_measure(source: str, options: PortOptions) -> tuple[str, Measure]:
     """Open ``source``; what it is, and the function that measures it. Raises PorterError."""
     opened = None if of_others(source) else open_model(source, options)
-    if opened is None or opened.whole.network.kind == "classifier":
-        return "classifier", lambda data, settings, progress: evaluate_classifier(
+    kind = opened.whole.network.kind if opened else "classifier"
+    if opened is None or kind == "classifier":
+        return kind, lambda data, settings, progress: evaluate_classifier(
             source, data, options, settings, progress, opened
         )
-    kind = opened.whole.network.kind
     return kind, partial(compare_masks if kind == "segmenter" else average_precision, opened)

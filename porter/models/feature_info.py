@@ -74,13 +74,12 @@ def map_indices(count: int, indices: int | Sequence[int] | None) -> list[int]:
 
 def pyramid(network: Network) -> list[Tap]:
     """The last stage at each resolution, largest map first."""
-    taps = {network.stem_stride: Tap(-1, network.stem, network.stem_stride, "layer_1")}
     reduction = network.stem_stride
-    for block, following in zip(network.blocks, [*network.blocks[1:], None]):
+    taps = {-1: Tap(-1, network.stem, reduction, "layer_1")}  # by stage, which gives only its last map
+    for block in network.blocks:
         reduction *= block.stride
-        if following is None or following.stage != block.stage:  # a stage gives its last map alone
-            taps[reduction] = Tap(block.stage, block.out, reduction, block.endpoint)
+        taps[block.stage] = Tap(block.stage, block.out, reduction, block.endpoint)
     if network.pools_in_layers and network.last:
-        last = network.endpoint_after_blocks(0)
-        taps[reduction] = Tap(network.blocks[-1].stage + 1, network.last, reduction, last)
-    return list(taps.values())
+        stage = network.blocks[-1].stage + 1
+        taps[stage] = Tap(stage, network.last, reduction, network.endpoint_after_blocks(0))
+    return list({tap.reduction: tap for tap in taps.values()}.values())

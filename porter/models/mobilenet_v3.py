@@ -25,7 +25,7 @@ from porter.models.feature_info import FeatureInfo, map_indices, pyramid
 from porter.network.network import GATE_ENTRY, TIMM_GATE, Block, Network
 from porter.network.node import behind_gates, same_padding
 from porter.network.nodes import endpoint_modules, nodes, torchvision_names
-from porter.network.spec import TAIL_ACTIVATIONS, Activation, Pooling, TailLayer
+from porter.network.spec import ACTIVATIONS, TAIL_ACTIVATIONS, Activation, Pooling, TailLayer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -114,7 +114,7 @@ def batch_norm(channels: int, network: Network, epsilon: float | None = None) ->
 
 def activation(name: Activation) -> nn.Module:
     """The module of the activation ``name``, which works in place."""
-    kind: type[nn.Module] = getattr(nn, TAIL_ACTIVATIONS[name].torch)
+    kind: type[nn.Module] = getattr(nn, ACTIVATIONS[name].torch)
     return kind(inplace=True)
 
 

@@ -37,7 +37,7 @@ LIBRARIES = {"tflite": "numpy", "onnx": "numpy", "pt2": "torch"}
 class Child:
     """The process that runs one reference or program, and the connection to it.
 
-    ``copy`` is the temporary folder that it reads, if it does, and goes with this value.
+    ``copy`` is the temporary folder that it reads, if any. The folder is kept for as long as this value.
     """
 
     def __init__(self, request: Request, copy: object = None) -> None:

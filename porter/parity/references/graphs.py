@@ -35,13 +35,13 @@ from porter.sources.stored_graph import WITH_WEIGHTS, StoredGraph
 
 SHORT_FLOATS = (14, 19)  # DT_BFLOAT16 and DT_HALF of tensorflow/core/framework/types.proto
 LOGITS_ENDPOINT, PREDICTIONS = CLASS_ENDPOINTS
+POOLING = ("mean", "max", "average_pool", "max_pool")  # by a window that is the map
 
 
 class Given(NamedTuple):
     """The GraphDef ``definition`` of a file, with the ``values`` of variables by node.
 
-    ``stored`` are the operations of the graph, where the port's own file states them. ``size`` is the only one for
-    which it computes SAME padding.
+    ``stored`` are its operations. ``size`` is the only one for which it computes SAME padding.
     """
 
     name: str
@@ -187,8 +187,8 @@ def _preprocessing(given: Given, port: Port, cut: str, size: Size | None) -> Cal
     None where it cannot be run, takes no pixels, or pads or resizes images, which may have any ``size``.
     """
     definition, stored, white = given.definition, given.stored, port.white
-    stem = stored.by_weight.get(port.plan.steps[0].source) if stored else None
-    before = stored.path(stem) if stored and stem else ()
+    stem = stored.by_weight.get(port.plan.steps[0].source)
+    before = stored.path(stem) if stem else ()
     if white is None or not before or before[0].kind != "image":
         return None
     if size is None and any(one.kind.lower() in ("pad", "resize") for one in before):
@@ -261,7 +261,6 @@ def _input_of_stem(given: Given, weights: str) -> str:
 
 def places(port: Port, graph: StoredGraph, sources: Mapping[str, str]) -> dict[str, str]:
     """Endpoint -> the operation of ``graph`` that gives it; ``sources`` are variables by entry."""
-    pool = f"{port.mapping.scope}/AvgPool2D/AvgPool"  # slim's
     found: dict[str, str] = {}
     values: dict[str, str] = {}  # of nodes
     value = ""
@@ -274,13 +273,15 @@ def places(port: Port, graph: StoredGraph, sources: Mapping[str, str]) -> dict[s
             if node.name == LOGITS or not node.activation:
                 behind = [one for one in behind if one.kind in ("bias", "batch_norm")]
             value = (behind or [operation])[-1].name
-        elif node.operation == "mean" and node.endpoints and pool in graph.operations:
-            value = pool
+        elif node.endpoints and node.operation in ("add", "mean", "max"):
+            users = graph.users.get(values.get(node.inputs[0], ""), [])
+            if node.operation == "add":
+                names = [one.name for one in users if one.kind == "add"]
+            else:  # an LR-ASPP has a pooling of the same map, outside the scope
+                names = [one.name for one in users if one.kind in POOLING and one.name.startswith(port.mapping.scope)]
+            value = names[0] if names else ""
         elif node.operation in ("batch_norm", "softmax", "mean", "max", "flatten", "multiply"):
             continue
-        elif node.operation == "add":
-            given = values.get(node.inputs[0], "")
-            value = next((user.name for user in graph.users.get(given, []) if user.kind == "add"), "")
         values[node.name] = value
         if value and ":" not in value:
             found |= dict.fromkeys(node.endpoints, value)
